@@ -1,0 +1,228 @@
+"""Vocabulary, catalogue and interactions as frozen values."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Ints = NDArray[np.int64]
+Times = NDArray[np.int64] | NDArray[np.float64]
+
+
+class Vocabulary:
+    """External ids (strings) and their codes: the i-th id has code i + 1, and 0 is padding.
+
+    Args:
+        ids: the external ids, each once.
+        what: what the ids name; used in messages.
+
+    Raises:
+        ValueError: if an id appears twice.
+
+    Example:
+        >>> v = Vocabulary(["B004", "B017"], what="item")
+        >>> v.encode(["B017"]).tolist(), v.decode([1]), len(v), v.size
+        ([2], ['B004'], 2, 3)
+        >>> v.encode(["B018"])
+        Traceback (most recent call last):
+        ...
+        ValueError: unknown item id 'B018' (at position 0); nearest known ids: 'B017', 'B004'
+    """
+
+    def __init__(self, ids: Iterable[str], what: str = "item") -> None:
+        self.ids: tuple[str, ...] = tuple(ids)
+        self.what = what
+        self._code = {name: code for code, name in enumerate(self.ids, start=1)}
+        if len(self._code) != len(self.ids):
+            twice = next(name for code, name in enumerate(self.ids, 1) if self._code[name] != code)
+            raise ValueError(f"{what} id {twice!r} appears more than once in the vocabulary")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._code
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Vocabulary) and self.ids == other.ids
+
+    def __hash__(self) -> int:
+        return hash(self.ids)
+
+    def __repr__(self) -> str:
+        return f"Vocabulary({len(self)} {self.what} ids)"
+
+    @property
+    def size(self) -> int:
+        """Rows of a table indexed by code: the ids and the padding row."""
+        return len(self.ids) + 1
+
+    def encode(self, ids: Sequence[str]) -> Ints:
+        """Codes of external ids, (len(ids),) int64.
+
+        Raises:
+            ValueError: if an id is not known; names it and the nearest known ids.
+        """
+        try:
+            return np.fromiter((self._code[name] for name in ids), dtype=np.int64, count=len(ids))
+        except KeyError:
+            position, name = next((i, n) for i, n in enumerate(ids) if n not in self._code)
+            near = difflib.get_close_matches(str(name), self.ids, n=3, cutoff=0.5)
+            hint = f"nearest known ids: {', '.join(map(repr, near))}" if near else f"known ids look like {self.ids[:3]}"
+            raise ValueError(f"unknown {self.what} id {name!r} (at position {position}); {hint}") from None
+
+    def decode(self, codes: Iterable[int]) -> list[str]:
+        """External ids of codes.
+
+        Raises:
+            ValueError: if a code is 0 (padding) or past the end.
+        """
+        out = []
+        for code in codes:
+            if not 1 <= int(code) <= len(self.ids):
+                raise ValueError(f"{self.what} code {int(code)} is outside 1..{len(self.ids)}")
+            out.append(self.ids[int(code) - 1])
+        return out
+
+
+@dataclass(frozen=True)
+class Modality:
+    """Feature vectors of the catalogue's items under one modality.
+
+    Attributes:
+        name: e.g. ``"text"``.
+        features: (I, F) float32; row = item code, row 0 and the rows of items without features are zero.
+        present: (I,) bool, False for padding and for items without features.
+
+    Raises:
+        ValueError: if shapes disagree or a feature is not finite.
+    """
+
+    name: str
+    features: Tensor
+    present: Tensor
+
+    def __post_init__(self) -> None:
+        if self.features.ndim != 2 or self.present.shape != self.features.shape[:1]:
+            raise ValueError(
+                f"modality {self.name!r}: expected features (I,F) and present (I,), got "
+                f"{tuple(self.features.shape)} and {tuple(self.present.shape)}"
+            )
+        if not bool(torch.isfinite(self.features).all()):
+            row, column = (int(i) for i in (~torch.isfinite(self.features)).nonzero()[0])
+            raise ValueError(f"modality {self.name!r}: feature of item code {row}, column {column} is not finite")
+
+    @property
+    def dim(self) -> int:
+        """F, the number of feature columns."""
+        return self.features.shape[1]
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The items: their ids, their modality features and, where the item file gives them, their attributes.
+
+    Attributes:
+        items: the item vocabulary.
+        modalities: name -> Modality, rows in the order of the vocabulary.
+        attributes: column name -> one string per item id (``""`` where missing), e.g. titles.
+
+    Raises:
+        ValueError: if a modality or attribute does not have one row per item.
+    """
+
+    items: Vocabulary
+    modalities: Mapping[str, Modality] = field(default_factory=dict)
+    attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, modality in self.modalities.items():
+            if len(modality.features) != self.items.size:
+                raise ValueError(f"modality {name!r} has {len(modality.features)} rows, expected {self.items.size}")
+        for name, column in self.attributes.items():
+            if len(column) != len(self.items):
+                raise ValueError(f"attribute {name!r} has {len(column)} values, expected {len(self.items)}")
+        object.__setattr__(self, "modalities", MappingProxyType(dict(self.modalities)))
+        object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
+
+    def __getitem__(self, modality: str) -> Modality:
+        if modality not in self.modalities:
+            raise ValueError(f"the catalogue has no modality {modality!r}; it has {sorted(self.modalities)}")
+        return self.modalities[modality]
+
+    @property
+    def size(self) -> int:
+        """I, the rows of any item table: the items and the padding row."""
+        return self.items.size
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Interactions of users with a catalogue, sorted by user, then time, ties in file order.
+
+    Attributes:
+        users: the user vocabulary (shared by both sides of a split).
+        catalog: the items.
+        user: (n,) int64 user codes.
+        item: (n,) int64 item codes.
+        time: (n,) int64 or float64, in the units of the file.
+        warm: (I,) bool, items that occur upstream; every other item is cold.
+        name: where the data came from, used in messages and reports.
+        dropped: what was left out on the way here and how much of it.
+
+    Raises:
+        ValueError: if the columns differ in length or are not sorted.
+    """
+
+    users: Vocabulary
+    catalog: Catalog
+    user: Ints
+    item: Ints
+    time: Times
+    warm: NDArray[np.bool_]
+    name: str = "data"
+    dropped: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not len(self.user) == len(self.item) == len(self.time):
+            raise ValueError(
+                f"{self.name}: user, item and time must have one value per interaction, got "
+                f"{len(self.user)}, {len(self.item)} and {len(self.time)}"
+            )
+        step = np.diff(self.user)
+        if (step < 0).any() or ((step == 0) & (np.diff(self.time) < 0)).any():
+            raise ValueError(f"{self.name}: interactions must be sorted by user, then time")
+        if self.warm.shape != (self.catalog.size,):
+            raise ValueError(f"{self.name}: warm must have shape ({self.catalog.size},), got {self.warm.shape}")
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def __repr__(self) -> str:
+        return (
+            f"Dataset({self.name}: {len(self):,} interactions, {len(self.user_codes):,} users, "
+            f"{len(self.catalog.items):,} items, modalities {sorted(self.catalog.modalities)})"
+        )
+
+    @cached_property
+    def user_codes(self) -> Ints:
+        """(u,) codes of the users that occur, ascending."""
+        return np.unique(self.user)
+
+    @cached_property
+    def offsets(self) -> Ints:
+        """(u + 1,) where each user of ``user_codes`` starts in the columns; the last entry is their length."""
+        return np.append(np.searchsorted(self.user, self.user_codes), len(self.user)).astype(np.int64)
+
+    @property
+    def cold_items(self) -> Ints:
+        """Codes of the items that never occur upstream."""
+        return np.flatnonzero(~self.warm[1:]) + 1

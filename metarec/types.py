@@ -1,0 +1,202 @@
+"""The values that pass between the rooms of the house.
+
+Letters used in every docstring: B users, S support examples, Q query examples, L history length,
+N negatives, I catalogue rows (row 0 is padding), C candidates, M modalities, D width, F feature columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Next-item examples of B users, all cut from one sequence per user.
+
+    Example ``s`` of a user reads ``history[: position[s] + 1]`` and predicts ``target[s]``. A causal encoder
+    therefore serves all S examples from a single pass over the history; no prefix is stored twice.
+
+    Attributes:
+        history: (B, L) int64 item codes in time order, padded on the right with 0.
+        position: (B, S) int64, index of the last history item that example s may read.
+        target: (B, S) int64, the item that came next (0 where the example is padding).
+        negatives: (B, S, N) int64 items that are not the target.
+        weight: (B, S) float, 1 for an example and 0 for padding.
+
+    Raises:
+        ValueError: if the shapes do not belong together.
+
+    Example:
+        >>> e = Examples(torch.tensor([[3, 1, 0]]), torch.tensor([[0]]), torch.tensor([[1]]),
+        ...              torch.tensor([[[2]]]), torch.ones(1, 1))
+        >>> len(e), e.history.shape[1]
+        (1, 3)
+        >>> e.trim().history.tolist()
+        [[3]]
+    """
+
+    history: Tensor
+    position: Tensor
+    target: Tensor
+    negatives: Tensor
+    weight: Tensor
+
+    def __post_init__(self) -> None:
+        users, shape = self.history.shape[:-1], self.position.shape
+        ok = (
+            shape[:-1] == users
+            and self.target.shape == shape
+            and self.weight.shape == shape
+            and self.negatives.shape[:-1] == shape
+        )
+        if not ok:
+            got = {f.name: tuple(getattr(self, f.name).shape) for f in fields(self)}
+            raise ValueError(
+                "Examples: expected history (B,L), position, target and weight (B,S), negatives (B,S,N), "
+                f"got {got}"
+            )
+
+    def __len__(self) -> int:
+        return self.history.shape[0]
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The five tensors in the order of the constructor."""
+        return self.history, self.position, self.target, self.negatives, self.weight
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same examples on another device."""
+        return type(self)(*(t.to(device) for t in self.tensors()))
+
+    def __getitem__(self, users: slice | Tensor) -> Self:
+        """The examples of some users, in the order asked for."""
+        return type(self)(*(t[users] for t in self.tensors()))
+
+    def trim(self) -> Self:
+        """The same examples without the trailing columns that only pad."""
+        real = self.weight > 0
+        examples = max(1, int(real.any(0).nonzero().max()) + 1) if real.any() else 1
+        used = self.position[real]
+        length = int(used.max()) + 1 if used.numel() else 1
+        return replace(
+            self,
+            history=self.history[:, :length],
+            position=self.position[:, :examples].clamp(max=length - 1),
+            target=self.target[:, :examples],
+            negatives=self.negatives[:, :examples],
+            weight=self.weight[:, :examples],
+        )
+
+
+@dataclass(frozen=True)
+class EpisodeBatch:
+    """B users as tasks: what each learns from (support) and what it is judged on (query).
+
+    Attributes:
+        user: (B,) int64 user codes.
+        support: the examples that the inner loop adapts to.
+        query: the later examples that measure the adapted weights.
+
+    Raises:
+        ValueError: if the three do not hold the same number of users.
+    """
+
+    user: Tensor
+    support: Examples
+    query: Examples
+
+    def __post_init__(self) -> None:
+        if not len(self.user) == len(self.support) == len(self.query):
+            raise ValueError(
+                "EpisodeBatch: user, support and query must hold the same users, got "
+                f"{len(self.user)}, {len(self.support)} and {len(self.query)}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same episodes on another device."""
+        return type(self)(self.user.to(device), self.support.to(device), self.query.to(device))
+
+    def chunks(self, users: int) -> Iterator[EpisodeBatch]:
+        """The batch in pieces of at most ``users`` users, each trimmed to its own longest history.
+
+        Raises:
+            ValueError: if ``users`` is less than 1.
+        """
+        if users < 1:
+            raise ValueError(f"chunks: users must be at least 1, got {users}")
+        for start in range(0, len(self), users):
+            part = slice(start, start + users)
+            yield EpisodeBatch(self.user[part], self.support[part].trim(), self.query[part].trim())
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What a learner says of some examples.
+
+    Attributes:
+        scores: (..., Q, C), one score per candidate; over the whole catalogue C = I and column = item code.
+        state: (..., Q, D), the encoder's state from which the scores were made.
+        known: (C,) bool, candidates that the learner's modality has something to say about.
+        active: (..., Q) bool, examples with at least one history item that the modality knows.
+    """
+
+    scores: Tensor
+    state: Tensor
+    known: Tensor
+    active: Tensor
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step of training, as the training generators report it.
+
+    Attributes:
+        stage: what is being trained, e.g. ``"text"`` or ``"fusion"``.
+        epoch: the epoch, from 1.
+        epochs: how many epochs the stage has.
+        users: users done in this epoch.
+        total_users: users in one epoch.
+        loss: mean loss per user of this step.
+        users_per_second: speed of this epoch so far.
+    """
+
+    stage: str
+    epoch: int
+    epochs: int
+    users: int
+    total_users: int
+    loss: float
+    users_per_second: float
+
+    @property
+    def epoch_done(self) -> bool:
+        """Whether this step was the last of its epoch."""
+        return self.users >= self.total_users
+
+    def __str__(self) -> str:
+        return (
+            f"{self.stage} epoch {self.epoch}/{self.epochs} user {self.users}/{self.total_users} "
+            f"loss {self.loss:.4f} {self.users_per_second:.0f} users/s"
+        )
+
+
+class Scorer(Protocol):
+    """Adapted weights of some users: scores their examples."""
+
+    def __call__(self, examples: Examples) -> Scored: ...
+
+
+@runtime_checkable
+class Method(Protocol):
+    """Anything that can be evaluated or served: adapts to users' support and returns what scores them."""
+
+    def adapt(self, support: Examples) -> Scorer:
+        """Adapt to B users at once; the method itself is left as it was."""
+        ...
