@@ -1,0 +1,47 @@
+# Everything installs into the environment that PYTHON belongs to; nothing is hidden elsewhere.
+# A fresh one first: python3 -m venv .venv && . .venv/bin/activate
+PYTHON ?= python
+PIP = $(PYTHON) -m pip install -c constraints.txt
+
+.PHONY: help install dev extras learn2learn scatter test lint types doctest lowest
+.NOTPARALLEL:
+
+help:  ## list the targets
+	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / - /'
+
+install:  ## the library alone: wheels only, no compiler
+	$(PIP) .
+
+dev:  ## the library, editable, with the tools for tests, lint and types and those that compile the extras
+	$(PIP) -e ".[dev,build,learn2learn-needs]"
+
+extras: learn2learn scatter  ## learn2learn and torch-scatter, compiled against the installed torch
+
+# learn2learn 0.2.0 ships stale C: --build-option=build_ext makes its setup.py run Cython afresh, and --use-pep517 makes
+# pip pass that on where `wheel` is installed. Its declared requirements are not taken (they replace torch); those that
+# its import needs are. torchvision: a CUDA build of torch 2.N wants its own 0.(N+15); a CPU build gets 0.16.2, the last
+# on the registry that imports without CUDA.
+learn2learn: dev  ## learn2learn 0.2.0
+	$(PIP) --no-deps --no-build-isolation --use-pep517 --config-settings=--build-option=build_ext learn2learn
+	$(PIP) --no-deps torchvision==$$($(PYTHON) -c "import torch; \
+		n = int(torch.__version__.split('.')[1]); print(f'0.{n + 15}.0' if torch.version.cuda else '0.16.2')")
+
+scatter: dev  ## torch-scatter 2.1.2, about six minutes on two cores
+	$(PIP) --no-deps --no-build-isolation torch-scatter
+
+test: extras  ## set everything up and run the tests
+	$(PYTHON) -m pytest
+
+lint:  ## ruff: rules and format
+	$(PYTHON) -m ruff check .
+	$(PYTHON) -m ruff format --check .
+
+types:  ## mypy --strict
+	$(PYTHON) -m mypy --strict metarec
+
+doctest:  ## the examples in the docstrings
+	$(PYTHON) -m pytest --doctest-modules metarec
+
+lowest:  ## the tests on the lowest numpy, polars, ... that setup.py allows; after make test
+	$(PYTHON) -m pip install -q --no-deps --upgrade --target .lowest -r requirements-lowest.txt
+	PYTHONPATH=.lowest $(PYTHON) -m pytest -o filterwarnings=default

@@ -1,0 +1,66 @@
+"""Metadata of metarec; build system and tool settings are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+TEST = ["hypothesis>=6.100", "pytest>=8", "torchmetrics>=1.4"]
+
+
+def version() -> str:
+    text = (ROOT / "metarec" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if found is None:
+        raise ValueError('metarec/__init__.py: expected a line __version__ = "X.Y.Z", found none')
+    return found.group(1)
+
+
+setup(
+    name="metarec",
+    version=version(),
+    description="Cold-start sequential recommendation by meta-learning, with a batched inner loop, in PyTorch",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="metarec authors",
+    license="MIT",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["metarec", "metarec.*"]),
+    package_data={"metarec": ["py.typed"], "metarec.datasets": ["files/**"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.11",
+        "numpy>=1.26",
+        "polars>=1.30",
+        "safetensors>=0.5",
+        "tqdm>=4.66",
+        "matplotlib>=3.9",
+    ],
+    extras_require={
+        # What `import learn2learn` needs. pip cannot build learn2learn 0.2.0 itself as a dependency
+        # (its shipped C is stale), nor are all its declared requirements needed: `make learn2learn` does both.
+        "learn2learn-needs": ["gym>=0.26", "pillow>=10", "requests>=2.31", "scipy>=1.13", "tqdm>=4.66"],
+        # Builds against the installed torch: pip install --no-build-isolation ".[scatter]", or `make scatter`.
+        "scatter": ["torch-scatter>=2.1.2"],
+        # The tools that compile those two.
+        "build": ["cython>=3", "ninja>=1.11", "setuptools>=77", "wheel>=0.43"],
+        "test": TEST,
+        "dev": [*TEST, "mypy>=1.15", "ruff>=0.11"],
+    },
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    keywords="recommender-systems cold-start meta-learning maml sequential-recommendation multimodal",
+    zip_safe=False,
+)

@@ -1,0 +1,200 @@
+"""The house rules that no other tool keeps: layers, sizes, public names, one version, nothing heavy at import."""
+
+import ast
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import metarec
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "metarec"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+SOURCES = [
+    *MODULES,
+    *(path for folder in ("tests", "examples", "benchmarks", "docs") for path in sorted((ROOT / folder).rglob("*.py"))),
+    ROOT / "setup.py",
+]
+
+# What each room may import, itself aside. __init__.py may import them all.
+GROUND = {"types", "functional"}
+MIDDLE = GROUND | {"data", "nn", "meta"}
+UPPER = MIDDLE | {"recipes", "evaluation", "report"}
+LAYERS = {
+    "types": set(),
+    "functional": {"types"},
+    "data": GROUND,
+    "nn": GROUND,
+    "meta": GROUND,
+    "datasets": {"types", "data"},
+    "recipes": MIDDLE,
+    "evaluation": MIDDLE | {"report"},
+    "report": MIDDLE,
+    "recommender": UPPER,
+    "serialization": UPPER,
+}
+
+# The public names, by hand: adding or removing one is a decision, not an accident.
+PUBLIC: set[str] = set()
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Every module a file imports, wherever in the file, as an absolute dotted name."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else ()
+            base = ".".join([*above, *filter(None, [node.module])])
+            yield base
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module"):
+            yield ast.literal_eval(node.args[0])
+
+
+def room(dotted: str) -> str | None:
+    """The room of a metarec module: the part after the first dot."""
+    parts = dotted.split(".")
+    return parts[1] if parts[0] == "metarec" and len(parts) > 1 else None
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def run(code: str, cwd: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p != PACKAGE / "__init__.py"], ids=name)
+def test_layers(path: Path) -> None:
+    here = path.relative_to(PACKAGE).with_suffix("").parts[0]
+    assert here in LAYERS, f"{name(path)}: a new room; give it a place in LAYERS and in the README"
+    rooms = {place for place in map(room, imported(path)) if place in LAYERS}
+    assert rooms <= LAYERS[here] | {here}
+    assert "metarec" not in set(imported(path)) or rooms, f"{name(path)} imports the package's front door"
+
+
+def test_every_layer_exists() -> None:
+    rooms = {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert rooms - {"__init__", "__pycache__"} == set(LAYERS)
+
+
+def test_learn2learn_is_imported_in_one_file() -> None:
+    importers = [path for path in MODULES if any(module.split(".")[0] == "learn2learn" for module in imported(path))]
+    assert len(importers) == 1
+    assert importers[0].parent == PACKAGE / "meta"
+
+
+def length(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> int:
+    """Lines of a definition without its docstring; for a class, without those of its methods too."""
+    docs = [
+        inner.body[0]
+        for inner in ast.walk(node)
+        if isinstance(inner, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and ast.get_docstring(inner)
+    ]
+    return span(node) - sum(map(span, docs))
+
+
+def span(node: ast.stmt) -> int:
+    assert node.end_lineno is not None
+    return node.end_lineno - node.lineno + 1
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_sizes(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert length(node) <= 40, f"{node.name}, line {node.lineno}"
+        elif isinstance(node, ast.ClassDef):
+            assert length(node) <= 200, f"{node.name}, line {node.lineno}"
+
+
+def test_complexity_is_bounded_by_ruff() -> None:
+    lint = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]["lint"]
+    assert "C90" in lint["select"]
+    assert lint["mccabe"]["max-complexity"] <= 10
+    waved = [name(path) for path in SOURCES if re.search(r"noqa.*(C90|ANN)", path.read_text(encoding="utf-8"))]
+    assert set(waved) <= {name(Path(__file__))}
+
+
+def test_import_loads_nothing_heavy_and_reads_no_data(tmp_path: Path) -> None:
+    shutil.copytree(PACKAGE, tmp_path / "metarec", ignore=shutil.ignore_patterns("files", "__pycache__"))
+    # torch itself loads tqdm where it finds it, hence the difference.
+    code = (
+        "import sys, torch; torchs_own = set(sys.modules); import metarec; print(metarec.__file__); "
+        "print(*sorted({m.split('.')[0] for m in set(sys.modules) - torchs_own}))"
+    )
+    place, loaded = run(code, tmp_path).splitlines()
+    assert Path(place).is_relative_to(tmp_path)
+    assert "metarec" in loaded.split()
+    assert not {"learn2learn", "torch_scatter", "torchvision", "gym", "scipy", "matplotlib", "tqdm"} & set(
+        loaded.split()
+    )
+
+
+def test_public_names() -> None:
+    assert len(metarec.__all__) == len(set(metarec.__all__))
+    assert set(metarec.__all__) == PUBLIC
+    assert 20 <= len(PUBLIC) <= 32
+
+
+@pytest.mark.parametrize("public", sorted(metarec.__all__))
+def test_public_names_are_documented(public: str) -> None:
+    thing = getattr(metarec, public)
+    assert inspect.getdoc(thing)
+    if inspect.isclass(thing):
+        assert "__doc__" in vars(thing)
+        assert not str(thing.__doc__).startswith(f"{public}("), "the docstring a dataclass writes for itself"
+
+
+def test_one_version_and_setup_needs_no_torch_to_read_it() -> None:
+    code = (
+        "import runpy, sys; sys.modules['torch'] = None; sys.argv = ['setup.py', '--version'];"
+        "runpy.run_path('setup.py', run_name='__main__')"
+    )
+    assert run(code, ROOT).split()[-1] == metarec.__version__
+    elsewhere = [path for path in MODULES if f'"{metarec.__version__}"' in path.read_text(encoding="utf-8")]
+    assert elsewhere == [PACKAGE / "__init__.py"]
+
+
+def test_the_lowest_releases_are_those_setup_allows() -> None:
+    tree = ast.parse((ROOT / "setup.py").read_text(encoding="utf-8"))
+    ranges = next(n.value for n in ast.walk(tree) if isinstance(n, ast.keyword) and n.arg == "install_requires")
+    wanted = {line.replace(">=", "==") for line in ast.literal_eval(ranges) if not line.startswith("torch")}
+    lowest = (ROOT / "requirements-lowest.txt").read_text(encoding="utf-8").splitlines()
+    assert {line.removesuffix(".0") for line in lowest if not line.startswith("#")} == wanted
+
+
+def test_the_extras_are_real() -> None:
+    import learn2learn
+    import torch_scatter
+
+    assert learn2learn.algorithms.MAML
+    assert torch_scatter.scatter_add
+    skipped = [name(p) for p in SOURCES if p != Path(__file__) and "importorskip" in p.read_text(encoding="utf-8")]
+    assert skipped == []
+
+
+def committed() -> list[Path]:
+    top = [path for path in ROOT.iterdir() if path.is_file()]
+    folders = [ROOT / folder for folder in (".ci", "metarec", "tests", "examples", "benchmarks", "docs")]
+    inside = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return [path for path in [*top, *inside] if "__pycache__" not in path.parts and path.name != ".git"]
+
+
+@pytest.mark.parametrize("place", ["/work" + "/", "/tmp" + "/w", "/root" + "/", "/opt" + "/", "/home" + "/"])
+def test_no_machine_paths(place: str) -> None:
+    assert [name(path) for path in committed() if place.encode() in path.read_bytes()] == []
