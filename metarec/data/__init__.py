@@ -1,0 +1,7 @@
+"""Atomic files -> vocabulary, interactions, catalogue -> Dataset -> split -> episodes."""
+
+from metarec.data.atomic import load_atomic
+from metarec.data.dataset import Catalog, Dataset, Modality, Vocabulary
+from metarec.data.split import split_by_time, split_time
+
+__all__ = ["Catalog", "Dataset", "Modality", "Vocabulary", "load_atomic", "split_by_time", "split_time"]

@@ -1,0 +1,170 @@
+"""RecBole atomic files -> Dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+
+from metarec.data.dataset import Catalog, Dataset, Modality, Times, Vocabulary
+from metarec.data.features import align, encode, load_modality, table_features
+from metarec.data.table import Table, read_table
+
+TIME_FIELDS = ("timestamp", "exposure_time")
+
+
+def load_atomic(
+    path: str | Path,
+    modalities: Sequence[str] | Mapping[str, str | Path] = (),
+    *,
+    time_field: str | None = None,
+) -> Dataset:
+    r"""Read interactions, items and their features from RecBole atomic files.
+
+    The files are tab separated, their header columns ``name:type``. ``<dataset>.inter`` needs ``user_id:token`` and
+    ``item_id:token``; ``<dataset>.item`` (``item_id:token`` and any attributes) may be absent. Both may end in
+    ``.gz``. Codes depend on the sorted ids, not on the order of the rows. Times are kept as int64 where all are whole
+    numbers and as float64 otherwise.
+
+    The features of a modality called ``text`` are the first found of ``text.npz``, ``text.pth``, ``text.pt``,
+    ``text.npy``, ``<dataset>.text``, ``text.item`` and ``text.tsv`` in the folder, and a column ``text:float_seq`` of
+    the item file. The forms are described at ``metarec.data.features.load_modality``.
+
+    Args:
+        path: a folder such as ``dataset/hangzhou`` that holds ``hangzhou.inter`` (or one ``.inter`` file of another
+            name), or the ``.inter`` file itself.
+        modalities: names of the modalities to read, or name -> feature file.
+        time_field: the time column, of type float. By default ``timestamp`` or ``exposure_time``, whichever is
+            there; with neither, the order of the rows is the order in time.
+
+    Returns:
+        Interactions sorted by user, then time, ties in file order; ``warm`` is True for the items that occur in them.
+        ``dropped`` counts the feature rows of unknown items and the items without features.
+
+    Raises:
+        FileNotFoundError: if a file, or every candidate for a modality, is missing; lists what was looked for.
+        ValueError: if a file is not as described; names the line, the column and the value.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "tiny"
+        >>> folder.mkdir()
+        >>> rows = ["user_id:token\titem_id:token\ttimestamp:float", "u2\tb\t9", "u1\tb\t8", "u1\ta\t7"]
+        >>> _ = (folder / "tiny.inter").write_text("\n".join(rows))
+        >>> _ = (folder / "tiny.text").write_text("item_id:token\ttxt_emb:float_seq\na\t0.5 1\nb\t2 3")
+        >>> data = load_atomic(folder, modalities=["text"])
+        >>> data
+        Dataset(tiny: 3 interactions, 2 users, 2 items, modalities ['text'])
+        >>> data.catalog.items.decode(data.item), data.time.tolist()
+        (['a', 'b', 'b'], [7, 8, 9])
+    """
+    if isinstance(modalities, str):
+        raise ValueError(f"modalities must be names, got the string {modalities!r}; write ({modalities!r},)")
+    inter = _find_inter(Path(path))
+    name = inter.name.removesuffix(".gz").removesuffix(".inter")
+    events = read_table(inter)
+    user_ids, item_ids = events.ids("user_id"), events.ids("item_id")
+    if not len(events):
+        raise ValueError(f"{inter}: no interactions, only a header")
+    time = _times(events, time_field)
+    item_table = _read_items(inter.parent, name)
+    known = [item_ids] if item_table is None else [item_ids, item_table.unique_ids("item_id")]
+    users, items = _vocabulary([user_ids], "user"), _vocabulary(known, "item")
+    found, dropped = _modalities(modalities, inter.parent, name, items, item_table)
+    user, item = encode(user_ids, users), encode(item_ids, items)
+    order = np.lexsort((time, user))
+    warm = np.zeros(items.size, dtype=np.bool_)
+    warm[item] = True
+    catalog = Catalog(items, found, _attributes(item_table, items))
+    return Dataset(users, catalog, user[order], item[order], time[order], warm, name, dropped)
+
+
+def _find_inter(path: Path) -> Path:
+    """The .inter file that a folder or file name means."""
+    if path.is_file():
+        if not path.name.removesuffix(".gz").endswith(".inter"):
+            raise ValueError(f"{path}: expected an .inter or .inter.gz file, or the folder that holds it")
+        return path
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder or file; expected a folder holding NAME.inter, or the file")
+    named = [path / f"{path.resolve().name}.inter{end}" for end in ("", ".gz")]
+    present = [file for file in named if file.is_file()]
+    others = sorted([*path.glob("*.inter"), *path.glob("*.inter.gz")])
+    if not present and len(others) != 1:
+        looked = f"looked for {named[0].name}, {named[1].name} or a single other .inter file"
+        found = f"found {[file.name for file in others]}; pass the file itself" if others else "found none"
+        raise FileNotFoundError(f"{path}: {looked}; {found}")
+    return (present or others)[0]
+
+
+def _read_items(folder: Path, name: str) -> Table | None:
+    """The item file, if there is one."""
+    files = [file for file in (folder / f"{name}.item", folder / f"{name}.item.gz") if file.is_file()]
+    return read_table(files[0]) if files else None
+
+
+def _times(events: Table, field: str | None) -> Times:
+    """(n,) times in full precision; the row number where there is no time column."""
+    field = field or next((name for name in TIME_FIELDS if name in events.types), None)
+    if field is None:
+        return np.arange(len(events), dtype=np.int64)
+    text = events.column(field, "float").str.strip_chars()
+    number = text.cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy()
+    bad = np.flatnonzero(~np.isfinite(number))
+    if len(bad):
+        row = int(bad[0])
+        raise events.error(row, field, f"{text[row]!r} is not a finite number; expected a time such as 1362062838")
+    whole = text.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
+    if whole.null_count() and (number == np.floor(number)).all():
+        whole = whole.fill_null(pl.Series(number).cast(pl.Int64, strict=False))
+    return number if whole.null_count() else whole.to_numpy()
+
+
+def _vocabulary(columns: list[pl.Series], what: str) -> Vocabulary:
+    """The ids of some columns, sorted."""
+    return Vocabulary(pl.concat(columns).unique().sort().to_list(), what)
+
+
+def _attributes(table: Table | None, items: Vocabulary) -> dict[str, list[str]]:
+    """The item file's columns other than features, one string per item of the vocabulary."""
+    if table is None:
+        return {}
+    row = np.full(len(items), -1)
+    row[encode(table.ids("item_id"), items) - 1] = np.arange(len(table))
+    where = pl.Series(row)
+    where = where.set(where < 0, None)
+    names = [name for name, kind in table.types.items() if kind != "float_seq" and name != "item_id"]
+    return {n: table.column(n, table.types[n]).gather(where).fill_null("").to_list() for n in names}
+
+
+def _modalities(
+    wanted: Sequence[str] | Mapping[str, str | Path], folder: Path, dataset: str, items: Vocabulary, table: Table | None
+) -> tuple[dict[str, Modality], dict[str, int]]:
+    """The modalities asked for, and what did not fit."""
+    found: dict[str, Modality] = {}
+    dropped: dict[str, int] = {}
+    for name in wanted:
+        source = Path(wanted[name]) if isinstance(wanted, Mapping) else _find_features(name, folder, dataset, table)
+        if isinstance(source, Table):
+            found[name], counts = align(name, table_features(source, name), items)
+        else:
+            found[name], counts = load_modality(name, source, items)
+        dropped |= counts
+    return found, dropped
+
+
+def _find_features(name: str, folder: Path, dataset: str, table: Table | None) -> Path | Table:
+    """The feature file of a modality, or the item file if that holds it."""
+    arrays = [f"{name}{end}" for end in (".npz", ".pth", ".pt", ".npy")]
+    names = [*arrays, f"{dataset}.{name}", f"{name}.item", f"{name}.tsv"]
+    for file in names:
+        if (folder / file).is_file():
+            return folder / file
+    if table is not None and table.types.get(name) == "float_seq":
+        return table
+    raise FileNotFoundError(
+        f"{folder}: no features for modality {name!r}; looked for {', '.join(names)} and a column {name}:float_seq in "
+        f"{dataset}.item; or pass modalities={{{name!r}: 'path/to/file'}}"
+    )

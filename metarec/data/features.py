@@ -1,0 +1,227 @@
+"""Feature vectors of items, read from the files people have them in, as modalities of a catalogue."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarec.data.dataset import Modality, Vocabulary
+from metarec.data.table import Table, read_table
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Feature vectors as a file gives them.
+
+    Attributes:
+        source: the file, for messages.
+        ids: (n,) item ids, each once.
+        values: (n, F) float32, finite.
+    """
+
+    source: Path
+    ids: pl.Series
+    values: NDArray[np.float32]
+
+
+def load_modality(name: str, path: Path, items: Vocabulary) -> tuple[Modality, dict[str, int]]:
+    """Read a feature file and put its rows in the order of the item vocabulary.
+
+    The end of the file's name says its form:
+
+    - ``.npz``: arrays ``ids`` (n,) and ``feat`` (n,F);
+    - ``.pth`` or ``.pt``: ``{item_id: tensor (F,)}``, or ``{"item_id": [n ids], "embs": tensor (n,F)}``;
+    - ``.npy``: (n,F), with the ids in ``<stem>.ids.txt`` (one a line) or ``<stem>.ids.npy``;
+    - anything else: an atomic file with ``item_id:token`` and one ``:float_seq`` column (or one called ``name``),
+      its numbers separated by blanks; an empty cell is an item without features.
+
+    Nothing is unpickled. Half, single and double precision are accepted and become float32.
+
+    Args:
+        name: the modality's name.
+        path: the feature file.
+        items: the item vocabulary; I = ``items.size``.
+
+    Returns:
+        The modality, features (I,F), and what did not fit: rows of items outside the vocabulary (ignored) and
+        items without a row (``present`` False). Only counts above zero are listed.
+
+    Raises:
+        FileNotFoundError: if the file, or the ids of a ``.npy`` file, are missing.
+        ValueError: if the file's content is not as above, an item has two rows, a feature is not finite, or
+            every row is of an unknown item.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "text.npz"
+        >>> np.savez(path, ids=np.array(["b", "z"]), feat=np.array([[1.0, 2.0], [3.0, 4.0]]))
+        >>> text, dropped = load_modality("text", path, Vocabulary(["a", "b"]))
+        >>> text.features.tolist(), text.present.tolist()
+        ([[0.0, 0.0], [0.0, 0.0], [1.0, 2.0]], [False, False, True])
+        >>> dropped
+        {'text: rows of unknown items': 1, 'text: items without features': 1}
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such feature file (modality {name!r})")
+    read = {".npz": _read_npz, ".pth": _read_torch, ".pt": _read_torch, ".npy": _read_npy}.get(path.suffix)
+    return align(name, read(path) if read else table_features(read_table(path), name), items)
+
+
+def align(name: str, rows: FeatureRows, items: Vocabulary) -> tuple[Modality, dict[str, int]]:
+    """Put feature rows in the order of the item vocabulary; see ``load_modality``.
+
+    Raises:
+        ValueError: if every row is of an unknown item.
+    """
+    codes = encode(rows.ids, items)
+    known = codes > 0
+    if not known.any():
+        raise ValueError(
+            f"{rows.source}: all {len(codes)} rows are of items that the data do not have; its ids look like "
+            f"{rows.ids[0]!r}, those of the data like {items.ids[0]!r}: do both files use the same ids?"
+        )
+    features = torch.zeros(items.size, rows.values.shape[1])
+    present = torch.zeros(items.size, dtype=torch.bool)
+    where = torch.from_numpy(codes[known])
+    features[where] = torch.from_numpy(rows.values[known])
+    present[where] = True
+    counts = {
+        f"{name}: rows of unknown items": int((~known).sum()),
+        f"{name}: items without features": len(items) - int(known.sum()),
+    }
+    return Modality(name, features, present), {what: count for what, count in counts.items() if count}
+
+
+def encode(ids: pl.Series, vocabulary: Vocabulary) -> NDArray[np.int64]:
+    """Codes of a column of ids, (n,) int64, 0 where the id is not in the vocabulary.
+
+    The column form of ``Vocabulary.encode``.
+    """
+    codes = ids.cast(pl.Enum(vocabulary.ids), strict=False).to_physical().cast(pl.Int64) + 1
+    return codes.fill_null(0).to_numpy()
+
+
+def table_features(table: Table, name: str) -> FeatureRows:
+    """The features in an atomic file's float_seq column.
+
+    Raises:
+        ValueError: if there is no such column, or a cell is not F finite numbers.
+    """
+    sequences = [column for column, kind in table.types.items() if kind == "float_seq"]
+    if name not in sequences and len(sequences) != 1:
+        raise ValueError(
+            f"{table.path}: expected one float_seq column, or one called {name!r}, got {sequences or 'none'}"
+        )
+    column = name if name in sequences else sequences[0]
+    cells = table.column(column, "float_seq").str.strip_chars()
+    filled = np.flatnonzero((cells != "").to_numpy())
+    if not len(filled):
+        raise ValueError(f"{table.path}: column {column!r} holds no features")
+    words = cells.gather(filled).str.replace_all(r"\s+", " ").str.split(" ")
+    width = words.list.len().to_numpy()
+    ragged = np.flatnonzero(width != width[0])
+    if len(ragged):
+        row = int(filled[ragged[0]])
+        problem = f"{width[ragged[0]]} numbers, expected {width[0]} as on line {table.lines[int(filled[0])]}"
+        raise table.error(row, column, problem)
+    flat = words.explode()
+    numbers = flat.cast(pl.Float32, strict=False).fill_null(float("nan")).to_numpy()
+    bad = np.flatnonzero(~np.isfinite(numbers))
+    if len(bad):
+        row, place = divmod(int(bad[0]), int(width[0]))
+        problem = f"number {place + 1} is {flat[int(bad[0])]!r}, expected finite numbers separated by blanks"
+        raise table.error(int(filled[row]), column, problem)
+    return FeatureRows(table.path, table.unique_ids("item_id").gather(filled), numbers.reshape(len(filled), -1))
+
+
+def _read_npz(path: Path) -> FeatureRows:
+    try:
+        with path.open("rb") as file:
+            arrays = np.load(file, allow_pickle=False)
+            names = [] if isinstance(arrays, np.ndarray) else arrays.files
+            if "ids" not in names or "feat" not in names:
+                raise ValueError(f"the arrays must be called 'ids' and 'feat'; it has {names}")
+            ids, feat = arrays["ids"], arrays["feat"]
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as reason:
+        raise _not_read(path, reason, "np.savez(path, ids=np.asarray(ids, dtype=str), feat=feat)") from None
+    return _checked(path, ids, feat)
+
+
+def _read_npy(path: Path) -> FeatureRows:
+    text, array = path.with_name(f"{path.stem}.ids.txt"), path.with_name(f"{path.stem}.ids.npy")
+    if not text.is_file() and not array.is_file():
+        raise FileNotFoundError(f"{path}: needs the item ids of its rows in {text.name} (one a line) or {array.name}")
+    try:
+        feat = _array(path)
+        ids = text.read_text("utf-8").splitlines() if text.is_file() else _array(array)
+    except (ValueError, EOFError) as reason:
+        raise _not_read(path, reason, "np.save(path, feat), and the ids as text") from None
+    return _checked(path, ids, feat)
+
+
+def _array(path: Path) -> NDArray[Any]:
+    """The array in a ``.npy`` file and in no other kind."""
+    with path.open("rb") as file:
+        array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    return array
+
+
+def _read_torch(path: Path) -> FeatureRows:
+    form = '{item_id: tensor (F,)} or {"item_id": [n ids], "embs": tensor (n,F)}, saved with torch.save'
+    try:
+        held: Any = torch.load(path, weights_only=True, map_location="cpu")
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as reason:
+        raise _not_read(path, reason, form) from None
+    if not isinstance(held, dict) or not held:
+        raise ValueError(f"{path}: expected {form}, got {'an empty' if isinstance(held, dict) else 'a'} {type(held)}")
+    stacked = "item_id" in held and isinstance(held.get("embs"), Tensor)
+    ids, feat = (held["item_id"], held["embs"]) if stacked else (list(held), _stack(path, held))
+    return _checked(path, ids, (feat.detach().float() if feat.is_floating_point() else feat).numpy())
+
+
+def _stack(path: Path, rows: dict[Any, Any]) -> Tensor:
+    """The vectors of ``{item_id: tensor (F,)}``, (n,F)."""
+    first = next(iter(rows))
+    for key, row in rows.items():
+        if not isinstance(row, Tensor) or row.ndim != 1 or row.shape != rows[first].shape:
+            got = f"shape {tuple(row.shape)}" if isinstance(row, Tensor) else type(row).__name__
+            raise ValueError(f"{path}: item {key!r}: got {got}, expected a tensor (F,) as long as that of {first!r}")
+    return torch.stack(list(rows.values()))
+
+
+def _checked(path: Path, ids: Sequence[Any] | NDArray[Any], feat: NDArray[Any]) -> FeatureRows:
+    """Ids as strings and features as finite float32, one row each."""
+    names = pl.Series("item_id", np.asarray(ids).astype(str).ravel().tolist(), dtype=pl.String)
+    if feat.ndim != 2 or not np.issubdtype(feat.dtype, np.floating) or 0 in feat.shape:
+        raise ValueError(f"{path}: expected features (n,F) of a float type, got {feat.shape} of {feat.dtype}")
+    if len(names) != len(feat):
+        raise ValueError(f"{path}: {len(names)} ids for {len(feat)} rows of features; each row needs its id")
+    repeated = np.flatnonzero(~names.is_first_distinct().to_numpy())
+    if len(repeated):
+        row = int(repeated[0])
+        raise ValueError(f"{path}: row {row}: item {names[row]!r} has a row already; keep one row per item")
+    with np.errstate(over="ignore"):
+        values = feat.astype(np.float32)
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        row, column = (int(i) for i in bad[0])
+        raise ValueError(
+            f"{path}: row {row} (item {names[row]!r}), column {column}: {feat[row, column]} is not a finite float32"
+        )
+    return FeatureRows(path, names, values)
+
+
+def _not_read(path: Path, reason: Exception, form: str) -> ValueError:
+    why = (str(reason).splitlines() or [repr(reason)])[0]
+    return ValueError(f"{path}: cannot be read ({why}); expected {form}")

@@ -1,0 +1,154 @@
+"""The split against loops that follow its definition word by word."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from metarec.data import Catalog, Dataset, Vocabulary, load_atomic, split_by_time, split_time
+
+Event = tuple[int, int, float]
+EVENTS = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 8), st.integers(-20, 20)), min_size=1, max_size=60)
+
+
+def dataset(events: list[Event]) -> Dataset:
+    """User, item, time; sorted here by Python's stable sort."""
+    ordered = sorted(events, key=lambda e: (e[0], e[2]))
+    user, item, time = (np.array([e[k] for e in ordered]) for k in range(3))
+    users, items = Vocabulary([f"u{i}" for i in range(1, 7)], "user"), Vocabulary([f"i{i}" for i in range(1, 9)])
+    return Dataset(users, Catalog(items), user, item, time, np.ones(items.size, dtype=np.bool_), "toy", {"before": 7})
+
+
+def triples(data: Dataset) -> list[Event]:
+    return sorted(zip(data.user.tolist(), data.item.tolist(), data.time.tolist(), strict=True))
+
+
+def by_hand(events: list[Event], at: float, least: int) -> tuple[list[Event], list[Event], dict[str, int]]:
+    per_user: dict[int, list[Event]] = defaultdict(list)
+    for event in events:
+        per_user[event[0]].append(event)
+    up: list[Event] = []
+    down: list[Event] = []
+    counts = {"up": 0, "down": 0, "after": 0}
+    for mine in per_user.values():
+        cold = min(time for _, _, time in mine) > at
+        kept = mine if cold else [event for event in mine if event[2] <= at]
+        counts["after"] += len(mine) - len(kept)
+        if len(kept) < least:
+            counts["down" if cold else "up"] += 1
+        else:
+            (down if cold else up).extend(kept)
+    return sorted(up), sorted(down), counts
+
+
+@settings(max_examples=200, deadline=None)
+@given(EVENTS, st.integers(-20, 20), st.integers(1, 4))
+def test_split_is_the_definition(events: list[Event], at: int, least: int) -> None:
+    up_events, down_events, counts = by_hand(events, at, least)
+    data = dataset(events)
+    if not up_events or not down_events:
+        with pytest.raises(ValueError, match="split_by_time: no "):
+            split_by_time(data, at, min_interactions=least)
+        return
+    up, down = split_by_time(data, at, min_interactions=least)
+    assert (triples(up), triples(down)) == (up_events, down_events)
+    assert not set(up.user.tolist()) & set(down.user.tolist())
+    assert max(up.time) <= at
+    seen = {item for _, item, _ in up_events}
+    assert up.cold_items.tolist() == [code for code in range(1, 9) if code not in seen]
+    assert np.array_equal(up.warm, down.warm)
+    assert up.dropped.get(f"upstream users with fewer than {least} interactions", 0) == counts["up"]
+    assert up.dropped.get("interactions after the split by upstream users", 0) == counts["after"]
+    assert down.dropped.get(f"downstream users with fewer than {least} interactions", 0) == counts["down"]
+    assert up.dropped["before"] == down.dropped["before"] == 7
+    assert up.users is down.users is data.users
+    assert up.catalog is down.catalog is data.catalog
+    assert (up.name, down.name) == ("toy upstream", "toy downstream")
+
+
+def test_shuffled_rows_give_the_same_split(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    time = rng.permutation(400)
+    lines = [f"u{rng.integers(20) + 20 * (t > 200)}\ti{rng.integers(30)}\t{t}" for t in time]
+    sides = []
+    for name, order in (("a", np.arange(400)), ("b", rng.permutation(400))):
+        rows = ["user_id:token\titem_id:token\ttimestamp:float", *(lines[i] for i in order)]
+        (tmp_path / f"{name}.inter").write_text("\n".join(rows))
+        data = load_atomic(tmp_path / f"{name}.inter")
+        sides.append(split_by_time(data, at=split_time(data, 0.5)))
+    for one, other in zip(*sides, strict=True):
+        assert one.users == other.users
+        assert one.catalog.items == other.catalog.items
+        assert triples(one) == triples(other)
+        assert np.array_equal(one.time, other.time)
+        assert np.array_equal(one.warm, other.warm)
+
+
+def test_a_user_starts_at_his_earliest_time_not_in_the_first_row(tmp_path: Path) -> None:
+    rows = ["v\ta\t9", "v\tb\t1", "w\ta\t8", "w\tb\t9"]
+    (tmp_path / "d.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *rows]))
+    up, down = split_by_time(load_atomic(tmp_path), at=5, min_interactions=1)
+    assert (up.users.decode(up.user), up.item.tolist()) == (["v"], [2])
+    assert down.users.decode(down.user) == ["w", "w"]
+    assert down.cold_items.tolist() == [1]
+
+
+def test_times_next_to_each_other_stay_apart() -> None:
+    start = 1_631_289_599_000_000_000
+    data = dataset([(1, 1, start), (1, 2, start + 1), (2, 3, start + 1)])
+    up, down = split_by_time(data, at=start, min_interactions=1)
+    assert (triples(up), triples(down)) == ([(1, 1, start)], [(2, 3, start + 1)])
+    between = replace(data, time=np.array([1, 2, 2]))
+    assert triples(split_by_time(between, at=1.5, min_interactions=1)[0]) == [(1, 1, 1)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(EVENTS, st.floats(0.05, 0.95))
+def test_split_time_is_the_latest_that_leaves_the_share(events: list[Event], share: float) -> None:
+    start: dict[int, float] = {}
+    for user, _, time in events:
+        start[user] = min(time, start.get(user, time))
+    later = {t: sum(s > t for s in start.values()) for t in start.values()}
+    good = [t for t, users in later.items() if users > 0 and users >= share * len(start)]
+    assume(all(abs(users - share * len(start)) > 1e-6 for users in later.values()))
+    if good:
+        at = split_time(dataset(events), share)
+        assert at == max(good)
+        assert isinstance(at, int)
+    else:
+        with pytest.raises(ValueError, match="ask for a smaller share"):
+            split_time(dataset(events), share)
+
+
+def test_split_time_leaves_exactly_the_share_where_starts_differ() -> None:
+    data = dataset([(user, 1, user * 0.5) for user in range(1, 6)])
+    assert split_time(data, 0.2) == 2.0
+    assert split_time(data, 0.4) == 1.5
+    assert isinstance(split_time(data, 0.4), float)
+
+
+def test_errors_say_what_to_do() -> None:
+    data = dataset([(1, 1, 10), (2, 1, 20)])
+    advice = r"toy go from 10 to 20 and its users start until 20: choose `at` between, e\.g\. split_time"
+    with pytest.raises(ValueError, match=rf"no upstream users with at least 1 interactions at 5; .*{advice}"):
+        split_by_time(data, 5, min_interactions=1)
+    with pytest.raises(ValueError, match=rf"no downstream users with at least 1 interactions at 20; .*{advice}"):
+        split_by_time(data, 20, min_interactions=1)
+    with pytest.raises(ValueError, match=r"no upstream and no downstream users with at least 4 interactions"):
+        split_by_time(data, 15)
+    with pytest.raises(ValueError, match=r"no interactions"):
+        split_by_time(replace(data, user=data.user[:0], item=data.item[:0], time=data.time[:0]), 15)
+    with pytest.raises(ValueError, match=r"at must be a finite time, got nan"):
+        split_by_time(data, float("nan"))
+    with pytest.raises(ValueError, match=r"min_interactions must be at least 1, got 0"):
+        split_by_time(data, 15, min_interactions=0)
+    with pytest.raises(ValueError, match=r"cold_users must be between 0 and 1, got 20"):
+        split_time(data, 20)
+    with pytest.raises(ValueError, match=r"no interactions"):
+        split_time(replace(data, user=data.user[:0], item=data.item[:0], time=data.time[:0]))
