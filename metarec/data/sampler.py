@@ -1,0 +1,299 @@
+"""Users as tasks: what each learns from (support) and what it is judged on (query)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, replace
+from functools import cached_property
+from types import MappingProxyType
+from typing import Literal, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarec.data.dataset import Dataset, Ints
+from metarec.types import EpisodeBatch, Examples
+
+Part = Literal["train", "validation", "test"]
+LEAST_CLICKS: Mapping[str, int] = MappingProxyType({"train": 3, "validation": 4, "test": 4})
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeSampler:
+    """Turns the clicks x_0..x_{n-1} of each user into one episode; a function of (seed, epoch) alone.
+
+    ========== ============================ ======================================================
+    part       support targets              query
+    ========== ============================ ======================================================
+    train      x_1..x_{n-1-q}               the last q clicks, read from history x_0..x_{n-2}
+    validation x_1..x_{n-3}                 x_{n-2}, read from history x_0..x_{n-3}
+    test       x_1..x_{n-3}                 x_{n-1}, read from history x_0..x_{n-2}
+    ========== ============================ ======================================================
+
+    Of a user with more than ``max_length + 1`` clicks, train takes a random window of ``max_length + 1``
+    consecutive clicks each epoch; validation and test take the last ones.
+
+    Args:
+        data: the clicks; negatives are drawn from its warm items, so that cold items are never pushed down.
+        seed: with the epoch, the only source of randomness.
+        users_per_batch: B of every batch but the last.
+        part: what is query and what is support, see the table.
+        queries: q of part train: a number of clicks, or a share (0 < share < 1) of the window's clicks,
+            rounded, at least 1; always cut down to n-2, so that one support example is left.
+        negatives: N, items per example that are not its target.
+        negative_sampling: ``"uniform"`` over the warm items, or ``"popularity"``: in proportion to their
+            clicks in ``data``.
+        max_length: most items of a history.
+        only: codes of the users to sample; None for all. See :meth:`for_users`.
+
+    Raises:
+        ValueError: if a setting is out of range, if negatives are asked for and fewer than 2 warm items can
+            be drawn, or if every user has too few clicks.
+
+    Example:
+        >>> from metarec.datasets.planted import planted
+        >>> sampler = EpisodeSampler(planted(users=30, items=40), users_per_batch=16, negatives=2)
+        >>> len(sampler), sampler.users, dict(sampler.refused)
+        (2, 30, {'users with fewer than 3 clicks': 0})
+        >>> batch = next(sampler.epoch(0))
+        >>> len(batch), batch.query.target.shape, batch.query.negatives.shape
+        (16, torch.Size([16, 1]), torch.Size([16, 1, 2]))
+    """
+
+    data: Dataset
+    _: KW_ONLY
+    seed: int = 0
+    users_per_batch: int = 256
+    part: Part = "train"
+    queries: int | float = 1
+    negatives: int = 1
+    negative_sampling: Literal["uniform", "popularity"] = "uniform"
+    max_length: int = 50
+    only: Ints | None = None
+
+    def __post_init__(self) -> None:
+        for name, least in (("seed", 0), ("users_per_batch", 1), ("negatives", 0), ("max_length", 3)):
+            if getattr(self, name) < least:
+                raise ValueError(f"EpisodeSampler: {name} must be at least {least}, got {getattr(self, name)}")
+        if self.part not in LEAST_CLICKS:
+            raise ValueError(f"EpisodeSampler: part must be one of {list(LEAST_CLICKS)}, got {self.part!r}")
+        if self.negative_sampling not in ("uniform", "popularity"):
+            raise ValueError(
+                f"EpisodeSampler: negative_sampling must be 'uniform' or 'popularity', got {self.negative_sampling!r}"
+            )
+        if self.queries < 1 if isinstance(self.queries, int) else not 0 < self.queries < 1:
+            raise ValueError(
+                f"EpisodeSampler: queries must be an int of at least 1 or a share between 0 and 1, got {self.queries!r}"
+            )
+        if self.only is not None:
+            _check_known(self.only, self.data.user_codes, self.data.name)
+        self._check_users()
+        if self.negatives:
+            _check_mass(self._mass, self.data.name)
+
+    def __len__(self) -> int:
+        """Batches of one epoch."""
+        return -(-self.users // self.users_per_batch)
+
+    @property
+    def users(self) -> int:
+        """Users that are sampled, each once an epoch."""
+        return len(self._rows)
+
+    @cached_property
+    def user_codes(self) -> Ints:
+        """(users,) codes of the users that are sampled, ascending."""
+        return self.data.user_codes[self._rows]
+
+    @cached_property
+    def refused(self) -> Mapping[str, int]:
+        """How many users have too few clicks for this part, under the reason."""
+        reason = f"users with fewer than {LEAST_CLICKS[self.part]} clicks"
+        return MappingProxyType({reason: int(self._asked.sum()) - self.users})
+
+    def with_part(self, part: Part) -> Self:
+        """The same sampler for another part."""
+        return replace(self, part=part)
+
+    def for_users(self, codes: Sequence[int] | Ints) -> Self:
+        """The same sampler for some of its users; negatives are drawn as before.
+
+        Raises:
+            ValueError: if a code is no user of this sampler.
+        """
+        only = np.unique(np.asarray(codes, dtype=np.int64))
+        _check_known(only, self.data.user_codes[self._asked], self.data.name)
+        return replace(self, only=only)
+
+    def epoch(self, epoch: int) -> Iterator[EpisodeBatch]:
+        """The batches of one epoch, the same however often and in whatever order epochs are asked for.
+
+        Train shuffles the users; validation and test keep the order of their codes. Inside a batch the users
+        with the longest histories come first, so that :meth:`EpisodeBatch.chunks` trims well.
+
+        Raises:
+            ValueError: if ``epoch`` is negative.
+        """
+        if epoch < 0:
+            raise ValueError(f"EpisodeSampler: epoch must be at least 0, got {epoch}")
+        return self._batches(np.random.default_rng([self.seed, epoch]))
+
+    def _batches(self, rng: np.random.Generator) -> Iterator[EpisodeBatch]:
+        rows, train = self._rows, self.part == "train"
+        count = np.minimum(self._clicks[rows], self.max_length + 1)
+        spare = self._clicks[rows] - count
+        start = self.data.offsets[rows] + (rng.integers(0, spare + 1) if train else spare)
+        order = rng.permutation(len(rows)) if train else np.arange(len(rows))
+        for at in range(0, len(rows), self.users_per_batch):
+            users = order[at : at + self.users_per_batch]
+            users = users[np.argsort(-count[users], kind="stable")]
+            n = count[users]
+            known, first, last = self._spans(n)
+            cuts = ((np.zeros_like(n), known), (first, last))
+            support, query = (
+                _examples(self.data.item, start[users], a, b, mass=self._mass, negatives=self.negatives, rng=rng)
+                for a, b in cuts
+            )
+            yield EpisodeBatch(torch.from_numpy(self.user_codes[users]), support, query)
+
+    def _spans(self, n: Ints) -> tuple[Ints, Ints, Ints]:
+        """Of users with n clicks: support positions 0..known-1, query positions first..last-1."""
+        if self.part == "train":
+            share = np.full_like(n, self.queries) if isinstance(self.queries, int) else np.rint(n * self.queries)
+            q = np.clip(share.astype(np.int64), 1, n - 2)
+            return n - q - 1, n - q - 1, n - 1
+        last = n - 2 if self.part == "validation" else n - 1
+        return n - 3, last - 1, last
+
+    @cached_property
+    def _clicks(self) -> Ints:
+        """(u,) clicks of each user of ``data.user_codes``."""
+        return np.diff(self.data.offsets)
+
+    @cached_property
+    def _asked(self) -> NDArray[np.bool_]:
+        """(u,) users of ``data.user_codes`` that may be sampled if they have enough clicks."""
+        codes = self.data.user_codes
+        return np.ones(len(codes), dtype=np.bool_) if self.only is None else np.isin(codes, self.only)
+
+    @cached_property
+    def _rows(self) -> Ints:
+        """(users,) rows of ``data.user_codes`` that are sampled."""
+        return np.flatnonzero(self._asked & (self._clicks >= LEAST_CLICKS[self.part]))
+
+    @cached_property
+    def _mass(self) -> Ints:
+        """(I,) how often each item is drawn as a negative, relative to the others."""
+        warm = self.data.warm.astype(np.int64)
+        if self.negative_sampling == "uniform":
+            return warm
+        return warm * np.bincount(self.data.item, minlength=len(warm))
+
+    def _check_users(self) -> None:
+        if not self.users:
+            (reason, count), have = next(iter(self.refused.items())), self._clicks[self._asked]
+            raise ValueError(
+                f"{self.data.name}: no user can be sampled for part {self.part!r}: {count} of {len(have)} users are "
+                f"{reason} (the longest has {have.max(initial=0)}); give users with at least "
+                f"{LEAST_CLICKS[self.part]} clicks"
+            )
+
+
+def support_of(
+    histories: Sequence[Sequence[int] | Ints],
+    *,
+    warm: NDArray[np.bool_],
+    negatives: int = 1,
+    seed: int = 0,
+    max_length: int = 50,
+) -> tuple[Examples, Examples]:
+    """The episode of brand-new users: every click after the first is a support target, the next is asked for.
+
+    Args:
+        histories: the item codes that each of B users clicked, in time order; the last ``max_length`` count.
+        warm: (I,) bool, items that may be drawn as negatives, as in ``Dataset.warm``.
+        negatives: N, uniform over the warm items without the target.
+        seed: the only source of randomness.
+        max_length: most items of a history.
+
+    Returns:
+        support: S = max(1, longest history - 1); a user with one click has weight 0 everywhere.
+        query: Q = 1, the state after the last click; the target is unknown and stands as 0, the weight is 1.
+
+    Raises:
+        ValueError: if there is no user, a user has no click, a code is no item, or too few items are warm.
+
+    Example:
+        >>> support, query = support_of([[3, 1, 4], [2]], warm=np.array([False, True, True, True, True]))
+        >>> support.target.tolist(), support.weight.tolist()
+        ([[1, 4], [0, 0]], [[1.0, 1.0], [0.0, 0.0]])
+        >>> query.history.tolist(), query.position.tolist(), query.target.tolist()
+        ([[3, 1, 4], [2, 0, 0]], [[2], [0]], [[0], [0]])
+    """
+    for name, value, least in (("negatives", negatives, 0), ("max_length", max_length, 1), ("seed", seed, 0)):
+        if value < least:
+            raise ValueError(f"support_of: {name} must be at least {least}, got {value}")
+    mass = np.asarray(warm).astype(np.int64)
+    if negatives:
+        _check_mass(mass, "support_of")
+    clicks = [np.asarray(history, dtype=np.int64)[-max_length:] for history in histories]
+    n = np.array([len(own) for own in clicks], dtype=np.int64)
+    if not len(n) or not n.all():
+        who = f"user {int(np.argmin(n))} has none" if len(n) else "there is no user"
+        raise ValueError(f"support_of: every user needs at least 1 click, {who}; answer such users by popularity")
+    item = np.concatenate([np.append(own, 0) for own in clicks])  # a 0 after each user: the click to come
+    start = np.cumsum(n + 1) - (n + 1)
+    given = np.delete(item, start + n)
+    if ((given < 1) | (given >= len(mass))).any():
+        at = int(np.argmax((given < 1) | (given >= len(mass))))
+        user = int(np.repeat(np.arange(len(n)), n)[at])
+        raise ValueError(f"support_of: user {user} clicked item code {given[at]}, expected 1..{len(mass) - 1}")
+    rng = np.random.default_rng(seed)
+    support = _examples(item, start, np.zeros_like(n), n - 1, mass=mass, negatives=negatives, rng=rng)
+    return support, _examples(item, start, n - 1, n, mass=mass, negatives=negatives, rng=rng)
+
+
+def _examples(
+    item: Ints, start: Ints, first: Ints, last: Ints, *, mass: Ints, negatives: int, rng: np.random.Generator
+) -> Examples:
+    """Examples at positions first..last-1 of the users whose clicks begin at ``start`` of the column ``item``.
+
+    The history holds at least the first click, so that no row is padding alone.
+    """
+    column = np.arange(max(1, int(last.max())))
+    read = np.where(column < np.maximum(last, 1)[:, None], start[:, None] + column, -1)
+    position = first[:, None] + np.arange(max(1, int((last - first).max())))
+    real = position < last[:, None]
+    position = np.where(real, position, 0)
+    target = np.where(real, item[np.where(real, start[:, None] + position + 1, 0)], 0)
+    history = np.where(read >= 0, item[read], 0)
+    drawn = _draw_negatives(target, mass, negatives, rng) * real[..., None]
+    arrays = (history, position, target, drawn, real.astype(np.float32))
+    return Examples(*(torch.from_numpy(a) for a in arrays))
+
+
+def _draw_negatives(target: Ints, mass: Ints, n: int, rng: np.random.Generator) -> Ints:
+    """(..., n) items drawn in proportion to ``mass``, never the target: its interval of the line is cut out."""
+    end = np.cumsum(mass)
+    own = mass[target][..., None]
+    point = rng.integers(0, np.maximum(end[-1] - own, 1), size=(*target.shape, n))
+    point += own * (point >= (end - mass)[target][..., None])
+    return np.searchsorted(end, point, side="right").astype(np.int64)
+
+
+def _check_known(codes: Ints, known: Ints, name: str) -> None:
+    strange = codes[~np.isin(codes, known)]
+    if len(strange):
+        raise ValueError(
+            f"{name}: {len(strange)} user codes are no users of this sampler, the first is {strange[0]}; "
+            "take them from user_codes"
+        )
+
+
+def _check_mass(mass: Ints, name: str) -> None:
+    if np.count_nonzero(mass) < 2:
+        raise ValueError(
+            f"{name}: negatives need at least 2 warm items that can be drawn, got {np.count_nonzero(mass)}; "
+            "take more data, or negatives=0 with a loss over the whole catalogue"
+        )

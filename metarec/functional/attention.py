@@ -1,0 +1,60 @@
+"""Causal self-attention, written as matmul and softmax.
+
+``F.scaled_dot_product_attention`` falls back to a slow loop under ``vmap`` and has no second derivative on the CPU;
+these few lines have both.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """(..., L, D) -> (..., heads, L, D / heads).
+
+    Example:
+        >>> split_heads(torch.zeros(5, 7, 8), heads=2).shape
+        torch.Size([5, 2, 7, 4])
+    """
+    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """(..., heads, L, D / heads) -> (..., L, D), the inverse of :func:`split_heads`.
+
+    Example:
+        >>> merge_heads(torch.zeros(5, 2, 7, 4)).shape
+        torch.Size([5, 7, 8])
+    """
+    return x.transpose(-3, -2).flatten(-2)
+
+
+def causal_attention(query: Tensor, key: Tensor, keep: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention weights in which position l sees the real positions up to l.
+
+    Args:
+        query: (..., heads, L, d).
+        key: (..., heads, L, d).
+        keep: (..., L) bool, False at padding.
+        bias: (..., L, L) added to the logits of every head, e.g. the similarity of item features.
+
+    Returns:
+        (..., heads, L, L), each row summing to 1. A row that sees nothing is uniform, never NaN.
+
+    Example:
+        >>> q = torch.zeros(1, 3, 4)
+        >>> causal_attention(q, q, torch.tensor([True, True, False]))[0]
+        tensor([[1.0000, 0.0000, 0.0000],
+                [0.5000, 0.5000, 0.0000],
+                [0.5000, 0.5000, 0.0000]])
+    """
+    length = query.shape[-2]
+    logits = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
+    if bias is not None:
+        logits = logits + bias.unsqueeze(-3)
+    causal = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    visible = (causal & keep.unsqueeze(-2)).unsqueeze(-3)
+    return logits.masked_fill(~visible, -1e9).softmax(-1)

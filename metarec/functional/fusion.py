@@ -1,0 +1,47 @@
+"""Bringing the scores of several learners onto one scale and adding them, without a parameter per candidate."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def standardise(scores: Tensor, known: Tensor) -> Tensor:
+    """Mean 0 and standard deviation 1 over the known candidates; unknown candidates get 0.
+
+    Args:
+        scores: (..., C).
+        known: (C,) or (..., C) bool.
+
+    Example:
+        >>> standardise(torch.tensor([[1.0, 3.0, 7.0]]), torch.tensor([True, True, False]))
+        tensor([[-1.,  1.,  0.]])
+    """
+    mask = known.to(scores.dtype)
+    count = mask.sum(-1, keepdim=True).clamp(min=1)
+    centred = (scores - (scores * mask).sum(-1, keepdim=True) / count) * mask
+    deviation = ((centred**2).sum(-1, keepdim=True) / count).clamp(min=1e-12).sqrt()
+    return centred / deviation
+
+
+def fuse(scores: Tensor, weights: Tensor, known: Tensor) -> Tensor:
+    """Weighted mean of the modalities' scores over the modalities that know each candidate.
+
+    Args:
+        scores: (..., M, C), on one scale (see :func:`standardise`).
+        weights: (..., M), not negative.
+        known: (M, C) bool.
+
+    Returns:
+        (..., C). A candidate that no weighted modality knows gets the lowest score of its row.
+
+    Example:
+        >>> s = torch.tensor([[[1.0, 2.0, 9.0], [3.0, 9.0, 9.0]]])
+        >>> fuse(s, torch.tensor([[0.5, 0.5]]), torch.tensor([[True, True, False], [True, False, False]]))
+        tensor([[2., 2., 2.]])
+    """
+    share = weights.unsqueeze(-1) * known.to(scores.dtype)
+    total = share.sum(-2)
+    mean = (share * scores).sum(-2) / torch.where(total > 0, total, torch.ones_like(total))
+    lowest = mean.masked_fill(total <= 0, torch.inf).amin(-1, keepdim=True)
+    return torch.where(total > 0, mean, torch.where(lowest.isfinite(), lowest, torch.zeros_like(lowest)))

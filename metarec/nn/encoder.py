@@ -1,0 +1,117 @@
+"""Causal self-attention over a history: the state after every prefix, in one pass."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metarec.functional.attention import causal_attention, merge_heads, split_heads
+
+
+class EncoderBlock(nn.Module):
+    """Self-attention and feed-forward, each followed by dropout, the residual and a layer norm (post-norm).
+
+    Args:
+        dim: D.
+        heads: attention heads; must divide D.
+        feedforward: width of the hidden layer.
+        dropout: of hidden layers and attention weights.
+    """
+
+    def __init__(self, dim: int, heads: int, feedforward: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(dim, dim)
+        self.value = nn.Linear(dim, dim)
+        self.attention_out = nn.Linear(dim, dim)
+        self.attention_norm = nn.LayerNorm(dim, eps=1e-12)
+        self.feedforward_in = nn.Linear(dim, feedforward)
+        self.feedforward_out = nn.Linear(feedforward, dim)
+        self.feedforward_norm = nn.LayerNorm(dim, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, keep: Tensor, bias: Tensor | None) -> Tensor:
+        """(..., L, D) -> (..., L, D)."""
+        query, key, value = (split_heads(part(x), self.heads) for part in (self.query, self.key, self.value))
+        weights = self.dropout(causal_attention(query, key, keep, bias))
+        x = self.attention_norm(x + self.dropout(self.attention_out(merge_heads(weights @ value))))
+        hidden = self.feedforward_out(F.gelu(self.feedforward_in(x)))
+        out: Tensor = self.feedforward_norm(x + self.dropout(hidden))
+        return out
+
+
+class SequenceEncoder(nn.Module):
+    """SASRec-type causal encoder (Kang and McAuley, ICDM 2018), post-norm as in the released MML code.
+
+    ``x = Dropout(LN(item vector + position))``, then blocks of self-attention. Because position l sees positions
+    up to l only, one pass gives the state after every prefix. With ``context`` vectors c the attention is
+    feature-aware: ``0.001 * (c_i . c_j)`` is added to its logits.
+
+    Args:
+        dim: D.
+        max_length: longest history L.
+        layers: blocks.
+        heads: attention heads; must divide ``dim``.
+        feedforward: width of the blocks' hidden layer; default 4 * dim.
+        dropout: of embeddings, hidden layers and attention weights.
+
+    Raises:
+        ValueError: if ``heads`` does not divide ``dim``.
+
+    Example:
+        >>> encoder = SequenceEncoder(dim=8, max_length=5)
+        >>> encoder(torch.randn(2, 3, 8), torch.ones(2, 3, dtype=torch.bool)).shape
+        torch.Size([2, 3, 8])
+    """
+
+    context_scale = 0.001
+
+    def __init__(
+        self,
+        dim: int = 64,
+        *,
+        max_length: int = 50,
+        layers: int = 2,
+        heads: int = 2,
+        feedforward: int | None = None,
+        dropout: float = 0.5,
+    ) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"SequenceEncoder: heads must divide dim, got dim={dim} and heads={heads}")
+        self.position = nn.Parameter(torch.empty(max_length, dim))
+        self.norm = nn.LayerNorm(dim, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+        self.blocks = nn.ModuleList(
+            EncoderBlock(dim, heads, feedforward or 4 * dim, dropout) for _ in range(layers)
+        )
+        nn.init.normal_(self.position, std=0.02)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(self, x: Tensor, keep: Tensor, context: Tensor | None = None) -> Tensor:
+        """State after each prefix.
+
+        Args:
+            x: (..., L, D) item vectors of the history.
+            keep: (..., L) bool, False at padding.
+            context: (..., L, E) feature vectors for feature-aware attention.
+
+        Returns:
+            (..., L, D).
+
+        Raises:
+            ValueError: if L is more than ``max_length``.
+        """
+        length = x.shape[-2]
+        if length > len(self.position):
+            raise ValueError(f"SequenceEncoder: history of {length} items, but max_length is {len(self.position)}")
+        bias = None if context is None else self.context_scale * (context @ context.transpose(-2, -1))
+        x = self.dropout(self.norm(x + self.position[:length]))
+        for block in self.blocks:
+            x = block(x, keep, bias)
+        return x

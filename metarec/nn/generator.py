@@ -1,0 +1,178 @@
+"""Vectors for items that training has never seen, from their features and those of their nearest items."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metarec.functional.neighbours import nearest_items
+from metarec.nn.items import Items, TableItems
+
+Variant = Literal["metarec", "paper"]
+
+
+class MixedItems(nn.Module):
+    """Trained and generated vectors, both computed once: generated for cold items, trained for the others.
+
+    Args:
+        trained: (I, D).
+        generated: (I, D).
+        known: (I,) bool.
+        cold: (I,) bool, items that take the generated vector.
+        replaceable: (I,) bool, items that may take it in training.
+        probability: with which each occurrence of a replaceable item takes it in training.
+    """
+
+    adapts_rows = True
+    trained: Tensor
+    generated: Tensor
+    known: Tensor
+    cold: Tensor
+    replaceable: Tensor
+
+    def __init__(
+        self, trained: Tensor, generated: Tensor, known: Tensor, cold: Tensor, replaceable: Tensor, probability: float
+    ) -> None:
+        super().__init__()
+        tensors = {"trained": trained, "generated": generated, "known": known, "cold": cold, "replaceable": replaceable}
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+        self.probability = probability
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Vectors (..., D) of item codes (...)."""
+        takes = self.cold[ids]
+        if self.training and self.probability > 0:
+            drawn = torch.rand_like(ids, dtype=self.trained.dtype) < self.probability
+            takes = takes | (drawn & self.replaceable[ids])
+        trained, generated = (F.embedding(ids, t, padding_idx=0) for t in (self.trained, self.generated))
+        return torch.where(takes.unsqueeze(-1), generated, trained)
+
+    def table(self) -> Tensor:
+        """(I, D): generated rows for cold items, trained rows for the others."""
+        return torch.where(self.cold.unsqueeze(-1), self.generated, self.trained)
+
+    def scores(self, state: Tensor) -> Tensor:
+        """Scores (..., I) of states (..., D)."""
+        return state @ self.table().T
+
+    def frozen(self) -> MixedItems:
+        """Itself: there is nothing left to compute."""
+        return self
+
+
+class ColdItemGenerator(nn.Module):
+    """Stands in front of items: a generated vector for a cold item, the item's own vector otherwise.
+
+    Per modality ``e_i = W f_i + sum_k a_k W f_k`` over the K nearest warm items k of i by the dot product of all
+    features, averaged over the modalities that the item has. ``a = softmax_k(v . leaky_relu([W f_i ; W f_k]))``.
+    ``variant="paper"`` is MML's form (Pan et al., CIKM 2022, as released): no leaky_relu, so that the item's own term
+    cancels in the softmax, and a ReLU at the end, so that no generated vector has a negative entry.
+
+    Args:
+        items: the items it stands in front of.
+        features: per modality (I, F).
+        present: per modality (I,) bool.
+        warm: (I,) bool, items that training has seen; they are the neighbours, and the rest with features is cold.
+        dim: D.
+        neighbours: K.
+        probability: with which an occurrence of a warm item takes its generated vector in training.
+        variant: ``"metarec"`` or ``"paper"``.
+
+    Raises:
+        ValueError: if there is no modality, or features and present are not in pairs.
+
+    Example:
+        >>> from metarec.nn import IdItems
+        >>> warm = torch.tensor([False, True, True, True, False])
+        >>> items = ColdItemGenerator(IdItems(5, 8, known=warm), [torch.randn(5, 3)], [torch.ones(5) > 0], warm, dim=8)
+        >>> items.known.tolist()   # the cold item 4 can be ranked
+        [False, True, True, True, True]
+        >>> items(torch.tensor([[1, 4]])).shape
+        torch.Size([1, 2, 8])
+    """
+
+    adapts_rows = True
+    neighbours: Tensor
+    cold: Tensor
+    replaceable: Tensor
+    known: Tensor
+
+    def __init__(
+        self,
+        items: Items,
+        features: Sequence[Tensor],
+        present: Sequence[Tensor],
+        warm: Tensor,
+        *,
+        dim: int = 64,
+        neighbours: int = 5,
+        probability: float = 0.1,
+        variant: Variant = "metarec",
+    ) -> None:
+        super().__init__()
+        if not features or len(features) != len(present):
+            raise ValueError(
+                f"ColdItemGenerator: one features and one present per modality, got {len(features)} and {len(present)}"
+            )
+        self.items = items
+        self.probability = probability
+        self.variant = variant
+        self.projections = nn.ModuleList(nn.Linear(f.shape[1], dim) for f in features)
+        self.attentions = nn.ModuleList(nn.Linear(2 * dim, 1) for _ in features)
+        for index, (matrix, mask) in enumerate(zip(features, present, strict=True)):
+            self.register_buffer(f"features_{index}", matrix, persistent=False)
+            self.register_buffer(f"present_{index}", mask, persistent=False)
+        described = torch.stack(list(present)).any(0) & (torch.arange(len(warm), device=warm.device) > 0)
+        near = nearest_items(torch.cat(list(features), dim=1), described & warm, neighbours)
+        self.register_buffer("neighbours", near, persistent=False)
+        self.register_buffer("cold", described & ~warm, persistent=False)
+        self.register_buffer("replaceable", described & warm, persistent=False)
+        self.register_buffer("known", items.known | self.cold, persistent=False)
+
+    def generated(self) -> Tensor:
+        """Generated vectors of the whole catalogue, (I, D); zero for items without features."""
+        total: Tensor | float = 0.0
+        count: Tensor | float = 0.0
+        for index, (projection, attention) in enumerate(zip(self.projections, self.attentions, strict=True)):
+            present = self.get_buffer(f"present_{index}")
+            vectors = self._one_modality(projection(self.get_buffer(f"features_{index}")), present, attention)
+            total = total + vectors * present.unsqueeze(-1)
+            count = count + present.to(vectors.dtype)
+        mean: Tensor = total / torch.as_tensor(count).clamp(min=1).unsqueeze(-1)
+        return mean
+
+    def _one_modality(self, own: Tensor, present: Tensor, attention: nn.Module) -> Tensor:
+        """(I, D) own projections -> (I, D) own plus the attended neighbours'."""
+        near = own[self.neighbours]
+        pair = torch.cat([own.unsqueeze(1).expand_as(near), near], dim=-1)
+        if self.variant == "metarec":
+            pair = F.leaky_relu(pair, 0.2)
+        usable = present[self.neighbours] & (self.neighbours > 0)
+        weights = attention(pair).squeeze(-1).masked_fill(~usable, -1e9).softmax(-1) * usable
+        out = own + (weights.unsqueeze(-1) * near).sum(1)
+        return F.relu(out) if self.variant == "paper" else out
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Vectors (..., D) of item codes (...)."""
+        out: Tensor = self.frozen()(ids)
+        return out
+
+    def scores(self, state: Tensor) -> Tensor:
+        """Scores (..., I) of states (..., D)."""
+        return state @ self.table().T
+
+    def table(self) -> Tensor:
+        """(I, D): generated rows for cold items, the items' own otherwise."""
+        return torch.where(self.cold.unsqueeze(-1), self.generated(), self.items.table())
+
+    def frozen(self) -> MixedItems | TableItems:
+        """Both kinds of vectors, computed once; in training each occurrence still draws which it takes."""
+        mixed = MixedItems(
+            self.items.table(), self.generated(), self.known, self.cold, self.replaceable, self.probability
+        )
+        return mixed.train(self.training)

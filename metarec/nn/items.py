@@ -1,0 +1,168 @@
+"""Item vectors: a trained table, projected features, or a table computed beforehand.
+
+Every class here answers the same four questions: the vectors of some ids, the scores of a state against the whole
+catalogue, which items it knows, and ``frozen()``, the same items with their vectors computed once.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Items(Protocol):
+    """What a learner needs of its items.
+
+    Attributes:
+        known: (I,) bool, the items whose vectors mean something.
+        adapts_rows: whether a user adapts single rows (a table) rather than shared weights (a projection).
+    """
+
+    known: Tensor
+    adapts_rows: bool
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """Vectors (..., D) of item codes (...)."""
+        ...
+
+    def scores(self, state: Tensor) -> Tensor:
+        """Scores (..., I) of states (..., D) against the whole catalogue."""
+        ...
+
+    def table(self) -> Tensor:
+        """Vectors of the whole catalogue, (I, D)."""
+        ...
+
+    def frozen(self) -> Items:
+        """The same vectors, computed once, with their gradients but without parameters of their own."""
+        ...
+
+
+class TableItems(nn.Module):
+    """Item vectors given as a tensor; gradients flow to whatever made it.
+
+    Args:
+        table: (I, D).
+        known: (I,) bool.
+
+    Example:
+        >>> TableItems(torch.eye(3), torch.ones(3, dtype=torch.bool))(torch.tensor([2]))
+        tensor([[0., 0., 1.]])
+    """
+
+    adapts_rows = True
+    weight: Tensor
+    known: Tensor
+
+    def __init__(self, table: Tensor, known: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", table, persistent=False)
+        self.register_buffer("known", known, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Vectors (..., D) of item codes (...)."""
+        return F.embedding(ids, self.weight, padding_idx=0)
+
+    def scores(self, state: Tensor) -> Tensor:
+        """Scores (..., I) of states (..., D)."""
+        return state @ self.weight.T
+
+    def table(self) -> Tensor:
+        """The table, (I, D)."""
+        return self.weight
+
+    def frozen(self) -> TableItems:
+        """Itself: there is nothing left to compute."""
+        return self
+
+
+class IdItems(nn.Module):
+    """One trained vector per item. It knows only the items that training has seen.
+
+    Args:
+        size: I, catalogue rows including padding.
+        dim: D.
+        known: (I,) bool, items seen in training; default: all but padding.
+
+    Example:
+        >>> IdItems(size=5, dim=3)(torch.tensor([[1, 4]])).shape
+        torch.Size([1, 2, 3])
+    """
+
+    adapts_rows = True
+    known: Tensor
+
+    def __init__(self, size: int, dim: int, known: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size, dim))
+        nn.init.normal_(self.weight, std=0.02)
+        with torch.no_grad():
+            self.weight[0] = 0
+        default = torch.arange(size) > 0
+        self.register_buffer("known", default if known is None else known & default, persistent=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Vectors (..., D) of item codes (...)."""
+        return F.embedding(ids, self.weight, padding_idx=0)
+
+    def scores(self, state: Tensor) -> Tensor:
+        """Scores (..., I) of states (..., D)."""
+        return state @ self.weight.T
+
+    def table(self) -> Tensor:
+        """The table, (I, D)."""
+        return self.weight
+
+    def frozen(self) -> TableItems:
+        """The table without the parameter."""
+        return TableItems(self.weight, self.known)
+
+
+class FeatureItems(nn.Module):
+    """Item vectors projected from features, ``W f + b``; an item without features gets ``b``.
+
+    Args:
+        features: (I, F) float, row 0 zero; not trained.
+        present: (I,) bool, items that have features.
+        dim: D.
+        train_features: train the features too (the released MML code does), starting from the given ones.
+
+    Example:
+        >>> items = FeatureItems(torch.randn(5, 7), torch.tensor([False, True, True, True, True]), dim=3)
+        >>> items(torch.tensor([1, 2])).shape, items.scores(torch.zeros(2, 3)).shape
+        (torch.Size([2, 3]), torch.Size([2, 5]))
+    """
+
+    adapts_rows = False
+    known: Tensor
+    features: Tensor
+
+    def __init__(self, features: Tensor, present: Tensor, dim: int, *, train_features: bool = False) -> None:
+        super().__init__()
+        if train_features:
+            self.features = nn.Parameter(features.clone())
+        else:
+            self.register_buffer("features", features, persistent=False)
+        self.register_buffer("known", present, persistent=False)
+        self.projection = nn.Linear(features.shape[1], dim)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Vectors (..., D) of item codes (...)."""
+        out: Tensor = self.projection(F.embedding(ids, self.features, padding_idx=0))
+        return out
+
+    def scores(self, state: Tensor) -> Tensor:
+        """Scores (..., I) of states (..., D), by way of F so that a user's own W never makes a table per user."""
+        return (state @ self.projection.weight) @ self.features.T + (state @ self.projection.bias).unsqueeze(-1)
+
+    def table(self) -> Tensor:
+        """The projected catalogue, (I, D)."""
+        out: Tensor = self.projection(self.features)
+        return out
+
+    def frozen(self) -> TableItems:
+        """The projected catalogue, computed once."""
+        return TableItems(self.table(), self.known)

@@ -1,0 +1,107 @@
+"""A learner of one modality: items in front, an encoder over the history, scores against the items."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from metarec.functional import losses
+from metarec.nn.items import Items
+from metarec.nn.touched import TouchedRows
+from metarec.types import Examples, Scored
+
+Objective = Literal["bpr", "sampled_softmax", "softmax"]
+Adapts = Literal["encoder", "all"]
+
+
+class ModalityLearner(nn.Module):
+    """Scores the next item of each example by ``state . item vector``.
+
+    Args:
+        items: where item vectors come from (:class:`IdItems`, :class:`FeatureItems`, :class:`ColdItemGenerator`).
+        encoder: reads (x, keep, context) and returns the state after every prefix.
+        context: items whose vectors make the attention feature-aware; none by default.
+        candidates: (I,) bool, items that the full softmax compares with; default: the known items. Give it the items
+            seen upstream, or cold items are only ever pushed away.
+
+    Example:
+        >>> from metarec.nn import IdItems, SequenceEncoder
+        >>> learner = ModalityLearner(IdItems(size=6, dim=8), SequenceEncoder(dim=8))
+        >>> examples = Examples(torch.tensor([[3, 1, 2]]), torch.tensor([[0, 1, 2]]), torch.tensor([[1, 2, 5]]),
+        ...                     torch.tensor([[[4], [4], [4]]]), torch.ones(1, 3))
+        >>> learner.loss(examples).shape, learner(examples).scores.shape
+        (torch.Size([1]), torch.Size([1, 3, 6]))
+    """
+
+    candidates: Tensor
+
+    def __init__(
+        self, items: Items, encoder: nn.Module, *, context: Items | None = None, candidates: Tensor | None = None
+    ) -> None:
+        super().__init__()
+        self.items = items
+        self.encoder = encoder
+        self.context = context
+        self.register_buffer("candidates", items.known if candidates is None else candidates, persistent=False)
+
+    def states(self, examples: Examples) -> Tensor:
+        """State of each example, (..., S, D): one pass over the history serves all of them."""
+        history = examples.history
+        context = None if self.context is None else self.context(history)
+        layer: Tensor = self.encoder(self.items(history), history > 0, context)
+        index = examples.position.unsqueeze(-1).expand(*examples.position.shape, layer.shape[-1])
+        return layer.gather(-2, index)
+
+    def loss(self, examples: Examples, objective: Objective = "bpr") -> Tensor:
+        """Mean loss of each user's examples, (...).
+
+        Args:
+            examples: of any leading dimensions.
+            objective: ``"bpr"`` or ``"sampled_softmax"`` against the examples' negatives, or ``"softmax"`` against
+                all ``candidates``.
+
+        Raises:
+            ValueError: if the objective is not one of the three.
+        """
+        state = self.states(examples)
+        if objective == "softmax":
+            each = losses.softmax(self.items.scores(state), examples.target, self.candidates)
+        elif objective in ("bpr", "sampled_softmax"):
+            positive = (state * self.items(examples.target)).sum(-1)
+            negatives = (state.unsqueeze(-2) * self.items(examples.negatives)).sum(-1)
+            each = getattr(losses, objective)(positive, negatives)
+        else:
+            raise ValueError(f"objective must be 'bpr', 'sampled_softmax' or 'softmax', got {objective!r}")
+        return losses.weighted_mean(each, examples.weight)
+
+    def forward(self, examples: Examples) -> Scored:
+        """Scores of the whole catalogue for each example."""
+        state = self.states(examples)
+        history = examples.history
+        seen = (self.items.known[history] & (history > 0)).cumsum(-1)
+        active = seen.gather(-1, examples.position) > 0
+        return Scored(self.items.scores(state), state, self.items.known, active)
+
+    def task_view(self, adapts: Adapts) -> ModalityLearner:
+        """The learner as one user's task: what of it is still a parameter is what adapts.
+
+        ``"encoder"``: the items are frozen into tables, so only the encoder has parameters. ``"all"``: the projections
+        stay, and a table of items is wrapped in :class:`TouchedRows`, so that a user adapts the rows it touches.
+        """
+        if adapts == "encoder":
+            context = None if self.context is None else self.context.frozen()
+            return type(self)(self.items.frozen(), self.encoder, context=context, candidates=self.candidates)
+        if adapts == "all":
+            items = TouchedRows(self.items.frozen()) if self.items.adapts_rows else self.items
+            return type(self)(items, self.encoder, context=self.context, candidates=self.candidates)
+        raise ValueError(f"adapts must be 'encoder' or 'all', got {adapts!r}")
+
+    def task_tensors(self, support: Examples) -> dict[str, Tensor]:
+        """Tensors that each of B users has of its own from the start, by name: the rows that a task view touches."""
+        if not isinstance(self.items, TouchedRows):
+            return {}
+        return {f"items.{name}": value for name, value in self.items.per_user(support).items()}
+
+

@@ -1,0 +1,282 @@
+"""The record of a run: ``results.json``, its picture, and tables over several runs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from metarec.report import METRICS, Metric, Report, replace_file, text_table, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73")  # Okabe and Ito's, told apart by colour-blind readers
+MARKERS = ("o", "s", "^")
+KEYS = ("dataset", "split", "counts", "seed", "versions", "machine", "seconds", "users", "methods", "cold_items")
+
+
+def write_results(
+    path: str | Path,
+    reports: Mapping[str, Report],
+    *,
+    dataset: str,
+    split: Mapping[str, object],
+    counts: Mapping[str, int],
+    seed: int,
+    seconds: Mapping[str, float],
+    device: torch.device | str = "cpu",
+) -> None:
+    """Write the ``results.json`` of a run; the file is either whole or as it was.
+
+    Args:
+        path: the file; its folder is made.
+        reports: name of the method -> its report.
+        dataset: name of the data set.
+        split: how it was split, e.g. ``{"at": 1631289599}``.
+        counts: users, items, interactions, what was dropped.
+        seed: the seed of the run.
+        seconds: stage -> how long it took.
+        device: where the models ran.
+
+    Raises:
+        TypeError: if ``split`` holds something that JSON cannot.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> one = np.array([1, 2])
+        >>> report = Report(one, one, np.array([1.0, 4.0]), one > 1, k=(2,))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_results(f"{folder}/results.json", {"M": report}, dataset="toy", split={"at": 9},
+        ...                   counts={"users": 2}, seed=0, seconds={"train": 1.5})
+        ...     load_results(folder)["methods"]["M"]["recall@2"]
+        {'mean': 0.5, 'se': 0.5}
+    """
+    results = {
+        "dataset": dataset,
+        "split": dict(split),
+        "counts": dict(counts),
+        "seed": seed,
+        "versions": _versions(),
+        "machine": _machine(torch.device(device)),
+        "seconds": dict(seconds),
+        "users": {name: {"all": len(report), "cold_items": report.cold_users} for name, report in reports.items()},
+        "methods": {name: _plain(report.metrics) for name, report in reports.items()},
+        "cold_items": {name: _plain(report.cold) for name, report in reports.items()},
+    }
+    write_json(path, results)
+
+
+def load_results(path: str | Path) -> dict[str, Any]:
+    """Read the results of a run.
+
+    Args:
+        path: a ``results.json`` or the folder that holds it.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        ValueError: if the file is not JSON or not a run's results; names the file and what is wrong in it.
+
+    Example:
+        >>> load_results("runs/none/results.json")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: runs/none/results.json: no such file; give a run's folder or its results.json
+    """
+    file = Path(path) / "results.json" if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{file}: no such file; give a run's folder or its results.json")
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file}: not a JSON file ({error}); run the experiment again") from error
+    missing = [key for key in KEYS if key not in results] if isinstance(results, dict) else list(KEYS)
+    if missing:
+        raise ValueError(f"{file}: not the results of a run, it lacks {missing}; write it with write_results")
+    for part in ("methods", "cold_items"):
+        _check_metrics(file, part, results[part])
+    return dict(results)
+
+
+def compare_runs(paths: Iterable[str | Path], *, metric: str = "mrr@10", method: str | None = None) -> str:
+    """One line per data set and split: ``metric`` of every method, or all metrics of one ``method``.
+
+    Runs of the same data set and split (other seeds) are averaged. A value stands with its standard error: over the
+    users where there is one run, over the runs where there are several.
+
+    Args:
+        paths: results files, or folders that hold one.
+        metric: which metric to show of every method.
+        method: show all metrics of this method instead.
+
+    Raises:
+        FileNotFoundError: if a path has no results.
+        ValueError: if there is no path, a file is broken, or no run has the metric or the method.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> one = np.array([1, 2])
+        >>> report = Report(one, one, np.array([1.0, 4.0]), one > 1, k=(2,))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_results(f"{folder}/results.json", {"M": report}, dataset="toy", split={"at": 9},
+        ...                   counts={"users": 2}, seed=0, seconds={"train": 1.5})
+        ...     print(compare_runs([folder], metric="recall@2"))
+        recall@2
+        dataset  split  runs  M
+        toy      at=9   1     .500±.500
+    """
+    runs = defaultdict(list)
+    for path in paths:
+        run = load_results(path)
+        cells = run["methods"].get(method, {}) if method else _column(run["methods"], metric)
+        runs[run["dataset"], _describe(run["split"])].append((cells, set(run["methods"]) if method else _names(run)))
+    if not runs:
+        raise ValueError("compare_runs: no run was given")
+    columns = list(dict.fromkeys(name for group in runs.values() for cells, _ in group for name in cells))
+    if not columns:
+        asked = f"method {method!r}" if method else f"metric {metric!r}"
+        known = sorted(set().union(*(names for group in runs.values() for _, names in group)))
+        raise ValueError(f"compare_runs: no run has {asked}; they have {known}")
+    rows = [
+        [
+            dataset,
+            split,
+            str(len(group)),
+            *(_average([cells[name] for cells, _ in group if name in cells]) for name in columns),
+        ]
+        for (dataset, split), group in sorted(runs.items())
+    ]
+    return f"{method or metric}\n" + text_table([["dataset", "split", "runs", *columns], *rows])
+
+
+def plot_results(
+    path: str | Path, reports: Mapping[str, Report], losses: Mapping[str, Sequence[float]], *, k: int = 10
+) -> None:
+    """Draw the run as a PNG: metrics by method on the left, the loss of each stage on the right.
+
+    Args:
+        path: the file to write; its folder is made.
+        reports: name of the method -> its report.
+        losses: stage -> its losses in order.
+        k: the list length of the metrics shown.
+
+    Raises:
+        ValueError: if there is no report or one was not made with this ``k``.
+        ModuleNotFoundError: if matplotlib is not installed.
+
+    Example:
+        >>> import numpy as np, tempfile
+        >>> one = np.array([1, 2])
+        >>> report = Report(one, one, np.array([1.0, 4.0]), one > 1)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     plot_results(f"{folder}/results.png", {"M": report}, {"text": [0.69, 0.5, 0.4]})
+    """
+    lacking = [name for name, report in reports.items() if k not in report.k]
+    if lacking or not reports:
+        raise ValueError(f"plot_results: expected reports with metrics at k={k}, {lacking or 'none at all'} lack it")
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    stages = max(1, len(losses))
+    height = max(3.0, 0.5 * len(reports) + 1.2, 1.5 * stages)
+    figure = Figure(figsize=(11 if losses else 6, height), dpi=120, layout="constrained")
+    grid = figure.add_gridspec(stages, 2 if losses else 1, width_ratios=(3, 2) if losses else None)
+    _draw_metrics(figure.add_subplot(grid[:, 0]), reports, k)
+    for row, (stage, values) in enumerate(losses.items()):
+        axes = figure.add_subplot(grid[row, 1])
+        axes.plot(range(1, len(values) + 1), values, color=COLOURS[0], marker="." if len(values) < 30 else "")
+        axes.set_title(f"loss, {stage}", fontsize="medium", loc="left")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    replace_file(path, image.getvalue())
+
+
+def _draw_metrics(axes: Axes, reports: Mapping[str, Report], k: int) -> None:
+    """One row per method, one marker per metric, bars of one standard error."""
+    for number, metric in enumerate(METRICS):
+        found = [report.metrics[f"{metric}@{k}"] for report in reports.values()]
+        axes.errorbar(
+            [value.mean for value in found],
+            [row + 0.2 * (number - 1) for row in range(len(found))],
+            xerr=[0.0 if math.isnan(value.se) else value.se for value in found],
+            fmt=MARKERS[number],
+            color=COLOURS[number],
+            capsize=3,
+            label=f"{metric}@{k}",
+        )
+    axes.set_yticks(range(len(reports)), list(reports))
+    axes.set_ylim(len(reports) - 0.5, -0.5)
+    axes.set_xlim(left=0)
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_title("mean over users ± standard error", fontsize="medium", loc="left")
+    axes.legend(loc="best", fontsize="small")
+
+
+def _plain(metrics: Mapping[str, Metric]) -> dict[str, dict[str, float | None]]:
+    return {name: metric.to_dict() for name, metric in metrics.items()}
+
+
+def _check_metrics(file: Path, part: str, methods: object) -> None:
+    """Refuse what is not method -> metric -> mean and se."""
+    tables = methods if isinstance(methods, dict) else {"": methods}
+    for name, metrics in tables.items():
+        for metric, value in (metrics if isinstance(metrics, dict) else {"": metrics}).items():
+            if not isinstance(value, dict) or not {"mean", "se"} <= value.keys():
+                where = ".".join(filter(None, (part, name, metric)))
+                raise ValueError(f"{file}: {where}: expected an object with mean and se, got {value!r}")
+
+
+def _column(methods: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    """One metric of every method that has it."""
+    return {name: metrics[metric] for name, metrics in methods.items() if metric in metrics}
+
+
+def _names(run: Mapping[str, Any]) -> set[str]:
+    """The metrics of a run."""
+    return {name for metrics in run["methods"].values() for name in metrics}
+
+
+def _describe(split: Mapping[str, object]) -> str:
+    return ",".join(f"{name}={value}" for name, value in split.items()) or "-"
+
+
+def _average(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Mean over the runs that have a value."""
+    have = [cell for cell in cells if cell["mean"] is not None]
+    if not have:
+        return "-"
+    means = [cell["mean"] for cell in have]
+    error = stdev(means) / math.sqrt(len(means)) if len(means) > 1 else have[0]["se"]
+    return str(Metric(fmean(means), math.nan if error is None else error))
+
+
+def _versions() -> dict[str, str | None]:
+    """Of python and of the packages that the numbers depend on; None for what is not installed as a package."""
+    found: dict[str, str | None] = {"python": platform.python_version()}
+    for package in ("metarec", "torch", "numpy", "polars"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = None
+    return found
+
+
+def _machine(device: torch.device) -> dict[str, object]:
+    """The processor, its cores and the device."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return {"cpu": models[0] if models else platform.machine(), "cores": os.cpu_count(), "device": name}
