@@ -31,7 +31,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.11",
-        "numpy>=1.26",
+        "numpy>=1.26.4",
         "polars>=1.30",
         "safetensors>=0.5",
         "tqdm>=4.66",

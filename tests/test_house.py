@@ -37,6 +37,7 @@ LAYERS = {
     "recipes": MIDDLE,
     "evaluation": MIDDLE | {"report"},
     "report": MIDDLE,
+    "reporting": UPPER,
     "recommender": UPPER,
     "serialization": UPPER,
 }
