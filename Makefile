@@ -36,8 +36,8 @@ lint:  ## ruff: rules and format
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 
-types:  ## mypy --strict
-	$(PYTHON) -m mypy --strict metarec
+types:  ## mypy --strict on the library, the examples and the benchmarks
+	$(PYTHON) -m mypy --strict metarec $(wildcard examples/*.py benchmarks/*.py)
 
 doctest:  ## the examples in the docstrings
 	$(PYTHON) -m pytest --doctest-modules metarec
