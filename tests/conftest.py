@@ -2,6 +2,7 @@
 
 import os
 
+import torch
 from hypothesis import settings
 
 os.environ.setdefault("MPLBACKEND", "Agg")
@@ -9,3 +10,5 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # A test never times, and fails the same way twice.
 settings.register_profile("metarec", deadline=None, derandomize=True)
 settings.load_profile("metarec")
+
+torch.set_num_threads(1)  # the tests' tensors are tiny: threads only get in each other's way

@@ -76,13 +76,17 @@ class ModalityLearner(nn.Module):
             raise ValueError(f"objective must be 'bpr', 'sampled_softmax' or 'softmax', got {objective!r}")
         return losses.weighted_mean(each, examples.weight)
 
-    def forward(self, examples: Examples) -> Scored:
-        """Scores of the whole catalogue for each example."""
+    def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        """Catalogue scores (..., S, I), states (..., S, D) and whether the history is known at all (..., S)."""
         state = self.states(examples)
         history = examples.history
         seen = (self.items.known[history] & (history > 0)).cumsum(-1)
-        active = seen.gather(-1, examples.position) > 0
-        return Scored(self.items.scores(state), state, self.items.known, active)
+        return self.items.scores(state), state, seen.gather(-1, examples.position) > 0
+
+    def forward(self, examples: Examples) -> Scored:
+        """Scores of the whole catalogue for each example."""
+        scores, state, active = self.rank(examples)
+        return Scored(scores, state, self.items.known, active)
 
     def task_view(self, adapts: Adapts) -> ModalityLearner:
         """The learner as one user's task: what of it is still a parameter is what adapts.

@@ -1,0 +1,206 @@
+"""The batched inner loop: thousands of users take their gradient steps at once."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from metarec.meta.memory import users_in_budget
+from metarec.meta.stack import TaskStack
+from metarec.types import EpisodeBatch, Examples, Scored
+
+Engine = Literal["auto", "native", "learn2learn"]
+
+
+class Learner(Protocol):
+    """What can be meta-learned: losses and scores of examples, and a view of itself as one user's task."""
+
+    def loss(self, examples: Examples, objective: Any) -> Tensor: ...
+
+    def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def task_view(self, adapts: Any) -> nn.Module: ...
+
+
+class Adapted:
+    """Adapted weights of B users, as values: calling it scores those users' examples.
+
+    Attributes:
+        stacks: the users' weights, in the chunks in which they were adapted.
+    """
+
+    def __init__(self, stacks: Sequence[TaskStack], known: Tensor) -> None:
+        self.stacks = tuple(stacks)
+        self.known = known
+
+    def __len__(self) -> int:
+        return sum(stack.users for stack in self.stacks)
+
+    def __call__(self, examples: Examples) -> Scored:
+        """Scores of the whole catalogue for each of the B users' examples.
+
+        Raises:
+            ValueError: if the examples are not of the B users that were adapted.
+        """
+        scores, state, active = (torch.cat(parts) for parts in zip(*self._each("rank", examples), strict=True))
+        return Scored(scores, state, self.known, active)
+
+    def loss(self, examples: Examples, objective: str = "bpr") -> Tensor:
+        """Each user's loss on its examples, (B,)."""
+        return torch.cat(self._each("loss", examples, objective))
+
+    def _each(self, method: str, examples: Examples, *args: Any) -> list[Any]:
+        if len(examples) != len(self):
+            raise ValueError(f"adapted to {len(self)} users, but got the examples of {len(examples)}")
+        out, start = [], 0
+        for stack in self.stacks:
+            out.append(stack(method, examples[start : start + stack.users], *args))
+            start += stack.users
+        return out
+
+    def weights(self) -> dict[str, Tensor]:
+        """Adapted weights by name, (B, ...); touched rows are padded to the widest user.
+
+        Only for users adapted in one chunk or without touched rows, where the shapes agree.
+        """
+        parts = [stack.weights() for stack in self.stacks]
+        return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+
+
+class MetaLearner(nn.Module):
+    """MAML (Finn et al., ICML 2017) over users, adapting them all at once.
+
+    Each user takes ``steps`` SGD steps of size ``lr`` on its own support loss, from the shared initialisation; the
+    query loss at the adapted weights teaches the shared weights. First order (the default) treats the inner gradients
+    as constants. The learner's ``task_view`` says what adapts.
+
+    The inner loss is the SUM over users: their weights are separate, so each user's gradient is its own.
+
+    Args:
+        learner: e.g. a :class:`~metarec.nn.ModalityLearner`.
+        lr: inner step size.
+        steps: inner steps.
+        adapts: ``"encoder"``, or ``"all"``: the projections and the touched item rows too.
+        second_order: differentiate through the inner steps.
+        objectives: inner and outer loss: ``"bpr"``, ``"sampled_softmax"`` or ``"softmax"``.
+        engine: ``"learn2learn"`` steps through its ``MAML``, ``"native"`` here; equal results. ``"auto"`` takes
+            learn2learn where it is installed.
+        memory_budget: bytes that adapting may take at once; users are adapted in chunks that fit. Default: half of the
+            free memory of a GPU, 1 GiB on a CPU.
+
+    Raises:
+        ValueError: if ``steps`` or ``lr`` is negative or the engine is unknown.
+        ModuleNotFoundError: if ``engine="learn2learn"`` and it is not installed.
+
+    Example:
+        >>> from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
+        >>> learner = ModalityLearner(IdItems(size=6, dim=8), SequenceEncoder(dim=8))
+        >>> meta = MetaLearner(learner, lr=0.1, steps=2, engine="native")
+        >>> support = Examples(torch.tensor([[3, 1, 2], [1, 2, 0]]), torch.tensor([[0, 1], [0, 0]]),
+        ...                    torch.tensor([[1, 2], [2, 0]]), torch.full((2, 2, 1), 4), torch.tensor([[1., 1], [1, 0]]))
+        >>> meta.adapt(support)(support).scores.shape
+        torch.Size([2, 2, 6])
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        *,
+        lr: float = 1e-3,
+        steps: int = 5,
+        adapts: Literal["encoder", "all"] = "encoder",
+        second_order: bool = False,
+        objectives: tuple[str, str] = ("bpr", "bpr"),
+        engine: Engine = "auto",
+        memory_budget: int | None = None,
+    ) -> None:
+        super().__init__()
+        if steps < 0 or lr < 0:
+            raise ValueError(f"MetaLearner: steps and lr must not be negative, got steps={steps} and lr={lr}")
+        if engine not in ("auto", "native", "learn2learn"):
+            raise ValueError(f"MetaLearner: engine must be 'auto', 'native' or 'learn2learn', got {engine!r}")
+        found = importlib.util.find_spec("learn2learn") is not None
+        if engine == "learn2learn" and not found:
+            raise ModuleNotFoundError("learn2learn is not installed: `make extras` installs it, or use engine='native'")
+        self.learner: Any = learner
+        self.lr, self.steps, self.adapts, self.second_order = lr, steps, adapts, second_order
+        self.objectives = objectives
+        self.learn2learn = engine == "learn2learn" or (engine == "auto" and found)
+        self.memory_budget = memory_budget
+
+    def adapt(self, support: Examples, *, steps: int | None = None) -> Adapted:
+        """Adapt to B users at once; the shared weights stay as they are.
+
+        Under ``torch.no_grad()`` the adapted weights are plain values; otherwise their graph leads back to the shared
+        weights, for an outer loss.
+
+        Args:
+            support: what each user has clicked.
+            steps: inner steps, if not the usual number; 0 gives the shared weights.
+        """
+        keep_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            view = self.learner.task_view(self.adapts)
+            chunk = users_in_budget(view, support, self._graph_steps(keep_graph), self.memory_budget)
+            stacks = []
+            for start in range(0, len(support), chunk):
+                stack = self._adapt_chunk(view, support[start : start + chunk], self.steps if steps is None else steps)
+                stacks.append(stack if keep_graph else stack.detached())
+        return Adapted(stacks, view.items.known)
+
+    def _graph_steps(self, keep_graph: bool) -> int:
+        """How many inner steps' activations are held at once."""
+        return max(1, self.steps) if keep_graph and self.second_order else 1
+
+    def _adapt_chunk(self, view: Any, support: Examples, steps: int) -> TaskStack:
+        stack = TaskStack(view, len(support), view.task_tensors(support))
+        if self.learn2learn:
+            return self._learn2learn_steps(stack, support, steps)
+        for _ in range(steps):
+            weights = stack.weights()
+            loss = stack("loss", support, self.objectives[0]).sum()
+            gradients = torch.autograd.grad(
+                loss, list(weights.values()), create_graph=self.second_order, allow_unused=True
+            )
+            stack = stack.with_weights(
+                {n: w if g is None else w - self.lr * g for (n, w), g in zip(weights.items(), gradients, strict=True)}
+            )
+        return stack
+
+    def _learn2learn_steps(self, stack: TaskStack, support: Examples, steps: int) -> TaskStack:
+        from learn2learn.algorithms import MAML
+
+        maml = MAML(stack, lr=self.lr, first_order=not self.second_order, allow_unused=True)
+        for _ in range(steps):
+            maml.adapt(maml.module("loss", support, self.objectives[0]).sum())
+        out: TaskStack = maml.module
+        return out
+
+    def query_loss(self, episodes: EpisodeBatch) -> Tensor:
+        """Each user's query loss at its adapted weights, (B,), with the graph to the shared weights."""
+        return self.adapt(episodes.support).loss(episodes.query, self.objectives[1])
+
+    def backward(self, episodes: EpisodeBatch) -> float:
+        """Add the gradient of the mean query loss over users to ``.grad``, chunk by chunk; returns that loss.
+
+        Raises:
+            FloatingPointError: if a user's loss is not finite; names the users.
+        """
+        view = self.learner.task_view(self.adapts)
+        chunk = users_in_budget(view, episodes.support, self._graph_steps(True), self.memory_budget)
+        total = 0.0
+        for part in episodes.chunks(chunk):
+            losses = self.query_loss(part)
+            if not bool(torch.isfinite(losses).all()):
+                users = part.user[~torch.isfinite(losses)].tolist()
+                raise FloatingPointError(
+                    f"query loss of user codes {users[:5]} is not finite after {self.steps} inner steps of lr={self.lr};"
+                    " lower the inner or outer learning rate"
+                )
+            (losses.sum() / len(episodes)).backward()
+            total += float(losses.detach().sum())
+        return total / len(episodes)

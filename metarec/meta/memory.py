@@ -1,0 +1,39 @@
+"""How many users fit into a memory budget."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from metarec.types import Examples
+
+CPU_BUDGET = 1 << 30
+COPIES = 4  # weights before and after a step, their gradient, and one temporary
+ACTIVATIONS = 40  # floats kept for the backward pass per layer, token and unit of width, feed-forward included
+
+
+def users_in_budget(view: nn.Module, support: Examples, graph_steps: int, budget: int | None = None) -> int:
+    """Users that can be adapted at once.
+
+    Counts per user: ``COPIES`` of the adapting weights (one more per inner step kept for second order), and the
+    activations of one forward and backward pass per kept step.
+
+    Args:
+        view: one user's task.
+        support: of all users; its shape says how long they are.
+        graph_steps: inner steps whose graphs are alive at once.
+        budget: bytes; default half of the free memory of a GPU, 1 GiB on a CPU.
+
+    Returns:
+        at least 1.
+    """
+    parameters = list(view.parameters())
+    device = support.history.device
+    if budget is None:
+        budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CPU_BUDGET
+    weights = sum(p.numel() for p in parameters)
+    width = max((p.shape[-1] for p in parameters if p.ndim), default=1)
+    tokens = support.history.shape[-1] + support.target.shape[-1] * (1 + support.negatives.shape[-1])
+    per_step = ACTIVATIONS * tokens * width + weights
+    size = parameters[0].element_size() if parameters else 4
+    return max(1, int(budget // (size * (COPIES * weights + graph_steps * per_step))))
