@@ -2,6 +2,16 @@
 
 from metarec.data.atomic import load_atomic
 from metarec.data.dataset import Catalog, Dataset, Modality, Vocabulary
+from metarec.data.sampler import EpisodeSampler
 from metarec.data.split import split_by_time, split_time
 
-__all__ = ["Catalog", "Dataset", "Modality", "Vocabulary", "load_atomic", "split_by_time", "split_time"]
+__all__ = [
+    "Catalog",
+    "Dataset",
+    "EpisodeSampler",
+    "Modality",
+    "Vocabulary",
+    "load_atomic",
+    "split_by_time",
+    "split_time",
+]
