@@ -1,0 +1,206 @@
+"""The cold-user protocol against a loop over users written from its definition."""
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metarec.data.dataset import Catalog, Dataset, Vocabulary
+from metarec.evaluation import evaluate
+from metarec.recipes.popularity import Popularity
+from metarec.report import Report, results_table
+from metarec.types import Examples, Method, Scored, Scorer
+
+ITEMS, USERS = 23, 37
+
+
+def make_data(seed: int = 0) -> Dataset:
+    """Users of 2 to 9 clicks (some too few for the protocol), items 18 and above cold."""
+    rng = np.random.default_rng(seed)
+    clicks = rng.integers(2, 10, size=USERS)
+    user = np.repeat(np.arange(1, USERS + 1), clicks)
+    warm = np.arange(ITEMS + 1) < 18
+    warm[0] = False
+    return Dataset(
+        users=Vocabulary([f"u{i}" for i in range(USERS)], "user"),
+        catalog=Catalog(Vocabulary([f"i{i}" for i in range(ITEMS)])),
+        user=user,
+        item=rng.integers(1, ITEMS + 1, size=len(user)),
+        time=np.arange(len(user)),
+        warm=warm,
+        name="made up",
+    )
+
+
+def clicks_of(data: Dataset) -> Iterator[tuple[int, list[int]]]:
+    for user in data.user_codes.tolist():
+        yield user, data.item[data.user == user].tolist()
+
+
+class Neighbours:
+    """Scores by how close an item is to the last one read; what the user adapted to is pushed up."""
+
+    table = torch.from_numpy(np.random.default_rng(1).permutation((ITEMS + 1) ** 2).reshape(ITEMS + 1, -1)).float()
+
+    def adapt(self, support: Examples) -> Scorer:
+        learned = torch.zeros(len(support), ITEMS + 1).scatter_add(1, support.target, support.weight * 100)
+
+        def score(examples: Examples) -> Scored:
+            last = examples.history.gather(1, examples.position)
+            return scored(self.table[last] + learned[:, None])
+
+        return score
+
+
+def scored(scores: Tensor) -> Scored:
+    return Scored(scores, scores[..., :1], torch.ones(scores.shape[-1]) > 0, torch.ones(scores.shape[:-1]) > 0)
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+@pytest.mark.parametrize("exclude_seen", [False, True])
+@pytest.mark.parametrize("users_per_batch", [1, 8, 512])
+def test_ranks_are_those_of_a_loop_over_users(
+    part: Literal["test", "validation"], exclude_seen: bool, users_per_batch: int
+) -> None:
+    data, method, expected = make_data(), Neighbours(), {}
+    for user, clicks in clicks_of(data):
+        if len(clicks) < 4:
+            continue
+        *history, target = clicks if part == "test" else clicks[:-1]
+        scores = method.table[history[-1]].clone()
+        for item in clicks[1:-2]:
+            scores[item] += 100
+        rivals = set(range(1, ITEMS + 1)) - {target} - (set(history) if exclude_seen else set())
+        better = sum(float(scores[i] > scores[target]) + 0.5 * float(scores[i] == scores[target]) for i in rivals)
+        expected[user] = (target, 1 + better)
+    report = evaluate(method, data, part=part, exclude_seen=exclude_seen, users_per_batch=users_per_batch, max_length=9)
+    assert report.user.tolist() == sorted(expected)
+    found = dict(zip(report.user.tolist(), zip(report.target.tolist(), report.rank.tolist(), strict=True), strict=True))
+    assert found == expected
+    assert report.is_cold.tolist() == [expected[user][0] >= 18 for user in sorted(expected)]
+    assert 0 < report.cold_users < len(report) < USERS
+
+
+def test_popularity_counts_clicks_and_ranks_by_them() -> None:
+    up, down = make_data(0), make_data(5)
+    for since in (None, 60):
+        counted = [item for item, time in zip(up.item.tolist(), up.time, strict=True) if since is None or time >= since]
+        counts = [counted.count(item) for item in range(ITEMS + 1)]
+        assert Popularity(up, since=since).counts.tolist() == counts
+        report = evaluate(Popularity(up, since=since), down)
+        for target, rank in zip(report.target.tolist(), report.rank.tolist(), strict=True):
+            rivals = [counts[item] for item in range(1, ITEMS + 1) if item != target]
+            assert rank == 1 + sum(c > counts[target] for c in rivals) + rivals.count(counts[target]) / 2
+    assert isinstance(Popularity(up), Method)
+    with pytest.raises(ValueError, match="made up has no interaction at or after since=1000"):
+        Popularity(up, since=1000)
+
+
+def test_means_and_standard_errors_are_those_of_numpy() -> None:
+    rank = np.array([1.0, 2.5, 5.0, 5.5, 30.0, 12.0])
+    cold = np.array([True, False, True, False, False, True])
+    report = Report(np.arange(6), np.arange(6), rank, cold, k=(5, 20))
+    for metrics, keep in ((report.metrics, cold | ~cold), (report.cold, cold), (report.on(rank > 4), rank > 4)):
+        assert list(metrics) == ["recall@5", "recall@20", "mrr@5", "mrr@20", "ndcg@5", "ndcg@20"]
+        for k in (5, 20):
+            hit = rank[keep] <= k
+            worth = {"recall": hit * 1.0, "mrr": hit / rank[keep], "ndcg": hit / np.log2(1 + rank[keep])}
+            for name, values in worth.items():
+                error = np.sqrt(((values - values.mean()) ** 2).sum() / (len(values) - 1) / len(values))
+                found = metrics[f"{name}@{k}"]
+                assert (found.mean, found.se) == pytest.approx((values.mean(), error), rel=1e-12)
+
+
+def test_a_slice_without_users_has_no_numbers() -> None:
+    none = np.zeros(2, dtype=bool)
+    report = Report(np.arange(2), np.arange(2), np.array([1.0, 2.0]), none, k=(1,))
+    assert math.isnan(report.cold["mrr@1"].mean)
+    assert report.cold["mrr@1"].to_dict() == {"mean": None, "se": None}
+    assert "cold" not in str(report)
+    assert str(report.cold["mrr@1"]) == "-"
+    with pytest.raises(ValueError, match=r"one value per user, got \[2, 2, 2, 1\]"):
+        Report(none, none, none, none[:1])
+
+
+def test_a_diverged_method_is_named() -> None:
+    class Diverged:
+        def adapt(self, support: Examples) -> Scorer:
+            return lambda examples: scored(torch.full((*examples.target.shape, ITEMS + 1), float("nan")))
+
+    with pytest.raises(ValueError, match=r"evaluating Diverged on made up: ranks: score nan at \(0, 0, 1\)"):
+        evaluate(Diverged(), make_data())
+
+
+def test_scores_that_do_not_cover_the_catalogue_are_refused() -> None:
+    class Narrow:
+        def adapt(self, support: Examples) -> Scorer:
+            return lambda examples: scored(torch.zeros(*examples.target.shape, ITEMS))
+
+    with pytest.raises(ValueError, match=r"evaluating Narrow on made up: expected scores \(\d+, 1, 24\), got"):
+        evaluate(Narrow(), make_data())
+
+
+def test_a_module_is_evaluated_in_evaluation_mode_and_left_as_it_was() -> None:
+    class Module(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.frozen, self.seen = nn.Linear(1, 1).eval(), set[bool]()
+
+        def adapt(self, support: Examples) -> Scorer:
+            self.seen.add(self.training or self.frozen.training)
+            assert torch.is_grad_enabled()  # adapting needs gradients
+            return lambda examples: scored(torch.zeros(*examples.target.shape, ITEMS + 1))
+
+    module = Module()
+    report = evaluate(module, make_data())
+    assert module.seen == {False}
+    assert module.training and not module.frozen.training
+    assert set(report.rank.tolist()) == {(ITEMS + 1) / 2}
+
+
+def test_a_report_says_what_it_is_and_writes_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = make_data()
+    report = evaluate(Neighbours(), data, k=(2, 7), exclude_seen=True, seed=3, progress=True)
+    assert "evaluate Neighbours" in capsys.readouterr().err
+    report.to_json(tmp_path / "deep" / "report.json")
+    read = json.loads((tmp_path / "deep" / "report.json").read_text())
+    too_few = sum(len(clicks) < 4 for _, clicks in clicks_of(data))
+    assert read["info"].pop("refused") == {"users with fewer than 4 clicks": too_few}
+    assert read["info"] == {
+        "method": "Neighbours",
+        "data": "made up",
+        "part": "test",
+        "exclude_seen": True,
+        "seed": 3,
+        "max_length": 50,
+        "negatives": 1,
+    }
+    assert read["per_user"]["rank"] == report.rank.tolist()
+    assert read["users"] == USERS - too_few
+    assert read["metrics"]["mrr@7"]["mean"] == report.metrics["mrr@7"].mean
+    lines = str(report).splitlines()
+    assert lines[0] == f"Neighbours on made up (test): {len(report)} users"
+    assert lines[2].split() == ["recall", str(report.metrics["recall@2"]), str(report.metrics["recall@7"])]
+
+
+def test_a_table_of_methods() -> None:
+    rank = np.array([1.0, 2.0, 4.0, 100.0])
+    users, cold = np.arange(1, 5), np.array([False, False, True, True])
+    first, second = (Report(users, users, r, cold, k=(3,)) for r in (rank, np.ones(4)))
+    assert results_table({"first": first, "second": second}).splitlines() == [
+        "method  users  recall@3    mrr@3       ndcg@3",
+        "first   4      .500±.289   .375±.239   .408±.247",
+        "second  4      1.000±.000  1.000±.000  1.000±.000",
+    ]
+    assert results_table({"first": first}, cold=True).splitlines()[1].split() == ["first", "2", *[".000±.000"] * 3]
+    other = Report(users, users, rank, cold, k=(5,))
+    with pytest.raises(ValueError, match="reports with one k"):
+        results_table({"first": first, "other": other})
+    with pytest.raises(ValueError, match="reports with one k"):
+        results_table({})
