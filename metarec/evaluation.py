@@ -96,9 +96,9 @@ def evaluate(
 
 def _rank(method: Method, batch: EpisodeBatch, items: int, *, exclude_seen: bool) -> tuple[Tensor, Tensor, Tensor]:
     """User, target and rank of every query example."""
-    query, scorer = batch.query, method.adapt(batch.support)
+    query = batch.query
     with torch.no_grad():
-        scores = scorer(query).scores
+        scores = method.adapt(batch.support)(query).scores
         if scores.shape != (*query.target.shape, items):
             raise ValueError(f"expected scores {(*query.target.shape, items)}, got {tuple(scores.shape)}")
         allowed = ~_seen(query, items) if exclude_seen else torch.ones(items, dtype=torch.bool, device=scores.device)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarec.files import write_json
 from metarec.functional.ranking import mrr_at, ndcg_at, recall_at
 
 METRICS: Mapping[str, Callable[[Tensor, int], Tensor]] = {"recall": recall_at, "mrr": mrr_at, "ndcg": ndcg_at}
@@ -180,28 +179,6 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of equal length as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def write_json(path: str | Path, value: object) -> None:
-    """Write a value as JSON; whatever interrupts it, the file is either the whole new one or the old one.
-
-    Raises:
-        TypeError: if JSON cannot hold the value.
-        ValueError: if a number is not finite.
-    """
-    replace_file(path, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
-
-
-def replace_file(path: str | Path, content: bytes) -> None:
-    """Write a file by way of a temporary neighbour, so that nobody ever sees half of it; makes the folder."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _mean(values: NDArray[np.float64]) -> Metric:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from metarec.report import METRICS, Metric, Report, replace_file, text_table, write_json
+from metarec.files import replace_file, write_json
+from metarec.report import METRICS, Metric, Report, text_table
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

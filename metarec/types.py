@@ -190,7 +190,9 @@ class Progress:
 class Scorer(Protocol):
     """Adapted weights of some users: scores their examples."""
 
-    def __call__(self, examples: Examples) -> Scored: ...
+    def __call__(self, examples: Examples) -> Scored:
+        """Score the whole catalogue for each example."""
+        ...
 
 
 @runtime_checkable
@@ -198,5 +200,8 @@ class Method(Protocol):
     """Anything that can be evaluated or served: adapts to users' support and returns what scores them."""
 
     def adapt(self, support: Examples) -> Scorer:
-        """Adapt to B users at once; the method itself is left as it was."""
+        """Adapt to B users at once; the method itself is left as it was.
+
+        Evaluation and serving call this under ``torch.no_grad()``: gradients are to be enabled where they are needed.
+        """
         ...

@@ -24,11 +24,12 @@ SOURCES = [
 ]
 
 # What each room may import, itself aside. __init__.py may import them all.
-GROUND = {"types", "functional"}
+GROUND = {"types", "functional", "files"}
 MIDDLE = GROUND | {"data", "nn", "meta"}
 UPPER = MIDDLE | {"recipes", "evaluation", "report"}
 LAYERS = {
     "types": set(),
+    "files": set(),
     "functional": {"types"},
     "data": GROUND,
     "nn": GROUND,

@@ -1,19 +1,29 @@
 """Pure tensor functions: losses, attention, fusion, nearest items, ranking metrics, segment sums."""
 
 from metarec.functional.attention import causal_attention, merge_heads, split_heads
-from metarec.functional.fusion import fuse, standardise
+from metarec.functional.fusion import fuse, standardise, standardise_features
 from metarec.functional.losses import bpr, sampled_softmax, softmax, weighted_mean
 from metarec.functional.neighbours import nearest_items
+from metarec.functional.ranking import mrr_at, ndcg_at, ranks, recall_at
+from metarec.functional.segments import segment_max, segment_mean, segment_sum
 
 __all__ = [
     "bpr",
     "causal_attention",
     "fuse",
     "merge_heads",
+    "mrr_at",
+    "ndcg_at",
     "nearest_items",
+    "ranks",
+    "recall_at",
     "sampled_softmax",
+    "segment_max",
+    "segment_mean",
+    "segment_sum",
     "softmax",
     "split_heads",
     "standardise",
+    "standardise_features",
     "weighted_mean",
 ]

@@ -45,3 +45,25 @@ def fuse(scores: Tensor, weights: Tensor, known: Tensor) -> Tensor:
     mean = (share * scores).sum(-2) / torch.where(total > 0, total, torch.ones_like(total))
     lowest = mean.masked_fill(total <= 0, torch.inf).amin(-1, keepdim=True)
     return torch.where(total > 0, mean, torch.where(lowest.isfinite(), lowest, torch.zeros_like(lowest)))
+
+
+def standardise_features(features: Tensor, present: Tensor) -> Tensor:
+    """Features with column means 0 and mean square 1 over the items that have them; the others stay 0.
+
+    One scale for all columns: the directions that vary most keep their lead.
+
+    Args:
+        features: (I, F).
+        present: (I,) bool.
+
+    Example:
+        >>> standardise_features(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([False, True, True]))
+        tensor([[ 0.],
+                [-1.],
+                [ 1.]])
+    """
+    mask = present.unsqueeze(-1).to(features.dtype)
+    count = mask.sum().clamp(min=1)
+    centred = (features - (features * mask).sum(0) / count) * mask
+    scale = ((centred**2).sum() / (count * features.shape[1])).clamp(min=1e-12).sqrt()
+    return centred / scale

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 
 def bpr(positive: Tensor, negatives: Tensor) -> Tensor:
@@ -58,9 +57,9 @@ def softmax(scores: Tensor, target: Tensor, allowed: Tensor) -> Tensor:
         >>> softmax(torch.zeros(1, 5), torch.tensor([1]), torch.tensor([False, True, True, False, False]))
         tensor([0.6931])
     """
-    own = F.one_hot(target, scores.shape[-1]).bool()
-    masked = scores.masked_fill(~(allowed | own), -torch.inf)
-    return masked.logsumexp(-1) - scores.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    own = scores.gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    others = scores.masked_fill(~allowed, -torch.inf).logsumexp(-1)
+    return torch.where(allowed[target], others, torch.logaddexp(others, own)) - own
 
 
 def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:

@@ -19,11 +19,17 @@ Engine = Literal["auto", "native", "learn2learn"]
 class Learner(Protocol):
     """What can be meta-learned: losses and scores of examples, and a view of itself as one user's task."""
 
-    def loss(self, examples: Examples, objective: Any) -> Tensor: ...
+    def loss(self, examples: Examples, objective: Any) -> Tensor:
+        """Mean loss of each user's examples."""
+        ...
 
-    def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]: ...
+    def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        """Catalogue scores, states, and whether the history is known at all."""
+        ...
 
-    def task_view(self, adapts: Any) -> nn.Module: ...
+    def task_view(self, adapts: Any) -> nn.Module:
+        """The learner as one user's task: its parameters are what adapts."""
+        ...
 
 
 class Adapted:
@@ -46,8 +52,13 @@ class Adapted:
         Raises:
             ValueError: if the examples are not of the B users that were adapted.
         """
-        scores, state, active = (torch.cat(parts) for parts in zip(*self._each("rank", examples), strict=True))
+        scores, state, active = self.rank(examples)
         return Scored(scores, state, self.known, active)
+
+    def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        """Catalogue scores (B, Q, I), states (B, Q, D) and whether the history is known at all (B, Q)."""
+        scores, state, active = (torch.cat(parts) for parts in zip(*self._each("rank", examples), strict=True))
+        return scores, state, active
 
     def loss(self, examples: Examples, objective: str = "bpr") -> Tensor:
         """Each user's loss on its examples, (B,)."""
@@ -167,7 +178,7 @@ class MetaLearner(nn.Module):
                 loss, list(weights.values()), create_graph=self.second_order, allow_unused=True
             )
             stack = stack.with_weights(
-                {n: w if g is None else w - self.lr * g for (n, w), g in zip(weights.items(), gradients, strict=True)}
+                {n: w if g is None else torch.add(w, g, alpha=-self.lr) for (n, w), g in zip(weights.items(), gradients, strict=True)}
             )
         return stack
 

@@ -88,6 +88,10 @@ class ModalityLearner(nn.Module):
         scores, state, active = self.rank(examples)
         return Scored(scores, state, self.items.known, active)
 
+    def adapt(self, support: Examples) -> ModalityLearner:
+        """Itself: without a meta-learner around it, a learner treats every user alike."""
+        return self
+
     def task_view(self, adapts: Adapts) -> ModalityLearner:
         """The learner as one user's task: what of it is still a parameter is what adapts.
 

@@ -1,0 +1,152 @@
+"""The settings of MML and its presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Literal
+
+SPLIT_TIME = 1631289599  # seconds; the released split of hangzhou, shanghai and changsha
+
+
+@dataclass(frozen=True)
+class MMLConfig:
+    """Settings of :class:`~metarec.recipes.mml.MML`.
+
+    The defaults are metarec's own recipe; ``preset`` gives the released hyper-parameters. Learning rates are one
+    number, or one per learner (``"id"`` and the modalities' names; others take ``"default"``).
+
+    Attributes:
+        modalities: feature modalities to use, each with a learner beside the ID learner; None for all.
+        variant: ``"paper"`` takes the released forms where ours deviate (generator, what adapts at test).
+        dim: width of item vectors and states.
+        layers: encoder blocks.
+        heads: attention heads.
+        max_length: longest history.
+        dropout: of embeddings, hidden layers and attention weights.
+        warmup_epochs: ordinary next-item epochs before meta-training.
+        epochs: meta-training epochs.
+        users_per_batch: users per outer step.
+        queries: last clicks of a user that judge the adapted weights: a number, or a share of the clicks.
+        lr: outer learning rate (Adam).
+        inner_steps: inner SGD steps.
+        inner_lr: inner step size.
+        objectives: inner and outer loss.
+        negatives: negatives per example.
+        neighbours: nearest items that a generated vector attends to.
+        generated: probability that an item takes its generated vector while the generator is trained.
+        generator_epochs: epochs of stage 2.
+        generator_lr: its learning rate.
+        fusion_users: share of the upstream users that train the fusion.
+        fusion_epochs: at most so many epochs of stage 3.
+        fusion_lr: its learning rate.
+        test_steps: steps for a new user; None for ``inner_steps``.
+        test_lr: step size for a new user; None for ``inner_lr``.
+        test_adapts: ``"encoder"`` or ``"all"``.
+
+    Raises:
+        ValueError: if a setting is out of range.
+
+    Example:
+        >>> MMLConfig(dim=32).dim, MMLConfig.preset("hangzhou").rate("lr", "text")
+        (32, 0.005)
+    """
+
+    modalities: tuple[str, ...] | None = None
+    variant: Literal["metarec", "paper"] = "metarec"
+    dim: int = 64
+    layers: int = 2
+    heads: int = 2
+    max_length: int = 50
+    dropout: float = 0.3
+    warmup_epochs: int = 10
+    epochs: int = 2
+    users_per_batch: int = 128
+    queries: int | float = 0.5
+    lr: float | Mapping[str, float] = 1e-3
+    inner_steps: int = 5
+    inner_lr: float = 1e-2
+    objectives: tuple[str, str] = ("bpr", "softmax")
+    negatives: int = 1
+    neighbours: int = 5
+    generated: float = 0.1
+    generator_epochs: int = 2
+    generator_lr: float = 1e-3
+    fusion_users: float = 0.25
+    fusion_epochs: int = 50
+    fusion_lr: float = 1e-3
+    test_steps: int | None = None
+    test_lr: float | Mapping[str, float] | None = None
+    test_adapts: Literal["encoder", "all"] = "encoder"
+
+    def __post_init__(self) -> None:
+        least = {"dim": 1, "layers": 1, "heads": 1, "max_length": 3, "users_per_batch": 1, "negatives": 1}
+        counts = ("warmup_epochs", "epochs", "inner_steps", "generator_epochs", "fusion_epochs")
+        for name, low in {**least, **dict.fromkeys(counts, 0), "neighbours": 1}.items():
+            if getattr(self, name) < low:
+                raise ValueError(f"MMLConfig: {name} must be at least {low}, got {getattr(self, name)}")
+        for name in ("dropout", "generated", "fusion_users"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"MMLConfig: {name} must be between 0 and 1, got {getattr(self, name)}")
+        if self.variant not in ("metarec", "paper"):
+            raise ValueError(f"MMLConfig: variant must be 'metarec' or 'paper', got {self.variant!r}")
+
+    def rate(self, name: Literal["lr", "test_lr"], learner: str) -> float:
+        """A learning rate for one learner.
+
+        Raises:
+            ValueError: if the rates name neither the learner nor a default.
+        """
+        rates = self.inner_lr if name == "test_lr" and self.test_lr is None else getattr(self, name)
+        if not isinstance(rates, Mapping):
+            return float(rates)
+        if learner not in rates and "default" not in rates:
+            raise ValueError(f"MMLConfig: {name} has no rate for {learner!r} and no 'default', only {sorted(rates)}")
+        return float(rates.get(learner, rates.get("default", 0.0)))
+
+    @classmethod
+    def preset(cls, name: str) -> MMLConfig:
+        """The released hyper-parameters: ``"hangzhou"``, ``"shanghai"`` or ``"changsha"``.
+
+        Raises:
+            ValueError: if there is no such preset.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"MMLConfig: no preset {name!r}; there are {sorted(PRESETS)}")
+        return PRESETS[name]
+
+
+def _released(id_lr: float, text_lr: float, image_lr: float) -> MMLConfig:
+    return MMLConfig(
+        variant="paper",
+        dropout=0.5,
+        warmup_epochs=0,
+        epochs=10,
+        users_per_batch=2048,
+        queries=1,
+        lr={"id": id_lr, "text": text_lr, "image": image_lr, "default": id_lr},
+        inner_lr=1e-3,
+        objectives=("bpr", "bpr"),
+        generator_epochs=10,
+        fusion_lr=1e-4,
+        fusion_epochs=100,
+        test_steps=50,
+        test_lr={"id": 0.3, "text": 0.5, "image": 0.07, "default": 0.3},
+        test_adapts="all",
+    )
+
+
+_HANGZHOU = _released(1e-3, 5e-3, 3e-3)
+PRESETS: Mapping[str, MMLConfig] = MappingProxyType(
+    {
+        "hangzhou": _HANGZHOU,
+        "shanghai": replace(_released(5e-4, 3e-3, 5e-3), neighbours=10, fusion_users=0.10, fusion_lr=5e-4),
+        "changsha": replace(
+            _HANGZHOU,
+            generated=0.15,
+            fusion_lr=1e-5,
+            test_lr={"id": 0.2, "text": 0.5, "image": 0.07, "default": 0.2},
+        ),
+    }
+)

@@ -1,0 +1,151 @@
+"""Stage 3 of MML: the fusion of adapted learners."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metarec.data.sampler import EpisodeSampler
+from metarec.functional import fuse, softmax, standardise
+from metarec.meta import MetaLearner
+from metarec.nn import AdaptiveFusion, ModalityLearner
+from metarec.recipes.config import MMLConfig
+from metarec.recipes.training import TrainingRun
+from metarec.types import Examples, Progress, Scored, Scorer
+
+
+class FusedMethod(nn.Module):
+    """Adapts every learner and fuses their scores.
+
+    Args:
+        metas: one per modality.
+        fusion: an :class:`AdaptiveFusion`; None for equal weights of the standardised scores.
+    """
+
+    def __init__(self, metas: Sequence[MetaLearner], fusion: AdaptiveFusion | None = None) -> None:
+        super().__init__()
+        self.metas = nn.ModuleList(metas)
+        self.fusion = fusion
+
+    def adapt(self, support: Examples) -> Scorer:
+        """Adapt every learner to B users."""
+        scorers = [cast(MetaLearner, meta).adapt(support) for meta in self.metas]
+
+        def score(examples: Examples) -> Scored:
+            return fused([scorer(examples) for scorer in scorers], self.fusion)
+
+        return score
+
+
+def fused(scored: Sequence[Scored], fusion: AdaptiveFusion | None) -> Scored:
+    """The learners' scores as one; the state is the weight that each modality had, (B, Q, M)."""
+    known = torch.stack([s.known for s in scored])
+    active = torch.stack([s.active for s in scored], -1)
+    if fusion is None:
+        weights = active / active.sum(-1, keepdim=True).clamp(min=1)
+        scores = fuse(torch.stack([standardise(s.scores, s.known) for s in scored], -2), weights, known)
+    else:
+        weights, scores = fusion.weights(scored), fusion(scored)
+    return Scored(scores, weights, known.any(0), active.any(-1))
+
+
+@dataclass(frozen=True)
+class _Users:
+    """What the fusion sees of adapted users: states (n, D) and activity (n,) per modality, targets (n,)."""
+
+    states: list[Tensor]
+    active: list[Tensor]
+    target: Tensor
+
+    def scored(self, learners: Sequence[ModalityLearner], rows: Tensor) -> list[Scored]:
+        out = []
+        for learner, state, active in zip(learners, self.states, self.active, strict=True):
+            with torch.no_grad():
+                scores = learner.items.scores(state[rows])
+            out.append(Scored(scores, state[rows], learner.items.known, active[rows]))
+        return out
+
+
+def train_fusion(
+    metas: Sequence[MetaLearner],
+    fusion: AdaptiveFusion,
+    sampler: EpisodeSampler,
+    run: TrainingRun,
+    config: MMLConfig,
+) -> Iterator[Progress]:
+    """Cross-entropy of the fused scores over the items seen upstream, with early stopping.
+
+    Deviations: the released code trains on the support pairs that the learners were just fitted to; this trains on
+    the query pairs of four fifths of the users and stops by those of the others. The best weights are kept as values.
+    """
+    if run.is_done("fusion"):
+        return
+    run.reseed("fusion", 0)
+    chosen = np.random.default_rng([sampler.seed, 3]).permutation(sampler.user_codes)
+    chosen = chosen[: max(10, round(config.fusion_users * len(chosen)))]
+    held_out = max(1, len(chosen) // 5)
+    learners = [cast(ModalityLearner, meta.learner) for meta in metas]
+    validation = _adapted_users(metas, sampler.for_users(chosen[:held_out]))
+    training = _adapted_users(metas, sampler.for_users(chosen[held_out:])) if len(chosen) > held_out else validation
+    frozen = [_with_tables(learner) for learner in learners]
+    candidates = learners[0].candidates
+    optimizer = torch.optim.Adam(fusion.parameters(), lr=config.fusion_lr)
+    best, best_loss, since = copy.deepcopy(fusion.state_dict()), float("inf"), 0
+    for epoch in range(config.fusion_epochs):
+        order = torch.randperm(len(training.target)).to(training.target.device)
+        loss = torch.zeros(())
+        for rows in order.split(config.users_per_batch):
+            optimizer.zero_grad(set_to_none=True)
+            loss = softmax(fusion(training.scored(frozen, rows)), training.target[rows], candidates).mean()
+            loss.backward()
+            optimizer.step()
+        value = _loss(fusion, frozen, validation, candidates, config.users_per_batch)
+        yield Progress("fusion", epoch + 1, config.fusion_epochs, len(chosen), len(chosen), value, 0.0)
+        since = 0 if value < best_loss - 1e-4 else since + 1
+        if since == 0:
+            best, best_loss = copy.deepcopy(fusion.state_dict()), value
+        elif since >= 5:
+            break
+    fusion.load_state_dict(best)
+    run.finish("fusion")
+
+
+def _with_tables(learner: ModalityLearner) -> ModalityLearner:
+    with torch.no_grad():
+        return cast(ModalityLearner, learner.task_view("encoder")).eval()
+
+
+def _adapted_users(metas: Sequence[MetaLearner], sampler: EpisodeSampler) -> _Users:
+    """Adapt the users of a sampler and keep the states of their query examples."""
+    states: list[list[Tensor]] = [[] for _ in metas]
+    active: list[list[Tensor]] = [[] for _ in metas]
+    targets = []
+    device = next(metas[0].parameters()).device
+    for batch in sampler.epoch(0):
+        batch = batch.to(device)
+        real = batch.query.weight > 0
+        targets.append(batch.query.target[real])
+        for index, meta in enumerate(metas):
+            meta.eval()
+            with torch.no_grad():
+                _, state, knows = meta.adapt(batch.support).rank(batch.query)
+            states[index].append(state[real])
+            active[index].append(knows[real])
+            meta.train()
+    return _Users([torch.cat(s) for s in states], [torch.cat(a) for a in active], torch.cat(targets))
+
+
+@torch.no_grad()
+def _loss(
+    fusion: AdaptiveFusion, learners: Sequence[ModalityLearner], users: _Users, candidates: Tensor, batch: int
+) -> float:
+    total = 0.0
+    for rows in torch.arange(len(users.target), device=users.target.device).split(batch):
+        total += float(softmax(fusion(users.scored(learners, rows)), users.target[rows], candidates).sum())
+    return total / len(users.target)

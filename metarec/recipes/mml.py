@@ -1,0 +1,271 @@
+"""MML: multimodal meta-learning for cold-start sequential recommendation (Pan et al., CIKM 2022).
+
+Three stages: meta-train one learner per modality; train a generator of vectors for cold items; train the fusion of
+the learners. Where the released code and sense differ, this follows sense, and says so where it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from metarec.data.dataset import Catalog, Dataset
+from metarec.data.sampler import EpisodeSampler
+from metarec.functional import standardise_features
+from metarec.meta import MetaLearner
+from metarec.nn import AdaptiveFusion, ColdItemGenerator, FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder
+from metarec.recipes.config import MMLConfig
+from metarec.recipes.fusing import FusedMethod, train_fusion
+from metarec.recipes.training import TrainingRun
+from metarec.types import EpisodeBatch, Examples, Method, Progress, Scorer
+
+
+class MML(nn.Module):
+    """One learner per modality behind one cold-item generator each, and their adaptive fusion.
+
+    Build it with :meth:`build`; train it with :func:`train`; it is a :class:`~metarec.types.Method`, so it can be
+    evaluated, and served by a :class:`~metarec.Recommender`.
+
+    Args:
+        catalog: the items and their features.
+        warm: (I,) bool, items seen upstream.
+        config: the settings.
+
+    Raises:
+        ValueError: if the config names a modality that the catalogue does not have.
+
+    Example:
+        >>> from metarec.data import split_by_time
+        >>> from metarec.datasets import PLANTED_SPLIT, planted
+        >>> up, down = split_by_time(planted(users=60, items=40), at=PLANTED_SPLIT)
+        >>> model = MML.build(up, MMLConfig(dim=8, warmup_epochs=1, epochs=1, generator_epochs=1, fusion_epochs=1))
+        >>> sorted({step.stage for step in train(model, EpisodeSampler(up, seed=0))})[:3]
+        ['fusion', 'id', 'id generator']
+    """
+
+    def __init__(self, catalog: Catalog, warm: NDArray[np.bool_], config: MMLConfig) -> None:
+        super().__init__()
+        names = sorted(catalog.modalities) if config.modalities is None else config.modalities
+        self.catalog, self.warm, self.config = catalog, warm, config
+        seen = torch.from_numpy(warm)
+        present = [catalog[name].present for name in names]
+        features = [standardise_features(catalog[name].features, catalog[name].present) for name in names]
+        described = torch.stack(present).any(0) if present else seen
+        parts: dict[str, tuple[Items, Items | None]] = {}
+        context = FeatureItems(torch.cat(features, 1), described, config.dim) if features else None
+        parts["id"] = IdItems(catalog.size, config.dim, known=seen), context
+        for name, matrix, mask in zip(names, features, present, strict=True):
+            parts[name] = FeatureItems(matrix, mask, config.dim), None
+        learners = {}
+        for name, (items, aware) in parts.items():
+            if features:
+                items = self._generator(items, features, present, seen)
+            encoder = SequenceEncoder(
+                config.dim,
+                max_length=config.max_length,
+                layers=config.layers,
+                heads=config.heads,
+                dropout=config.dropout,
+            )
+            learners[name] = ModalityLearner(items, encoder, context=aware, candidates=seen)
+        self.learners = nn.ModuleDict(learners)
+        self.fusion = AdaptiveFusion(len(learners), config.dim)
+
+    def _generator(
+        self, items: Items, features: Sequence[Tensor], present: Sequence[Tensor], seen: Tensor
+    ) -> ColdItemGenerator:
+        config = self.config
+        return ColdItemGenerator(
+            items,
+            features,
+            present,
+            seen,
+            dim=config.dim,
+            neighbours=config.neighbours,
+            probability=config.generated,
+            variant=config.variant,
+        )
+
+    @classmethod
+    def build(cls, upstream: Dataset, config: MMLConfig | None = None, *, seed: int = 0) -> MML:
+        """An untrained model for the upstream side of a split.
+
+        Args:
+            upstream: gives the catalogue and the items seen.
+            config: the settings; default :class:`MMLConfig`.
+            seed: of the initial weights.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return cls(upstream.catalog, upstream.warm, config or MMLConfig())
+
+    def learner(self, name: str, *, generator: bool = True) -> ModalityLearner:
+        """One modality's learner, with or without the generator in front of its items.
+
+        Raises:
+            ValueError: if there is no such learner.
+        """
+        if name not in self.learners:
+            raise ValueError(f"MML: no learner {name!r}; there are {list(self.learners)}")
+        whole = cast(ModalityLearner, self.learners[name])
+        if generator or not isinstance(whole.items, ColdItemGenerator):
+            return whole
+        bare = ModalityLearner(whole.items.items, whole.encoder, context=whole.context, candidates=whole.candidates)
+        return bare.train(whole.training)
+
+    def meta(self, name: str, *, generator: bool = True) -> MetaLearner:
+        """The learner as it meets a new user: the steps, their size and what adapts are those of the test."""
+        config = self.config
+        return MetaLearner(
+            self.learner(name, generator=generator),
+            lr=config.rate("test_lr", name),
+            steps=config.inner_steps if config.test_steps is None else config.test_steps,
+            adapts=config.test_adapts,
+            objectives=config.objectives,
+        ).train(self.training)
+
+    def training_meta(self, name: str, *, generator: bool = True) -> MetaLearner:
+        """The learner as it is meta-trained: a few first-order steps of the encoder."""
+        config = self.config
+        return MetaLearner(
+            self.learner(name, generator=generator),
+            lr=config.inner_lr,
+            steps=config.inner_steps,
+            objectives=config.objectives,
+        ).train(self.training)
+
+    def adapt(self, support: Examples) -> Scorer:
+        """Adapt every learner to B users; the fused scores of their examples come from what this returns."""
+        return FusedMethod([self.meta(name) for name in self.learners], self.fusion).adapt(support)
+
+    def methods(self) -> dict[str, Method]:
+        """Every part by itself and the fusions, by the names of the results table."""
+        out: dict[str, Method] = {}
+        for name in self.learners:
+            out[f"{name}, not adapted"] = self.learner(name, generator=False)
+            out[name] = self.meta(name, generator=False)
+            if isinstance(self.learner(name).items, ColdItemGenerator):
+                out[f"{name} + generator"] = self.meta(name)
+        out["weight fusion"] = FusedMethod([self.meta(name) for name in self.learners])
+        out["adaptive fusion"] = self
+        return out
+
+
+def train(
+    model: MML, sampler: EpisodeSampler, *, epochs: int | None = None, checkpoint: str | Path | None = None
+) -> Iterator[Progress]:
+    """All stages of MML, reported step by step.
+
+    Args:
+        model: trained in place.
+        sampler: the upstream users; its seed is the seed of the training. Batch size, queries, negatives and history
+            length are taken from the model's config.
+        epochs: of meta-training, if not the config's.
+        checkpoint: a file written after every epoch; if it exists, training goes on from there to the same result.
+
+    Raises:
+        ValueError: if the checkpoint is damaged or of another training.
+        FloatingPointError: if a loss is not finite.
+    """
+    config = model.config
+    sampler = EpisodeSampler(
+        sampler.data,
+        seed=sampler.seed,
+        users_per_batch=config.users_per_batch,
+        queries=config.queries,
+        negatives=config.negatives,
+        negative_sampling=sampler.negative_sampling,
+        max_length=config.max_length,
+        only=sampler.only,
+    )
+    settings = repr((config, epochs, sampler.seed, sampler.negative_sampling, sampler.data, sampler.users))
+    run = TrainingRun(model, seed=sampler.seed, settings=settings, checkpoint=checkpoint)
+    model.train()
+    for name in model.learners:
+        yield from warm_up(model, name, sampler, run)
+        yield from meta_train(model, name, sampler, run, epochs=config.epochs if epochs is None else epochs)
+    for name in model.learners:
+        yield from train_generator(model, name, sampler, run)
+    yield from train_fusion(
+        [model.training_meta(name) for name in model.learners], model.fusion, sampler, run, config
+    )
+    model.eval()
+
+
+def warm_up(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun) -> Iterator[Progress]:
+    """Before stage 1: ordinary next-item training on every click. Deviation: the released code starts from noise."""
+    learner, config = model.learner(name, generator=False), model.config
+    every_click = EpisodeSampler(
+        sampler.data,
+        seed=sampler.seed,
+        users_per_batch=config.users_per_batch,
+        queries=config.max_length,
+        negatives=config.negatives,
+        negative_sampling=sampler.negative_sampling,
+        max_length=config.max_length,
+        only=sampler.only,
+    )
+
+    def backward(batch: EpisodeBatch) -> float:
+        total = 0.0
+        for part in batch.to(device_of(model)).chunks(16 if device_of(model).type == "cpu" else len(batch)):
+            loss = learner.loss(part.query, config.objectives[1]).sum() / len(batch)
+            loss.backward()
+            total += float(loss.detach())
+        return total
+
+    yield from run.stage(
+        f"{name} warm-up",
+        config.warmup_epochs,
+        learner.parameters(),
+        config.rate("lr", name),
+        every_click.epoch,
+        every_click.users,
+        backward,
+    )
+
+
+def meta_train(
+    model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun, *, epochs: int
+) -> Iterator[Progress]:
+    """Stage 1: first-order MAML over users; the inner steps move the encoder, the outer steps everything."""
+    meta = model.training_meta(name, generator=False)
+    yield from run.stage(
+        name,
+        epochs,
+        meta.parameters(),
+        model.config.rate("lr", name),
+        sampler.epoch,
+        sampler.users,
+        lambda batch: meta.backward(batch.to(device_of(model))),
+    )
+
+
+def train_generator(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun) -> Iterator[Progress]:
+    """Stage 2: the same meta-learned loss with everything else frozen, some items taking their generated vector."""
+    meta = model.training_meta(name)
+    generator = cast(ModalityLearner, model.learners[name]).items
+    if not isinstance(generator, ColdItemGenerator):
+        return
+    trained = [*generator.projections.parameters(), *generator.attentions.parameters()]
+    yield from run.stage(
+        f"{name} generator",
+        model.config.generator_epochs,
+        trained,
+        model.config.generator_lr,
+        sampler.epoch,
+        sampler.users,
+        lambda batch: meta.backward(batch.to(device_of(model))),
+    )
+    model.zero_grad()
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's parameters are."""
+    return next(module.parameters()).device

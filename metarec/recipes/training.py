@@ -1,0 +1,127 @@
+"""Stages of training that report their progress and go on where they were stopped."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metarec.files import read_tensors, write_tensors
+from metarec.types import EpisodeBatch, Progress
+
+
+class TrainingRun:
+    """The stages of one training, and the checkpoint that a later run resumes from.
+
+    Every epoch starts from a random state that is a function of (seed, stage, epoch), so a resumed run goes through
+    the same numbers as one that was never stopped.
+
+    Args:
+        model: what is trained; all of it is in the checkpoint.
+        seed: of dropout and other draws.
+        settings: what must be the same for a checkpoint to be resumed.
+        checkpoint: file written after every epoch and resumed from if it exists; None to keep none.
+
+    Raises:
+        ValueError: if the checkpoint is damaged or belongs to other settings.
+    """
+
+    def __init__(self, model: nn.Module, *, seed: int, settings: str, checkpoint: str | Path | None = None) -> None:
+        self.model = model
+        self.seed = seed
+        self.settings = settings
+        self.checkpoint = checkpoint
+        self._done: list[str] = []
+        self._current: tuple[str, int] = ("", 0)
+        self._optimizer: dict[str, Tensor] = {}
+        if checkpoint is not None and Path(checkpoint).exists():
+            self._resume(Path(checkpoint))
+
+    def _resume(self, path: Path) -> None:
+        tensors, header = read_tensors(path)
+        if header.get("settings") != self.settings:
+            raise ValueError(
+                f"{path}: this checkpoint is of a training with other settings or data; "
+                "choose another checkpoint file, or delete it to start again"
+            )
+        own = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+        self.model.load_state_dict(own)
+        self._optimizer = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
+        self._done, self._current = list(header["done"]), (header["stage"], int(header["epoch"]))
+
+    def stage(
+        self,
+        name: str,
+        epochs: int,
+        parameters: Iterable[nn.Parameter],
+        lr: float,
+        batches: Callable[[int], Iterator[EpisodeBatch]],
+        users: int,
+        backward: Callable[[EpisodeBatch], float],
+    ) -> Iterator[Progress]:
+        """Train some parameters with Adam for some epochs, or for what is left of them.
+
+        Args:
+            name: of the stage, in the progress and the checkpoint.
+            epochs: in total.
+            parameters: what the optimizer moves.
+            lr: its learning rate.
+            batches: the batches of an epoch.
+            users: in one epoch.
+            backward: adds the gradient of a batch's loss and returns the loss.
+        """
+        if name in self._done:
+            return
+        optimizer = torch.optim.Adam(list(parameters), lr=lr)
+        start = 0
+        if self._current[0] == name:
+            start = self._current[1]
+            _load_optimizer(optimizer, self._optimizer)
+        for epoch in range(start, epochs):
+            self.reseed(name, epoch)
+            began, seen = time.perf_counter(), 0
+            for batch in batches(epoch):
+                optimizer.zero_grad(set_to_none=True)
+                loss = backward(batch)
+                optimizer.step()
+                seen += len(batch)
+                speed = seen / max(time.perf_counter() - began, 1e-9)
+                yield Progress(name, epoch + 1, epochs, seen, users, loss, speed)
+            self._save(name, epoch + 1, optimizer)
+        self.finish(name)
+
+    def reseed(self, name: str, epoch: int) -> None:
+        """Start the random numbers of one epoch."""
+        torch.manual_seed(zlib.crc32(f"{self.seed} {name} {epoch}".encode()))
+
+    def is_done(self, name: str) -> bool:
+        """Whether a stage was finished before."""
+        return name in self._done
+
+    def finish(self, name: str) -> None:
+        """Mark a stage as finished."""
+        self._done.append(name)
+        self._save("", 0, None)
+
+    def _save(self, stage: str, epoch: int, optimizer: torch.optim.Optimizer | None) -> None:
+        if self.checkpoint is None:
+            return
+        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if optimizer is not None:
+            for index, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+        header = {"settings": self.settings, "done": self._done, "stage": stage, "epoch": epoch}
+        write_tensors(self.checkpoint, tensors, header)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Any]] = {}
+    for name, tensor in saved.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
