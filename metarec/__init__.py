@@ -1,0 +1,49 @@
+"""Cold-start sequential recommendation by meta-learning: a new user has clicked three things; what next?"""
+
+from metarec import datasets, functional, recipes
+from metarec.data import Catalog, Dataset, EpisodeSampler, Vocabulary, load_atomic, split_by_time, split_time
+from metarec.evaluation import evaluate
+from metarec.meta import MetaLearner
+from metarec.nn import (
+    AdaptiveFusion,
+    ColdItemGenerator,
+    FeatureItems,
+    IdItems,
+    ModalityLearner,
+    SequenceEncoder,
+)
+from metarec.recipes import MML, MMLConfig, Popularity
+from metarec.report import Report
+from metarec.types import EpisodeBatch, Examples, Method, Progress, Scored
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MML",
+    "AdaptiveFusion",
+    "Catalog",
+    "ColdItemGenerator",
+    "Dataset",
+    "EpisodeBatch",
+    "EpisodeSampler",
+    "Examples",
+    "FeatureItems",
+    "IdItems",
+    "MMLConfig",
+    "MetaLearner",
+    "Method",
+    "ModalityLearner",
+    "Popularity",
+    "Progress",
+    "Report",
+    "Scored",
+    "SequenceEncoder",
+    "Vocabulary",
+    "datasets",
+    "evaluate",
+    "functional",
+    "load_atomic",
+    "recipes",
+    "split_by_time",
+    "split_time",
+]
