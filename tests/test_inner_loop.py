@@ -75,6 +75,44 @@ def test_equals_the_loop_over_users(make, adapts, second_order, engine):
     assert all(torch.equal(v, learner.state_dict()[k]) for k, v in before.items())
 
 
+@pytest.mark.parametrize("adapts", ["encoder", "all"])
+@pytest.mark.parametrize("make", [id_learner, text_learner])
+def test_adapted_scores_equal_the_loop(make, adapts):
+    learner, episodes = make(), ragged_episodes(LENGTHS)
+    meta = MetaLearner(learner, lr=LR, steps=STEPS, adapts=adapts, engine="native")
+    scored = meta.adapt(episodes.support)(episodes.query)
+    for user in range(len(episodes)):
+        wrapped = copy.deepcopy(learner)
+        maml = MAML(wrapped if adapts == "all" else wrapped.encoder, lr=LR, allow_unused=True).clone()
+        clone = maml if adapts == "all" else ModalityLearner(wrapped.items, maml, context=wrapped.context)
+        for _ in range(STEPS):
+            maml.adapt(clone.loss(one_user(episodes.support, user)).sum())
+        expected = clone(one_user(episodes.query, user))
+        close(scored.scores[user], expected.scores[0])
+        close(scored.state[user], expected.state[0])
+
+
+def test_long_histories_pass_from_factors_to_full_matrices():
+    learner, episodes = id_learner(), ragged_episodes([10, 11, 3])
+    meta = MetaLearner(learner, lr=LR, steps=6, engine="native")
+    stack = meta.adapt(episodes.support).stacks[0]
+    kinds = {part.dense is None for part in stack.parts.values() if hasattr(part, "dense")}
+    assert kinds == {False}
+    for name, expected in MetaLearner(learner, lr=LR, steps=6, second_order=True).adapt(episodes.support).weights().items():
+        close(stack.weights()[name], expected)
+
+
+def test_values_do_not_follow_later_training():
+    learner, episodes = id_learner(), ragged_episodes(LENGTHS)
+    with torch.no_grad():
+        adapted = MetaLearner(learner, lr=LR, steps=STEPS, engine="native").adapt(episodes.support)
+        before = adapted.weights()
+        for p in learner.encoder.parameters():
+            p.add_(1.0)
+    for name, value in adapted.weights().items():
+        close(value, before[name])
+
+
 def test_touched_rows_equal_the_whole_tables_of_the_loop():
     learner, episodes = id_learner(), ragged_episodes(LENGTHS)
     expected, _, _ = loop(learner, episodes, "all", "bpr", False)
@@ -141,7 +179,7 @@ def test_first_order_differs_from_second_order():
     for second_order in (False, True):
         learner.zero_grad()
         MetaLearner(learner, lr=LR, steps=STEPS, second_order=second_order).query_loss(episodes).mean().backward()
-        found.append(gradients(learner)["encoder.blocks.0.query.weight"])
+        found.append(gradients(learner)["encoder.blocks.0.query_key_value.weight"])
     assert (found[0] - found[1]).abs().max() > 1e-4
 
 

@@ -45,6 +45,9 @@ def our_name(theirs: str, kind: str) -> str:
 def group(prefix: str, kind: str) -> dict[str, Tensor]:
     found = {our_name(k.removeprefix(prefix), kind): v for k, v in ORACLE.items() if k.startswith(prefix)}
     assert found
+    for name in [n for n in found if ".query." in n]:  # ours is one layer, theirs three
+        three = [found.pop(name.replace("query", part)) for part in ("query", "key", "value")]
+        found[name.replace("query", "query_key_value")] = torch.cat(three)
     return found
 
 

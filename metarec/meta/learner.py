@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from metarec.meta.fast import FastStack
 from metarec.meta.memory import users_in_budget
 from metarec.meta.stack import TaskStack
 from metarec.types import EpisodeBatch, Examples, Scored
@@ -39,7 +40,7 @@ class Adapted:
         stacks: the users' weights, in the chunks in which they were adapted.
     """
 
-    def __init__(self, stacks: Sequence[TaskStack], known: Tensor) -> None:
+    def __init__(self, stacks: Sequence[TaskStack | FastStack], known: Tensor) -> None:
         self.stacks = tuple(stacks)
         self.known = known
 
@@ -167,19 +168,18 @@ class MetaLearner(nn.Module):
         """How many inner steps' activations are held at once."""
         return max(1, self.steps) if keep_graph and self.second_order else 1
 
-    def _adapt_chunk(self, view: Any, support: Examples, steps: int) -> TaskStack:
+    def _adapt_chunk(self, view: Any, support: Examples, steps: int) -> TaskStack | FastStack:
+        plain = self.adapts == "encoder" and not self.learn2learn and not self.second_order
+        if plain and FastStack.fits(view):
+            fast = FastStack(view, len(support))
+            for _ in range(steps):
+                fast = fast.step(fast("loss", support, self.objectives[0]).sum(), self.lr)
+            return fast.attached()
         stack = TaskStack(view, len(support), view.task_tensors(support))
         if self.learn2learn:
             return self._learn2learn_steps(stack, support, steps)
         for _ in range(steps):
-            weights = stack.weights()
-            loss = stack("loss", support, self.objectives[0]).sum()
-            gradients = torch.autograd.grad(
-                loss, list(weights.values()), create_graph=self.second_order, allow_unused=True
-            )
-            stack = stack.with_weights(
-                {n: w if g is None else torch.add(w, g, alpha=-self.lr) for (n, w), g in zip(weights.items(), gradients, strict=True)}
-            )
+            stack = stack.step(stack("loss", support, self.objectives[0]).sum(), self.lr, self.second_order)
         return stack
 
     def _learn2learn_steps(self, stack: TaskStack, support: Examples, steps: int) -> TaskStack:

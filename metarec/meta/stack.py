@@ -87,6 +87,13 @@ class TaskStack(nn.Module):
 
         return vmap(one, randomness="different")(own, *examples.tensors())
 
+    def step(self, loss: Tensor, lr: float, second_order: bool) -> TaskStack:
+        """One SGD step of every user on the sum of their losses."""
+        weights = self.weights()
+        gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=second_order, allow_unused=True)
+        moved = zip(weights.items(), gradients, strict=True)
+        return self.with_weights({n: w if g is None else torch.add(w, g, alpha=-lr) for (n, w), g in moved})
+
     def detached(self) -> TaskStack:
         """The same weights as plain values, without the graph that made them."""
         with torch.no_grad():

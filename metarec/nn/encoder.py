@@ -22,9 +22,7 @@ class EncoderBlock(nn.Module):
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.query = nn.Linear(dim, dim)
-        self.key = nn.Linear(dim, dim)
-        self.value = nn.Linear(dim, dim)
+        self.query_key_value = nn.Linear(dim, 3 * dim)
         self.attention_out = nn.Linear(dim, dim)
         self.attention_norm = nn.LayerNorm(dim, eps=1e-12)
         self.feedforward_in = nn.Linear(dim, feedforward)
@@ -34,7 +32,7 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor, keep: Tensor, bias: Tensor | None) -> Tensor:
         """(..., L, D) -> (..., L, D)."""
-        query, key, value = (split_heads(part(x), self.heads) for part in (self.query, self.key, self.value))
+        query, key, value = (split_heads(part, self.heads) for part in self.query_key_value(x).chunk(3, dim=-1))
         weights = self.dropout(causal_attention(query, key, keep, bias))
         x = self.attention_norm(x + self.dropout(self.attention_out(merge_heads(weights @ value))))
         hidden = self.feedforward_out(F.gelu(self.feedforward_in(x)))
@@ -67,6 +65,7 @@ class SequenceEncoder(nn.Module):
     """
 
     context_scale = 0.001
+    broadcasts = ("position",)
 
     def __init__(
         self,
@@ -108,10 +107,10 @@ class SequenceEncoder(nn.Module):
             ValueError: if L is more than ``max_length``.
         """
         length = x.shape[-2]
-        if length > len(self.position):
-            raise ValueError(f"SequenceEncoder: history of {length} items, but max_length is {len(self.position)}")
+        if length > self.position.shape[-2]:
+            raise ValueError(f"SequenceEncoder: history of {length} items, but max_length is {self.position.shape[-2]}")
         bias = None if context is None else self.context_scale * (context @ context.transpose(-2, -1))
-        x = self.dropout(self.norm(x + self.position[:length]))
+        x = self.dropout(self.norm(x + self.position[..., :length, :]))
         for block in self.blocks:
             x = block(x, keep, bias)
         return x

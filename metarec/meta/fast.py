@@ -1,0 +1,236 @@
+"""Many users' first-order weights without a weight matrix per user.
+
+SGD on a linear layer adds ``-lr * G^T X`` to its weight, with X the layer's inputs and G the gradients of its outputs:
+a matrix of rank (tokens). A user's adapted layer is therefore the shared layer plus ``(x X^T) G``, and no user needs a
+weight of its own until the rank passes what a full matrix costs. The shared part of every user is one matrix product,
+gradients of weights are never formed, and what moves through memory is the size of the activations.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metarec.types import Examples
+
+
+class _Adapted(nn.Module):
+    """A module of B users: shared parameters plus what the users' steps have added to them.
+
+    ``inner`` while steps are taken (the shared parameters are constants), ``graph`` when gradients of an outer loss
+    are to reach the shared parameters.
+    """
+
+    mode = "inner"
+    base: dict[str, Tensor]
+
+    def shared(self, parameter: Tensor) -> Tensor:
+        """The shared parameter as the mode wants it."""
+        return parameter if self.mode == "graph" else parameter.detach()
+
+    def watched(self) -> list[Tensor]:
+        """What the next step needs the gradients of."""
+        raise NotImplementedError
+
+    def step(self, gradients: list[Tensor | None], lr: float) -> None:
+        """Take one SGD step, given the gradients of what was watched."""
+        raise NotImplementedError
+
+    def weights(self) -> dict[str, Tensor]:
+        """The adapted parameters, (B, ...)."""
+        raise NotImplementedError
+
+
+class _AdaptedLinear(_Adapted):
+    """``x (W + dW)^T + b + db`` with dW kept as its factors, or added up once that is cheaper."""
+
+    def __init__(self, base: nn.Linear, users: int) -> None:
+        super().__init__()
+        self.base: dict[str, Tensor] = dict(base.named_parameters())
+        self.users = users
+        self.inputs: Tensor | None = None
+        self.outputs: Tensor | None = None
+        self.dense: Tensor | None = None
+        self.bias: Tensor | None = None
+        self.calls: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ..., in) -> (B, ..., out)."""
+        out = F.linear(x, **{name: self.shared(p) for name, p in self.base.items()})
+        tokens, flat = x.flatten(1, -2), out.flatten(1, -2)
+        if self.bias is not None:
+            flat = flat + self.bias.unsqueeze(1)
+        if self.inputs is not None and self.outputs is not None:
+            flat = torch.baddbmm(flat, tokens @ self.inputs.transpose(1, 2), self.outputs)
+        if self.dense is not None:
+            flat = torch.baddbmm(flat, tokens, self.dense)
+        if self.mode == "inner":
+            flat = flat if flat.requires_grad else flat.requires_grad_()
+            self.calls.append((tokens.detach(), flat))
+        return flat.view(out.shape)
+
+    def watched(self) -> list[Tensor]:
+        return [out for _, out in self.calls]
+
+    def step(self, gradients: list[Tensor | None], lr: float) -> None:
+        for (tokens, _), gradient in zip(self.calls, gradients, strict=True):
+            if gradient is not None:
+                self._add(tokens, gradient * -lr)
+        self.calls.clear()
+
+    def _add(self, tokens: Tensor, change: Tensor) -> None:
+        if "bias" in self.base:
+            self.bias = change.sum(1) if self.bias is None else self.bias + change.sum(1)
+        rank = tokens.shape[1] + (0 if self.inputs is None else self.inputs.shape[1])
+        width, height = self.base["weight"].shape
+        if self.dense is not None:
+            self.dense.baddbmm_(tokens.transpose(1, 2), change)
+            return
+        self.inputs = tokens if self.inputs is None else torch.cat([self.inputs, tokens], 1)
+        self.outputs = change if self.outputs is None else torch.cat([self.outputs, change], 1)
+        if rank * (width + height) > width * height:
+            self.dense = self.inputs.transpose(1, 2) @ self.outputs
+            self.inputs = self.outputs = None
+
+    def weights(self) -> dict[str, Tensor]:
+        out = {n: self.shared(p).expand(self.users, *p.shape) for n, p in self.base.items()}
+        if self.inputs is not None and self.outputs is not None:
+            out["weight"] = out["weight"] + self.outputs.transpose(1, 2) @ self.inputs
+        if self.dense is not None:
+            out["weight"] = out["weight"] + self.dense.transpose(1, 2)
+        if self.bias is not None:
+            out["bias"] = out["bias"] + self.bias
+        return out
+
+
+class _Delta(_Adapted):
+    """Parameters that are small enough for a difference per user."""
+
+    def __init__(self, users: int, **parameters: Tensor) -> None:
+        super().__init__()
+        self.names = list(parameters)
+        self.base = dict(parameters)
+        self.delta = {
+            name: torch.zeros(users, *p.shape, dtype=p.dtype, device=p.device, requires_grad=True)
+            for name, p in parameters.items()
+        }
+
+    def value(self, name: str) -> Tensor:
+        """(B, ...)."""
+        return self.shared(self.base[name]) + self.delta[name]
+
+    def watched(self) -> list[Tensor]:
+        return [self.delta[name] for name in self.names]
+
+    def step(self, gradients: list[Tensor | None], lr: float) -> None:
+        with torch.no_grad():
+            for name, gradient in zip(self.names, gradients, strict=True):
+                if gradient is not None:
+                    self.delta[name].add_(gradient, alpha=-lr)
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: self.value(name) for name in self.names}
+
+
+class _AdaptedNorm(_Delta):
+    """Layer norm whose scale and shift differ per user."""
+
+    def __init__(self, base: nn.LayerNorm, users: int) -> None:
+        super().__init__(users, weight=base.weight, bias=base.bias)
+        self.shape, self.eps = base.normalized_shape, base.eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ..., D) -> (B, ..., D)."""
+        lead = (len(x), *(1 for _ in range(x.ndim - 1 - len(self.shape))), *self.shape)
+        normal = F.layer_norm(x, self.shape, None, None, self.eps)
+        return torch.addcmul(self.value("bias").view(lead), normal, self.value("weight").view(lead))
+
+
+class FastStack:
+    """B users' first-order weights in the fewest bytes; the interface of :class:`TaskStack`.
+
+    Takes views whose parameters all sit in linear layers, in layer norms with scale and shift, and in modules that
+    name the rest in ``broadcasts``: parameters that their forward pass also takes with a leading user axis.
+
+    Args:
+        view: one user's task.
+        users: B.
+    """
+
+    def __init__(self, view: nn.Module, users: int) -> None:
+        self.users = users
+        self.parts: dict[str, _Adapted] = {}
+        self.own: list[tuple[nn.Module, _Delta]] = []
+        self.twin: Any = self._twin(view, "")
+
+    @staticmethod
+    def fits(view: nn.Module) -> bool:
+        """Whether every parameter of a view is of a kind that this class knows."""
+        for module in view.modules():
+            own = dict(module.named_parameters(recurse=False))
+            norm = isinstance(module, nn.LayerNorm) and len(own) == 2
+            if not (norm or type(module) is nn.Linear or set(own) <= set(getattr(module, "broadcasts", ()))):
+                return False
+        return True
+
+    def _twin(self, module: nn.Module, path: str) -> nn.Module:
+        """A copy of a module tree in which everything with parameters is the users' own."""
+        if type(module) is nn.Linear:
+            return self._part(path, _AdaptedLinear(module, self.users))
+        if isinstance(module, nn.LayerNorm):
+            return self._part(path, _AdaptedNorm(module, self.users))
+        twin = copy.copy(module)
+        twin._modules = {n: m and self._twin(m, f"{path}{n}.") for n, m in module._modules.items()}
+        own = {name: p for name, p in module._parameters.items() if p is not None}
+        if own:
+            twin._parameters = {}
+            self.own.append((twin, self._part(path, _Delta(self.users, **own))))
+        return twin
+
+    def _part(self, path: str, part: Any) -> Any:
+        self.parts[path] = part
+        return part
+
+    def __call__(self, method: str, examples: Examples, *args: Any) -> Any:
+        """``view.method(examples, *args)`` of every user under its own weights; the result has a leading B."""
+        for twin, delta in self.own:
+            for name in delta.names:
+                object.__setattr__(twin, name, delta.value(name))
+        return getattr(self.twin, method)(examples, *args)
+
+    def step(self, loss: Tensor, lr: float) -> FastStack:
+        """One SGD step of every user on the sum of their losses."""
+        watched = [part.watched() for part in self.parts.values()]
+        flat = [tensor for tensors in watched for tensor in tensors]
+        gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
+        for part, tensors in zip(self.parts.values(), watched, strict=True):
+            part.step([next(gradients) for _ in tensors], lr)
+        return self
+
+    def attached(self) -> FastStack:
+        """After the last step: gradients of an outer loss reach the shared weights."""
+        for part in self.parts.values():
+            part.mode = "graph"
+        self._freeze()
+        return self
+
+    def detached(self) -> FastStack:
+        """After the last step: plain values, which later changes of the shared weights do not reach."""
+        for part in self.parts.values():
+            part.mode = "values"
+            part.base = {name: p.detach().clone() for name, p in part.base.items()}
+        self._freeze()
+        return self
+
+    def _freeze(self) -> None:
+        for part in self.parts.values():
+            if isinstance(part, _Delta):
+                part.delta = {name: d.detach() for name, d in part.delta.items()}
+
+    def weights(self) -> dict[str, Tensor]:
+        """The adapted weights by their name in the view, each (B, ...)."""
+        return {f"{path}{name}": w for path, part in self.parts.items() for name, w in part.weights().items()}
