@@ -13,7 +13,9 @@ from metarec.nn import (
     SequenceEncoder,
 )
 from metarec.recipes import MML, MMLConfig, Popularity
+from metarec.recommender import Recommender
 from metarec.report import Report
+from metarec.serialization import load, save
 from metarec.types import EpisodeBatch, Examples, Method, Progress, Scored
 
 __version__ = "0.1.0"
@@ -35,6 +37,7 @@ __all__ = [
     "ModalityLearner",
     "Popularity",
     "Progress",
+    "Recommender",
     "Report",
     "Scored",
     "SequenceEncoder",
@@ -42,8 +45,10 @@ __all__ = [
     "datasets",
     "evaluate",
     "functional",
+    "load",
     "load_atomic",
     "recipes",
+    "save",
     "split_by_time",
     "split_time",
 ]

@@ -75,7 +75,7 @@ def evaluate(
         batches = importlib.import_module("tqdm").tqdm(
             batches, total=len(sampler), desc=f"evaluate {name}", unit="batch"
         )
-    with _evaluating(method) as device:
+    with evaluating(method) as device:
         for batch in batches:
             try:
                 rows.append(_rank(method, batch.to(device), data.catalog.size, exclude_seen=exclude_seen))
@@ -116,7 +116,7 @@ def _seen(query: Examples, items: int) -> Tensor:
 
 
 @contextmanager
-def _evaluating(method: Method) -> Iterator[torch.device]:
+def evaluating(method: Method) -> Iterator[torch.device]:
     """The device of the method; a module is in evaluation mode meanwhile."""
     if not isinstance(method, nn.Module):
         yield torch.device("cpu")

@@ -44,7 +44,38 @@ LAYERS = {
 }
 
 # The public names, by hand: adding or removing one is a decision, not an accident.
-PUBLIC: set[str] = set()
+PUBLIC = {
+    "AdaptiveFusion",
+    "Catalog",
+    "ColdItemGenerator",
+    "Dataset",
+    "EpisodeBatch",
+    "EpisodeSampler",
+    "Examples",
+    "FeatureItems",
+    "IdItems",
+    "MML",
+    "MMLConfig",
+    "MetaLearner",
+    "Method",
+    "ModalityLearner",
+    "Popularity",
+    "Progress",
+    "Recommender",
+    "Report",
+    "Scored",
+    "SequenceEncoder",
+    "Vocabulary",
+    "datasets",
+    "evaluate",
+    "functional",
+    "load",
+    "load_atomic",
+    "recipes",
+    "save",
+    "split_by_time",
+    "split_time",
+}
 
 
 def imported(path: Path) -> Iterator[str]:
