@@ -53,7 +53,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappi
 
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     text = json.dumps({"format": FORMAT, **header}, sort_keys=True, ensure_ascii=False)
-    replace_file(path, save(whole, {"metarec": text, "sha256": _checksum(whole, text)}))
+    replace_file(path, save(whole, {"metarec": text, "sha256": checksum(whole, text)}))
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -83,12 +83,13 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         found = header.get("format") if isinstance(header, dict) else header
         raise ValueError(f"{source}: format version {found!r}, this metarec reads version {FORMAT}; save it again")
-    if _checksum(tensors, text) != expected:
+    if checksum(tensors, text) != expected:
         raise ValueError(f"{source}: the checksum does not match; a byte has changed: take another copy")
     return tensors, header
 
 
-def _checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+def checksum(tensors: Mapping[str, Tensor], text: str) -> str:
+    """SHA-256 over a text and the names, types, shapes and bytes of tensors on the CPU."""
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
         tensor = tensors[name]

@@ -7,6 +7,7 @@ the learners. Where the released code and sense differ, this follows sense, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +23,7 @@ from metarec.meta import MetaLearner
 from metarec.nn import AdaptiveFusion, ColdItemGenerator, FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.fusing import FusedMethod, train_fusion
-from metarec.recipes.training import TrainingRun
+from metarec.recipes.training import TrainingRun, fingerprint
 from metarec.types import EpisodeBatch, Examples, Method, Progress, Scorer
 
 
@@ -170,10 +171,15 @@ def train(
         checkpoint: a file written after every epoch; if it exists, training goes on from there to the same result.
 
     Raises:
-        ValueError: if the checkpoint is damaged or of another training.
+        ValueError: if the sampler's items are not the model's, or the checkpoint is damaged or of another training.
         FloatingPointError: if a loss is not finite.
     """
     config = model.config
+    if sampler.data.catalog.items != model.catalog.items:
+        raise ValueError(
+            f"train: the model was built for {model.catalog.items}, and the sampler's data {sampler.data.name!r} have "
+            f"other items, {sampler.data.catalog.items}; build the model from the data that train it"
+        )
     sampler = EpisodeSampler(
         sampler.data,
         seed=sampler.seed,
@@ -184,18 +190,22 @@ def train(
         max_length=config.max_length,
         only=sampler.only,
     )
-    settings = repr((config, epochs, sampler.seed, sampler.negative_sampling, sampler.data, sampler.users))
-    run = TrainingRun(model, seed=sampler.seed, settings=settings, checkpoint=checkpoint)
+    run = TrainingRun(model, seed=sampler.seed, settings=_settings(config, sampler, epochs), checkpoint=checkpoint)
     model.train()
     for name in model.learners:
         yield from warm_up(model, name, sampler, run)
         yield from meta_train(model, name, sampler, run, epochs=config.epochs if epochs is None else epochs)
     for name in model.learners:
         yield from train_generator(model, name, sampler, run)
-    yield from train_fusion(
-        [model.training_meta(name) for name in model.learners], model.fusion, sampler, run, config
-    )
+    yield from train_fusion([model.training_meta(name) for name in model.learners], model.fusion, sampler, run, config)
     model.eval()
+
+
+def _settings(config: MMLConfig, sampler: EpisodeSampler, epochs: int | None) -> dict[str, str]:
+    """Everything that decides the result of a training, by name."""
+    chosen = {"epochs": epochs, "seed": sampler.seed, "negative_sampling": sampler.negative_sampling}
+    given = {f"config.{f.name}": getattr(config, f.name) for f in fields(config)}
+    return {n: repr(v) for n, v in {**given, **chosen}.items()} | {"data": fingerprint(sampler)}
 
 
 def warm_up(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun) -> Iterator[Progress]:
@@ -231,9 +241,7 @@ def warm_up(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun) ->
     )
 
 
-def meta_train(
-    model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun, *, epochs: int
-) -> Iterator[Progress]:
+def meta_train(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun, *, epochs: int) -> Iterator[Progress]:
     """Stage 1: first-order MAML over users; the inner steps move the encoder, the outer steps everything."""
     meta = model.training_meta(name, generator=False)
     yield from run.stage(

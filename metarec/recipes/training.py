@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from metarec.files import read_tensors, write_tensors
+from metarec.data.sampler import EpisodeSampler
+from metarec.files import checksum, read_tensors, write_tensors
 from metarec.types import EpisodeBatch, Progress
 
 
@@ -24,17 +25,24 @@ class TrainingRun:
     Args:
         model: what is trained; all of it is in the checkpoint.
         seed: of dropout and other draws.
-        settings: what must be the same for a checkpoint to be resumed.
+        settings: what must be the same for a checkpoint to be resumed, by name.
         checkpoint: file written after every epoch and resumed from if it exists; None to keep none.
 
     Raises:
         ValueError: if the checkpoint is damaged or belongs to other settings.
     """
 
-    def __init__(self, model: nn.Module, *, seed: int, settings: str, checkpoint: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        seed: int,
+        settings: Mapping[str, str],
+        checkpoint: str | Path | None = None,
+    ) -> None:
         self.model = model
         self.seed = seed
-        self.settings = settings
+        self.settings = dict(settings)
         self.checkpoint = checkpoint
         self._done: list[str] = []
         self._current: tuple[str, int] = ("", 0)
@@ -44,9 +52,13 @@ class TrainingRun:
 
     def _resume(self, path: Path) -> None:
         tensors, header = read_tensors(path)
-        if header.get("settings") != self.settings:
+        if not isinstance(found := header.get("settings"), dict):
+            raise ValueError(f"{path}: not a checkpoint of a training; choose another file")
+        if found != self.settings:
+            names = sorted(n for n in {*found, *self.settings} if found.get(n) != self.settings.get(n))
+            what = ", ".join(f"{n} (there {found.get(n)}, here {self.settings.get(n)})" for n in names)
             raise ValueError(
-                f"{path}: this checkpoint is of a training with other settings or data; "
+                f"{path}: this checkpoint is of another training, with other {what}; "
                 "choose another checkpoint file, or delete it to start again"
             )
         own = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
@@ -117,6 +129,16 @@ class TrainingRun:
                 tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
         header = {"settings": self.settings, "done": self._done, "stage": stage, "epoch": epoch}
         write_tensors(self.checkpoint, tensors, header)
+
+
+def fingerprint(sampler: EpisodeSampler) -> str:
+    """The first 16 digits of a checksum over everything that a training reads of its sampler's data."""
+    data = sampler.data
+    arrays = {"user": data.user, "item": data.item, "warm": data.warm, "sampled": sampler.user_codes}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    for name, modality in data.catalog.modalities.items():
+        tensors |= {f"{name}.features": modality.features.cpu(), f"{name}.present": modality.present.cpu()}
+    return checksum(tensors, "\n".join(data.catalog.items.ids))[:16]
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
