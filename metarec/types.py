@@ -57,8 +57,7 @@ class Examples:
         if not ok:
             got = {f.name: tuple(getattr(self, f.name).shape) for f in fields(self)}
             raise ValueError(
-                "Examples: expected history (B,L), position, target and weight (B,S), negatives (B,S,N), "
-                f"got {got}"
+                f"Examples: expected history (B,L), position, target and weight (B,S), negatives (B,S,N), got {got}"
             )
 
     def __len__(self) -> int:

@@ -19,7 +19,8 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
         >>> split_heads(torch.zeros(5, 7, 8), heads=2).shape
         torch.Size([5, 2, 7, 4])
     """
-    return x.unflatten(-1, (heads, -1)).transpose(-3, -2)
+    split: Tensor = x.unflatten(-1, (heads, -1))
+    return split.transpose(-3, -2)
 
 
 def merge_heads(x: Tensor) -> Tensor:

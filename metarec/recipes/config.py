@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Literal
 
+from metarec.nn.learner import Objective
+
 SPLIT_TIME = 1631289599  # seconds; the released split of hangzhou, shanghai and changsha
 
 
@@ -67,7 +69,7 @@ class MMLConfig:
     lr: float | Mapping[str, float] = 1e-3
     inner_steps: int = 5
     inner_lr: float = 1e-2
-    objectives: tuple[str, str] = ("bpr", "softmax")
+    objectives: tuple[Objective, Objective] = ("bpr", "softmax")
     negatives: int = 1
     neighbours: int = 5
     generated: float = 0.1

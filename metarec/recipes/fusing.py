@@ -118,7 +118,7 @@ def train_fusion(
 
 def _with_tables(learner: ModalityLearner) -> ModalityLearner:
     with torch.no_grad():
-        return cast(ModalityLearner, learner.task_view("encoder")).eval()
+        return learner.task_view("encoder").eval()
 
 
 def _adapted_users(metas: Sequence[MetaLearner], sampler: EpisodeSampler) -> _Users:
