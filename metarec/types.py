@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import chain, repeat
 from typing import Protocol, Self, runtime_checkable
 
 import torch
@@ -77,18 +78,21 @@ class Examples:
 
     def trim(self) -> Self:
         """The same examples without the trailing columns that only pad."""
-        real = self.weight > 0
-        examples = max(1, int(real.any(0).nonzero().max()) + 1) if real.any() else 1
-        used = self.position[real]
-        length = int(used.max()) + 1 if used.numel() else 1
+        real = (self.weight > 0).any(0)
+        examples = int(real.nonzero().max()) + 1 if real.any() else 1
         return replace(
             self,
-            history=self.history[:, :length],
-            position=self.position[:, :examples].clamp(max=length - 1),
+            position=self.position[:, :examples],
             target=self.target[:, :examples],
             negatives=self.negatives[:, :examples],
             weight=self.weight[:, :examples],
-        )
+        ).trim_history()
+
+    def trim_history(self) -> Self:
+        """The same examples without the trailing columns of the history that no example reads."""
+        read = self.position[self.weight > 0]
+        length = int(read.max()) + 1 if read.numel() else 1
+        return replace(self, history=self.history[:, :length], position=self.position.clamp(max=length - 1))
 
 
 @dataclass(frozen=True)
@@ -122,17 +126,24 @@ class EpisodeBatch:
         """The same episodes on another device."""
         return type(self)(self.user.to(device), self.support.to(device), self.query.to(device))
 
-    def chunks(self, users: int) -> Iterator[EpisodeBatch]:
-        """The batch in pieces of at most ``users`` users, each trimmed to its own longest history.
+    def chunks(self, *users: int) -> Iterator[EpisodeBatch]:
+        """The batch in pieces, each trimmed to its own longest history.
+
+        Args:
+            users: the size of each piece in turn; the last size goes on to the end of the batch.
 
         Raises:
-            ValueError: if ``users`` is less than 1.
+            ValueError: if no size is given or one is less than 1.
         """
-        if users < 1:
-            raise ValueError(f"chunks: users must be at least 1, got {users}")
-        for start in range(0, len(self), users):
-            part = slice(start, start + users)
+        if not users or min(users) < 1:
+            raise ValueError(f"chunks: sizes must be at least 1, got {users}")
+        start = 0
+        for size in chain(users, repeat(users[-1])):
+            if start >= len(self):
+                return
+            part = slice(start, start + size)
             yield EpisodeBatch(self.user[part], self.support[part].trim(), self.query[part].trim())
+            start += size
 
 
 @dataclass(frozen=True)

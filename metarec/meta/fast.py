@@ -48,12 +48,13 @@ class _Adapted(nn.Module):
 class _AdaptedLinear(_Adapted):
     """``x (W + dW)^T + b + db`` with dW kept as its factors, or added up once that is cheaper."""
 
-    def __init__(self, base: nn.Linear, users: int) -> None:
+    def __init__(self, base: nn.Linear, users: int, steps: int) -> None:
         super().__init__()
         self.base: dict[str, Tensor] = dict(base.named_parameters())
-        self.users = users
+        self.users, self.steps = users, steps
         self.inputs: Tensor | None = None
         self.outputs: Tensor | None = None
+        self.rank = 0
         self.dense: Tensor | None = None
         self.bias: Tensor | None = None
         self.calls: list[tuple[Tensor, Tensor]] = []
@@ -63,11 +64,12 @@ class _AdaptedLinear(_Adapted):
         out = F.linear(x, **{name: self.shared(p) for name, p in self.base.items()})
         tokens, flat = x.flatten(1, -2), out.flatten(1, -2)
         if self.bias is not None:
-            flat = flat + self.bias.unsqueeze(1)
-        if self.inputs is not None and self.outputs is not None:
-            flat = torch.baddbmm(flat, tokens @ self.inputs.transpose(1, 2), self.outputs)
+            flat += self.bias.unsqueeze(1)
         if self.dense is not None:
-            flat = torch.baddbmm(flat, tokens, self.dense)
+            flat.baddbmm_(tokens, self.dense)
+        elif self.inputs is not None and self.outputs is not None:
+            near = tokens @ self.inputs[:, : self.rank].transpose(1, 2)
+            flat.baddbmm_(near, self.outputs[:, : self.rank])
         if self.mode == "inner":
             flat = flat if flat.requires_grad else flat.requires_grad_()
             self.calls.append((tokens.detach(), flat))
@@ -79,27 +81,37 @@ class _AdaptedLinear(_Adapted):
     def step(self, gradients: list[Tensor | None], lr: float) -> None:
         for (tokens, _), gradient in zip(self.calls, gradients, strict=True):
             if gradient is not None:
-                self._add(tokens, gradient * -lr)
+                self._add(tokens, gradient.mul_(-lr))
         self.calls.clear()
 
     def _add(self, tokens: Tensor, change: Tensor) -> None:
         if "bias" in self.base:
             self.bias = change.sum(1) if self.bias is None else self.bias + change.sum(1)
-        rank = tokens.shape[1] + (0 if self.inputs is None else self.inputs.shape[1])
-        width, height = self.base["weight"].shape
         if self.dense is not None:
             self.dense.baddbmm_(tokens.transpose(1, 2), change)
             return
-        self.inputs = tokens if self.inputs is None else torch.cat([self.inputs, tokens], 1)
-        self.outputs = change if self.outputs is None else torch.cat([self.outputs, change], 1)
+        rank, (height, width) = self.rank + tokens.shape[1], self.base["weight"].shape
         if rank * (width + height) > width * height:
-            self.dense = self.inputs.transpose(1, 2) @ self.outputs
+            self.dense = tokens.transpose(1, 2) @ change
+            if self.inputs is not None and self.outputs is not None:
+                self.dense.baddbmm_(self.inputs[:, : self.rank].transpose(1, 2), self.outputs[:, : self.rank])
             self.inputs = self.outputs = None
+            return
+        if self.inputs is None or self.outputs is None or rank > self.inputs.shape[1]:
+            room = (self.users, max(rank, tokens.shape[1] * self.steps))
+            before = self.inputs, self.outputs
+            self.inputs, self.outputs = tokens.new_empty(*room, width), change.new_empty(*room, height)
+            for new, old in zip((self.inputs, self.outputs), before, strict=True):
+                if old is not None:
+                    new[:, : self.rank] = old[:, : self.rank]
+        self.inputs[:, self.rank : rank] = tokens
+        self.outputs[:, self.rank : rank] = change
+        self.rank = rank
 
     def weights(self) -> dict[str, Tensor]:
         out = {n: self.shared(p).expand(self.users, *p.shape) for n, p in self.base.items()}
         if self.inputs is not None and self.outputs is not None:
-            out["weight"] = out["weight"] + self.outputs.transpose(1, 2) @ self.inputs
+            out["weight"] = out["weight"] + self.outputs[:, : self.rank].transpose(1, 2) @ self.inputs[:, : self.rank]
         if self.dense is not None:
             out["weight"] = out["weight"] + self.dense.transpose(1, 2)
         if self.bias is not None:
@@ -159,10 +171,11 @@ class FastStack:
     Args:
         view: one user's task.
         users: B.
+        steps: how many steps they will take.
     """
 
-    def __init__(self, view: nn.Module, users: int) -> None:
-        self.users = users
+    def __init__(self, view: nn.Module, users: int, steps: int) -> None:
+        self.users, self.steps = users, steps
         self.parts: dict[str, _Adapted] = {}
         self.own: list[tuple[nn.Module, _Delta]] = []
         self.twin: Any = self._twin(view, "")
@@ -180,7 +193,7 @@ class FastStack:
     def _twin(self, module: nn.Module, path: str) -> nn.Module:
         """A copy of a module tree in which everything with parameters is the users' own."""
         if type(module) is nn.Linear:
-            return self._part(path, _AdaptedLinear(module, self.users))
+            return self._part(path, _AdaptedLinear(module, self.users, self.steps))
         if isinstance(module, nn.LayerNorm):
             return self._part(path, _AdaptedNorm(module, self.users))
         twin = copy.copy(module)

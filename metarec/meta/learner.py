@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metarec.meta.fast import FastStack
-from metarec.meta.memory import users_in_budget
+from metarec.meta.memory import chunk_sizes
 from metarec.meta.stack import TaskStack
 from metarec.types import EpisodeBatch, Examples, Scored
 
@@ -70,7 +70,7 @@ class Adapted:
             raise ValueError(f"adapted to {len(self)} users, but got the examples of {len(examples)}")
         out, start = [], 0
         for stack in self.stacks:
-            out.append(stack(method, examples[start : start + stack.users], *args))
+            out.append(stack(method, examples[start : start + stack.users].trim_history(), *args))
             start += stack.users
         return out
 
@@ -102,7 +102,7 @@ class MetaLearner(nn.Module):
         engine: ``"learn2learn"`` steps through its ``MAML``, ``"native"`` here; equal results. ``"auto"`` takes
             learn2learn where it is installed.
         memory_budget: bytes that adapting may take at once; users are adapted in chunks that fit. Default: half of the
-            free memory of a GPU, 1 GiB on a CPU.
+            free memory of a GPU, 128 MiB on a CPU.
 
     Raises:
         ValueError: if ``steps`` or ``lr`` is negative or the engine is unknown.
@@ -157,11 +157,12 @@ class MetaLearner(nn.Module):
         keep_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             view = self.learner.task_view(self.adapts)
-            chunk = users_in_budget(view, support, self._graph_steps(keep_graph), self.memory_budget)
-            stacks = []
-            for start in range(0, len(support), chunk):
-                stack = self._adapt_chunk(view, support[start : start + chunk], self.steps if steps is None else steps)
+            stacks, start = [], 0
+            for size in chunk_sizes(view, support, self._graph_steps(keep_graph), self.memory_budget):
+                part = support[start : start + size].trim()
+                stack = self._adapt_chunk(view, part, self.steps if steps is None else steps)
                 stacks.append(stack if keep_graph else stack.detached())
+                start += size
         return Adapted(stacks, view.items.known)
 
     def _graph_steps(self, keep_graph: bool) -> int:
@@ -171,7 +172,7 @@ class MetaLearner(nn.Module):
     def _adapt_chunk(self, view: Any, support: Examples, steps: int) -> TaskStack | FastStack:
         plain = self.adapts == "encoder" and not self.learn2learn and not self.second_order
         if plain and FastStack.fits(view):
-            fast = FastStack(view, len(support))
+            fast = FastStack(view, len(support), steps)
             for _ in range(steps):
                 fast = fast.step(fast("loss", support, self.objectives[0]).sum(), self.lr)
             return fast.attached()
@@ -202,9 +203,9 @@ class MetaLearner(nn.Module):
             FloatingPointError: if a user's loss is not finite; names the users.
         """
         view = self.learner.task_view(self.adapts)
-        chunk = users_in_budget(view, episodes.support, self._graph_steps(True), self.memory_budget)
+        sizes = chunk_sizes(view, episodes.support, self._graph_steps(True), self.memory_budget)
         total = 0.0
-        for part in episodes.chunks(chunk):
+        for part in episodes.chunks(*sizes):
             losses = self.query_loss(part)
             if not bool(torch.isfinite(losses).all()):
                 users = part.user[~torch.isfinite(losses)].tolist()

@@ -7,9 +7,32 @@ from torch import nn
 
 from metarec.types import Examples
 
-CPU_BUDGET = 1 << 30
+CPU_BUDGET = 128 << 20  # about what the caches of a core still help with
 COPIES = 4  # weights before and after a step, their gradient, and one temporary
 ACTIVATIONS = 40  # floats kept for the backward pass per layer, token and unit of width, feed-forward included
+
+
+def chunk_sizes(view: nn.Module, support: Examples, graph_steps: int, budget: int | None = None) -> list[int]:
+    """Users to adapt at once, chunk by chunk, as many as fit by the longest history of each chunk.
+
+    Where longer histories come first, as the sampler puts them, later chunks are larger.
+
+    Args:
+        view: one user's task.
+        support: of all users.
+        graph_steps: inner steps whose graphs are alive at once.
+        budget: bytes; see :func:`users_in_budget`.
+
+    Returns:
+        sizes that add up to the number of users.
+    """
+    sizes: list[int] = []
+    start = 0
+    while start < len(support):
+        rest = support[start:].trim()
+        sizes.append(min(len(rest), users_in_budget(view, rest, graph_steps, budget)))
+        start += sizes[-1]
+    return sizes
 
 
 def users_in_budget(view: nn.Module, support: Examples, graph_steps: int, budget: int | None = None) -> int:
@@ -22,7 +45,7 @@ def users_in_budget(view: nn.Module, support: Examples, graph_steps: int, budget
         view: one user's task.
         support: of all users; its shape says how long they are.
         graph_steps: inner steps whose graphs are alive at once.
-        budget: bytes; default half of the free memory of a GPU, 1 GiB on a CPU.
+        budget: bytes; default half of the free memory of a GPU, 128 MiB on a CPU.
 
     Returns:
         at least 1.

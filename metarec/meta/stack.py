@@ -47,7 +47,8 @@ class TaskStack(nn.Module):
         super().__init__()
         own = dict(own or {})
         weights = {name: p.unsqueeze(0).expand(users, *p.shape) for name, p in view.named_parameters()}
-        weights |= {name: t.requires_grad_() for name, t in own.items() if name in weights}
+        weights |= {name: t for name, t in own.items() if name in weights}
+        weights = {name: w if w.requires_grad else w.requires_grad_() for name, w in weights.items()}
         self._fill(view, users, weights, {name: t for name, t in own.items() if name not in weights})
 
     def _fill(self, view: nn.Module, users: int, weights: Mapping[str, Tensor], fixed: Mapping[str, Tensor]) -> None:

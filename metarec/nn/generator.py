@@ -43,18 +43,23 @@ class MixedItems(nn.Module):
             self.register_buffer(name, tensor, persistent=False)
         self.probability = probability
 
-    def forward(self, ids: Tensor) -> Tensor:
-        """Vectors (..., D) of item codes (...)."""
+    def _takes(self, ids: Tensor) -> Tensor:
+        """Which occurrences (...) take the generated vector."""
         takes = self.cold[ids]
         if self.training and self.probability > 0:
             drawn = torch.rand_like(ids, dtype=self.trained.dtype) < self.probability
             takes = takes | (drawn & self.replaceable[ids])
+        return takes
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Vectors (..., D) of item codes (...)."""
         trained, generated = (F.embedding(ids, t, padding_idx=0) for t in (self.trained, self.generated))
-        return torch.where(takes.unsqueeze(-1), generated, trained)
+        return torch.where(self._takes(ids).unsqueeze(-1), generated, trained)
 
     def table(self) -> Tensor:
-        """(I, D): generated rows for cold items, trained rows for the others."""
-        return torch.where(self.cold.unsqueeze(-1), self.generated, self.trained)
+        """(I, D). In training it draws too: a generated vector that is never a candidate would only ever grow."""
+        ids = torch.arange(len(self.cold), device=self.cold.device)
+        return torch.where(self._takes(ids).unsqueeze(-1), self.generated, self.trained)
 
     def scores(self, state: Tensor) -> Tensor:
         """Scores (..., I) of states (..., D)."""
@@ -168,7 +173,7 @@ class ColdItemGenerator(nn.Module):
 
     def table(self) -> Tensor:
         """(I, D): generated rows for cold items, the items' own otherwise."""
-        return torch.where(self.cold.unsqueeze(-1), self.generated(), self.items.table())
+        return self.frozen().table()
 
     def frozen(self) -> MixedItems | TableItems:
         """Both kinds of vectors, computed once; in training each occurrence still draws which it takes."""

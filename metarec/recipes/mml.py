@@ -126,9 +126,10 @@ class MML(nn.Module):
         return MetaLearner(
             self.learner(name, generator=generator),
             lr=config.rate("test_lr", name),
-            steps=config.inner_steps if config.test_steps is None else config.test_steps,
+            steps=config.steps(name),
             adapts=config.test_adapts,
             objectives=config.objectives,
+            engine="native",
         ).train(self.training)
 
     def training_meta(self, name: str, *, generator: bool = True) -> MetaLearner:
@@ -139,6 +140,7 @@ class MML(nn.Module):
             lr=config.inner_lr,
             steps=config.inner_steps,
             objectives=config.objectives,
+            engine="native",
         ).train(self.training)
 
     def adapt(self, support: Examples) -> Scorer:
@@ -262,6 +264,9 @@ def train_generator(model: MML, name: str, sampler: EpisodeSampler, run: Trainin
     if not isinstance(generator, ColdItemGenerator):
         return
     trained = [*generator.projections.parameters(), *generator.attentions.parameters()]
+    model.requires_grad_(False)
+    for parameter in trained:
+        parameter.requires_grad_(True)
     yield from run.stage(
         f"{name} generator",
         model.config.generator_epochs,
@@ -271,7 +276,7 @@ def train_generator(model: MML, name: str, sampler: EpisodeSampler, run: Trainin
         sampler.users,
         lambda batch: meta.backward(batch.to(device_of(model))),
     )
-    model.zero_grad()
+    model.requires_grad_(True)
 
 
 def device_of(module: nn.Module) -> torch.device:
