@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -14,8 +15,11 @@ from torch import Tensor, nn
 from metarec.data.dataset import Dataset
 from metarec.data.sampler import EpisodeSampler
 from metarec.functional.ranking import ranks
+from metarec.meta import MetaLearner
 from metarec.report import Report
 from metarec.types import EpisodeBatch, Examples, Method
+
+STEPS = (0, 1, 2, 5, 10, 20, 50)
 
 
 def evaluate(
@@ -29,7 +33,7 @@ def evaluate(
     seed: int = 0,
     max_length: int = 50,
     negatives: int = 1,
-    progress: bool = False,
+    progress: bool | str = False,
 ) -> Report:
     """Adapt to every user of a data set and rank the item that came next among all items.
 
@@ -47,7 +51,7 @@ def evaluate(
         seed: of the negatives that the support examples carry.
         max_length: items of history kept per user.
         negatives: N of the support examples that the method adapts to.
-        progress: show a bar (needs tqdm).
+        progress: show a bar (needs tqdm); a string is its label.
 
     Returns:
         The report, users in ascending order of their codes.
@@ -70,13 +74,9 @@ def evaluate(
         data, seed=seed, users_per_batch=users_per_batch, part=part, negatives=negatives, max_length=max_length
     )
     name, rows = type(method).__name__, []
-    batches: Iterable[EpisodeBatch] = sampler.epoch(0)
-    if progress:
-        batches = importlib.import_module("tqdm").tqdm(
-            batches, total=len(sampler), desc=f"evaluate {name}", unit="batch"
-        )
+    label = progress if isinstance(progress, str) else f"evaluate {name}"
     with evaluating(method) as device:
-        for batch in batches:
+        for batch in _shown(sampler, label) if progress else sampler.epoch(0):
             try:
                 rows.append(_rank(method, batch.to(device), data.catalog.size, exclude_seen=exclude_seen))
             except ValueError as error:
@@ -92,6 +92,48 @@ def evaluate(
         k=tuple(k),
         info={**info, "max_length": max_length, "negatives": negatives, "refused": dict(sampler.refused)},
     )
+
+
+def choose_steps(meta: MetaLearner, data: Dataset, candidates: Sequence[int] = STEPS, **settings: Any) -> int:
+    """How many inner steps a new user should take: the number with the best MRR@10 on the validation clicks.
+
+    Source: the test of the released MML code, which picks among up to 50 steps this way; one number serves all users.
+
+    Args:
+        meta: a learner with its step size and what adapts.
+        data: the downstream side of a split; its test clicks are not read.
+        candidates: the numbers to try. Of equally good ones the smallest is taken.
+        settings: as for :func:`evaluate`.
+
+    Raises:
+        ValueError: if there is no candidate, or as for :func:`evaluate`.
+
+    Example:
+        >>> from metarec.datasets import PLANTED_SPLIT, planted
+        >>> from metarec.data import split_by_time
+        >>> from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
+        >>> up, down = split_by_time(planted(users=60, items=40), at=PLANTED_SPLIT)
+        >>> learner = ModalityLearner(IdItems(up.catalog.size, dim=8), SequenceEncoder(dim=8))
+        >>> meta = MetaLearner(learner, lr=0.0, engine="native")  # steps of size 0 change nothing
+        >>> choose_steps(meta, down, candidates=(5, 0, 1))
+        0
+    """
+    if not candidates:
+        raise ValueError("choose_steps: expected at least one number of steps to try, got none")
+    found = {}
+    for steps in sorted(candidates):
+        trial = copy.copy(meta)
+        trial.steps = steps
+        found[steps] = evaluate(trial, data, k=(10,), part="validation", **settings).metrics["mrr@10"].mean
+    return max(found, key=found.__getitem__)
+
+
+def _shown(sampler: EpisodeSampler, label: str) -> Iterator[EpisodeBatch]:
+    """The batches of an epoch under a bar that counts users."""
+    with importlib.import_module("tqdm").tqdm(total=sampler.users, desc=label, unit=" users") as bar:
+        for batch in sampler.epoch(0):
+            yield batch
+            bar.update(len(batch))
 
 
 def _rank(method: Method, batch: EpisodeBatch, items: int, *, exclude_seen: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -37,6 +37,7 @@ def write_results(
     seed: int,
     seconds: Mapping[str, float],
     device: torch.device | str = "cpu",
+    settings: Mapping[str, object] | None = None,
 ) -> None:
     """Write the ``results.json`` of a run; the file is either whole or as it was.
 
@@ -49,9 +50,10 @@ def write_results(
         seed: the seed of the run.
         seconds: stage -> how long it took.
         device: where the models ran.
+        settings: what else must be equal for two runs to be averaged, e.g. ``{"preset": "hangzhou"}``.
 
     Raises:
-        TypeError: if ``split`` holds something that JSON cannot.
+        TypeError: if ``split`` or ``settings`` holds something that JSON cannot.
 
     Example:
         >>> import numpy as np, tempfile
@@ -66,6 +68,7 @@ def write_results(
     results = {
         "dataset": dataset,
         "split": dict(split),
+        "settings": dict(settings or {}),
         "counts": dict(counts),
         "seed": seed,
         "versions": _versions(),
@@ -110,9 +113,9 @@ def load_results(path: str | Path) -> dict[str, Any]:
 
 
 def compare_runs(paths: Iterable[str | Path], *, metric: str = "mrr@10", method: str | None = None) -> str:
-    """One line per data set and split: ``metric`` of every method, or all metrics of one ``method``.
+    """One line per data set, split and settings: ``metric`` of every method, or all metrics of one ``method``.
 
-    Runs of the same data set and split (other seeds) are averaged. A value stands with its standard error: over the
+    Runs that differ in nothing but the seed are averaged. A value stands with its standard error: over the
     users where there is one run, over the runs where there are several.
 
     Args:
@@ -140,7 +143,8 @@ def compare_runs(paths: Iterable[str | Path], *, metric: str = "mrr@10", method:
     for path in paths:
         run = load_results(path)
         cells = run["methods"].get(method, {}) if method else _column(run["methods"], metric)
-        runs[run["dataset"], _describe(run["split"])].append((cells, set(run["methods"]) if method else _names(run)))
+        how = _describe({**run["split"], **run.get("settings", {})})
+        runs[run["dataset"], how].append((cells, set(run["methods"]) if method else _names(run)))
     if not runs:
         raise ValueError("compare_runs: no run was given")
     columns = list(dict.fromkeys(name for group in runs.values() for cells, _ in group for name in cells))
@@ -186,22 +190,34 @@ def plot_results(
     if lacking or not reports:
         raise ValueError(f"plot_results: expected reports with metrics at k={k}, {lacking or 'none at all'} lack it")
     from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
 
-    stages = max(1, len(losses))
-    height = max(3.0, 0.5 * len(reports) + 1.2, 1.5 * stages)
-    figure = Figure(figsize=(11 if losses else 6, height), dpi=120, layout="constrained")
-    grid = figure.add_gridspec(stages, 2 if losses else 1, width_ratios=(3, 2) if losses else None)
+    columns = -(-len(losses) // 4)
+    rows = -(-len(losses) // max(1, columns))
+    height = max(3.0, 0.5 * len(reports) + 1.2, 1.6 * rows)
+    figure = Figure(figsize=(6 + 3 * columns, height), dpi=120, layout="constrained")
+    grid = figure.add_gridspec(max(1, rows), 1 + columns, width_ratios=(2, *(1,) * columns))
     _draw_metrics(figure.add_subplot(grid[:, 0]), reports, k)
-    for row, (stage, values) in enumerate(losses.items()):
-        axes = figure.add_subplot(grid[row, 1])
-        axes.plot(range(1, len(values) + 1), values, color=COLOURS[0], marker="." if len(values) < 30 else "")
-        axes.set_title(f"loss, {stage}", fontsize="medium", loc="left")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
+    for place, (stage, values) in enumerate(losses.items()):
+        _draw_loss(figure.add_subplot(grid[place % rows, 1 + place // rows]), stage, values)
     image = io.BytesIO()
     figure.savefig(image, format="png")
     replace_file(path, image.getvalue())
+
+
+def _draw_loss(axes: Axes, stage: str, values: Sequence[float]) -> None:
+    """Every value thinly and, where there are many, their running mean over a tenth of them."""
+    from matplotlib.ticker import MaxNLocator
+
+    width = len(values) // 10
+    thin = {"alpha": 0.3, "lw": 1} if width > 2 else {"marker": "."}
+    axes.plot(range(1, len(values) + 1), values, color=COLOURS[0], **thin)
+    if width > 2:
+        mean = [fmean(values[max(0, end - width) : end]) for end in range(1, len(values) + 1)]
+        axes.plot(range(1, len(values) + 1), mean, color=COLOURS[0])
+    axes.set_title(f"loss, {stage}", fontsize="medium", loc="left")
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.tick_params(labelsize="small")
+    axes.grid(alpha=0.3)
 
 
 def _draw_metrics(axes: Axes, reports: Mapping[str, Report], k: int) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from metarec.data import Dataset, load_atomic
+from metarec.data import Dataset, find_modalities, load_atomic
 
 INTER = "user_id:token\titem_id:token\ttimestamp:float"
 
@@ -193,3 +194,29 @@ def test_bad_item_files(tmp_path: Path) -> None:
 def test_modalities_must_be_names(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"got the string 'text'; write \('text',\)"):
         load_atomic(tmp_path, "text")
+
+
+def test_modalities_are_found_in_every_form_and_nothing_else_is(tmp_path: Path) -> None:
+    folder = tmp_path / "d.1"
+    write(folder, "d.1.inter", INTER, "u\ta\t1")
+    assert find_modalities(folder) == ()
+    write(folder, "d.1.item", "item_id:token\tprice:float\ttags:float_seq", "a\t1\t1 2")
+    for name in ("d.1.text", "sound.item", "smell.tsv"):
+        write(folder, name, "item_id:token\temb:float_seq", "a\t1 2")
+    np.savez(folder / "image.npz", ids=["a"], feat=[[1.0]])
+    np.save(folder / "touch.npy", [[1.0]])
+    write(folder, "touch.ids.txt", "a")
+    np.save(folder / "touch.ids.npy", ["a"])
+    torch.save({"a": torch.ones(2)}, folder / "taste.pth")
+    torch.save({"item_id": ["a"], "embs": torch.ones(1, 2)}, folder / "heat.pt")
+    write(folder, "d.1.user", "user_id:token\tage:float", "u\t3")
+    write(folder, "notes.tsv", "a table of something else")
+    write(folder, "README.md", "item_id:token")
+    (folder / "d.1.old").mkdir()
+    (folder / "d.1.bin").write_bytes(b"\xff\xfe\x00")
+    found = find_modalities(folder)
+    assert found == ("heat", "image", "smell", "sound", "tags", "taste", "text", "touch")
+    assert tuple(sorted(load_atomic(folder, found).catalog.modalities)) == found  # load_atomic finds them too
+    assert find_modalities(folder / "d.1.inter") == found
+    with pytest.raises(FileNotFoundError, match="no such folder or file"):
+        find_modalities(tmp_path / "none")

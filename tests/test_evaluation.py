@@ -1,5 +1,6 @@
 """The cold-user protocol against a loop over users written from its definition."""
 
+import copy
 import json
 import math
 from collections.abc import Iterator
@@ -12,7 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog, Dataset, Vocabulary
-from metarec.evaluation import evaluate
+from metarec.data.sampler import EpisodeSampler
+from metarec.data.split import split_by_time
+from metarec.datasets import PLANTED_SPLIT, planted
+from metarec.evaluation import choose_steps, evaluate
+from metarec.meta import MetaLearner
+from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from metarec.recipes.popularity import Popularity
 from metarec.report import Report, results_table
 from metarec.types import Examples, Method, Scored, Scorer
@@ -154,7 +160,7 @@ def test_a_module_is_evaluated_in_evaluation_mode_and_left_as_it_was() -> None:
 
         def adapt(self, support: Examples) -> Scorer:
             self.seen.add(self.training or self.frozen.training)
-            assert torch.is_grad_enabled()  # adapting needs gradients
+            assert not torch.is_grad_enabled()  # as serving does; a method that needs gradients enables them
             return lambda examples: scored(torch.zeros(*examples.target.shape, ITEMS + 1))
 
     module = Module()
@@ -204,3 +210,40 @@ def test_a_table_of_methods() -> None:
         results_table({"first": first, "other": other})
     with pytest.raises(ValueError, match="reports with one k"):
         results_table({})
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_chosen_steps_are_those_of_a_loop_over_users_and_steps(seed: int) -> None:
+    up, down = split_by_time(planted(users=60, items=20, seed=seed), at=PLANTED_SPLIT)
+    torch.manual_seed(seed)
+    learner = ModalityLearner(IdItems(up.catalog.size, 8), SequenceEncoder(8, dropout=0.0)).eval()
+    meta = MetaLearner(learner, lr=0.3, steps=7, adapts="all", engine="native")
+    candidates = (4, 1, 0, 9, 2)
+    values = dict.fromkeys(candidates, 0.0)
+    everyone = next(EpisodeSampler(down, part="validation", users_per_batch=512).epoch(0))
+    for user in everyone.chunks(1):
+        for steps in candidates:
+            own = copy.deepcopy(learner)
+            for _ in range(steps):
+                own.zero_grad()
+                own.loss(user.support, "bpr").sum().backward()
+                with torch.no_grad():
+                    for parameter in own.parameters():
+                        parameter -= 0.3 * (0 if parameter.grad is None else parameter.grad)
+            scores = own(user.query).scores[0, 0, 1:]
+            rank = 1 + int((scores > scores[user.query.target[0, 0] - 1]).sum())
+            values[steps] += 1 / rank if rank <= 10 else 0
+    assert len(set(values.values())) > 2
+    best = max(values.values())
+    chosen = choose_steps(meta, down, candidates)
+    assert chosen == min(steps for steps, value in values.items() if value > best - 1e-9)
+    assert meta.steps == 7
+
+
+def test_equally_good_steps_go_to_the_fewest_and_some_must_be_given() -> None:
+    up, down = split_by_time(planted(users=60, items=20), at=PLANTED_SPLIT)
+    learner = ModalityLearner(IdItems(up.catalog.size, 8), SequenceEncoder(8))
+    still = MetaLearner(learner, lr=0.0, engine="native")
+    assert choose_steps(still, down, (50, 3, 5)) == 3
+    with pytest.raises(ValueError, match="at least one number of steps"):
+        choose_steps(still, down, ())

@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from metarec.report import Report, replace_file
+from metarec.files import replace_file
+from metarec.report import Report
 from metarec.reporting import compare_runs, load_results, plot_results, write_results
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "print_results.py"
@@ -200,3 +201,17 @@ def test_a_picture_needs_reports_with_its_k(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="none at all lack it"):
         plot_results(tmp_path / "x.png", {}, {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_runs_with_other_settings_are_lines_of_their_own(tmp_path: Path) -> None:
+    runs = [
+        write_run(tmp_path / str(n), "d", {"m": make_report(n)}, seed=n, settings={"preset": preset})
+        for n, preset in ((1, "x"), (2, "y"), (4, "x"))
+    ]
+    assert load_results(runs[1])["settings"] == {"preset": "y"}
+    _, header, *rows = compare_runs(runs).splitlines()
+    assert header.split() == ["dataset", "split", "runs", "m"]
+    assert [row.split() for row in rows] == [
+        ["d", "at=10,preset=x", "2", ".625±.375"],  # the mean of 1 and 1/4
+        ["d", "at=10,preset=y", "1", ".500±-"],
+    ]

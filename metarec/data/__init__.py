@@ -1,6 +1,6 @@
 """Atomic files -> vocabulary, interactions, catalogue -> Dataset -> split -> episodes."""
 
-from metarec.data.atomic import load_atomic
+from metarec.data.atomic import find_modalities, load_atomic
 from metarec.data.dataset import Catalog, Dataset, Modality, Vocabulary
 from metarec.data.sampler import EpisodeSampler
 from metarec.data.split import split_by_time, split_time
@@ -11,6 +11,7 @@ __all__ = [
     "EpisodeSampler",
     "Modality",
     "Vocabulary",
+    "find_modalities",
     "load_atomic",
     "split_by_time",
     "split_time",

@@ -13,6 +13,7 @@ from metarec.data.features import align, encode, load_modality, table_features
 from metarec.data.table import Table, read_table
 
 TIME_FIELDS = ("timestamp", "exposure_time")
+ARRAYS = ("npz", "pth", "pt", "npy")
 
 
 def load_atomic(
@@ -79,6 +80,49 @@ def load_atomic(
     warm[item] = True
     catalog = Catalog(items, found, _attributes(item_table, items))
     return Dataset(users, catalog, user[order], item[order], time[order], warm, name, dropped)
+
+
+def find_modalities(path: str | Path) -> tuple[str, ...]:
+    r"""The modalities whose features ``load_atomic`` would find beside the interactions, sorted.
+
+    Args:
+        path: as for ``load_atomic``.
+
+    Raises:
+        FileNotFoundError: if there are no interactions.
+        ValueError: if the item file is not an atomic file.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / "tiny"
+        >>> folder.mkdir()
+        >>> _ = (folder / "tiny.inter").write_text("user_id:token\titem_id:token\nu\ta")
+        >>> _ = (folder / "tiny.text").write_text("item_id:token\ttxt_emb:float_seq\na\t0.5 1")
+        >>> np.savez(folder / "image.npz", ids=["a"], feat=[[1.0]])
+        >>> find_modalities(folder)
+        ('image', 'text')
+    """
+    inter = _find_inter(Path(path))
+    dataset = inter.name.removesuffix(".gz").removesuffix(".inter")
+    table = _read_items(inter.parent, dataset)
+    found = {name for name, kind in table.types.items() if kind == "float_seq"} if table else set()
+    for file in inter.parent.iterdir():
+        stem, _, end = file.name.rpartition(".")
+        own = stem == dataset and end not in ARRAYS  # <dataset>.<name>, not <name>.<ending>
+        if end in ARRAYS or (end in ("item", "tsv") and not own and _holds_features(file)):
+            found.add(stem)
+        elif own and end not in ("inter", "item") and _holds_features(file):
+            found.add(end)
+    return tuple(sorted(name for name in found if name and "." not in name))
+
+
+def _holds_features(file: Path) -> bool:
+    """Whether the header is that of an atomic feature file."""
+    if not file.is_file():
+        return False
+    with file.open("rb") as lines:
+        columns = lines.readline().decode("utf-8-sig", "replace").rstrip("\r\n").split("\t")
+    return "item_id:token" in columns and any(column.endswith(":float_seq") for column in columns)
 
 
 def _find_inter(path: Path) -> Path:
@@ -157,8 +201,7 @@ def _modalities(
 
 def _find_features(name: str, folder: Path, dataset: str, table: Table | None) -> Path | Table:
     """The feature file of a modality, or the item file if that holds it."""
-    arrays = [f"{name}{end}" for end in (".npz", ".pth", ".pt", ".npy")]
-    names = [*arrays, f"{dataset}.{name}", f"{name}.item", f"{name}.tsv"]
+    names = [*(f"{name}.{end}" for end in ARRAYS), f"{dataset}.{name}", f"{name}.item", f"{name}.tsv"]
     for file in names:
         if (folder / file).is_file():
             return folder / file

@@ -43,7 +43,7 @@ class MMLConfig:
         fusion_users: share of the upstream users that train the fusion.
         fusion_epochs: at most so many epochs of stage 3.
         fusion_lr: its learning rate.
-        test_steps: steps for a new user; None for ``inner_steps``.
+        test_steps: steps for a new user, one number or one per learner; None for ``inner_steps``.
         test_lr: step size for a new user; None for ``inner_lr``.
         test_adapts: ``"encoder"`` or ``"all"``.
 
@@ -78,7 +78,7 @@ class MMLConfig:
     fusion_users: float = 0.25
     fusion_epochs: int = 50
     fusion_lr: float = 1e-3
-    test_steps: int | None = None
+    test_steps: int | Mapping[str, int] | None = None
     test_lr: float | Mapping[str, float] | None = None
     test_adapts: Literal["encoder", "all"] = "encoder"
 
@@ -106,6 +106,20 @@ class MMLConfig:
         if learner not in rates and "default" not in rates:
             raise ValueError(f"MMLConfig: {name} has no rate for {learner!r} and no 'default', only {sorted(rates)}")
         return float(rates.get(learner, rates.get("default", 0.0)))
+
+    def steps(self, learner: str) -> int:
+        """The steps that one learner takes for a new user.
+
+        Raises:
+            ValueError: if the steps name neither the learner nor a default.
+        """
+        if not isinstance(self.test_steps, Mapping):
+            return self.inner_steps if self.test_steps is None else self.test_steps
+        if learner not in self.test_steps and "default" not in self.test_steps:
+            raise ValueError(
+                f"MMLConfig: test_steps has none for {learner!r} and no 'default', only {sorted(self.test_steps)}"
+            )
+        return self.test_steps.get(learner, self.test_steps.get("default", 0))
 
     @classmethod
     def preset(cls, name: str) -> MMLConfig:
