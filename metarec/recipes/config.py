@@ -40,7 +40,7 @@ class MMLConfig:
         generated: probability that an item takes its generated vector while the generator is trained.
         generator_epochs: epochs of stage 2.
         generator_lr: its learning rate.
-        fusion_users: share of the upstream users that train the fusion.
+        fusion_users: share of the upstream users that train the fusion, and (but for the paper's variant) nothing else.
         fusion_epochs: at most so many epochs of stage 3.
         fusion_lr: its learning rate.
         test_steps: steps for a new user, one number or one per learner; None for ``inner_steps``.
@@ -75,7 +75,7 @@ class MMLConfig:
     generated: float = 0.1
     generator_epochs: int = 2
     generator_lr: float = 1e-3
-    fusion_users: float = 0.25
+    fusion_users: float = 0.1
     fusion_epochs: int = 50
     fusion_lr: float = 1e-3
     test_steps: int | Mapping[str, int] | None = None
@@ -145,6 +145,7 @@ def _released(id_lr: float, text_lr: float, image_lr: float) -> MMLConfig:
         inner_lr=1e-3,
         objectives=("bpr", "bpr"),
         generator_epochs=10,
+        fusion_users=0.25,
         fusion_lr=1e-4,
         fusion_epochs=100,
         test_steps=50,

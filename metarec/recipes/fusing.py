@@ -72,6 +72,20 @@ class _Users:
         return out
 
 
+def fusion_users(sampler: EpisodeSampler, config: MMLConfig) -> tuple[EpisodeSampler, EpisodeSampler]:
+    """The users that train the fusion, and those that train the learners and generators.
+
+    Deviation: the released code takes the fusion's users from those of the learners (``variant="paper"`` does too).
+    A fusion fitted on clicks that the learners have learned by heart trusts the one with the best memory, so here the
+    two groups share no user.
+    """
+    codes = np.random.default_rng([sampler.seed, 3]).permutation(sampler.user_codes)
+    count = min(len(codes), max(10, round(config.fusion_users * len(codes))))
+    fusing = sampler.for_users(codes[:count])
+    shared = config.variant == "paper" or len(codes) < 2 * count
+    return fusing, sampler if shared else sampler.for_users(codes[count:])
+
+
 def train_fusion(
     metas: Sequence[MetaLearner],
     fusion: AdaptiveFusion,
@@ -82,13 +96,13 @@ def train_fusion(
     """Cross-entropy of the fused scores over the items seen upstream, with early stopping.
 
     Deviations: the released code trains on the support pairs that the learners were just fitted to; this trains on
-    the query pairs of four fifths of the users and stops by those of the others. The best weights are kept as values.
+    the query pairs of four fifths of the sampler's users and stops by those of the others. The best weights are kept
+    as values.
     """
     if run.is_done("fusion"):
         return
     run.reseed("fusion", 0)
-    chosen = np.random.default_rng([sampler.seed, 3]).permutation(sampler.user_codes)
-    chosen = chosen[: max(10, round(config.fusion_users * len(chosen)))]
+    chosen = np.random.default_rng([sampler.seed, 4]).permutation(sampler.user_codes)
     held_out = max(1, len(chosen) // 5)
     learners = [cast(ModalityLearner, meta.learner) for meta in metas]
     validation = _adapted_users(metas, sampler.for_users(chosen[:held_out]))

@@ -7,7 +7,7 @@ the learners. Where the released code and sense differ, this follows sense, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +22,7 @@ from metarec.functional import standardise_features
 from metarec.meta import MetaLearner
 from metarec.nn import AdaptiveFusion, ColdItemGenerator, FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder
 from metarec.recipes.config import MMLConfig
-from metarec.recipes.fusing import FusedMethod, train_fusion
+from metarec.recipes.fusing import FusedMethod, fusion_users, train_fusion
 from metarec.recipes.training import TrainingRun, fingerprint
 from metarec.types import EpisodeBatch, Examples, Method, Progress, Scorer
 
@@ -182,24 +182,22 @@ def train(
             f"train: the model was built for {model.catalog.items}, and the sampler's data {sampler.data.name!r} have "
             f"other items, {sampler.data.catalog.items}; build the model from the data that train it"
         )
-    sampler = EpisodeSampler(
-        sampler.data,
-        seed=sampler.seed,
+    sampler = replace(
+        sampler,
         users_per_batch=config.users_per_batch,
         queries=config.queries,
         negatives=config.negatives,
-        negative_sampling=sampler.negative_sampling,
         max_length=config.max_length,
-        only=sampler.only,
     )
+    fusing, others = fusion_users(sampler, config)
     run = TrainingRun(model, seed=sampler.seed, settings=_settings(config, sampler, epochs), checkpoint=checkpoint)
     model.train()
     for name in model.learners:
-        yield from warm_up(model, name, sampler, run)
-        yield from meta_train(model, name, sampler, run, epochs=config.epochs if epochs is None else epochs)
+        yield from warm_up(model, name, others, run)
+        yield from meta_train(model, name, others, run, epochs=config.epochs if epochs is None else epochs)
     for name in model.learners:
-        yield from train_generator(model, name, sampler, run)
-    yield from train_fusion([model.training_meta(name) for name in model.learners], model.fusion, sampler, run, config)
+        yield from train_generator(model, name, others, run)
+    yield from train_fusion([model.training_meta(name) for name in model.learners], model.fusion, fusing, run, config)
     model.eval()
 
 
@@ -213,16 +211,7 @@ def _settings(config: MMLConfig, sampler: EpisodeSampler, epochs: int | None) ->
 def warm_up(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun) -> Iterator[Progress]:
     """Before stage 1: ordinary next-item training on every click. Deviation: the released code starts from noise."""
     learner, config = model.learner(name, generator=False), model.config
-    every_click = EpisodeSampler(
-        sampler.data,
-        seed=sampler.seed,
-        users_per_batch=config.users_per_batch,
-        queries=config.max_length,
-        negatives=config.negatives,
-        negative_sampling=sampler.negative_sampling,
-        max_length=config.max_length,
-        only=sampler.only,
-    )
+    every_click = replace(sampler, queries=config.max_length)
 
     def backward(batch: EpisodeBatch) -> float:
         total = 0.0

@@ -1,0 +1,58 @@
+"""How many users fit: a value by hand, and the directions in which it must move."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from metarec.meta.memory import users_in_budget
+from metarec.types import Examples
+
+
+def support(*, length: int = 10, examples: int = 9, negatives: int = 1) -> Examples:
+    return Examples(
+        torch.ones(3, length).long(),
+        torch.zeros(3, examples).long(),
+        torch.ones(3, examples).long(),
+        torch.ones(3, examples, negatives).long(),
+        torch.ones(3, examples),
+    )
+
+
+def test_by_hand():
+    # A layer of 8 x 4 + 4 = 36 weights, width 8; 10 history items and 9 examples of 2 items each: 28 tokens.
+    # Kept per step: 40 x 28 x 8 + 36 = 8,996 floats; and 4 copies of the weights, 144 floats.
+    one_step, three_steps = 4 * (144 + 8996), 4 * (144 + 3 * 8996)
+    layer = nn.Linear(8, 4)
+    assert users_in_budget(layer, support(), 1, one_step * 7) == 7
+    assert users_in_budget(layer, support(), 1, one_step * 7 - 1) == 6
+    assert users_in_budget(layer, support(), 3, three_steps * 5) == 5
+    assert users_in_budget(layer.double(), support(), 1, one_step * 7) == 3, "float64 takes twice the room"
+    assert users_in_budget(nn.Linear(8, 4), support(), 1) == 2**30 // one_step, "1 GiB on the CPU"
+
+
+def test_at_least_one_user():
+    for budget in (0, 1, 100):
+        assert users_in_budget(nn.Linear(8, 4), support(), 1, budget) == 1
+    assert users_in_budget(nn.Identity(), support(), 1, 0) == 1, "nothing adapts"
+
+
+def test_more_memory_never_fits_fewer_users():
+    fits = [users_in_budget(nn.Linear(8, 4), support(), 1, budget) for budget in range(0, 1_000_000, 7_919)]
+    assert fits == sorted(fits) and fits[-1] > 20
+
+
+@pytest.mark.parametrize(
+    ("layer", "examples", "steps"),
+    [
+        (nn.Linear(8, 40), support(), 1),
+        (nn.Linear(64, 4), support(), 1),
+        (nn.Linear(8, 4), support(length=40), 1),
+        (nn.Linear(8, 4), support(examples=30), 1),
+        (nn.Linear(8, 4), support(negatives=5), 1),
+        (nn.Linear(8, 4), support(), 5),
+    ],
+)
+def test_larger_users_fit_less_often(layer, examples, steps):
+    assert users_in_budget(layer, examples, steps, 10**7) < users_in_budget(nn.Linear(8, 4), support(), 1, 10**7)
