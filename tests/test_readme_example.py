@@ -1,0 +1,78 @@
+"""What the README says a user types, typed: on a planted world, on the CPU, and with fewer epochs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import learn2learn
+import pytest
+import torch
+
+import metarec as mr
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+MAIN, PARTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[:2]
+SMALL = {
+    '"cuda"': '"cpu"',
+    "dim=64, inner_steps=5": "dim=8, inner_steps=5, warmup_epochs=1, generator_epochs=1, fusion_epochs=2",
+    "epochs=10": "epochs=2",
+}
+
+
+def run(code: str, names: dict[str, Any], changes: Mapping[str, str]) -> dict[str, Any]:
+    """Run a code block, with some of its text replaced."""
+    for old, new in changes.items():
+        assert code.count(old) == 1, f"{old} is no longer in the README's example"
+        code = code.replace(old, new)
+    exec(compile(code, "README.md", "exec"), names)
+    return names
+
+
+def write_hangzhou(folder: Path) -> None:
+    """The planted world as atomic files, with the item names and the split time of the example."""
+    data = mr.datasets.planted(users=100, items=120)
+    later = 1631289599 - mr.datasets.PLANTED_SPLIT
+    clicks = zip(data.user.tolist(), data.item.tolist(), data.time.tolist(), strict=True)
+    rows = [f"u{user}\tB{item - 1:03}\t{time + later}" for user, item, time in clicks]
+    folder.mkdir(parents=True)
+    (folder / "hangzhou.inter").write_text("\n".join(["user_id:token\titem_id:token\ttimestamp:float", *rows]))
+    for name, modality in data.catalog.modalities.items():
+        vectors = [" ".join(map(str, row)) for row in modality.features[1:].tolist()]
+        lines = [f"B{i:03}\t{vector}" for i, vector in enumerate(vectors)]
+        (folder / f"hangzhou.{name}").write_text("\n".join([f"item_id:token\t{name}_emb:float_seq", *lines]))
+
+
+def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    write_hangzhou(tmp_path / "dataset" / "hangzhou")
+    monkeypatch.chdir(tmp_path)
+    names = run(MAIN, {}, SMALL)
+    *printed, last = capsys.readouterr().out.splitlines()
+
+    data, up, down, model = (names[name] for name in ("data", "up", "down", "model"))
+    assert len(up.user_codes) == 80 and len(down.user_codes) == 20 and len(data.catalog.items) == 120
+    steps = [
+        line for line in printed if re.fullmatch(r".+ epoch \d+/\d+ user \d+/\d+ loss \d+\.\d{4} \d+ users/s", line)
+    ]
+    assert {line.split(" epoch")[0] for line in steps} >= {"id", "text", "image", "text generator", "fusion"}
+    assert sum(line.startswith("text epoch") for line in steps) == 2
+    report = str(mr.evaluate(model, down, k=(5, 10, 20)))
+    assert "\n".join(printed).endswith(report)
+    assert all(re.search(rf"^{name} +\.\d+±\.\d+", report, re.MULTILINE) for name in ("recall", "mrr", "ndcg"))
+
+    listed = names["me"].recommend(k=10)
+    assert last == str(listed) and len({item.id for item in listed}) == 10
+    assert {item.id for item in listed} <= set(data.catalog.items.ids) - {"B004", "B017", "B101"}
+    assert (tmp_path / "mml.safetensors").is_file()
+    assert mr.Recommender(names["again"]).adapt(["B004", "B017", "B101"]).recommend(k=10) == listed
+
+    wrapped = run(PARTS, names | {"learn2learn": learn2learn}, {})
+    batch = next(mr.EpisodeSampler(up, seed=0).epoch(0))
+    wrapped["maml"].eval()  # the same loss twice: no dropout
+    own = wrapped["maml"].clone()
+    before = own.module.loss(batch.support).mean()
+    own.adapt(before)
+    assert own.module.loss(batch.support).mean() < before
+    assert torch.isfinite(own.module(batch.query).scores).all()
