@@ -14,7 +14,9 @@ from metarec.meta import MetaLearner
 from metarec.nn import ColdItemGenerator, FeatureItems, IdItems, ModalityLearner, SequenceEncoder
 from metarec.types import EpisodeBatch, Examples
 
-ORACLE = {name: torch.from_numpy(np.array(a)) for name, a in np.load(Path(__file__).parent / "fixtures/oracle.npz").items()}
+ORACLE = {
+    name: torch.from_numpy(np.array(a)) for name, a in np.load(Path(__file__).parent / "fixtures/oracle.npz").items()
+}
 ITEMS, DIM, LENGTH = 40, 16, 10
 NAMES = {
     "item_embedding.weight": "items.weight",
