@@ -20,6 +20,7 @@ CONFIG = MMLConfig(
     inner_steps=2,
     inner_lr=0.1,
     generator_epochs=2,
+    fusion_users=0.2,
     fusion_epochs=3,
 )
 TWO_LEARNERS = replace(CONFIG, modalities=("text",))

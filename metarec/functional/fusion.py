@@ -57,7 +57,7 @@ def standardise_features(features: Tensor, present: Tensor) -> Tensor:
         present: (I,) bool.
 
     Example:
-        >>> standardise_features(torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([False, True, True]))
+        >>> standardise_features(torch.tensor([[5.0], [1.0], [3.0]]), torch.tensor([False, True, True]))
         tensor([[ 0.],
                 [-1.],
                 [ 1.]])
