@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarec.data.dataset import Catalog, Modality, Vocabulary
+from metarec.data.dataset import Catalog, Vocabulary
 from metarec.files import read_tensors, write_tensors
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.mml import MML
+from metarec.types import Modality
 
 _WEIGHTS = "weights."
 

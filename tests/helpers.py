@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from metarec.nn import FeatureItems, IdItems, ModalityLearner, SequenceEncoder
-from metarec.types import EpisodeBatch, Examples
+from metarec.types import EpisodeBatch, Examples, Modality
 
 ITEMS = 12
 DIM = 8
@@ -62,7 +62,7 @@ def features(seed: int) -> FeatureItems:
     """Items with 5 feature columns; the last item has none."""
     matrix = torch.randn(ITEMS, 5, generator=torch.Generator().manual_seed(seed))
     present = (torch.arange(ITEMS) > 0) & (torch.arange(ITEMS) < ITEMS - 1)
-    return FeatureItems(matrix * present.unsqueeze(1), present, DIM)
+    return FeatureItems(Modality("text", matrix * present.unsqueeze(1), present), DIM)
 
 
 def _spread(learner: ModalityLearner) -> ModalityLearner:

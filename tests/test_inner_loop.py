@@ -12,7 +12,7 @@ from torch import Tensor
 from helpers import id_learner, one_user, ragged_episodes, text_learner
 from metarec.meta import MetaLearner
 from metarec.nn import ColdItemGenerator, ModalityLearner
-from metarec.types import EpisodeBatch
+from metarec.types import EpisodeBatch, Modality
 
 LENGTHS = [3, 9, 4, 6, 5]
 LR, STEPS = 0.05, 4
@@ -230,9 +230,8 @@ def test_zero_steps_is_the_shared_learner():
 def test_generated_cold_items_adapt_like_table_rows():
     base, episodes = id_learner(), ragged_episodes(LENGTHS)
     warm = base.items.known & (torch.arange(12) < 9)
-    generator = ColdItemGenerator(
-        base.items, [base.context.features], [base.context.known], warm, dim=8, neighbours=3, probability=0.0
-    ).double()
+    text = Modality("text", base.context.features, base.context.known)
+    generator = ColdItemGenerator(base.items, [text], warm, dim=8, neighbours=3, probability=0.0).double()
     learner = ModalityLearner(generator, base.encoder, context=base.context, candidates=warm).eval()
     table = torch.nn.Parameter(generator.table().detach().clone())
     flat = copy.deepcopy(base)

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from helpers import DIM, ITEMS, features, id_learner, one_user, ragged_episodes, text_learner
 from metarec.nn import FeatureItems, IdItems, ModalityLearner, SequenceEncoder, TableItems
 from metarec.nn.touched import TouchedRows
-from metarec.types import Examples
+from metarec.types import Examples, Modality
 
 LENGTHS = [3, 9, 4, 6, 5]
 LEARNERS = {"id": id_learner, "text": text_learner}
@@ -132,9 +132,9 @@ def test_feature_items_score_as_their_table():
 
 
 def test_features_train_only_when_asked():
-    fixed = FeatureItems(torch.randn(4, 3), torch.arange(4) > 0, 2)
+    fixed = FeatureItems(Modality("text", torch.randn(4, 3), torch.arange(4) > 0), 2)
     given = torch.randn(4, 3)
-    free = FeatureItems(given, torch.arange(4) > 0, 2, train_features=True)
+    free = FeatureItems(Modality("text", given, torch.arange(4) > 0), 2, train_features=True)
     assert [name for name, _ in fixed.named_parameters()] == ["projection.weight", "projection.bias"]
     assert "features" in dict(free.named_parameters())
     with torch.no_grad():

@@ -15,7 +15,7 @@ from torch.func import functional_call, grad
 from helpers import DIM, ITEMS, id_learner, one_user, ragged_episodes, text_learner
 from metarec.functional import softmax
 from metarec.nn import AdaptiveFusion, ColdItemGenerator, ModalityLearner
-from metarec.types import EpisodeBatch, Examples
+from metarec.types import EpisodeBatch, Examples, Modality
 
 LENGTHS = [5, 9, 4]
 LR, STEPS = 0.05, 3
@@ -36,8 +36,8 @@ def generator_learner() -> ModalityLearner:
     """A learner whose last three items are cold and generated."""
     base = id_learner()
     warm = base.items.known & (torch.arange(ITEMS) < ITEMS - 3)
-    parts = [base.context.features], [base.context.known]
-    items = ColdItemGenerator(base.items, *parts, warm, dim=DIM, neighbours=3, probability=0.0).double()
+    text = Modality("text", base.context.features, base.context.known)
+    items = ColdItemGenerator(base.items, [text], warm, dim=DIM, neighbours=3, probability=0.0).double()
     return ModalityLearner(items, base.encoder, context=base.context, candidates=warm).eval()
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from metarec.meta.memory import users_in_budget
+from metarec.meta.memory import chunk_sizes, users_in_budget
 from metarec.types import Examples
 
 
@@ -29,7 +29,7 @@ def test_by_hand():
     assert users_in_budget(layer, support(), 1, one_step * 7 - 1) == 6
     assert users_in_budget(layer, support(), 3, three_steps * 5) == 5
     assert users_in_budget(layer.double(), support(), 1, one_step * 7) == 3, "float64 takes twice the room"
-    assert users_in_budget(nn.Linear(8, 4), support(), 1) == 2**30 // one_step, "1 GiB on the CPU"
+    assert users_in_budget(nn.Linear(8, 4), support(), 1) == 2**27 // one_step, "128 MiB on the CPU"
 
 
 def test_at_least_one_user():
@@ -56,3 +56,20 @@ def test_more_memory_never_fits_fewer_users():
 )
 def test_larger_users_fit_less_often(layer, examples, steps):
     assert users_in_budget(layer, examples, steps, 10**7) < users_in_budget(nn.Linear(8, 4), support(), 1, 10**7)
+
+
+def test_chunks_follow_their_own_longest_history():
+    layer, lengths = nn.Linear(8, 4), [30, 30, 30, 12, 12, 3, 3, 3, 3, 3]
+    column = torch.arange(30)
+    history = torch.stack([torch.where(column < n, 1, 0) for n in lengths])
+    position = torch.stack([torch.where(column < n, column, 0) for n in lengths])
+    users = Examples(history, position, history, history.unsqueeze(-1), history.float())
+    budget = 4 * (144 + 40 * 3 * 30 * 8 + 36) * 2  # two users of 30 items, 30 targets and 30 negatives
+    found, start = chunk_sizes(layer, users, 1, budget), 0
+    for size in found:
+        # each token costs 40 x 8 floats, each item of history comes with its target and negative
+        longest = lengths[start]
+        fits = budget // (4 * (144 + 40 * 3 * longest * 8 + 36))
+        assert size == min(fits, len(lengths) - start)
+        start += size
+    assert start == len(lengths) and found == [2, 2, 4, 2]

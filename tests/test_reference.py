@@ -12,7 +12,7 @@ from torch import Tensor
 from metarec.functional import bpr
 from metarec.meta import MetaLearner
 from metarec.nn import ColdItemGenerator, FeatureItems, IdItems, ModalityLearner, SequenceEncoder
-from metarec.types import EpisodeBatch, Examples
+from metarec.types import EpisodeBatch, Examples, Modality
 
 ORACLE = {
     name: torch.from_numpy(np.array(a)) for name, a in np.load(Path(__file__).parent / "fixtures/oracle.npz").items()
@@ -54,12 +54,12 @@ def group(prefix: str, kind: str) -> dict[str, Tensor]:
 
 
 def released(kind: str) -> ModalityLearner:
-    features, present = ORACLE["in/item_features"], torch.ones(ITEMS, dtype=torch.bool)
+    features = Modality("f", ORACLE["in/item_features"], torch.ones(ITEMS, dtype=torch.bool))
     encoder = SequenceEncoder(DIM, max_length=LENGTH, layers=2, heads=2, feedforward=32, dropout=0.0)
     if kind == "id":
-        learner = ModalityLearner(IdItems(ITEMS, DIM), encoder, context=FeatureItems(features, present, DIM))
+        learner = ModalityLearner(IdItems(ITEMS, DIM), encoder, context=FeatureItems(features, DIM))
     else:
-        learner = ModalityLearner(FeatureItems(features, present, DIM, train_features=True), encoder)
+        learner = ModalityLearner(FeatureItems(features, DIM, train_features=True), encoder)
     weights = group(f"{kind}/weight/", kind)
     missing, unexpected = learner.load_state_dict(weights, strict=False)
     assert not unexpected and not missing
@@ -139,7 +139,7 @@ def test_generated_vectors():
     features, present = ORACLE["in/item_features"], torch.ones(ITEMS, dtype=torch.bool)
     warm = torch.arange(ITEMS) > 0
     generator = ColdItemGenerator(
-        IdItems(ITEMS, DIM), [features], [present], warm, dim=DIM, neighbours=4, variant="paper"
+        IdItems(ITEMS, DIM), [Modality("f", features, present)], warm, dim=DIM, neighbours=4, variant="paper"
     )
     for ours, theirs in (("projections.0", "proj"), ("attentions.0", "attention")):
         for part in ("weight", "bias"):

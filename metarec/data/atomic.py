@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from metarec.data.dataset import Catalog, Dataset, Modality, Times, Vocabulary
+from metarec.data.dataset import Catalog, Dataset, Times, Vocabulary
 from metarec.data.features import align, encode, load_modality, table_features
 from metarec.data.table import Table, read_table
+from metarec.types import Modality
 
 TIME_FIELDS = ("timestamp", "exposure_time")
 ARRAYS = ("npz", "pth", "pt", "npy")

@@ -9,9 +9,9 @@ from functools import cached_property
 from types import MappingProxyType
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+from metarec.types import Modality
 
 Ints = NDArray[np.int64]
 Times = NDArray[np.int64] | NDArray[np.float64]
@@ -91,39 +91,6 @@ class Vocabulary:
                 raise ValueError(f"{self.what} code {int(code)} is outside 1..{len(self.ids)}")
             out.append(self.ids[int(code) - 1])
         return out
-
-
-@dataclass(frozen=True)
-class Modality:
-    """Feature vectors of the catalogue's items under one modality.
-
-    Attributes:
-        name: e.g. ``"text"``.
-        features: (I, F) float32; row = item code, row 0 and the rows of items without features are zero.
-        present: (I,) bool, False for padding and for items without features.
-
-    Raises:
-        ValueError: if shapes disagree or a feature is not finite.
-    """
-
-    name: str
-    features: Tensor
-    present: Tensor
-
-    def __post_init__(self) -> None:
-        if self.features.ndim != 2 or self.present.shape != self.features.shape[:1]:
-            raise ValueError(
-                f"modality {self.name!r}: expected features (I,F) and present (I,), got "
-                f"{tuple(self.features.shape)} and {tuple(self.present.shape)}"
-            )
-        if not bool(torch.isfinite(self.features).all()):
-            row, column = (int(i) for i in (~torch.isfinite(self.features)).nonzero()[0])
-            raise ValueError(f"modality {self.name!r}: feature of item code {row}, column {column} is not finite")
-
-    @property
-    def dim(self) -> int:
-        """F, the number of feature columns."""
-        return self.features.shape[1]
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarec.data.dataset import Modality, Vocabulary
+from metarec.data.dataset import Vocabulary
 from metarec.data.table import Table, read_table
+from metarec.types import Modality
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metarec.data.dataset import Catalog, Dataset, Ints, Modality, Vocabulary
+from metarec.data.dataset import Catalog, Dataset, Ints, Vocabulary
+from metarec.types import Modality
 
 PLANTED_SPLIT = 1_000_000
 """Last time of upstream: pass it as ``at`` to the split by time."""

@@ -9,7 +9,7 @@ gradients of weights are never formed, and what moves through memory is the size
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,9 @@ class _Adapted(nn.Module):
     def weights(self) -> dict[str, Tensor]:
         """The adapted parameters, (B, ...)."""
         raise NotImplementedError
+
+
+_Part = TypeVar("_Part", bound=_Adapted)
 
 
 class _AdaptedLinear(_Adapted):
@@ -204,7 +207,7 @@ class FastStack:
             self.own.append((twin, self._part(path, _Delta(self.users, **own))))
         return twin
 
-    def _part(self, path: str, part: Any) -> Any:
+    def _part(self, path: str, part: _Part) -> _Part:
         self.parts[path] = part
         return part
 

@@ -113,7 +113,8 @@ class MetaLearner(nn.Module):
         >>> learner = ModalityLearner(IdItems(size=6, dim=8), SequenceEncoder(dim=8))
         >>> meta = MetaLearner(learner, lr=0.1, steps=2, engine="native")
         >>> support = Examples(torch.tensor([[3, 1, 2], [1, 2, 0]]), torch.tensor([[0, 1], [0, 0]]),
-        ...                    torch.tensor([[1, 2], [2, 0]]), torch.full((2, 2, 1), 4), torch.tensor([[1., 1], [1, 0]]))
+        ...                    torch.tensor([[1, 2], [2, 0]]), torch.full((2, 2, 1), 4), torch.tensor([[1., 1], [1, 0]])
+        ...                    )
         >>> meta.adapt(support)(support).scores.shape
         torch.Size([2, 2, 6])
     """
@@ -210,8 +211,8 @@ class MetaLearner(nn.Module):
             if not bool(torch.isfinite(losses).all()):
                 users = part.user[~torch.isfinite(losses)].tolist()
                 raise FloatingPointError(
-                    f"query loss of user codes {users[:5]} is not finite after {self.steps} inner steps of lr={self.lr};"
-                    " lower the inner or outer learning rate"
+                    f"query loss of user codes {users[:5]} is not finite after {self.steps} inner steps of "
+                    f"lr={self.lr}; lower the inner or outer learning rate"
                 )
             (losses.sum() / len(episodes)).backward()
             total += float(losses.detach().sum())

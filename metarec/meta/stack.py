@@ -43,6 +43,9 @@ class TaskStack(nn.Module):
         [(3, 1, 2), (3, 1)]
     """
 
+    _call: _Call
+    _names: dict[str, str]
+
     def __init__(self, view: nn.Module, users: int, own: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
         own = dict(own or {})

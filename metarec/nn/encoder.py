@@ -83,9 +83,7 @@ class SequenceEncoder(nn.Module):
         self.position = nn.Parameter(torch.empty(max_length, dim))
         self.norm = nn.LayerNorm(dim, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            EncoderBlock(dim, heads, feedforward or 4 * dim, dropout) for _ in range(layers)
-        )
+        self.blocks = nn.ModuleList(EncoderBlock(dim, heads, feedforward or 4 * dim, dropout) for _ in range(layers))
         nn.init.normal_(self.position, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):

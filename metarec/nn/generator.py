@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from metarec.functional.neighbours import nearest_items
 from metarec.nn.items import Items, TableItems
+from metarec.types import Modality
 
 Variant = Literal["metarec", "paper"]
 
@@ -80,8 +81,7 @@ class ColdItemGenerator(nn.Module):
 
     Args:
         items: the items it stands in front of.
-        features: per modality (I, F).
-        present: per modality (I,) bool.
+        modalities: the features that vectors are generated from.
         warm: (I,) bool, items that training has seen; they are the neighbours, and the rest with features is cold.
         dim: D.
         neighbours: K.
@@ -89,12 +89,13 @@ class ColdItemGenerator(nn.Module):
         variant: ``"metarec"`` or ``"paper"``.
 
     Raises:
-        ValueError: if there is no modality, or features and present are not in pairs.
+        ValueError: if there is no modality.
 
     Example:
         >>> from metarec.nn import IdItems
         >>> warm = torch.tensor([False, True, True, True, False])
-        >>> items = ColdItemGenerator(IdItems(5, 8, known=warm), [torch.randn(5, 3)], [torch.ones(5) > 0], warm, dim=8)
+        >>> text = Modality("text", torch.randn(5, 3), torch.arange(5) > 0)
+        >>> items = ColdItemGenerator(IdItems(5, 8, known=warm), [text], warm, dim=8)
         >>> items.known.tolist()   # the cold item 4 can be ranked
         [False, True, True, True, True]
         >>> items(torch.tensor([[1, 4]])).shape
@@ -110,8 +111,7 @@ class ColdItemGenerator(nn.Module):
     def __init__(
         self,
         items: Items,
-        features: Sequence[Tensor],
-        present: Sequence[Tensor],
+        modalities: Sequence[Modality],
         warm: Tensor,
         *,
         dim: int = 64,
@@ -120,20 +120,19 @@ class ColdItemGenerator(nn.Module):
         variant: Variant = "metarec",
     ) -> None:
         super().__init__()
-        if not features or len(features) != len(present):
-            raise ValueError(
-                f"ColdItemGenerator: one features and one present per modality, got {len(features)} and {len(present)}"
-            )
+        if not modalities:
+            raise ValueError("ColdItemGenerator: needs at least one modality to generate vectors from, got none")
         self.items = items
         self.probability = probability
         self.variant = variant
-        self.projections = nn.ModuleList(nn.Linear(f.shape[1], dim) for f in features)
-        self.attentions = nn.ModuleList(nn.Linear(2 * dim, 1) for _ in features)
-        for index, (matrix, mask) in enumerate(zip(features, present, strict=True)):
-            self.register_buffer(f"features_{index}", matrix, persistent=False)
-            self.register_buffer(f"present_{index}", mask, persistent=False)
-        described = torch.stack(list(present)).any(0) & (torch.arange(len(warm), device=warm.device) > 0)
-        near = nearest_items(torch.cat(list(features), dim=1), described & warm, neighbours)
+        self.projections = nn.ModuleList(nn.Linear(m.dim, dim) for m in modalities)
+        self.attentions = nn.ModuleList(nn.Linear(2 * dim, 1) for _ in modalities)
+        for index, modality in enumerate(modalities):
+            self.register_buffer(f"features_{index}", modality.features, persistent=False)
+            self.register_buffer(f"present_{index}", modality.present, persistent=False)
+        present = torch.stack([m.present for m in modalities]).any(0)
+        described = present & (torch.arange(len(warm), device=warm.device) > 0)
+        near = nearest_items(torch.cat([m.features for m in modalities], dim=1), described & warm, neighbours)
         self.register_buffer("neighbours", near, persistent=False)
         self.register_buffer("cold", described & ~warm, persistent=False)
         self.register_buffer("replaceable", described & warm, persistent=False)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarec.types import Modality
+
 
 class Items(Protocol):
     """What a learner needs of its items.
@@ -125,13 +127,13 @@ class FeatureItems(nn.Module):
     """Item vectors projected from features, ``W f + b``; an item without features gets ``b``.
 
     Args:
-        features: (I, F) float, row 0 zero; not trained.
-        present: (I,) bool, items that have features.
+        modality: the features, which are not trained, and which items have them.
         dim: D.
         train_features: train the features too (the released MML code does), starting from the given ones.
 
     Example:
-        >>> items = FeatureItems(torch.randn(5, 7), torch.tensor([False, True, True, True, True]), dim=3)
+        >>> text = Modality("text", torch.randn(5, 7), torch.tensor([False, True, True, True, True]))
+        >>> items = FeatureItems(text, dim=3)
         >>> items(torch.tensor([1, 2])).shape, items.scores(torch.zeros(2, 3)).shape
         (torch.Size([2, 3]), torch.Size([2, 5]))
     """
@@ -140,14 +142,14 @@ class FeatureItems(nn.Module):
     known: Tensor
     features: Tensor
 
-    def __init__(self, features: Tensor, present: Tensor, dim: int, *, train_features: bool = False) -> None:
+    def __init__(self, modality: Modality, dim: int, *, train_features: bool = False) -> None:
         super().__init__()
         if train_features:
-            self.features = nn.Parameter(features.clone())
+            self.features = nn.Parameter(modality.features.clone())
         else:
-            self.register_buffer("features", features, persistent=False)
-        self.register_buffer("known", present, persistent=False)
-        self.projection = nn.Linear(features.shape[1], dim)
+            self.register_buffer("features", modality.features, persistent=False)
+        self.register_buffer("known", modality.present, persistent=False)
+        self.projection = nn.Linear(modality.dim, dim)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors (..., D) of item codes (...)."""

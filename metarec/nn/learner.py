@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from metarec.functional import losses
@@ -111,5 +110,3 @@ class ModalityLearner(nn.Module):
         if not isinstance(self.items, TouchedRows):
             return {}
         return {f"items.{name}": value for name, value in self.items.per_user(support).items()}
-
-

@@ -24,7 +24,7 @@ from metarec.nn import AdaptiveFusion, ColdItemGenerator, FeatureItems, IdItems,
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.fusing import FusedMethod, fusion_users, train_fusion
 from metarec.recipes.training import TrainingRun, fingerprint
-from metarec.types import EpisodeBatch, Examples, Method, Progress, Scorer
+from metarec.types import EpisodeBatch, Examples, Method, Modality, Progress, Scorer
 
 
 class MML(nn.Module):
@@ -55,18 +55,16 @@ class MML(nn.Module):
         names = sorted(catalog.modalities) if config.modalities is None else config.modalities
         self.catalog, self.warm, self.config = catalog, warm, config
         seen = torch.from_numpy(warm)
-        present = [catalog[name].present for name in names]
-        features = [standardise_features(catalog[name].features, catalog[name].present) for name in names]
-        described = torch.stack(present).any(0) if present else seen
+        modalities = [_standardised(catalog[name]) for name in names]
         parts: dict[str, tuple[Items, Items | None]] = {}
-        context = FeatureItems(torch.cat(features, 1), described, config.dim) if features else None
+        context = FeatureItems(_joined(modalities), config.dim) if modalities else None
         parts["id"] = IdItems(catalog.size, config.dim, known=seen), context
-        for name, matrix, mask in zip(names, features, present, strict=True):
-            parts[name] = FeatureItems(matrix, mask, config.dim), None
+        for modality in modalities:
+            parts[modality.name] = FeatureItems(modality, config.dim), None
         learners = {}
         for name, (items, aware) in parts.items():
-            if features:
-                items = self._generator(items, features, present, seen)
+            if modalities:
+                items = self._generator(items, modalities, seen)
             encoder = SequenceEncoder(
                 config.dim,
                 max_length=config.max_length,
@@ -78,14 +76,11 @@ class MML(nn.Module):
         self.learners = nn.ModuleDict(learners)
         self.fusion = AdaptiveFusion(len(learners), config.dim)
 
-    def _generator(
-        self, items: Items, features: Sequence[Tensor], present: Sequence[Tensor], seen: Tensor
-    ) -> ColdItemGenerator:
+    def _generator(self, items: Items, modalities: Sequence[Modality], seen: Tensor) -> ColdItemGenerator:
         config = self.config
         return ColdItemGenerator(
             items,
-            features,
-            present,
+            modalities,
             seen,
             dim=config.dim,
             neighbours=config.neighbours,
@@ -160,6 +155,16 @@ class MML(nn.Module):
         return out
 
 
+def _standardised(modality: Modality) -> Modality:
+    return replace(modality, features=standardise_features(modality.features, modality.present))
+
+
+def _joined(modalities: Sequence[Modality]) -> Modality:
+    """All features of each item as one modality; an item has it that has any."""
+    present = torch.stack([m.present for m in modalities]).any(0)
+    return Modality("all", torch.cat([m.features for m in modalities], 1), present)
+
+
 def train(
     model: MML, sampler: EpisodeSampler, *, epochs: int | None = None, checkpoint: str | Path | None = None
 ) -> Iterator[Progress]:
@@ -184,6 +189,7 @@ def train(
         )
     sampler = replace(
         sampler,
+        part="train",
         users_per_batch=config.users_per_batch,
         queries=config.queries,
         negatives=config.negatives,
