@@ -75,7 +75,7 @@ class ColdItemGenerator(nn.Module):
     """Stands in front of items: a generated vector for a cold item, the item's own vector otherwise.
 
     Per modality ``e_i = W f_i + sum_k a_k W f_k`` over the K nearest warm items k of i by the dot product of all
-    features, averaged over the modalities that the item has. ``a = softmax_k(v . leaky_relu([W f_i ; W f_k]))``.
+    features, averaged over the modalities that the item has. ``a = softmax_k(leaky_relu(v . [W f_i ; W f_k]))``.
     ``variant="paper"`` is MML's form (Pan et al., CIKM 2022, as released): no leaky_relu, so that the item's own term
     cancels in the softmax, and a ReLU at the end, so that no generated vector has a negative entry.
 
@@ -154,10 +154,11 @@ class ColdItemGenerator(nn.Module):
         """(I, D) own projections -> (I, D) own plus the attended neighbours'."""
         near = own[self.neighbours]
         pair = torch.cat([own.unsqueeze(1).expand_as(near), near], dim=-1)
+        logits = attention(pair).squeeze(-1)
         if self.variant == "metarec":
-            pair = F.leaky_relu(pair, 0.2)
+            logits = F.leaky_relu(logits, 0.2)
         usable = present[self.neighbours] & (self.neighbours > 0)
-        weights = attention(pair).squeeze(-1).masked_fill(~usable, -1e9).softmax(-1) * usable
+        weights = logits.masked_fill(~usable, -1e9).softmax(-1) * usable
         out = own + (weights.unsqueeze(-1) * near).sum(1)
         return F.relu(out) if self.variant == "paper" else out
 
