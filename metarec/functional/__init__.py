@@ -2,7 +2,7 @@
 
 from metarec.functional.attention import causal_attention, merge_heads, split_heads
 from metarec.functional.fusion import fuse, standardise, standardise_features
-from metarec.functional.losses import bpr, sampled_softmax, softmax, weighted_mean
+from metarec.functional.losses import bpr, sampled_softmax, softmax, softmax_among, weighted_mean
 from metarec.functional.neighbours import nearest_items
 from metarec.functional.ranking import mrr_at, ndcg_at, ranks, recall_at
 from metarec.functional.segments import segment_max, segment_mean, segment_sum
@@ -22,6 +22,7 @@ __all__ = [
     "segment_mean",
     "segment_sum",
     "softmax",
+    "softmax_among",
     "split_heads",
     "standardise",
     "standardise_features",

@@ -58,8 +58,26 @@ def softmax(scores: Tensor, target: Tensor, allowed: Tensor) -> Tensor:
         tensor([0.6931])
     """
     own = scores.gather(-1, target.unsqueeze(-1)).squeeze(-1)
-    others = scores.masked_fill(~allowed, -torch.inf).logsumexp(-1)
-    return torch.where(allowed[target], others, torch.logaddexp(others, own)) - own
+    return softmax_among(own, scores.masked_fill(~allowed, -torch.inf), allowed[target])
+
+
+def softmax_among(positive: Tensor, candidates: Tensor, included: Tensor) -> Tensor:
+    """Cross-entropy of the target among the candidates, where the target may be one of them or not.
+
+    Args:
+        positive: (...) scores of the targets.
+        candidates: (..., C) scores of the candidates.
+        included: (...) bool, whether the target is among the candidates.
+
+    Returns:
+        (...) loss per example.
+
+    Example:
+        >>> softmax_among(torch.zeros(2), torch.zeros(2, 3), torch.tensor([True, False]))  # log 3, log 4
+        tensor([1.0986, 1.3863])
+    """
+    others = candidates.logsumexp(-1)
+    return torch.where(included, others, torch.logaddexp(others, positive)) - positive
 
 
 def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:

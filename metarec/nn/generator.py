@@ -62,9 +62,10 @@ class MixedItems(nn.Module):
         ids = torch.arange(len(self.cold), device=self.cold.device)
         return torch.where(self._takes(ids).unsqueeze(-1), self.generated, self.trained)
 
-    def scores(self, state: Tensor) -> Tensor:
-        """Scores (..., I) of states (..., D)."""
-        return state @ self.table().T
+    def scores(self, state: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Scores (..., I) of states (..., D), or (..., C) against ids (C,)."""
+        table = self.table()
+        return state @ (table if ids is None else table[ids]).T
 
     def frozen(self) -> MixedItems:
         """Itself: there is nothing left to compute."""
@@ -167,9 +168,10 @@ class ColdItemGenerator(nn.Module):
         out: Tensor = self.frozen()(ids)
         return out
 
-    def scores(self, state: Tensor) -> Tensor:
-        """Scores (..., I) of states (..., D)."""
-        return state @ self.table().T
+    def scores(self, state: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Scores (..., I) of states (..., D), or (..., C) against ids (C,)."""
+        table = self.table()
+        return state @ (table if ids is None else table[ids]).T
 
     def table(self) -> Tensor:
         """(I, D): generated rows for cold items, the items' own otherwise."""

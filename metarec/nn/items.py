@@ -30,8 +30,8 @@ class Items(Protocol):
         """Vectors (..., D) of item codes (...)."""
         ...
 
-    def scores(self, state: Tensor) -> Tensor:
-        """Scores (..., I) of states (..., D) against the whole catalogue."""
+    def scores(self, state: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Scores of states (..., D) against the whole catalogue, (..., I), or against ids (C,), (..., C)."""
         ...
 
     def table(self) -> Tensor:
@@ -68,9 +68,9 @@ class TableItems(nn.Module):
         """Vectors (..., D) of item codes (...)."""
         return F.embedding(ids, self.weight, padding_idx=0)
 
-    def scores(self, state: Tensor) -> Tensor:
-        """Scores (..., I) of states (..., D)."""
-        return state @ self.weight.T
+    def scores(self, state: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Scores (..., I) of states (..., D), or (..., C) against ids (C,)."""
+        return state @ (self.weight if ids is None else self.weight[ids]).T
 
     def table(self) -> Tensor:
         """The table, (I, D)."""
@@ -110,9 +110,9 @@ class IdItems(nn.Module):
         """Vectors (..., D) of item codes (...)."""
         return F.embedding(ids, self.weight, padding_idx=0)
 
-    def scores(self, state: Tensor) -> Tensor:
-        """Scores (..., I) of states (..., D)."""
-        return state @ self.weight.T
+    def scores(self, state: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Scores (..., I) of states (..., D), or (..., C) against ids (C,)."""
+        return state @ (self.weight if ids is None else self.weight[ids]).T
 
     def table(self) -> Tensor:
         """The table, (I, D)."""
@@ -156,9 +156,13 @@ class FeatureItems(nn.Module):
         out: Tensor = self.projection(F.embedding(ids, self.features, padding_idx=0))
         return out
 
-    def scores(self, state: Tensor) -> Tensor:
-        """Scores (..., I) of states (..., D), by way of F so that a user's own W never makes a table per user."""
-        return (state @ self.projection.weight) @ self.features.T + (state @ self.projection.bias).unsqueeze(-1)
+    def scores(self, state: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Scores (..., I) of states (..., D), or (..., C) against ids (C,).
+
+        By way of F, so that a user's own W never makes a table per user.
+        """
+        features = self.features if ids is None else self.features[ids]
+        return (state @ self.projection.weight) @ features.T + (state @ self.projection.bias).unsqueeze(-1)
 
     def table(self) -> Tensor:
         """The projected catalogue, (I, D)."""

@@ -65,10 +65,11 @@ class ModalityLearner(nn.Module):
             ValueError: if the objective is not one of the three.
         """
         state = self.states(examples)
+        positive = (state * self.items(examples.target)).sum(-1)
         if objective == "softmax":
-            each = losses.softmax(self.items.scores(state), examples.target, self.candidates)
+            others = self.items.scores(state, self.candidates.nonzero().squeeze(-1))
+            each = losses.softmax_among(positive, others, self.candidates[examples.target])
         elif objective in ("bpr", "sampled_softmax"):
-            positive = (state * self.items(examples.target)).sum(-1)
             negatives = (state.unsqueeze(-2) * self.items(examples.negatives)).sum(-1)
             each = getattr(losses, objective)(positive, negatives)
         else:

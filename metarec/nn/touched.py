@@ -36,12 +36,13 @@ class TouchedRows(nn.Module):
         slots = (ids.unsqueeze(-1) == self.touched).to(self.delta.dtype)
         return self.items(ids) + slots @ self.delta
 
-    def scores(self, state: Tensor) -> Tensor:
-        """Scores (..., I): the shared ones, corrected on the touched rows."""
+    def scores(self, state: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Scores (..., I), or (..., C) against ids (C,): the shared ones, corrected on the touched rows."""
         shared = self.items.scores(state)
         correction = state @ self.delta.transpose(-2, -1) * (self.touched > 0).to(state.dtype)
         rows = self.touched.clamp(min=0).expand(correction.shape)
-        return shared.scatter_add(-1, rows, correction)
+        own = shared.scatter_add(-1, rows, correction)
+        return own if ids is None else own[..., ids]
 
     def table(self) -> Tensor:
         """The user's whole catalogue, (I, D)."""
