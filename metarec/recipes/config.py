@@ -62,8 +62,8 @@ class MMLConfig:
     heads: int = 2
     max_length: int = 50
     dropout: float = 0.3
-    warmup_epochs: int = 10
-    epochs: int = 2
+    warmup_epochs: int = 7
+    epochs: int = 1
     users_per_batch: int = 128
     queries: int | float = 0.5
     lr: float | Mapping[str, float] = 1e-3
@@ -73,7 +73,7 @@ class MMLConfig:
     negatives: int = 1
     neighbours: int = 5
     generated: float = 0.1
-    generator_epochs: int = 2
+    generator_epochs: int = 1
     generator_lr: float = 1e-3
     fusion_users: float = 0.1
     fusion_epochs: int = 50
