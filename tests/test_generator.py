@@ -178,6 +178,20 @@ def test_nothing_is_drawn_outside_training():
     close(generator(ids), generator.items.weight[ids])
 
 
+@pytest.mark.xfail(reason="the target draws apart from its own place among the candidates")
+def test_in_training_the_softmax_stays_a_cross_entropy():
+    generator = made(probability=0.1).train()
+    with torch.no_grad():
+        for projection in generator.projections:
+            projection.weight.mul_(10)  # generated vectors far from the trained ones
+    learner = ModalityLearner(generator, SequenceEncoder(DIM, dropout=0.0).double())
+    ids = torch.arange(1, 12).repeat(20)[:, None]
+    zeros, ones = torch.zeros_like(ids), torch.ones_like(ids).double()
+    torch.manual_seed(0)
+    losses = learner.loss(Examples(ids, zeros, ids.flip(0), zeros[..., None], ones), "softmax")
+    assert float(losses.detach().min()) >= 0
+
+
 def test_gradients_reach_the_projections_and_attentions():
     generator = made(probability=1.0).train()
     learner = ModalityLearner(generator, SequenceEncoder(DIM, dropout=0.0).double())

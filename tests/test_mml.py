@@ -270,8 +270,8 @@ PINNED = {
     "id": 3.5567,
     "text warm-up": 6.5332,
     "text": 4.8064,
-    "id generator": 3.8359,
-    "text generator": 4.6140,
+    "id generator": 3.8041,
+    "text generator": 4.9921,
     "fusion": 3.6258,
 }
 
