@@ -16,62 +16,6 @@ from metarec.types import Modality
 Variant = Literal["metarec", "paper"]
 
 
-class MixedItems(nn.Module):
-    """Trained and generated vectors, both computed once: generated for cold items, trained for the others.
-
-    Args:
-        trained: (I, D).
-        generated: (I, D).
-        known: (I,) bool.
-        cold: (I,) bool, items that take the generated vector.
-        replaceable: (I,) bool, items that may take it in training.
-        probability: with which each occurrence of a replaceable item takes it in training.
-    """
-
-    adapts_rows = True
-    trained: Tensor
-    generated: Tensor
-    known: Tensor
-    cold: Tensor
-    replaceable: Tensor
-
-    def __init__(
-        self, trained: Tensor, generated: Tensor, known: Tensor, cold: Tensor, replaceable: Tensor, probability: float
-    ) -> None:
-        super().__init__()
-        tensors = {"trained": trained, "generated": generated, "known": known, "cold": cold, "replaceable": replaceable}
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor, persistent=False)
-        self.probability = probability
-
-    def _takes(self, ids: Tensor) -> Tensor:
-        """Which occurrences (...) take the generated vector."""
-        takes = self.cold[ids]
-        if self.training and self.probability > 0:
-            drawn = torch.rand_like(ids, dtype=self.trained.dtype) < self.probability
-            takes = takes | (drawn & self.replaceable[ids])
-        return takes
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """Vectors (..., D) of item codes (...)."""
-        trained, generated = (F.embedding(ids, t, padding_idx=0) for t in (self.trained, self.generated))
-        return torch.where(self._takes(ids).unsqueeze(-1), generated, trained)
-
-    def table(self) -> Tensor:
-        """(I, D). In training it draws too: a generated vector that is never a candidate would only ever grow."""
-        ids = torch.arange(len(self.cold), device=self.cold.device)
-        return torch.where(self._takes(ids).unsqueeze(-1), self.generated, self.trained)
-
-    def scores(self, state: Tensor, ids: Tensor | None = None) -> Tensor:
-        """Scores (..., I) of states (..., D), or (..., C) against ids (C,)."""
-        table = self.table()
-        return state @ (table if ids is None else table[ids]).T
-
-    def frozen(self) -> MixedItems:
-        """Itself: there is nothing left to compute."""
-        return self
-
-
 class ColdItemGenerator(nn.Module):
     """Stands in front of items: a generated vector for a cold item, the item's own vector otherwise.
 
@@ -86,7 +30,8 @@ class ColdItemGenerator(nn.Module):
         warm: (I,) bool, items that training has seen; they are the neighbours, and the rest with features is cold.
         dim: D.
         neighbours: K.
-        probability: with which an occurrence of a warm item takes its generated vector in training.
+        probability: with which a warm item is treated as cold in training, in all its roles at once (as history,
+            target and candidate, or a generated vector would only ever grow).
         variant: ``"metarec"`` or ``"paper"``.
 
     Raises:
@@ -165,21 +110,20 @@ class ColdItemGenerator(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors (..., D) of item codes (...)."""
-        out: Tensor = self.frozen()(ids)
-        return out
+        return F.embedding(ids, self.table(), padding_idx=0)
 
     def scores(self, state: Tensor, ids: Tensor | None = None) -> Tensor:
         """Scores (..., I) of states (..., D), or (..., C) against ids (C,)."""
-        table = self.table()
-        return state @ (table if ids is None else table[ids]).T
+        return self.frozen().scores(state, ids)
 
     def table(self) -> Tensor:
-        """(I, D): generated rows for cold items, the items' own otherwise."""
-        return self.frozen().table()
+        """(I, D): generated rows for cold items, the items' own otherwise. In training each call draws anew."""
+        takes = self.cold
+        if self.training and self.probability > 0:
+            drawn = torch.rand(len(takes), device=takes.device) < self.probability
+            takes = takes | (drawn & self.replaceable)
+        return torch.where(takes.unsqueeze(-1), self.generated(), self.items.table())
 
-    def frozen(self) -> MixedItems | TableItems:
-        """Both kinds of vectors, computed once; in training each occurrence still draws which it takes."""
-        mixed = MixedItems(
-            self.items.table(), self.generated(), self.known, self.cold, self.replaceable, self.probability
-        )
-        return mixed.train(self.training)
+    def frozen(self) -> TableItems:
+        """The table, drawn and computed once: an item is cold in all its roles, or in none."""
+        return TableItems(self.table(), self.known)

@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from metarec.functional import losses
+from metarec.nn.generator import ColdItemGenerator
 from metarec.nn.items import Items
 from metarec.nn.touched import TouchedRows
 from metarec.types import Examples, Scored
@@ -45,11 +46,16 @@ class ModalityLearner(nn.Module):
         self.context = context
         self.register_buffer("candidates", items.known if candidates is None else candidates, persistent=False)
 
-    def states(self, examples: Examples) -> Tensor:
-        """State of each example, (..., S, D): one pass over the history serves all of them."""
+    def states(self, examples: Examples, items: Items | None = None) -> Tensor:
+        """State of each example, (..., S, D): one pass over the history serves all of them.
+
+        Args:
+            examples: of any leading dimensions.
+            items: where the history's vectors come from; the learner's items by default.
+        """
         history = examples.history
         context = None if self.context is None else self.context(history)
-        layer: Tensor = self.encoder(self.items(history), history > 0, context)
+        layer: Tensor = self.encoder((items or self.items)(history), history > 0, context)
         index = examples.position.unsqueeze(-1).expand(*examples.position.shape, layer.shape[-1])
         return layer.gather(-2, index)
 
@@ -64,13 +70,14 @@ class ModalityLearner(nn.Module):
         Raises:
             ValueError: if the objective is not one of the three.
         """
-        state = self.states(examples)
-        positive = (state * self.items(examples.target)).sum(-1)
+        items = self.items.frozen() if isinstance(self.items, ColdItemGenerator) else self.items  # one draw for all
+        state = self.states(examples, items)
+        positive = (state * items(examples.target)).sum(-1)
         if objective == "softmax":
-            others = self.items.scores(state, self.candidates.nonzero().squeeze(-1))
+            others = items.scores(state, self.candidates.nonzero().squeeze(-1))
             each = losses.softmax_among(positive, others, self.candidates[examples.target])
         elif objective in ("bpr", "sampled_softmax"):
-            negatives = (state.unsqueeze(-2) * self.items(examples.negatives)).sum(-1)
+            negatives = (state.unsqueeze(-2) * items(examples.negatives)).sum(-1)
             each = getattr(losses, objective)(positive, negatives)
         else:
             raise ValueError(f"objective must be 'bpr', 'sampled_softmax' or 'softmax', got {objective!r}")

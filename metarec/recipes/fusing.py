@@ -104,10 +104,11 @@ def train_fusion(
     run.reseed("fusion", 0)
     chosen = np.random.default_rng([sampler.seed, 4]).permutation(sampler.user_codes)
     held_out = max(1, len(chosen) // 5)
-    learners = [cast(ModalityLearner, meta.learner) for meta in metas]
+    learners = [cast(ModalityLearner, meta.eval().learner) for meta in metas]
     validation = _adapted_users(metas, sampler.for_users(chosen[:held_out]))
     training = _adapted_users(metas, sampler.for_users(chosen[held_out:])) if len(chosen) > held_out else validation
-    frozen = [_with_tables(learner) for learner in learners]
+    with torch.no_grad():
+        frozen = [learner.task_view("encoder") for learner in learners]
     candidates = learners[0].candidates
     optimizer = torch.optim.Adam(fusion.parameters(), lr=config.fusion_lr)
     best, best_loss, since = copy.deepcopy(fusion.state_dict()), float("inf"), 0
@@ -130,11 +131,6 @@ def train_fusion(
     run.finish("fusion")
 
 
-def _with_tables(learner: ModalityLearner) -> ModalityLearner:
-    with torch.no_grad():
-        return learner.task_view("encoder").eval()
-
-
 def _adapted_users(metas: Sequence[MetaLearner], sampler: EpisodeSampler) -> _Users:
     """Adapt the users of a sampler and keep the states of their query examples."""
     states: list[list[Tensor]] = [[] for _ in metas]
@@ -146,12 +142,10 @@ def _adapted_users(metas: Sequence[MetaLearner], sampler: EpisodeSampler) -> _Us
         real = batch.query.weight > 0
         targets.append(batch.query.target[real])
         for index, meta in enumerate(metas):
-            meta.eval()
             with torch.no_grad():
                 _, state, knows = meta.adapt(batch.support).rank(batch.query)
             states[index].append(state[real])
             active[index].append(knows[real])
-            meta.train()
     return _Users([torch.cat(s) for s in states], [torch.cat(a) for a in active], torch.cat(targets))
 
 

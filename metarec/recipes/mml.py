@@ -222,7 +222,7 @@ def warm_up(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun) ->
     def backward(batch: EpisodeBatch) -> float:
         total = 0.0
         for part in batch.to(device_of(model)).chunks(16 if device_of(model).type == "cpu" else len(batch)):
-            loss = learner.loss(part.query, config.objectives[1]).sum() / len(batch)
+            loss = learner.task_view("encoder").loss(part.query, config.objectives[1]).sum() / len(batch)
             loss.backward()
             total += float(loss.detach())
         return total
