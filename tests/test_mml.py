@@ -266,13 +266,13 @@ def first_losses() -> dict[str, float]:
 
 
 PINNED = {
-    "id warm-up": 3.5815,
-    "id": 3.5567,
-    "text warm-up": 6.5332,
-    "text": 4.8064,
-    "id generator": 3.8041,
-    "text generator": 4.9921,
-    "fusion": 3.6258,
+    "id warm-up": 3.5863,
+    "id": 3.5579,
+    "text warm-up": 6.5172,
+    "text": 4.8076,
+    "id generator": 3.5285,
+    "text generator": 4.3194,
+    "fusion": 3.5375,
 }
 
 

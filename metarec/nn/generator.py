@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,9 @@ class ColdItemGenerator(nn.Module):
         self.projections = nn.ModuleList(nn.Linear(m.dim, dim) for m in modalities)
         self.attentions = nn.ModuleList(nn.Linear(2 * dim, 1) for _ in modalities)
         for index, modality in enumerate(modalities):
+            projection = cast(nn.Linear, self.projections[index])
+            nn.init.normal_(projection.weight, std=0.02 / modality.dim**0.5)  # vectors as small as a new table's
+            nn.init.zeros_(projection.bias)
             self.register_buffer(f"features_{index}", modality.features, persistent=False)
             self.register_buffer(f"present_{index}", modality.present, persistent=False)
         present = torch.stack([m.present for m in modalities]).any(0)

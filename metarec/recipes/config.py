@@ -73,8 +73,8 @@ class MMLConfig:
     negatives: int = 1
     neighbours: int = 5
     generated: float = 0.1
-    generator_epochs: int = 1
-    generator_lr: float = 1e-3
+    generator_epochs: int = 2
+    generator_lr: float = 3e-4
     fusion_users: float = 0.1
     fusion_epochs: int = 50
     fusion_lr: float = 1e-3
@@ -145,6 +145,7 @@ def _released(id_lr: float, text_lr: float, image_lr: float) -> MMLConfig:
         inner_lr=1e-3,
         objectives=("bpr", "bpr"),
         generator_epochs=10,
+        generator_lr=1e-3,
         fusion_users=0.25,
         fusion_lr=1e-4,
         fusion_epochs=100,
