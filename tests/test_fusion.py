@@ -77,7 +77,7 @@ def test_standardise_features_against_numpy():
     present = torch.arange(12) % 3 != 0
     rows = features.numpy()[present.numpy()]
     expected = np.zeros((12, 4))
-    expected[present.numpy()] = (rows - rows.mean(0)) / np.sqrt(np.square(rows - rows.mean(0)).mean())
+    expected[present.numpy()] = (rows - rows.mean(0)) / np.sqrt(np.square(rows - rows.mean(0)).sum(1).mean())
     np.testing.assert_allclose(standardise_features(features, present).numpy(), expected, rtol=1e-10, atol=1e-12)
 
 

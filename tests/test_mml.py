@@ -92,7 +92,7 @@ def same_cluster(pairs: list[tuple[int, int]]) -> float:
 def personal() -> tuple[MML, Dataset, Dataset]:
     """A world in which every user has a rule of his own, and MML trained on it."""
     up, down = world(adaptation=1.0)
-    return trained(up, SMALL), up, down
+    return trained(up, replace(SMALL, lr=1e-2, inner_lr=0.5, generator_lr=2e-2, epochs=9)), up, down
 
 
 def test_adapting_beats_the_unadapted_learner_and_popularity(personal):
@@ -224,7 +224,7 @@ def test_the_order_of_the_learners_changes_nothing():
 
 def test_training_leaves_what_is_not_trained_alone():
     up, _ = split_by_time(planted(users=60, items=40), at=PLANTED_SPLIT)
-    model = MML.build(up, replace(SMALL, epochs=1, generator_epochs=1, fusion_epochs=1, dim=8))
+    model = MML.build(up, replace(SMALL, epochs=1, generator_epochs=1, generated=0.5, fusion_epochs=1, dim=8))
     started = {name: value.clone() for name, value in model.state_dict().items()}
     changed: dict[str, set[str]] = {}
     for step in train(model, EpisodeSampler(up, seed=0)):
@@ -266,13 +266,13 @@ def first_losses() -> dict[str, float]:
 
 
 PINNED = {
-    "id warm-up": 3.5863,
-    "id": 3.5579,
-    "text warm-up": 6.5172,
-    "text": 4.8076,
-    "id generator": 3.5285,
-    "text generator": 4.3194,
-    "fusion": 3.5375,
+    "id warm-up": 3.5916,
+    "id": 3.5613,
+    "text warm-up": 3.5826,
+    "text": 3.5514,
+    "id generator": 3.5295,
+    "text generator": 3.5356,
+    "fusion": 3.8823,
 }
 
 

@@ -48,9 +48,10 @@ def fuse(scores: Tensor, weights: Tensor, known: Tensor) -> Tensor:
 
 
 def standardise_features(features: Tensor, present: Tensor) -> Tensor:
-    """Features with column means 0 and mean square 1 over the items that have them; the others stay 0.
+    """Features with column means 0 and mean squared length 1 over the items that have them; the others stay 0.
 
-    One scale for all columns: the directions that vary most keep their lead.
+    One scale for all columns: the directions that vary most keep their lead. Length 1 whatever the number of columns,
+    so that one learning rate of a projection serves wide and narrow features.
 
     Args:
         features: (I, F).
@@ -65,5 +66,5 @@ def standardise_features(features: Tensor, present: Tensor) -> Tensor:
     mask = present.unsqueeze(-1).to(features.dtype)
     count = mask.sum().clamp(min=1)
     centred = (features - (features * mask).sum(0) / count) * mask
-    scale = ((centred**2).sum() / (count * features.shape[1])).clamp(min=1e-12).sqrt()
+    scale = ((centred**2).sum() / count).clamp(min=1e-12).sqrt()
     return centred / scale

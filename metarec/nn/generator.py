@@ -75,7 +75,7 @@ class ColdItemGenerator(nn.Module):
         self.attentions = nn.ModuleList(nn.Linear(2 * dim, 1) for _ in modalities)
         for index, modality in enumerate(modalities):
             projection = cast(nn.Linear, self.projections[index])
-            nn.init.normal_(projection.weight, std=0.02 / modality.dim**0.5)  # vectors as small as a new table's
+            nn.init.normal_(projection.weight, std=0.02)
             nn.init.zeros_(projection.bias)
             self.register_buffer(f"features_{index}", modality.features, persistent=False)
             self.register_buffer(f"present_{index}", modality.present, persistent=False)

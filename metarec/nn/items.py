@@ -150,6 +150,8 @@ class FeatureItems(nn.Module):
             self.register_buffer("features", modality.features, persistent=False)
         self.register_buffer("known", modality.present, persistent=False)
         self.projection = nn.Linear(modality.dim, dim)
+        nn.init.normal_(self.projection.weight, std=0.02)
+        nn.init.zeros_(self.projection.bias)
 
     def forward(self, ids: Tensor) -> Tensor:
         """Vectors (..., D) of item codes (...)."""

@@ -27,6 +27,7 @@ class ModalityLearner(nn.Module):
             seen upstream, or cold items are only ever pushed away.
 
     Example:
+        >>> import torch
         >>> from metarec.nn import IdItems, SequenceEncoder
         >>> learner = ModalityLearner(IdItems(size=6, dim=8), SequenceEncoder(dim=8))
         >>> examples = Examples(torch.tensor([[3, 1, 2]]), torch.tensor([[0, 1, 2]]), torch.tensor([[1, 2, 5]]),

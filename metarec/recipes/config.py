@@ -62,7 +62,7 @@ class MMLConfig:
     heads: int = 2
     max_length: int = 50
     dropout: float = 0.3
-    warmup_epochs: int = 7
+    warmup_epochs: int = 6
     epochs: int = 1
     users_per_batch: int = 128
     queries: int | float = 0.5
@@ -74,7 +74,7 @@ class MMLConfig:
     neighbours: int = 5
     generated: float = 0.1
     generator_epochs: int = 2
-    generator_lr: float = 3e-4
+    generator_lr: float = 2e-3
     fusion_users: float = 0.1
     fusion_epochs: int = 50
     fusion_lr: float = 1e-3
