@@ -28,6 +28,8 @@ class Examples:
         target: (B, S) int64, the item that came next (0 where the example is padding).
         negatives: (B, S, N) int64 items that are not the target.
         weight: (B, S) float, 1 for an example and 0 for padding.
+        time: (B, S) when the target was clicked, in the units of the data; None where it is not known. Scorers of
+            what is popular at the moment read it; learners do not.
 
     Raises:
         ValueError: if the shapes do not belong together.
@@ -46,35 +48,41 @@ class Examples:
     target: Tensor
     negatives: Tensor
     weight: Tensor
+    time: Tensor | None = None
 
     def __post_init__(self) -> None:
         users, shape = self.history.shape[:-1], self.position.shape
         ok = (
             shape[:-1] == users
+            and (self.time is None or self.time.shape == shape)
             and self.target.shape == shape
             and self.weight.shape == shape
             and self.negatives.shape[:-1] == shape
         )
         if not ok:
-            got = {f.name: tuple(getattr(self, f.name).shape) for f in fields(self)}
+            given = {f.name: getattr(self, f.name) for f in fields(self)}
+            got = {name: tuple(tensor.shape) for name, tensor in given.items() if tensor is not None}
             raise ValueError(
-                f"Examples: expected history (B,L), position, target and weight (B,S), negatives (B,S,N), got {got}"
+                "Examples: expected history (B,L), position, target, weight and time (B,S), negatives (B,S,N), "
+                f"got {got}"
             )
 
     def __len__(self) -> int:
         return self.history.shape[0]
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The five tensors in the order of the constructor."""
+        """The five tensors that a learner reads, in the order of the constructor."""
         return self.history, self.position, self.target, self.negatives, self.weight
 
     def to(self, device: torch.device | str) -> Self:
         """The same examples on another device."""
-        return type(self)(*(t.to(device) for t in self.tensors()))
+        time = None if self.time is None else self.time.to(device)
+        return replace(type(self)(*(t.to(device) for t in self.tensors())), time=time)
 
     def __getitem__(self, users: slice | Tensor) -> Self:
         """The examples of some users, in the order asked for."""
-        return type(self)(*(t[users] for t in self.tensors()))
+        time = None if self.time is None else self.time[users]
+        return replace(type(self)(*(t[users] for t in self.tensors())), time=time)
 
     def trim(self) -> Self:
         """The same examples without the trailing columns that only pad."""
@@ -86,6 +94,7 @@ class Examples:
             target=self.target[:, :examples],
             negatives=self.negatives[:, :examples],
             weight=self.weight[:, :examples],
+            time=None if self.time is None else self.time[:, :examples],
         ).trim_history()
 
     def trim_history(self) -> Self:

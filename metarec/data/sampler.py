@@ -12,11 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metarec.data.cutting import check_mass, cut_examples
 from metarec.data.dataset import Dataset, Ints
 from metarec.types import EpisodeBatch, Examples
 
-Part = Literal["train", "validation", "test"]
-LEAST_CLICKS: Mapping[str, int] = MappingProxyType({"train": 3, "validation": 4, "test": 4})
+Part = Literal["train", "validation", "test", "serving"]
+LEAST_CLICKS: Mapping[str, int] = MappingProxyType({"train": 3, "validation": 4, "test": 4, "serving": 2})
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +30,12 @@ class EpisodeSampler:
     train      x_1..x_{n-1-q}               the last q clicks, read from history x_0..x_{n-2}
     validation x_1..x_{n-3}                 x_{n-2}, read from history x_0..x_{n-3}
     test       x_1..x_{n-3}                 x_{n-1}, read from history x_0..x_{n-2}
+    serving    x_1..x_{n-2}                 x_{n-1}, read from history x_0..x_{n-2}
     ========== ============================ ======================================================
 
     Of a user with more than ``max_length + 1`` clicks, train takes a random window of ``max_length + 1``
-    consecutive clicks each epoch; validation and test take the last ones.
+    consecutive clicks each epoch; the other parts take the last ones. Part test keeps x_{n-2} out of the support,
+    so that it can choose settings; serving adapts to all that is known, were it a single click (no support at all).
 
     Args:
         data: the clicks; negatives are drawn from its warm items, so that cold items are never pushed down.
@@ -44,7 +47,7 @@ class EpisodeSampler:
         negatives: N, items per example that are not its target.
         negative_sampling: ``"uniform"`` over the warm items, or ``"popularity"``: in proportion to their
             clicks in ``data``.
-        max_length: most items of a history.
+        max_length: most items of a history, at least 3, or 1 for part serving.
         only: codes of the users to sample; None for all. See :meth:`for_users`.
 
     Raises:
@@ -73,7 +76,8 @@ class EpisodeSampler:
     only: Ints | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("seed", 0), ("users_per_batch", 1), ("negatives", 0), ("max_length", 3)):
+        shortest = 1 if self.part == "serving" else 3
+        for name, least in (("seed", 0), ("users_per_batch", 1), ("negatives", 0), ("max_length", shortest)):
             if getattr(self, name) < least:
                 raise ValueError(f"EpisodeSampler: {name} must be at least {least}, got {getattr(self, name)}")
         if self.part not in LEAST_CLICKS:
@@ -90,7 +94,7 @@ class EpisodeSampler:
             _check_known(self.only, self.data.user_codes, self.data.name)
         self._check_users()
         if self.negatives:
-            _check_mass(self._mass, self.data.name)
+            check_mass(self._mass, self.data.name)
 
     def __len__(self) -> int:
         """Batches of one epoch."""
@@ -152,7 +156,16 @@ class EpisodeSampler:
             known, first, last = self._spans(n)
             cuts = ((np.zeros_like(n), known), (first, last))
             support, query = (
-                _examples(self.data.item, start[users], a, b, mass=self._mass, negatives=self.negatives, rng=rng)
+                cut_examples(
+                    self.data.item,
+                    start[users],
+                    a,
+                    b,
+                    mass=self._mass,
+                    negatives=self.negatives,
+                    rng=rng,
+                    time=self.data.time,
+                )
                 for a, b in cuts
             )
             yield EpisodeBatch(torch.from_numpy(self.user_codes[users]), support, query)
@@ -164,7 +177,7 @@ class EpisodeSampler:
             q = np.clip(share.astype(np.int64), 1, n - 2)
             return n - q - 1, n - q - 1, n - 1
         last = n - 2 if self.part == "validation" else n - 1
-        return n - 3, last - 1, last
+        return n - 2 if self.part == "serving" else n - 3, last - 1, last
 
     @cached_property
     def _clicks(self) -> Ints:
@@ -236,7 +249,7 @@ def support_of(
             raise ValueError(f"support_of: {name} must be at least {least}, got {value}")
     mass = np.asarray(warm).astype(np.int64)
     if negatives:
-        _check_mass(mass, "support_of")
+        check_mass(mass, "support_of")
     clicks = [np.asarray(history, dtype=np.int64)[-max_length:] for history in histories]
     n = np.array([len(own) for own in clicks], dtype=np.int64)
     if not len(n) or not n.all():
@@ -250,36 +263,8 @@ def support_of(
         user = int(np.repeat(np.arange(len(n)), n)[at])
         raise ValueError(f"support_of: user {user} clicked item code {given[at]}, expected 1..{len(mass) - 1}")
     rng = np.random.default_rng(seed)
-    support = _examples(item, start, np.zeros_like(n), n - 1, mass=mass, negatives=negatives, rng=rng)
-    return support, _examples(item, start, n - 1, n, mass=mass, negatives=negatives, rng=rng)
-
-
-def _examples(
-    item: Ints, start: Ints, first: Ints, last: Ints, *, mass: Ints, negatives: int, rng: np.random.Generator
-) -> Examples:
-    """Examples at positions first..last-1 of the users whose clicks begin at ``start`` of the column ``item``.
-
-    The history holds at least the first click, so that no row is padding alone.
-    """
-    column = np.arange(max(1, int(last.max())))
-    read = np.where(column < np.maximum(last, 1)[:, None], start[:, None] + column, -1)
-    position = first[:, None] + np.arange(max(1, int((last - first).max())))
-    real = position < last[:, None]
-    position = np.where(real, position, 0)
-    target = np.where(real, item[np.where(real, start[:, None] + position + 1, 0)], 0)
-    history = np.where(read >= 0, item[read], 0)
-    drawn = _draw_negatives(target, mass, negatives, rng) * real[..., None]
-    arrays = (history, position, target, drawn, real.astype(np.float32))
-    return Examples(*(torch.from_numpy(a) for a in arrays))
-
-
-def _draw_negatives(target: Ints, mass: Ints, n: int, rng: np.random.Generator) -> Ints:
-    """(..., n) items drawn in proportion to ``mass``, never the target: its interval of the line is cut out."""
-    end = np.cumsum(mass)
-    own = mass[target][..., None]
-    point = rng.integers(0, np.maximum(end[-1] - own, 1), size=(*target.shape, n))
-    point += own * (point >= (end - mass)[target][..., None])
-    return np.searchsorted(end, point, side="right").astype(np.int64)
+    support = cut_examples(item, start, np.zeros_like(n), n - 1, mass=mass, negatives=negatives, rng=rng)
+    return support, cut_examples(item, start, n - 1, n, mass=mass, negatives=negatives, rng=rng)
 
 
 def _check_known(codes: Ints, known: Ints, name: str) -> None:
@@ -288,12 +273,4 @@ def _check_known(codes: Ints, known: Ints, name: str) -> None:
         raise ValueError(
             f"{name}: {len(strange)} user codes are no users of this sampler, the first is {strange[0]}; "
             "take them from user_codes"
-        )
-
-
-def _check_mass(mass: Ints, name: str) -> None:
-    if np.count_nonzero(mass) < 2:
-        raise ValueError(
-            f"{name}: negatives need at least 2 warm items that can be drawn, got {np.count_nonzero(mass)}; "
-            "take more data, or negatives=0 with a loss over the whole catalogue"
         )

@@ -1,0 +1,72 @@
+"""Examples cut from columns of clicks, and the negatives they are compared with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from metarec.data.dataset import Ints, Times
+from metarec.types import Examples
+
+
+def cut_examples(
+    item: Ints,
+    start: Ints,
+    first: Ints,
+    last: Ints,
+    *,
+    mass: Ints,
+    negatives: int,
+    rng: np.random.Generator,
+    time: Times | None = None,
+) -> Examples:
+    """Examples at positions first..last-1 of the users whose clicks begin at ``start`` of the column ``item``.
+
+    The history holds at least the first click, so that no row is padding alone.
+
+    Args:
+        item: (n,) item codes of all clicks.
+        start: (B,) where the users' clicks begin.
+        first: (B,) first position.
+        last: (B,) one past the last position.
+        mass: (I,) how often each item is drawn as a negative, relative to the others.
+        negatives: N.
+        rng: draws the negatives.
+        time: (n,) times of all clicks, if known.
+    """
+    column = np.arange(max(1, int(last.max())))
+    read = np.where(column < np.maximum(last, 1)[:, None], start[:, None] + column, -1)
+    position = first[:, None] + np.arange(max(1, int((last - first).max())))
+    real = position < last[:, None]
+    position = np.where(real, position, 0)
+    following = np.where(real, start[:, None] + position + 1, 0)
+    target = np.where(real, item[following], 0)
+    history = np.where(read >= 0, item[read], 0)
+    drawn = _draw_negatives(target, mass, negatives, rng) * real[..., None]
+    arrays = (history, position, target, drawn, real.astype(np.float32))
+    clicked = None if time is None else torch.from_numpy(np.where(real, time[following], 0))
+    return replace(Examples(*(torch.from_numpy(a) for a in arrays)), time=clicked)
+
+
+def _draw_negatives(target: Ints, mass: Ints, n: int, rng: np.random.Generator) -> Ints:
+    """(..., n) items drawn in proportion to ``mass``, never the target: its interval of the line is cut out."""
+    end = np.cumsum(mass)
+    own = mass[target][..., None]
+    point = rng.integers(0, np.maximum(end[-1] - own, 1), size=(*target.shape, n))
+    point += own * (point >= (end - mass)[target][..., None])
+    return np.searchsorted(end, point, side="right").astype(np.int64)
+
+
+def check_mass(mass: Ints, name: str) -> None:
+    """Refuse items of which no negative can be drawn for every target.
+
+    Raises:
+        ValueError: if fewer than 2 items can be drawn.
+    """
+    if np.count_nonzero(mass) < 2:
+        raise ValueError(
+            f"{name}: negatives need at least 2 warm items that can be drawn, got {np.count_nonzero(mass)}; "
+            "take more data, or negatives=0 with a loss over the whole catalogue"
+        )
