@@ -6,6 +6,7 @@ import copy
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from metarec.data.dataset import Dataset
-from metarec.data.sampler import EpisodeSampler
+from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
 from metarec.functional.ranking import ranks
 from metarec.meta import MetaLearner
 from metarec.report import Report
 from metarec.types import EpisodeBatch, Examples, Method
 
 STEPS = (0, 1, 2, 5, 10, 20, 50)
+INFORMATION = ("upstream", "live", "later")
 
 
 def evaluate(
@@ -27,7 +29,8 @@ def evaluate(
     data: Dataset,
     *,
     k: Sequence[int] = (5, 10, 20),
-    part: Literal["validation", "test"] = "test",
+    part: Literal["validation", "test", "serving"] = "test",
+    positions: int = 1,
     exclude_seen: bool = False,
     users_per_batch: int = 512,
     seed: int = 0,
@@ -40,11 +43,19 @@ def evaluate(
     Many users at a time. A method that is an ``nn.Module`` runs on its own device and in evaluation mode, and is left
     in the mode it was in.
 
+    Every figure belongs to what its method could know, which the method declares as ``information``:
+    ``"upstream"`` (the default), nothing after the split but the user's own clicks; ``"live"``, everything strictly
+    before the click that is asked for; ``"later"``, other cold users' later clicks too, which no one could know in
+    time. A method that has been fitted on something says until when as ``fitted_until``, in the units of the data.
+
     Args:
         method: what to evaluate.
         data: the downstream side of a split.
         k: list lengths for recall, MRR and NDCG.
-        part: ``"test"`` ranks each user's last item, ``"validation"`` the one before it.
+        part: ``"test"`` ranks each user's last item, ``"validation"`` the one before it, and ``"serving"`` the last
+            one again, but adapts to all clicks before it. With it, ``max_length=K`` cuts every history to K clicks.
+        positions: rank so many items of each user, from the last one back; each time everything after the item is
+            taken away, and users with too few clicks left drop out.
         exclude_seen: leave the items of the query's history out of the ranking (never the target itself). Off by
             default, as in the released MML code; on data without repeats it should be on.
         users_per_batch: users adapted to at a time.
@@ -57,8 +68,9 @@ def evaluate(
         The report, users in ascending order of their codes.
 
     Raises:
-        ValueError: if a score is not finite (naming method and data), if the scores do not cover the catalogue, or if
-            ``data`` has no user with enough interactions.
+        ValueError: if a score is not finite (naming method and data), if the scores do not cover the catalogue, if
+            ``data`` has no user with enough interactions, or if the method was fitted on clicks of the time of the
+            cold users and does not declare ``"later"``.
 
     Example:
         >>> from metarec.data.dataset import Catalog, Vocabulary
@@ -70,28 +82,85 @@ def evaluate(
         >>> evaluate(Popularity(up), down).rank
         array([3.])
     """
-    sampler = EpisodeSampler(
-        data, seed=seed, users_per_batch=users_per_batch, part=part, negatives=negatives, max_length=max_length
-    )
-    name, rows = type(method).__name__, []
-    label = progress if isinstance(progress, str) else f"evaluate {name}"
-    with evaluating(method) as device:
-        for batch in _shown(sampler, label) if progress else sampler.epoch(0):
-            try:
-                rows.append(_rank(method, batch.to(device), data.catalog.size, exclude_seen=exclude_seen))
-            except ValueError as error:
-                raise ValueError(f"evaluating {name} on {data.name}: {error}") from error
+    if positions < 1:
+        raise ValueError(f"evaluate: positions must be at least 1, got {positions}")
+    information = check_information(method, data)
+    name = type(method).__name__
+    label = progress if isinstance(progress, str) else f"evaluate {name}" if progress else None
+    rows, refused = [], dict[str, int]()
+    for position in range(positions):
+        rest = without_last(data, position, least=LEAST_CLICKS[part])
+        if position and not len(rest):
+            break
+        sampler = EpisodeSampler(
+            rest, seed=seed, users_per_batch=users_per_batch, part=part, negatives=negatives, max_length=max_length
+        )
+        refused = refused or dict(sampler.refused)
+        rows += _all_ranks(method, sampler, exclude_seen=exclude_seen, label=label)
     user, target, rank = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
     order = np.argsort(user, kind="stable")
+    until = getattr(method, "fitted_until", None)
     info = {"method": name, "data": data.name, "part": part, "exclude_seen": exclude_seen, "seed": seed}
+    info |= {"information": information, "fitted_until": until, "positions": positions, "max_length": max_length}
     return Report(
         user=user[order],
         target=target[order],
         rank=rank[order].astype(np.float64),
         is_cold=~data.warm[target[order]],
         k=tuple(k),
-        info={**info, "max_length": max_length, "negatives": negatives, "refused": dict(sampler.refused)},
+        info={**info, "negatives": negatives, "refused": refused},
     )
+
+
+def _all_ranks(
+    method: Method, sampler: EpisodeSampler, *, exclude_seen: bool, label: str | None
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """User, target and rank of every query example of one epoch, batch by batch."""
+    data, rows = sampler.data, []
+    with evaluating(method) as device:
+        for batch in sampler.epoch(0) if label is None else _shown(sampler, label):
+            try:
+                rows.append(_rank(method, batch.to(device), data.catalog.size, exclude_seen=exclude_seen))
+            except ValueError as error:
+                raise ValueError(f"evaluating {type(method).__name__} on {data.name}: {error}") from error
+    return rows
+
+
+def check_information(method: Method, data: Dataset) -> str:
+    """What a method could know, as it declares it and as far as that can be checked.
+
+    Raises:
+        ValueError: if it declares something else than ``"upstream"``, ``"live"`` or ``"later"``, or if it was fitted
+            on clicks from the first click of ``data`` on and does not declare ``"later"``.
+    """
+    name, information = type(method).__name__, str(getattr(method, "information", "upstream"))
+    if information not in INFORMATION:
+        raise ValueError(f"{name}: information must be one of {list(INFORMATION)}, got {information!r}")
+    until = getattr(method, "fitted_until", None)
+    if information != "later" and until is not None and until >= data.time.min():
+        raise ValueError(
+            f"{name} was fitted on clicks until {until}, but {data.name} begins at {data.time.min()}: it has learned "
+            "from clicks that come after those it is asked for. Fit it on the upstream side, or have it declare "
+            "information = 'later', to be reported apart"
+        )
+    return information
+
+
+def without_last(data: Dataset, clicks: int, *, least: int) -> Dataset:
+    """The data as if each user's last clicks had not come yet; users with fewer than ``least`` left drop out.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> data = planted(users=60, items=40)
+        >>> len(data) - len(without_last(data, 2, least=1))
+        120
+    """
+    if not clicks:
+        return data
+    counts = np.diff(data.offsets)
+    left = np.where(counts - clicks >= least, counts - clicks, 0)
+    kept = np.arange(len(data)) - np.repeat(data.offsets[:-1], counts) < np.repeat(left, counts)
+    return replace(data, user=data.user[kept], item=data.item[kept], time=data.time[kept])
 
 
 def choose_steps(meta: MetaLearner, data: Dataset, candidates: Sequence[int] = STEPS, **settings: Any) -> int:

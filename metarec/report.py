@@ -1,4 +1,4 @@
-"""What an evaluation found: per-user ranks, the metrics made from them, and tables of both."""
+"""What an evaluation found: the rank of every click asked for, the metrics made from them, and tables of both."""
 
 from __future__ import annotations
 
@@ -46,10 +46,12 @@ class Metric:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """How a method ranked each user's next item.
+    """How a method ranked each user's next item, or several items of each user.
+
+    The means are over the clicks asked for; their standard errors take the clicks of one user as one draw.
 
     Attributes:
-        user: (n,) int64 user codes, ascending.
+        user: (n,) int64 user codes, ascending; a user with several clicks asked for has several rows.
         target: (n,) int64 item codes, what the user clicked next.
         rank: (n,) float64 ranks of the targets, ties at their mean rank.
         is_cold: (n,) bool, whether the target never occurs upstream.
@@ -65,7 +67,7 @@ class Report:
         >>> report.metrics["recall@2"], report.cold["recall@2"].mean
         (Metric(mean=0.5, se=0.5), 0.0)
         >>> print(report)
-        M: 2 users
+        M: 2 users, information: upstream
                 @2
         recall  .500±.500
         mrr     .500±.500
@@ -93,14 +95,31 @@ class Report:
         return len(self.user)
 
     @property
+    def information(self) -> str:
+        """What the method could know: ``"upstream"``, ``"live"`` or ``"later"``, see :func:`metarec.evaluate`."""
+        return str(self.info.get("information", "upstream"))
+
+    @property
     def cold_users(self) -> int:
-        """How many users' targets are cold items."""
+        """How many targets are cold items; each is a user's, if one click of each user was asked for."""
         return int(self.is_cold.sum())
 
+    def values(self, metric: str) -> NDArray[np.float64]:
+        """One metric of every row, (n,), e.g. of ``"ndcg@10"``.
+
+        Raises:
+            ValueError: if there is no such metric.
+        """
+        name, _, k = metric.partition("@")
+        if name not in METRICS or not k.isdecimal():
+            raise ValueError(f"no metric {metric!r}: expected one of {list(METRICS)}, '@' and a length, e.g. 'ndcg@10'")
+        values: NDArray[np.float64] = METRICS[name](torch.from_numpy(self.rank), int(k)).numpy()
+        return values
+
     def on(self, users: NDArray[np.bool_]) -> dict[str, Metric]:
-        """The metrics of some users only; ``users`` is an (n,) bool mask."""
-        rank = torch.from_numpy(self.rank[users])
-        return {f"{name}@{k}": _mean(metric(rank, k).numpy()) for name, metric in METRICS.items() for k in self.k}
+        """The metrics of some rows only; ``users`` is an (n,) bool mask."""
+        names = [f"{name}@{k}" for name in METRICS for k in self.k]
+        return {name: _mean(self.values(name)[users], self.user[users]) for name in names}
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
@@ -141,7 +160,9 @@ class Report:
     def __str__(self) -> str:
         title = str(self.info.get("method", "report"))
         title += f" on {self.info['data']} ({self.info['part']})" if "data" in self.info else ""
-        blocks = [(f"{title}: {len(self):,} users", self.metrics)]
+        users = len(np.unique(self.user))
+        clicks = "" if users == len(self) else f", {len(self):,} clicks"
+        blocks = [(f"{title}: {users:,} users{clicks}, information: {self.information}", self.metrics)]
         blocks += [(f"cold items: {self.cold_users:,} users", self.cold)] if self.cold_users else []
         lines = []
         for head, metrics in blocks:
@@ -154,25 +175,44 @@ def results_table(reports: Mapping[str, Report], *, cold: bool = False) -> str:
     """One row per method, one column per metric, each mean with its standard error.
 
     Args:
-        reports: name of the method -> its report, all with the same ``k``.
+        reports: name of the method -> its report, all with the same ``k`` and the same information.
         cold: only the users whose target is a cold item.
 
     Raises:
-        ValueError: if there is no report or their ``k`` differ.
+        ValueError: if there is no report, their ``k`` differ, or the methods know different things.
 
     Example:
         >>> one = np.array([1, 2])
         >>> print(results_table({"M": Report(one, one, np.array([1.0, 4.0]), one > 1, k=(2,))}))
-        method  users  recall@2   mrr@2      ndcg@2
-        M       2      .500±.500  .500±.500  .500±.500
+        method (upstream)  users  recall@2   mrr@2      ndcg@2
+        M                  2      .500±.500  .500±.500  .500±.500
     """
     if len({report.k for report in reports.values()}) != 1:
         raise ValueError(f"results_table: expected reports with one k, got {[(n, r.k) for n, r in reports.items()]}")
+    information = one_information(reports)
     rows = []
     for name, report in reports.items():
         metrics = report.cold if cold else report.metrics
         rows.append([name, f"{report.cold_users if cold else len(report):,}", *map(str, metrics.values())])
-    return text_table([["method", "users", *metrics], *rows])
+    return text_table([[f"method ({information})", "users", *metrics], *rows])
+
+
+def one_information(reports: Mapping[str, Report]) -> str:
+    """The information that all these methods had.
+
+    Raises:
+        ValueError: if they had different information; names who had what.
+    """
+    sets: dict[str, list[str]] = {}
+    for name, report in reports.items():
+        sets.setdefault(report.information, []).append(name)
+    if len(sets) != 1:
+        who = "; ".join(f"{information}: {', '.join(names)}" for information, names in sets.items())
+        raise ValueError(
+            f"methods can be compared only where they could know the same, got {who or 'no method'}; "
+            "make one table of each information set"
+        )
+    return next(iter(sets))
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
@@ -181,7 +221,12 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-def _mean(values: NDArray[np.float64]) -> Metric:
+def _mean(values: NDArray[np.float64], user: NDArray[np.int64]) -> Metric:
+    """Mean over rows; the rows of one user are one cluster of the standard error."""
     mean = float(values.mean()) if len(values) else math.nan
-    se = float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return Metric(mean, se)
+    _, group = np.unique(user, return_inverse=True)
+    clusters = int(group.max(initial=-1)) + 1
+    if clusters < 2:
+        return Metric(mean, math.nan)
+    sums = np.bincount(group, values - mean, minlength=clusters)
+    return Metric(mean, math.sqrt(clusters / (clusters - 1) * float((sums**2).sum())) / len(values))

@@ -186,12 +186,15 @@ def test_a_report_says_what_it_is_and_writes_itself(tmp_path: Path, capsys: pyte
         "seed": 3,
         "max_length": 50,
         "negatives": 1,
+        "information": "upstream",
+        "fitted_until": None,
+        "positions": 1,
     }
     assert read["per_user"]["rank"] == report.rank.tolist()
     assert read["users"] == USERS - too_few
     assert read["metrics"]["mrr@7"]["mean"] == report.metrics["mrr@7"].mean
     lines = str(report).splitlines()
-    assert lines[0] == f"Neighbours on made up (test): {len(report)} users"
+    assert lines[0] == f"Neighbours on made up (test): {len(report)} users, information: upstream"
     assert lines[2].split() == ["recall", str(report.metrics["recall@2"]), str(report.metrics["recall@7"])]
 
 
@@ -200,9 +203,9 @@ def test_a_table_of_methods() -> None:
     users, cold = np.arange(1, 5), np.array([False, False, True, True])
     first, second = (Report(users, users, r, cold, k=(3,)) for r in (rank, np.ones(4)))
     assert results_table({"first": first, "second": second}).splitlines() == [
-        "method  users  recall@3    mrr@3       ndcg@3",
-        "first   4      .500±.289   .375±.239   .408±.247",
-        "second  4      1.000±.000  1.000±.000  1.000±.000",
+        "method (upstream)  users  recall@3    mrr@3       ndcg@3",
+        "first              4      .500±.289   .375±.239   .408±.247",
+        "second             4      1.000±.000  1.000±.000  1.000±.000",
     ]
     assert results_table({"first": first}, cold=True).splitlines()[1].split() == ["first", "2", *[".000±.000"] * 3]
     other = Report(users, users, rank, cold, k=(5,))

@@ -26,7 +26,7 @@ SOURCES = [
 # What each room may import, itself aside. __init__.py may import them all.
 GROUND = {"types", "functional", "files"}
 MIDDLE = GROUND | {"data", "nn", "meta"}
-UPPER = MIDDLE | {"recipes", "evaluation", "report"}
+UPPER = MIDDLE | {"recipes", "evaluation", "report", "comparison"}
 LAYERS = {
     "types": set(),
     "files": set(),
@@ -38,6 +38,7 @@ LAYERS = {
     "recipes": MIDDLE,
     "evaluation": MIDDLE | {"report"},
     "report": MIDDLE,
+    "comparison": {"report"},
     "reporting": UPPER,
     "recommender": UPPER,
     "serialization": UPPER,
