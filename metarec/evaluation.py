@@ -85,8 +85,6 @@ def evaluate(
     if positions < 1:
         raise ValueError(f"evaluate: positions must be at least 1, got {positions}")
     information = check_information(method, data)
-    name = type(method).__name__
-    label = progress if isinstance(progress, str) else f"evaluate {name}" if progress else None
     rows, refused = [], dict[str, int]()
     for position in range(positions):
         rest = without_last(data, position, least=LEAST_CLICKS[part])
@@ -96,11 +94,17 @@ def evaluate(
             rest, seed=seed, users_per_batch=users_per_batch, part=part, negatives=negatives, max_length=max_length
         )
         refused = refused or dict(sampler.refused)
-        rows += _all_ranks(method, sampler, exclude_seen=exclude_seen, label=label)
+        rows += _all_ranks(method, sampler, exclude_seen=exclude_seen, progress=progress)
     user, target, rank = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
     order = np.argsort(user, kind="stable")
     until = getattr(method, "fitted_until", None)
-    info = {"method": name, "data": data.name, "part": part, "exclude_seen": exclude_seen, "seed": seed}
+    info = {
+        "method": type(method).__name__,
+        "data": data.name,
+        "part": part,
+        "exclude_seen": exclude_seen,
+        "seed": seed,
+    }
     info |= {"information": information, "fitted_until": until, "positions": positions, "max_length": max_length}
     return Report(
         user=user[order],
@@ -113,16 +117,17 @@ def evaluate(
 
 
 def _all_ranks(
-    method: Method, sampler: EpisodeSampler, *, exclude_seen: bool, label: str | None
+    method: Method, sampler: EpisodeSampler, *, exclude_seen: bool, progress: bool | str
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """User, target and rank of every query example of one epoch, batch by batch."""
-    data, rows = sampler.data, []
+    data, name, rows = sampler.data, type(method).__name__, []
+    label = progress if isinstance(progress, str) else f"evaluate {name}"
     with evaluating(method) as device:
-        for batch in sampler.epoch(0) if label is None else _shown(sampler, label):
+        for batch in _shown(sampler, label) if progress else sampler.epoch(0):
             try:
                 rows.append(_rank(method, batch.to(device), data.catalog.size, exclude_seen=exclude_seen))
             except ValueError as error:
-                raise ValueError(f"evaluating {type(method).__name__} on {data.name}: {error}") from error
+                raise ValueError(f"evaluating {name} on {data.name}: {error}") from error
     return rows
 
 
