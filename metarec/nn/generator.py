@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Literal, cast
 
@@ -86,6 +87,31 @@ class ColdItemGenerator(nn.Module):
         self.register_buffer("cold", described & ~warm, persistent=False)
         self.register_buffer("replaceable", described & warm, persistent=False)
         self.register_buffer("known", items.known | self.cold, persistent=False)
+
+    def grown(self, items: Items, modalities: Sequence[Modality]) -> ColdItemGenerator:
+        """The same generator, its weights shared, in front of more items; the new ones are cold.
+
+        Vectors of the items that it has do not change: neighbours are warm items only.
+
+        Args:
+            items: what stands behind it, grown.
+            modalities: the features of the items that it has, and of others after them.
+        """
+        out = copy.copy(self)
+        out._buffers, out._modules = dict(self._buffers), {**self._modules, "items": cast(nn.Module, items)}
+        before, device = len(self.cold), self.cold.device
+        for index, modality in enumerate(modalities):
+            out._buffers[f"features_{index}"] = modality.features.to(self.get_buffer(f"features_{index}"))
+            out._buffers[f"present_{index}"] = modality.present.to(device)
+        described = torch.stack([m.present for m in modalities]).any(0).to(device)
+        more = len(described) - before
+        features = torch.cat([out.get_buffer(f"features_{index}") for index in range(len(modalities))], dim=1)
+        near = nearest_items(features, F.pad(self.replaceable, (0, more)), self.neighbours.shape[1], first=before)
+        out.neighbours = torch.cat([self.neighbours, near])
+        out.cold = torch.cat([self.cold, described[before:]])
+        out.replaceable = F.pad(self.replaceable, (0, more))
+        out.known = items.known | out.cold
+        return out
 
     def generated(self) -> Tensor:
         """Generated vectors of the whole catalogue, (I, D); zero for items without features."""
