@@ -6,7 +6,6 @@ is a folder on this machine or a name on the hub, which is then downloaded once.
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -56,9 +55,11 @@ class TextEncoder:
         batch_size: int = 32,
     ) -> None:
         _check_batch_size(batch_size)
-        library = _library("sentence_transformers")
+        _check_installed("sentence_transformers")
+        from sentence_transformers import SentenceTransformer
+
         self.batch_size = batch_size
-        self._model = _loaded(model, lambda: library.SentenceTransformer(str(model), device=str(device)))
+        self._model = _loaded(model, lambda: SentenceTransformer(str(model), device=str(device)))
 
     def __call__(self, content: Sequence[str], *, progress: bool | str = False) -> Tensor:
         """(n, F) float32 vectors of n texts, on the CPU; a text longer than the model reads is cut off.
@@ -117,13 +118,15 @@ class ImageEncoder:
         batch_size: int = 32,
     ) -> None:
         _check_batch_size(batch_size)
-        timm = _library("timm")
+        _check_installed("timm")
+        import timm
+        from timm.data import create_transform, resolve_model_data_config
+
         name = f"local-dir:{model}" if Path(model).is_dir() else str(model)
         network = _loaded(model, lambda: timm.create_model(name, pretrained=True, num_classes=0))
-        data = importlib.import_module("timm.data")
         self.batch_size, self._device = batch_size, device
         self._model = network.to(device).eval()
-        self._transform = data.create_transform(**data.resolve_model_data_config(network), is_training=False)
+        self._transform = create_transform(**resolve_model_data_config(network), is_training=False)
 
     def __call__(self, content: Sequence[str | Path], *, progress: bool | str = False) -> Tensor:
         """(n, F) float32 vectors of n image files, on the CPU.
@@ -183,10 +186,9 @@ def encode_items(
     return Modality(name, features, present)
 
 
-def _library(name: str) -> Any:
-    if importlib.util.find_spec(name) is None:
-        raise ModuleNotFoundError(f"{name} is not installed: pip install 'metarec[encoders]'")
-    return importlib.import_module(name)
+def _check_installed(library: str) -> None:
+    if importlib.util.find_spec(library) is None:
+        raise ModuleNotFoundError(f"{library} is not installed: pip install 'metarec[encoders]'")
 
 
 def _loaded(model: str | Path, load: Callable[[], Any]) -> Any:

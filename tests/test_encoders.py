@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tiny import UP
 
 from metarec.data import Catalog, Vocabulary
 from metarec.encoders import ImageEncoder, TextEncoder, encode_items
 from metarec.recipes import MML, MMLConfig
+from tiny import UP
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is first imported, which metarec leaves to its users
 

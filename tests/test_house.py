@@ -44,6 +44,7 @@ LAYERS = {
     "recommender": UPPER | {"serving"},
     "serialization": UPPER,
     "encoders": {"types", "data"},
+    "export": UPPER | {"serving"},
 }
 
 # The public names, by hand: adding or removing one is a decision, not an accident.
