@@ -97,7 +97,7 @@ def evaluate(
         rows += _all_ranks(method, sampler, exclude_seen=exclude_seen, progress=progress)
     user, target, rank = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
     order = np.argsort(user, kind="stable")
-    how = {"part": part, "exclude_seen": exclude_seen, "seed": seed, "positions": positions}
+    how: dict[str, object] = {"part": part, "exclude_seen": exclude_seen, "seed": seed, "positions": positions}
     how |= {"max_length": max_length, "negatives": negatives, "refused": refused}
     known = {"information": information, "fitted_until": getattr(method, "fitted_until", None)}
     return Report(
