@@ -22,7 +22,7 @@ from metarec.serving.additions import Vectors, new_items
 from metarec.serving.clicks import Clicks, SupportMaker
 from metarec.serving.listing import Wanted, listed
 from metarec.serving.servable import Servable
-from metarec.serving.snapshot import FusedSnapshot, GivenSnapshot, Snapshot, Standing
+from metarec.serving.snapshot import Snapshot, Standing, snapshot_of
 from metarec.serving.storage import read_users, write_users
 from metarec.serving.users import Ids, Recommendation, Recommendations, User, Users
 
@@ -63,7 +63,9 @@ class Recommender:
     def __init__(self, model: Servable) -> None:
         self.model = model
         self.version = 0
-        self._key: Any = None
+        self._watched: object = None
+        self._parameters: list[nn.Parameter] = []
+        self._key: list[tuple[int, int]] = []
         self._snapshot: Snapshot | None = None
         self._support = SupportMaker(model.warm, model.config.negatives, model.config.max_length)
 
@@ -193,7 +195,9 @@ class Recommender:
         self._current()
         if len(ids):
             self.model = with_items(self.model, added)
-            self._snapshot, self._key = self._taken(), _weights_key(self.model)
+            version = self.version
+            self._current()
+            self.version = version
             self._support = self._support.grown(self.catalog.size)
 
     def remove_items(self, ids: Sequence[str]) -> None:
@@ -246,16 +250,14 @@ class Recommender:
 
     def _current(self) -> Snapshot:
         """The snapshot of the model as it is now."""
-        key = _weights_key(self.model)
+        if self._watched is not self.model:
+            parameters = self.model.parameters() if isinstance(self.model, nn.Module) else ()
+            self._watched, self._parameters = self.model, list(parameters)
+        key = [(p.data_ptr(), p._version) for p in self._parameters]
         if self._snapshot is None or key != self._key:
             self.version += self._snapshot is not None
-            self._snapshot, self._key = self._taken(), key
+            self._snapshot, self._key = snapshot_of(self.model), key
         return self._snapshot
-
-    def _taken(self) -> Snapshot:
-        if isinstance(self.model, MML):
-            return FusedSnapshot(self.model)
-        return GivenSnapshot(self.model, self.catalog.size)
 
     def _of(self, users: Users) -> Snapshot:
         """The snapshot that users belong to."""
@@ -265,10 +267,3 @@ class Recommender:
                 "recommend: the model's weights have changed since these users were adapted to; adapt to them again"
             )
         return snapshot
-
-
-def _weights_key(model: object) -> Any:
-    """Changes whenever a weight does."""
-    if not isinstance(model, nn.Module):
-        return None
-    return tuple((p.data_ptr(), p._version) for p in model.parameters())

@@ -119,17 +119,18 @@ class ColdItemGenerator(nn.Module):
         count: Tensor | float = 0.0
         for index, (projection, attention) in enumerate(zip(self.projections, self.attentions, strict=True)):
             present = self.get_buffer(f"present_{index}")
-            vectors = self._one_modality(projection(self.get_buffer(f"features_{index}")), present, attention)
+            own = projection(self.get_buffer(f"features_{index}"))
+            vectors = self._one_modality(own, present, cast(nn.Linear, attention))
             total = total + vectors * present.unsqueeze(-1)
             count = count + present.to(vectors.dtype)
         mean: Tensor = total / torch.as_tensor(count).clamp(min=1).unsqueeze(-1)
         return mean
 
-    def _one_modality(self, own: Tensor, present: Tensor, attention: nn.Module) -> Tensor:
+    def _one_modality(self, own: Tensor, present: Tensor, attention: nn.Linear) -> Tensor:
         """(I, D) own projections -> (I, D) own plus the attended neighbours'."""
         near = own[self.neighbours]
-        pair = torch.cat([own.unsqueeze(1).expand_as(near), near], dim=-1)
-        logits = attention(pair).squeeze(-1)
+        mine, theirs = (own @ attention.weight.view(2, -1).T).unbind(-1)  # v . [W f_i ; W f_k], item by item
+        logits = mine.unsqueeze(-1) + theirs[self.neighbours] + attention.bias
         if self.variant == "metarec":
             logits = F.leaky_relu(logits, 0.2)
         usable = present[self.neighbours] & (self.neighbours > 0)

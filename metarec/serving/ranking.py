@@ -52,7 +52,7 @@ def best(
     Args:
         scores: of B users.
         k: at most the number of items that each user is left with.
-        allowed: (I,) bool.
+        allowed: (I,) bool, False at padding.
         excluded: user (n,) and item code (n,) pairs that are left out.
         columns: catalogue rows scored at once.
 

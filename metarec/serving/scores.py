@@ -24,6 +24,7 @@ class Tables:
 
     Attributes:
         rows: (I, M * D + M) vectors, zero where a learner does not know the item, then 1 for each learner that does.
+        columns: the same transposed, which a product of one query reads twice as fast.
         known: (I, M) 1 where a learner knows the item.
         mean: (M, D).
         covariance: (M, D, D).
@@ -33,6 +34,7 @@ class Tables:
     """
 
     rows: Tensor
+    columns: Tensor
     known: Tensor
     mean: Tensor
     covariance: Tensor
@@ -54,6 +56,7 @@ class Tables:
             covariances.append(centred.T @ centred / max(1, len(vectors)))
         return cls(
             rows,
+            rows.T.contiguous(),
             flags.to(rows.dtype),
             torch.stack(means).to(rows.dtype),
             torch.stack(covariances).to(rows.dtype),
@@ -113,7 +116,7 @@ class FusedScores:
 
     def approximate(self, start: int, stop: int) -> Tensor:
         """(B, stop - start) of a piece of the catalogue."""
-        out = self.query @ self.tables.rows[start:stop].T
+        out = self.query @ self.tables.columns[:, start:stop]
         if self.rows.shape[2]:
             flat = self.rows.flatten(1)
             here = (flat >= max(start, 1)) & (flat < stop)

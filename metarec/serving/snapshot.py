@@ -18,6 +18,8 @@ from metarec.nn.touched import TouchedRows
 from metarec.recipes.mml import MML
 from metarec.serving.ranking import Scores
 from metarec.serving.scores import FusedScores, GivenScores, Tables
+from metarec.serving.servable import Servable
+from metarec.serving.stacked import OneUser
 from metarec.types import Examples, Method, Scored
 
 
@@ -160,6 +162,7 @@ class FusedSnapshot:
                     engine="native",
                 ).eval()
             )
+        self.one = OneUser(self.metas) if OneUser.fits(self.metas) else None
         self.known = torch.stack(known).any(0)
         self.tables = Tables.of(tables, known)
 
@@ -182,6 +185,10 @@ class FusedSnapshot:
     def adapt(self, support: Examples, query: Examples) -> Standing:
         """Adapt to B users."""
         support, query = support.to(self.device), query.to(self.device)
+        if len(support) == 1 and self.one is not None:
+            state, knows = self.one.adapt(support, query)
+            none = state[..., :0]
+            return Standing(state, knows, none.long(), none)
         room = support.history.shape[1] + support.target.shape[1] + support.negatives[0].numel()
         corrections, states, active = [], [], []
         with torch.no_grad():
@@ -249,3 +256,8 @@ class GivenSnapshot:
     def scores(self, standing: Standing) -> Scores:
         """The scores as they were given."""
         return GivenScores(standing.state[:, 0])
+
+
+def snapshot_of(model: Servable) -> Snapshot:
+    """A model's snapshot as it is now."""
+    return FusedSnapshot(model) if isinstance(model, MML) else GivenSnapshot(model, model.catalog.size)
