@@ -28,7 +28,8 @@ from tqdm import tqdm
 
 from metarec.data import EpisodeSampler, load_atomic, prefetched, split_by_time, split_time
 from metarec.files import write_json
-from metarec.recipes.mml import MML, MMLConfig
+from metarec.recipes.config import MMLConfig
+from metarec.recipes.mml import MML
 
 CLICKS = 10  # per user, on average
 BLOCK = 1_000_000  # rows that are generated at a time
