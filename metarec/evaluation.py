@@ -78,7 +78,7 @@ def evaluate(
         >>> users, items = Vocabulary(["u", "v"], "user"), Catalog(Vocabulary(["a", "b", "c"]))
         >>> warm, time = np.array([False, True, True, False]), np.arange(4)
         >>> up = Dataset(users, items, np.array([1, 1, 1, 1]), np.array([2, 1, 2, 1]), time, warm)
-        >>> down = Dataset(users, items, np.array([2, 2, 2, 2]), np.array([1, 2, 1, 3]), time, warm)
+        >>> down = Dataset(users, items, np.array([2, 2, 2, 2]), np.array([1, 2, 1, 3]), time + 4, warm)
         >>> evaluate(Popularity(up), down).rank
         array([3.])
     """

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -95,6 +96,7 @@ def test_ranks_are_those_of_a_loop_over_users(
 
 def test_popularity_counts_clicks_and_ranks_by_them() -> None:
     up, down = make_data(0), make_data(5)
+    down = replace(down, time=down.time + len(up))
     for since in (None, 60):
         counted = [item for item, time in zip(up.item.tolist(), up.time, strict=True) if since is None or time >= since]
         counts = [counted.count(item) for item in range(ITEMS + 1)]

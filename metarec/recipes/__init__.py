@@ -1,8 +1,11 @@
 """Whole methods, each a file that reads like its paper."""
 
-from metarec.recipes import mml
+from metarec.recipes import mml, sasrec
+from metarec.recipes.blend import Blend
 from metarec.recipes.config import MMLConfig
+from metarec.recipes.ease import EASE
+from metarec.recipes.itemknn import ItemKNN
 from metarec.recipes.mml import MML
-from metarec.recipes.popularity import Popularity
+from metarec.recipes.popularity import LivePopularity, Popularity
 
-__all__ = ["MML", "MMLConfig", "Popularity", "mml"]
+__all__ = ["EASE", "MML", "Blend", "ItemKNN", "LivePopularity", "MMLConfig", "Popularity", "mml", "sasrec"]

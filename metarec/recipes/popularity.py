@@ -11,9 +11,12 @@ from metarec.data.dataset import Dataset
 from metarec.functional.segments import segment_sum
 from metarec.types import Examples, Scored, Scorer
 
+SMOOTH = 0.5
+"""Clicks that every item has on top of its own. The log ranks as the counts do, and adds up with other scores."""
+
 
 class Popularity:
-    """Scores an item by its interactions upstream, the same for every user.
+    """Scores an item by its interactions upstream (their log, see ``SMOOTH``), the same for every user.
 
     Args:
         data: the upstream side of a split. Counting later interactions would be another information set:
@@ -52,7 +55,7 @@ class Popularity:
     def _score(self, examples: Examples) -> Scored:
         shape, counts = examples.target.shape, self.counts.to(examples.target.device)
         return Scored(
-            scores=counts.expand(*shape, -1),
+            scores=(counts + SMOOTH).log().expand(*shape, -1),
             state=counts.new_zeros(*shape, 1),
             known=torch.arange(len(counts), device=counts.device) > 0,
             active=torch.ones(shape, dtype=torch.bool, device=counts.device),
@@ -60,7 +63,7 @@ class Popularity:
 
 
 class LivePopularity:
-    """Scores an item by ``log(1 + its clicks)`` in a window that ends strictly before the click that is asked for.
+    """Scores an item by its clicks (their log, see ``SMOOTH``) in a window that ends strictly before what is asked for.
 
     The information is ``"live"``: the clicks of all users until then count, whatever side of a split they are on. It
     reads the time of each example; examples without one, of users served now, are asked for after the last click.
@@ -112,7 +115,7 @@ class LivePopularity:
         now = torch.full(shape, float(self.time[-1]) + 1, dtype=torch.float64, device=device)
         counts = self.counts(now if examples.time is None else examples.time)
         return Scored(
-            scores=counts.log1p(),
+            scores=(counts + SMOOTH).log(),
             state=counts.new_zeros(*shape, 1),
             known=torch.arange(self.size, device=device) > 0,
             active=torch.ones(shape, dtype=torch.bool, device=device),

@@ -1,0 +1,141 @@
+"""One seed of benchmarks/quality.py: rehearse, train, evaluate everything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from quality_scorers import (
+    GRIDS,
+    PLAIN,
+    Settings,
+    World,
+    blends,
+    counted,
+    fitted_later,
+    live_scorers,
+    sasrecs,
+    trained_mml,
+    with_steps,
+)
+from quality_summary import Results
+from tqdm import tqdm
+
+from metarec.data import Dataset, EpisodeSampler, split_by_time, split_time
+from metarec.evaluation import evaluate, without_last
+from metarec.recipes import MML, Popularity
+from metarec.recipes.blend import Blend
+from metarec.report import Report
+from metarec.types import EpisodeBatch, Method
+
+CLICKS = (1, 2, 3, 5, 10, 50)  # histories are cut to their last so many; 50 are all that a model reads
+REHEARSED = 3  # last clicks of each validation user that fit the blends
+POSITIONS = 3  # last clicks of each test user in the comparison with more power
+BATCH = 256  # users whose scores of the catalogue are held at once
+
+
+def say(text: str) -> None:
+    """A line that no bar runs over."""
+    tqdm.write(f"{time.strftime('%H:%M:%S')} {text}")
+
+
+def one_seed(world: World, settings: Settings, seed: int, results: Results) -> None:
+    """Train and evaluate everything with one seed."""
+    earlier, later = split_by_time(world.up, at=split_time(world.up, cold_users=0.2))
+    rehearsal = replace(world, everything=world.up, up=earlier, down=later)
+    if not results.chosen:
+        choose(rehearsal, results)
+    rehearsed, _ = scorers(rehearsal, settings, seed, results)
+    final, model = scorers(world, settings, seed, results)
+    for name, method in final.items():
+        if not name.startswith("live "):
+            results.add(name, seed, report(method, world.down))
+    fitted = blends(world, final)
+    for name, blend in blends(rehearsal, rehearsed).items():
+        blend.fit(last_clicks(later, REHEARSED))
+        results.try_out(f"{name}, seed {seed}", {"methods": list(blend.methods)}, report(blend, later))
+        fitted[name].take_weights(blend)
+        results.add(name, seed, report(fitted[name], world.down))
+        results.weights.setdefault(name, []).append(weights_of(fitted[name]))
+    for name in ("MML blend", "late fusion, gate"):
+        results.more[name] = [*results.more.get(name, []), report(fitted[name], world.down, positions=POSITIONS)]
+    adaptation(world, model, fitted["MML blend"], seed, results)
+    others(world, settings, seed, results)
+    results.learners.append(final[PLAIN])
+    if len(results.learners) == 3:  # as many as the fusion has, with equal weights
+        warm = torch.from_numpy(world.up.warm)
+        three = {f"seed {i}": learner for i, learner in enumerate(results.learners)}
+        results.add("ensemble of three SASRec id", seed, report(Blend(three, warm).to(world.device), world.down))
+
+
+def choose(rehearsal: World, results: Results) -> None:
+    """The setting of each method without random numbers that validates best."""
+    for name, make in counted(rehearsal).items():
+        scores = {}
+        for setting in GRIDS[name]:
+            found = report(make(setting), rehearsal.down)
+            results.try_out(name, {"setting": setting}, found)
+            scores[setting] = found.metrics["ndcg@10"].mean
+        results.chosen[name] = max(scores, key=scores.__getitem__)
+
+
+def scorers(world: World, settings: Settings, seed: int, results: Results) -> tuple[dict[str, Method], MML]:
+    """Everything trained on one upstream side, by name, and the MML among it."""
+    out: dict[str, Method] = {"popularity, all": Popularity(world.up)}
+    out |= {name: make(results.chosen[name]) for name, make in counted(world).items()}
+    out |= sasrecs(world, settings, seed) | live_scorers(world)
+    model = trained_mml(world, settings.config, seed, "MML")
+    out |= {f"MML {name}": method for name, method in model.methods().items()}
+    return out, model
+
+
+def others(world: World, settings: Settings, seed: int, results: Results) -> None:
+    """What only a full run trains, and what no blend is made of."""
+    if not settings.everything:
+        return
+    for name, method in fitted_later(world, settings, seed).items():
+        results.add(name, seed, report(method, world.down))
+    if settings.paper is not None:
+        paper = trained_mml(world, settings.paper, seed, "MML as released")
+        for steps in (settings.paper.steps("id"), 0):
+            found = report(with_steps(paper, steps=steps), world.down)
+            results.add(f"MML as released, {steps} steps", seed, found)
+
+
+def adaptation(world: World, model: MML, blend: Blend, seed: int, results: Results) -> None:
+    """What the gradient steps give by number of clicks, beside 0 steps and an inner rate of 0."""
+    ways = {"adapted": model, "0 steps": with_steps(model, steps=0), "rate 0": with_steps(model, lr=0.0)}
+    for clicks in CLICKS:
+        for way, method in ways.items():
+            results.slice("MML adaptive fusion", way, clicks, report(method, world.down, clicks=clicks))
+        results.slice("MML blend", "adapted", clicks, report(blend, world.down, clicks=clicks))
+    for way in ("0 steps", "rate 0"):
+        results.add(f"MML adaptive fusion, {way}", seed, report(ways[way], world.down))
+
+
+def report(method: Method, data: Dataset, *, positions: int = 1, clicks: int | None = None) -> Report:
+    """The protocol of every figure; with ``clicks``, every history is cut to its last so many."""
+    if clicks is None:
+        return evaluate(method, data, exclude_seen=True, positions=positions, users_per_batch=BATCH)
+    return evaluate(method, data, exclude_seen=True, part="serving", max_length=clicks, users_per_batch=BATCH)
+
+
+def last_clicks(data: Dataset, count: int) -> Iterator[EpisodeBatch]:
+    """Each user's last clicks, one after the other asked for from those before it."""
+    for taken in range(count):
+        yield from EpisodeSampler(without_last(data, taken, least=4), part="serving", users_per_batch=BATCH).epoch(0)
+
+
+def weights_of(blend: Blend) -> list[dict[str, object]]:
+    """The weight of each method, by clicks so far and by the share of them on items unseen upstream."""
+    columns, rows = len(blend.weight), []
+    for clicks in CLICKS:
+        for cold in (0.0, 0.5, 1.0):
+            context = torch.tensor([1.0, float(torch.tensor(clicks).log()) - 1.5, cold])[:columns]
+            values = (context.to(blend.weight.device) @ blend.weight).tolist()
+            rows.append(
+                {"clicks": clicks, "cold_share": cold, "weights": dict(zip(blend.methods, values, strict=True))}
+            )
+    return rows

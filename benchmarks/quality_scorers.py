@@ -1,0 +1,191 @@
+"""Everything that can score: the baselines, MML's learners, and what a blend is made of, by name."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import cast
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from metarec.data import Dataset, EpisodeSampler
+from metarec.evaluation import without_last
+from metarec.meta import MetaLearner
+from metarec.nn import ModalityLearner
+from metarec.recipes import mml, sasrec
+from metarec.recipes.blend import Blend
+from metarec.recipes.config import MMLConfig
+from metarec.recipes.ease import EASE
+from metarec.recipes.itemknn import ItemKNN
+from metarec.recipes.mml import MML
+from metarec.recipes.popularity import LivePopularity, Popularity
+from metarec.types import Method, Progress
+
+
+@dataclass(frozen=True)
+class World:
+    """One split of one data set.
+
+    Attributes:
+        everything: all clicks that may be counted live.
+        up: the upstream side.
+        down: the downstream side.
+        device: where models are.
+        day: a day in the units of the data.
+    """
+
+    everything: Dataset
+    up: Dataset
+    down: Dataset
+    device: torch.device
+    day: float
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How much is trained: all of it, or a fast run.
+
+    Attributes:
+        config: of MML.
+        paper: of MML as released.
+        sasrec_epochs: of every SASRec.
+        losses: of the ID-only SASRec.
+        everything: also what only a full run trains: the methods fitted on later clicks, and MML's other modes.
+    """
+
+    config: MMLConfig
+    paper: MMLConfig | None
+    sasrec_epochs: int
+    losses: tuple[sasrec.Loss, ...]
+    everything: bool
+
+
+def counted(world: World) -> dict[str, Callable[[float], Method]]:
+    """Methods without random numbers, each a function of its one setting, which validation users choose."""
+    up, device, end = world.up, world.device, float(world.up.time.max())
+    return {
+        "popularity, recent": lambda days: Popularity(up, since=end - days * world.day),
+        "popularity, live": lambda days: LivePopularity(world.everything, window=days * world.day),
+        "EASE": lambda penalty: EASE(up, penalty=penalty, device=device),
+        "ItemKNN": lambda shrink: ItemKNN(up, shrink=shrink, device=device),
+    }
+
+
+PLAIN = "SASRec id, softmax"
+GRIDS = {
+    "popularity, recent": (15.0, 30.0, 60.0, 90.0),
+    "popularity, live": (1.0, 3.0, 7.0, 14.0),
+    "EASE": (100.0, 500.0),
+    "ItemKNN": (5.0, 20.0),
+}
+
+
+def finish(steps: Iterator[Progress], label: str) -> None:
+    """Go through a training and say how it ended."""
+    began, last = time.perf_counter(), None
+    for step in steps:
+        last = step
+    tqdm.write(f"{label}: {last}, {time.perf_counter() - began:.0f} s")
+
+
+def trained_sasrec(
+    world: World, data: Dataset, settings: Settings, seed: int, *, inputs: tuple[str, ...], loss: sasrec.Loss
+) -> ModalityLearner:
+    """A SASRec fitted on ``data``."""
+    drop = 0.2 if len(inputs) > 1 else 0.0
+    learner = sasrec.build(world.up, inputs, seed=seed, drop_inputs=drop).to(world.device)
+    steps = sasrec.train(learner, data, objective=loss, epochs=settings.sasrec_epochs, seed=seed)
+    finish(steps, f"SASRec {'+'.join(inputs)} {loss}")
+    return learner
+
+
+def sasrecs(world: World, settings: Settings, seed: int) -> dict[str, Method]:
+    """The non-meta learners: one a modality, their sum, and what is made of the ID learner."""
+    modalities = tuple(sorted(world.up.catalog.modalities))
+    kinds: dict[str, tuple[tuple[str, ...], sasrec.Loss]] = {
+        f"SASRec id, {loss}": (("id",), loss) for loss in settings.losses
+    }
+    kinds |= {f"SASRec {name}": ((name,), "softmax") for name in modalities}
+    if modalities:
+        kinds |= {"SASRec " + "+".join(("id", *modalities)): (("id", *modalities), "softmax")}
+    out: dict[str, Method] = {
+        name: trained_sasrec(world, world.up, settings, seed, inputs=inputs, loss=loss)
+        for name, (inputs, loss) in kinds.items()
+    }
+    learner = cast(ModalityLearner, out[PLAIN])
+    out["SASRec id, fine-tuned (trans)"] = MetaLearner(
+        learner, lr=0.05, steps=5, adapts="all", objectives=("softmax", "softmax"), engine="native"
+    )
+    return out
+
+
+def fitted_later(world: World, settings: Settings, seed: int) -> dict[str, Method]:
+    """The methods that learn from other cold users' later clicks: reported apart, never compared with the others."""
+    known = without_last(world.down, 2, least=3)
+    both = joined(world.up, known)
+    out: dict[str, Method] = {}
+    for name, data in (("SASRec id, downstream only (down)", known), ("SASRec id, full_retrain", both)):
+        apart = replace(world, up=replace(world.up, warm=data.warm | np.isin(np.arange(len(data.warm)), data.item)))
+        learner = trained_sasrec(apart, data, settings, seed, inputs=("id",), loss="softmax")
+        learner.information = "later"  # type: ignore[assignment]
+        out[name] = learner
+    return out
+
+
+def joined(first: Dataset, second: Dataset) -> Dataset:
+    """The clicks of two data sets with different users, as one."""
+    columns = [np.concatenate([getattr(first, n), getattr(second, n)]) for n in ("user", "item", "time")]
+    order = np.argsort(columns[0], kind="stable")
+    user, item, time = (column[order] for column in columns)
+    return replace(first, user=user, item=item, time=time, name=f"{first.name} and {second.name}")
+
+
+def trained_mml(world: World, config: MMLConfig, seed: int, label: str) -> MML:
+    """MML fitted on the upstream side."""
+    model = MML.build(world.up, config, seed=seed).to(world.device)
+    finish(mml.train(model, EpisodeSampler(world.up, seed=seed)), label)
+    return model
+
+
+def with_steps(model: MML, *, steps: int | None = None, lr: float | None = None) -> MML:
+    """The same weights with another test-time procedure."""
+    other = copy.copy(model)
+    config = model.config if steps is None else replace(model.config, test_steps=steps)
+    other.config = config if lr is None else replace(config, test_lr=lr)
+    return other
+
+
+COUNTS = ("popularity, recent", "EASE", "ItemKNN")
+WINDOWS = (1.0, 3.0, 7.0, 30.0)
+
+
+def live_scorers(world: World) -> dict[str, Method]:
+    """Live popularity over several windows, for the blends."""
+    return {f"live {days:g} days": LivePopularity(world.everything, window=days * world.day) for days in WINDOWS}
+
+
+def blends(world: World, scorers: Mapping[str, Method]) -> dict[str, Blend]:
+    """The fusions, not fitted yet: the baselines' over SASRec's learners, MML's over its own."""
+    modalities = sorted(world.up.catalog.modalities)
+    plain = (PLAIN, *(f"SASRec {name}" for name in modalities))
+    ours = tuple(name for name in scorers if name.startswith("MML ") and name.endswith("generator"))
+    live = tuple(name for name in scorers if name.startswith("live "))
+    chosen = {
+        "late fusion, fitted weights": (plain, False),
+        "late fusion, gate": (plain, True),
+        "late fusion and counts, gate": (plain + COUNTS, True),
+        "MML blend of learners": (ours, True),
+        "MML blend": (ours + COUNTS, True),
+        "live late fusion, fitted weights": (plain + live, False),
+        "live late fusion, gate": (plain + live, True),
+        "live MML blend": (ours + COUNTS + live, True),
+    }
+    warm = torch.from_numpy(world.up.warm)
+    return {
+        name: Blend({part: scorers[part] for part in parts}, warm, context=context).to(world.device)
+        for name, (parts, context) in chosen.items()
+    }
