@@ -28,6 +28,7 @@ setup(
     license_files=["LICENSE"],
     packages=find_packages(include=["metarec", "metarec.*"]),
     package_data={"metarec": ["py.typed"], "metarec.datasets": ["files/**"]},
+    entry_points={"console_scripts": ["metarec=metarec.__main__:main"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.11",
@@ -45,7 +46,7 @@ setup(
         "scatter": ["torch-scatter>=2.1.2"],
         # On a CPU build of torch, timm wants the torchvision that `make encoders` takes.
         "encoders": ["pillow>=10", "sentence-transformers>=5", "timm>=1.0.15"],
-        "serve": ["fastapi>=0.115", "uvicorn>=0.34"],
+        "serve": ["fastapi>=0.115", "prometheus-client>=0.21", "uvicorn>=0.34"],
         "export": ["onnx>=1.18", "onnxruntime>=1.21", "onnxscript>=0.3"],
         "demo": ["streamlit>=1.40"],
         # The tools that compile learn2learn and torch-scatter.

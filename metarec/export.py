@@ -63,9 +63,9 @@ class Scoring(nn.Module):
             learners = [_learner(model, name, clicks) for name in model.learners]
             self.learners = nn.ModuleList(map(copy.deepcopy, learners))
             self.fusion = copy.deepcopy(model.fusion)
-        self.eval().requires_grad_(requires_grad=False)
+        self.eval().requires_grad_(False)
         for buffer in self.buffers():
-            buffer.requires_grad_(requires_grad=False)  # a table of ids is the parameter itself
+            buffer.requires_grad_(False)  # a table of ids is the parameter itself
         usable = torch.stack([learner.items.known for learner in learners]).any(0)
         usable[torch.from_numpy(model.catalog.items.encode(sorted(model.catalog.hidden)))] = False
         self.register_buffer("usable", usable, persistent=False)
@@ -171,7 +171,7 @@ def _learner(model: MML, name: str, clicks: Sequence[str] | None) -> ModalityLea
     support = support.to(learner.items.known.device)
     view = learner.task_view(config.test_adapts)
     own = {**view.task_tensors(support), **model.meta(name).adapt(support).weights()}
-    view = copy.deepcopy(view).requires_grad_(requires_grad=False)
+    view = copy.deepcopy(view).requires_grad_(False)
     for key, value in own.items():
         place, _, leaf = key.rpartition(".")
         part = view.get_submodule(place)

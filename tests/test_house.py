@@ -45,6 +45,8 @@ LAYERS = {
     "serialization": UPPER,
     "encoders": {"types", "data"},
     "export": UPPER | {"serving"},
+    "service": UPPER | {"recommender"},
+    "__main__": UPPER | {"recommender", "serialization", "export", "service"},
 }
 
 # The public names, by hand: adding or removing one is a decision, not an accident.

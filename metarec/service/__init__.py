@@ -1,0 +1,16 @@
+"""A trained model as a web service: ``metarec serve model.safetensors``.
+
+Optional: ``pip install 'metarec[serve]'``.
+"""
+
+import importlib.util
+
+_MISSING = [name for name in ("fastapi", "prometheus_client", "uvicorn") if importlib.util.find_spec(name) is None]
+if _MISSING:
+    raise ModuleNotFoundError(f"{', '.join(_MISSING)} not installed: pip install 'metarec[serve]'")
+
+from metarec.service.app import create_app  # noqa: E402
+from metarec.service.limits import Limits  # noqa: E402
+from metarec.service.server import serve  # noqa: E402
+
+__all__ = ["Limits", "create_app", "serve"]

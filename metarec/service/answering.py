@@ -1,0 +1,118 @@
+"""The clicks of users who happened to ask at the same time, answered by one inner loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from metarec.recommender import Recommendation, Recommender, Users
+
+
+@dataclass(frozen=True)
+class Filters:
+    """Which items a list may hold.
+
+    Attributes:
+        exclude_seen: leave out the user's clicks.
+        allow: only these ids; None for all.
+        deny: none of these ids.
+        candidates: score only these ids, for this user; None for the whole catalogue.
+    """
+
+    exclude_seen: bool = True
+    allow: frozenset[str] | None = None
+    deny: frozenset[str] = frozenset()
+    candidates: frozenset[str] | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One user's question.
+
+    Attributes:
+        clicks: external ids in time order.
+        k: the length of the list.
+        filters: which items it may hold.
+    """
+
+    clicks: tuple[str, ...]
+    k: int
+    filters: Filters
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One user's list.
+
+    Attributes:
+        items: best first.
+        adapted: whether there was something to learn from.
+        weights: how much each learner counts for this user, by name.
+    """
+
+    items: list[Recommendation]
+    adapted: bool
+    weights: dict[str, float]
+
+
+def answers(recommender: Recommender, jobs: Sequence[Job]) -> list[Answer | ValueError]:
+    """The answer to each job, or the error that it would have met alone.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> from metarec.recipes import MML, MMLConfig
+        >>> recommender = Recommender(MML.build(planted(users=60, items=40), MMLConfig(dim=8)))
+        >>> good, bad = Job(("item3", "item7"), 5, Filters()), Job(("item3",), 99, Filters())
+        >>> [type(answer).__name__ for answer in answers(recommender, [good, bad])]
+        ['Answer', 'ValueError']
+    """
+    order = sorted(range(len(jobs)), key=lambda i: hash(jobs[i].filters))
+    found = _alike([jobs[i] for i in order], recommender)
+    out = dict(zip(order, found, strict=True))
+    return [out[i] for i in range(len(jobs))]
+
+
+def _alike(jobs: Sequence[Job], recommender: Recommender) -> list[Answer | ValueError]:
+    """Answers to jobs that are sorted by their filters; halves until the one that fails stands alone."""
+    try:
+        users = recommender.adapt([job.clicks for job in jobs])
+    except ValueError as error:
+        if len(jobs) == 1:
+            return [_alone(error)]
+        half = len(jobs) // 2
+        return [*_alike(jobs[:half], recommender), *_alike(jobs[half:], recommender)]
+    out: list[Answer | ValueError] = []
+    for _, group in groupby(jobs, key=lambda job: job.filters):
+        own = list(group)
+        out += _listed(own, users[len(out) : len(out) + len(own)])
+    return out
+
+
+def _listed(jobs: Sequence[Job], users: Users) -> list[Answer | ValueError]:
+    """Lists of users with the same filters; halves until the one that fails stands alone."""
+    filters, names = jobs[0].filters, users.recommender.learners
+    candidates = None if filters.candidates is None else [filters.candidates] * len(jobs)
+    try:
+        lists = users.recommend(
+            max(job.k for job in jobs),
+            exclude_seen=filters.exclude_seen,
+            allow=filters.allow,
+            deny=filters.deny or None,
+            candidates=candidates,
+        )
+    except ValueError as error:
+        if len(jobs) == 1:
+            return [_alone(error)]
+        half = len(jobs) // 2
+        return [*_listed(jobs[:half], users[:half]), *_listed(jobs[half:], users[half:])]
+    facts = zip(jobs, lists, users.adapted.tolist(), users.weights.tolist(), strict=True)
+    return [
+        Answer(items[: job.k], adapted, dict(zip(names, weights, strict=True)))
+        for job, items, adapted, weights in facts
+    ]
+
+
+def _alone(error: ValueError) -> ValueError:
+    """The error as told to the only user it is about."""
+    return ValueError(str(error).removeprefix("user 0: "))

@@ -1,0 +1,186 @@
+"""The web application: its paths, its errors, and the life of its queue."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, PlainTextResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from metarec.recommender import Recommender
+from metarec.service import requests as schema
+from metarec.service.answering import Answer, Job, answers
+from metarec.service.batching import Batcher
+from metarec.service.errors import HANDLERS
+from metarec.service.guard import Guard, Metrics
+from metarec.service.limits import Limits
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": schema.ErrorResponse, "description": why}
+    for status, why in {
+        408: "The body came too slowly.",
+        413: "The body is too large.",
+        422: "A field is missing, unknown or out of range, or an id is unknown.",
+        429: "Too many users are waiting; try again.",
+        503: "No answer in time.",
+    }.items()
+}
+
+
+class Service:
+    """A recommender behind a queue.
+
+    Args:
+        recommender: what answers. The service alone may change it while it runs.
+        limits: on requests.
+        max_batch: users adapted together.
+        max_wait: seconds that an idle model waits for company.
+        version: of the software, for ``/health``.
+    """
+
+    def __init__(
+        self, recommender: Recommender, limits: Limits, *, max_batch: int, max_wait: float, version: str
+    ) -> None:
+        self.recommender, self.limits, self.version = recommender, limits, version
+        self.metrics = Metrics()
+        self.batcher: Batcher[Job, Answer] = Batcher(
+            lambda jobs: answers(self.recommender, jobs),
+            max_batch=max_batch,
+            max_wait=max_wait,
+            waiting=limits.waiting,
+            observe=self.metrics.batch.observe,
+        )
+        self._read()
+
+    def _read(self) -> None:
+        """Take notice of the catalogue."""
+        self.reader = schema.Reader(self.recommender.catalog.items, self.limits)
+        self.metrics.items.set(len(self.recommender.catalog.items))
+
+    @asynccontextmanager
+    async def running(self, app: object) -> AsyncIterator[None]:
+        """From the first request to the last: computes what is computed once, and answers all that waits at the end."""
+        async with self.batcher:
+            await self.batcher.call(lambda: self.recommender.adapt([]))
+            yield
+
+    async def recommend(self, request: schema.RecommendRequest) -> JSONResponse:
+        """Recommend to someone from their clicks."""
+        [answer] = await self._answered([self.reader.job(request)], [""])
+        return JSONResponse(schema.body(answer))
+
+    async def recommend_users(self, request: schema.RecommendUsersRequest) -> JSONResponse:
+        """Recommend to several users at once."""
+        jobs = self.reader.jobs(request)
+        found = await self._answered(jobs, [f"users.{i}: " for i in range(len(jobs))])
+        return JSONResponse({"users": [schema.body(answer) for answer in found]})
+
+    async def _answered(self, jobs: Sequence[Job], where: Sequence[str]) -> list[Answer]:
+        async with asyncio.timeout(self.limits.seconds):
+            results = await self.batcher.submit(jobs)
+        out = []
+        for place, result in zip(where, results, strict=True):
+            if isinstance(result, ValueError):
+                raise ValueError(f"{place}{result}")
+            if isinstance(result, Exception):
+                raise result
+            out.append(result)
+        return out
+
+    async def add_items(self, request: schema.AddItemsRequest) -> JSONResponse:
+        """Take in new items: they can be clicked and are recommended at once."""
+        self.reader.check_size("ids", request.ids, self.limits.ids)
+        return await self._changed(
+            lambda: self.recommender.add_items(request.ids, request.vectors, attributes=request.attributes)
+        )
+
+    async def remove_items(self, request: schema.ItemsRequest) -> JSONResponse:
+        """Recommend items no more; they stay known as clicks."""
+        self.reader.check_ids("ids", request.ids)
+        return await self._changed(lambda: self.recommender.remove_items(request.ids))
+
+    async def restore_items(self, request: schema.ItemsRequest) -> JSONResponse:
+        """Recommend removed items again."""
+        self.reader.check_ids("ids", request.ids)
+        return await self._changed(lambda: self.recommender.restore_items(request.ids))
+
+    async def _changed(self, change: Callable[[], Any]) -> JSONResponse:
+        """Make a change between two batches."""
+        await self.batcher.call(change)
+        self._read()
+        catalog = self.recommender.catalog
+        return JSONResponse({"items": len(catalog.items), "removed": len(catalog.hidden)})
+
+    async def health(self) -> dict[str, Any]:
+        """Whether the service answers, and what it serves."""
+        return {
+            "status": "ok",
+            "items": len(self.recommender.catalog.items),
+            "learners": list(self.recommender.learners),
+            "waiting": len(self.batcher),
+            "version": self.version,
+        }
+
+    async def show_metrics(self) -> PlainTextResponse:
+        """Counts and times in the Prometheus text format."""
+        self.metrics.waiting.set(len(self.batcher))
+        return PlainTextResponse(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def create_app(
+    recommender: Recommender,
+    *,
+    limits: Limits | None = None,
+    max_batch: int = 64,
+    max_wait: float = 0.002,
+    allow_changes: bool = False,
+    version: str = "",
+) -> FastAPI:
+    """The service as an ASGI application, for any ASGI server.
+
+    Args:
+        recommender: what answers.
+        limits: on requests; default :class:`Limits`.
+        max_batch: users adapted together.
+        max_wait: seconds that an idle model waits for company.
+        allow_changes: let clients add and remove items. There is no log-in: only where all clients are trusted.
+        version: shown by ``/health`` and in the documentation.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> from metarec.recipes import MML, MMLConfig
+        >>> app = create_app(Recommender(MML.build(planted(users=60, items=40), MMLConfig(dim=8))))
+        >>> sorted(app.openapi()["paths"])
+        ['/health', '/metrics', '/recommend', '/recommend/users']
+    """
+    limits = limits or Limits()
+    service = Service(recommender, limits, max_batch=max_batch, max_wait=max_wait, version=version)
+    app = FastAPI(
+        title="metarec",
+        summary="A new user has clicked three things; what next?",
+        version=version or "0",
+        lifespan=service.running,
+        redoc_url=None,
+    )
+    app.state.service = service
+    add = app.add_api_route
+    add("/recommend", service.recommend, methods=["POST"], response_model=schema.RecommendResponse, responses=_ERRORS)
+    many = schema.RecommendUsersResponse
+    add("/recommend/users", service.recommend_users, methods=["POST"], response_model=many, responses=_ERRORS)
+    if allow_changes:
+        changes: dict[str, Callable[..., Any]]
+        changes = {"add": service.add_items, "remove": service.remove_items, "restore": service.restore_items}
+        for name, change in changes.items():
+            path = f"/items/{name}"
+            add(path, change, methods=["POST"], response_model=schema.ItemsResponse, responses=_ERRORS)
+    add("/health", service.health, methods=["GET"], response_model=schema.HealthResponse)
+    add("/metrics", service.show_metrics, methods=["GET"], response_class=PlainTextResponse)
+    for error, handler in HANDLERS.items():
+        app.add_exception_handler(error, handler)
+    paths = frozenset(app.openapi()["paths"])
+    app.add_middleware(Guard, limits=limits, metrics=service.metrics, paths=paths)
+    return app
