@@ -235,7 +235,7 @@ class Recommender:
             ValueError: if the file is damaged, holds something else, or its users belong to another model.
         """
         snapshot = self._current()
-        clicks, standing = read_users(path, self.model, self.catalog.size)
+        clicks, standing = read_users(path, self.model, self.catalog.size, snapshot.shape)
         return Users(self, clicks, standing.to(snapshot.device), self.version)
 
     def save_users(self, users: Users, path: str | Path) -> None:

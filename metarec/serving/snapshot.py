@@ -74,9 +74,11 @@ class Snapshot(Protocol):
         names: the learners that a user's weights are about; none where there is no fusion.
         known: (I,) bool, items that can be ranked.
         device: where it computes.
+        shape: M and D of a user's states.
     """
 
     names: tuple[str, ...]
+    shape: tuple[int, int]
     known: Tensor
     device: torch.device
 
@@ -165,6 +167,7 @@ class FusedSnapshot:
         self.one = OneUser(self.metas) if OneUser.fits(self.metas) else None
         self.known = torch.stack(known).any(0)
         self.tables = Tables.of(tables, known)
+        self.shape = (len(self.names), tables[0].shape[1])
 
     @torch.no_grad()
     def _prepared(self, learner: ModalityLearner) -> _Served:
@@ -239,6 +242,7 @@ class GivenSnapshot:
     def __init__(self, method: Method, items: int) -> None:
         self.method = method
         with evaluating(method) as self.device:
+            self.shape = (1, items)
             self.known = torch.ones(items, dtype=torch.bool, device=self.device)
 
     def adapt(self, support: Examples, query: Examples) -> Standing:

@@ -45,13 +45,14 @@ def write_users(path: str | Path, model: object, clicks: Clicks, standing: Stand
     write_tensors(path, tensors, {"kind": "users", "model": fingerprint(model)})
 
 
-def read_users(path: str | Path, model: object, items: int) -> tuple[Clicks, Standing]:
+def read_users(path: str | Path, model: object, items: int, shape: tuple[int, int]) -> tuple[Clicks, Standing]:
     """Users that :func:`write_users` wrote.
 
     Args:
         path: the file.
         model: that they should belong to.
         items: I of its catalogue.
+        shape: M and D of its learners' states.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -63,24 +64,28 @@ def read_users(path: str | Path, model: object, items: int) -> tuple[Clicks, Sta
     if header.get("model") != fingerprint(model):
         raise ValueError(f"{path}: these users were adapted from another model; load that one, or adapt to them again")
     try:
-        return _read(tensors, items)
-    except (KeyError, RuntimeError, ValueError) as error:
+        return _read(tensors, items, shape)
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its contents make no users ({error}); take another copy or adapt again") from error
 
 
-def _read(tensors: dict[str, Tensor], items: int) -> tuple[Clicks, Standing]:
+def _read(tensors: dict[str, Tensor], items: int, shape: tuple[int, int]) -> tuple[Clicks, Standing]:
     clicks = Clicks(tensors["codes"].numpy().astype(np.int64), tensors["offsets"].numpy().astype(np.int64))
     state, active, rows, corrections = (tensors[name] for name in _NAMES)
-    users, learners = state.shape[:2]
+    users, *learners_and_width = state.shape
     right = (
         clicks.offsets.shape == (users + 1,)
         and clicks.offsets[0] == 0
         and clicks.offsets[-1] == len(clicks.codes)
         and bool((np.diff(clicks.offsets) >= 0).all())
-        and active.shape == (users, learners)
+        and tuple(learners_and_width) == shape
+        and active.shape == (users, shape[0])
         and active.dtype == torch.bool
         and rows.shape == corrections.shape
         and rows.shape[:2] == state.shape[:2]
+        and rows.dtype == torch.int32
+        and bool(torch.isfinite(state).all())
+        and bool(torch.isfinite(corrections).all())
     )
     if not right:
         raise ValueError("the tensors do not belong together")

@@ -1,0 +1,134 @@
+"""Mutated files, a few hundred of the ten thousand that the benchmark tries, and the hostile ones by name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save as pack
+
+from metarec.files import checksum, read_tensors
+from metarec.recommender import Recommender
+from metarec.serialization import load, save
+from test_serving import HISTORIES, lively
+from tiny import CONFIG, UP, same_weights
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def test_mutated_files_are_refused_or_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import fuzz
+
+    found = fuzz.attack(300, seed=1, progress=False)
+    ends = {end for kind in found.values() for end in kind}
+    assert ends <= {fuzz.SAME, fuzz.OTHER, fuzz.REFUSED}
+    assert sum(sum(kind.values()) for kind in found.values()) == 300 and len(found) == 15
+    assert sum(kind[fuzz.REFUSED] for kind in found.values()) > 200
+
+
+def sealed(path: Path, tensors: dict[str, torch.Tensor], text: str) -> Path:
+    path.write_bytes(pack(tensors, {"metarec": text, "sha256": checksum(tensors, text)}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    path = tmp_path_factory.mktemp("fuzz") / "mml"
+    save(lively(UP, CONFIG), path)
+    return read_tensors(path)
+
+
+HOSTILE = {
+    "huge width": {"dim": 1 << 16},
+    "huger width": {"dim": 1 << 40},
+    "endless neighbours": {"neighbours": 1 << 40},
+    "endless layers": {"layers": 1 << 30},
+    "endless steps": {"test_steps": 1 << 50},
+    "true": {"dim": True},
+    "a width that is a float": {"dim": 8.0},
+    "no number": {"inner_lr": "x"},
+    "infinite": {"test_lr": {"id": 1e999}},
+    "another objective": {"objectives": ["bpr"]},
+    "another adaptation": {"test_adapts": "none"},
+    "modalities": {"modalities": [["text"]]},
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_settings(parts: Any, tmp_path: Path, case: str) -> None:
+    tensors, header = parts
+    text = json.dumps({**header, "config": {**header["config"], **HOSTILE[case]}})
+    with pytest.raises(ValueError, match=r"mml"):
+        load(sealed(tmp_path / "mml", tensors, text))
+
+
+@pytest.mark.parametrize(
+    "text", ["[" * 100_000, '{"a":' * 9999 + "1" + "}" * 9999, "9" * 9999, "null", '{"format": true}', "{}"]
+)
+def test_hostile_json(parts: Any, tmp_path: Path, text: str) -> None:
+    with pytest.raises(ValueError, match=r"mml: (not a whole metarec file|format version)"):
+        load(sealed(tmp_path / "mml", parts[0], text))
+
+
+TENSORS = {
+    "ends out of order": ("items.ends", lambda t: t.flip(0)),
+    "ends past the end": ("items.ends", lambda t: t + 1),
+    "ends as floats": ("items.ends", lambda t: t.double()),
+    "warm as numbers": ("warm", lambda t: t.long()),
+    "padding is warm": ("warm", lambda t: t | True),
+    "neighbours past the end": ("neighbours", lambda t: t + 1000),
+    "neighbours that are cold": ("neighbours", lambda t: torch.full_like(t, 40)),
+    "features of another type": ("modality.text.features", lambda t: t.half()),
+    "weights of another type": ("weights.fusion.scale", lambda t: t.long()),
+    "weights of two types": ("weights.fusion.scale", lambda t: t.double()),
+    "bias as integers": ("weights.fusion.bias", lambda t: t.long()),
+}
+
+
+@pytest.mark.parametrize("case", TENSORS)
+def test_hostile_tensors(parts: Any, tmp_path: Path, case: str) -> None:
+    tensors, header = parts
+    name, change = TENSORS[case]
+    with pytest.raises(ValueError, match="mml: its contents do not make an MML of this version"):
+        load(sealed(tmp_path / "mml", {**tensors, name: change(tensors[name])}, json.dumps(header)))
+
+
+def test_a_file_of_the_first_version_loads(parts: Any, tmp_path: Path) -> None:
+    tensors, header = parts
+    older = {n: t for n, t in tensors.items() if n != "neighbours" and not n.startswith("hidden.")}
+    text = json.dumps({**{n: v for n, v in header.items() if n != "fitted"}, "format": 1})
+    again, expected = load(sealed(tmp_path / "mml", older, text)), lively(UP, CONFIG)
+    assert same_weights(again, expected)
+    clicks = HISTORIES[0]
+    assert Recommender(again).adapt(clicks).recommend(k=9) == Recommender(expected).adapt(clicks).recommend(k=9)
+
+
+@pytest.mark.parametrize("change", ["state", "nan", "rows", "offsets", "code", "width"])
+def test_hostile_users(tmp_path: Path, change: str) -> None:
+    recommender, path = Recommender(lively(UP, CONFIG)), tmp_path / "users"
+    recommender.adapt(HISTORIES).save(path)
+    tensors, header = read_tensors(path)
+    wrong = {
+        "state": {"state": tensors["state"][:, 0].clone()},
+        "nan": {"state": tensors["state"] / 0},
+        "rows": {"rows": tensors["rows"].double()},
+        "offsets": {"offsets": tensors["offsets"].flip(0)},
+        "code": {"codes": tensors["codes"] - 5},
+        "width": {"state": tensors["state"].repeat(1, 1, 2)},
+    }[change]
+    with pytest.raises(ValueError, match="users: its contents make no users"):
+        recommender.load_users(sealed(path, {**tensors, **wrong}, json.dumps(header)))
+
+
+def test_a_model_is_no_users_and_users_are_no_model(tmp_path: Path) -> None:
+    recommender = Recommender(lively(UP, CONFIG))
+    save(recommender.model, tmp_path / "mml")
+    recommender.adapt(HISTORIES).save(tmp_path / "users")
+    with pytest.raises(ValueError, match="users: holds no model"):
+        load(tmp_path / "users")
+    with pytest.raises(ValueError, match="mml: expected kind 'users', got 'MML'"):
+        recommender.load_users(tmp_path / "mml")
