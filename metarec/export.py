@@ -64,8 +64,9 @@ class Scoring(nn.Module):
             self.learners = nn.ModuleList(map(copy.deepcopy, learners))
             self.fusion = copy.deepcopy(model.fusion)
         self.eval().requires_grad_(False)
-        for buffer in self.buffers():
-            buffer.requires_grad_(False)  # a table of ids is the parameter itself
+        for module in self.modules():
+            for name, buffer in list(module.named_buffers(recurse=False)):
+                setattr(module, name, buffer.detach())  # a table of ids was the parameter itself
         usable = torch.stack([learner.items.known for learner in learners]).any(0)
         usable[torch.from_numpy(model.catalog.items.encode(sorted(model.catalog.hidden)))] = False
         self.register_buffer("usable", usable, persistent=False)
