@@ -15,7 +15,7 @@ from quality_scorers import (
     blends,
     counted,
     fitted_later,
-    live_scorers,
+    sampled,
     sasrecs,
     trained_mml,
     with_steps,
@@ -50,11 +50,10 @@ def one_seed(world: World, settings: Settings, seed: int, results: Results) -> N
     rehearsed, _ = scorers(rehearsal, settings, seed, results)
     final, model = scorers(world, settings, seed, results)
     for name, method in final.items():
-        if not name.startswith("live "):
-            results.add(name, seed, report(method, world.down))
+        results.add(name, seed, report(method, world.down))
     fitted = blends(world, final)
     for name, blend in blends(rehearsal, rehearsed).items():
-        blend.fit(last_clicks(later, REHEARSED))
+        blend.fit(last_clicks(later, REHEARSED), candidates=None if world.device.type == "cuda" else 1000)
         results.try_out(f"{name}, seed {seed}", {"methods": list(blend.methods)}, report(blend, later))
         fitted[name].take_weights(blend)
         results.add(name, seed, report(fitted[name], world.down))
@@ -62,7 +61,6 @@ def one_seed(world: World, settings: Settings, seed: int, results: Results) -> N
     for name in ("MML blend", "late fusion, gate"):
         results.more[name] = [*results.more.get(name, []), report(fitted[name], world.down, positions=POSITIONS)]
     adaptation(world, model, fitted["MML blend"], seed, results)
-    others(world, settings, seed, results)
     results.learners.append(final[PLAIN])
     if len(results.learners) == 3:  # as many as the fusion has, with equal weights
         warm = torch.from_numpy(world.up.warm)
@@ -85,7 +83,7 @@ def scorers(world: World, settings: Settings, seed: int, results: Results) -> tu
     """Everything trained on one upstream side, by name, and the MML among it."""
     out: dict[str, Method] = {"popularity, all": Popularity(world.up)}
     out |= {name: make(results.chosen[name]) for name, make in counted(world).items()}
-    out |= sasrecs(world, settings, seed) | live_scorers(world)
+    out |= sasrecs(world, settings, seed)
     model = trained_mml(world, settings.config, seed, "MML")
     out |= {f"MML {name}": method for name, method in model.methods().items()}
     return out, model
@@ -95,7 +93,7 @@ def others(world: World, settings: Settings, seed: int, results: Results) -> Non
     """What only a full run trains, and what no blend is made of."""
     if not settings.everything:
         return
-    for name, method in fitted_later(world, settings, seed).items():
+    for name, method in {**sampled(world, settings, seed), **fitted_later(world, settings, seed)}.items():
         results.add(name, seed, report(method, world.down))
     if settings.paper is not None:
         paper = trained_mml(world, settings.paper, seed, "MML as released")

@@ -111,8 +111,8 @@ class Blend(nn.Module):
         self,
         episodes: Iterable[EpisodeBatch],
         *,
-        candidates: int = 1000,
-        penalty: float = 1e-3,
+        candidates: int | None = None,
+        penalty: float = 3e-3,
         iterations: int = 40,
         seed: int = 0,
     ) -> None:
@@ -120,7 +120,7 @@ class Blend(nn.Module):
 
         Args:
             episodes: users whose queries no method was fitted on.
-            candidates: items drawn once, uniformly, that each target competes with.
+            candidates: items drawn once, uniformly, that each target competes with; None for all.
             penalty: of the squared weights.
             iterations: of L-BFGS.
             seed: of the draw.

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from metarec.data.dataset import Dataset
 from metarec.functional.segments import segment_sum
@@ -71,9 +72,10 @@ class LivePopularity:
     Args:
         data: all clicks there are, before any split.
         window: length of the window, in the units of the data.
+        half_life: age at which a click counts half, in the same units; None to count all of the window alike.
 
     Raises:
-        ValueError: if there is no interaction or the window is not above 0.
+        ValueError: if there is no interaction, or the window or the half-life is not above 0.
 
     Example:
         >>> from metarec.data.dataset import Catalog, Vocabulary
@@ -85,29 +87,31 @@ class LivePopularity:
 
     information = "live"
 
-    def __init__(self, data: Dataset, *, window: float) -> None:
-        if not len(data) or not window > 0:
+    def __init__(self, data: Dataset, *, window: float, half_life: float | None = None) -> None:
+        if not len(data) or not window > 0 or not (half_life is None or half_life > 0):
             raise ValueError(
-                f"live popularity: expected interactions and a window above 0, got {len(data)} and {window}"
+                "live popularity: expected interactions, and window and half-life above 0, got "
+                f"{len(data)} interactions, {window} and {half_life}"
             )
         order = np.argsort(data.time, kind="stable")
         self.time, self.item = torch.from_numpy(data.time[order]), torch.from_numpy(data.item[order])
-        self.window, self.size = window, data.catalog.size
+        self.window, self.half_life, self.size = window, half_life, data.catalog.size
 
     def adapt(self, support: Examples) -> Scorer:
         """Nothing to adapt: what is popular is the same for every user at one time."""
         return self._score
 
-    def counts(self, time: torch.Tensor) -> torch.Tensor:
+    def counts(self, time: Tensor) -> Tensor:
         """Clicks of each item from ``time - window`` on and before ``time``, (..., I) for times (...)."""
-        flat = time.detach().cpu().reshape(-1)
-        first, last = (torch.searchsorted(self.time, at.contiguous()) for at in (flat - self.window, flat))
-        rows = torch.repeat_interleave(torch.arange(len(flat)), last - first)
-        start = torch.repeat_interleave(
-            first - torch.cat([first.new_zeros(1), (last - first).cumsum(0)[:-1]]), last - first
-        )
-        items = self.item[torch.arange(len(rows)) + start]
-        out = torch.zeros(len(flat) * self.size).index_add_(0, rows * self.size + items, torch.ones(len(rows)))
+        now = time.detach().cpu().reshape(-1)
+        first, last = (torch.searchsorted(self.time, at.contiguous()) for at in (now - self.window, now))
+        count = last - first
+        row = torch.repeat_interleave(torch.arange(len(now)), count)
+        event = torch.arange(len(row)) + torch.repeat_interleave(first - count.cumsum(0) + count, count)
+        worth = torch.ones(len(row))
+        if self.half_life is not None:
+            worth = torch.exp2(-(now[row] - self.time[event]).double() / self.half_life).float()
+        out = torch.zeros(len(now) * self.size).index_add_(0, row * self.size + self.item[event], worth)
         return out.reshape(*time.shape, self.size).to(time.device)
 
     def _score(self, examples: Examples) -> Scored:
