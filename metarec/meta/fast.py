@@ -17,6 +17,8 @@ from torch.nn import functional as F
 
 from metarec.types import Examples
 
+DENSE_PAYS = 1.5  # a user's own matrix pays beyond so many times the numbers of its factors
+
 
 class _Adapted(nn.Module):
     """A module of B users: shared parameters plus what the users' steps have added to them.
@@ -33,8 +35,8 @@ class _Adapted(nn.Module):
         return parameter if self.mode == "graph" else parameter.detach()
 
     def watched(self) -> list[Tensor]:
-        """What the next step needs the gradients of."""
-        raise NotImplementedError
+        """Leaves that the next step needs the gradients of."""
+        return []
 
     def step(self, gradients: list[Tensor | None], lr: float) -> None:
         """Take one SGD step, given the gradients of what was watched."""
@@ -48,77 +50,127 @@ class _Adapted(nn.Module):
 _Part = TypeVar("_Part", bound=_Adapted)
 
 
+class _Linear(torch.autograd.Function):
+    """Forward and backward pass of an :class:`_AdaptedLinear`, whose own factors are constants."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor, part: _AdaptedLinear
+    ) -> Tensor:
+        ctx.part = part
+        ctx.save_for_backward(x, weight)
+        return part.product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        part, gradient = ctx.part, gradient.contiguous()
+        back = part.transposed(gradient, weight) if ctx.needs_input_grad[0] else None
+        if part.mode == "inner":
+            part.calls.append((x, gradient))
+            return back, None, None, None, None
+        flat = gradient.flatten(0, -2)
+        own_weight = flat.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
+        return back, own_weight, flat.sum(0) if ctx.needs_input_grad[2] else None, None, None
+
+
 class _AdaptedLinear(_Adapted):
-    """``x (W + dW)^T + b + db`` with dW kept as its factors, or added up once that is cheaper."""
+    """``x (W + dW)^T + b + db`` with dW kept as its factors, or added up once that is cheaper.
+
+    The factors are X (B, rank, in), the inputs of all steps, and G (B, rank, out), ``-lr`` times the gradients of the
+    outputs: ``x dW^T + db = (x X^T + 1) G``, where the 1 stands if there is a bias.
+    """
 
     def __init__(self, base: nn.Linear, users: int, steps: int) -> None:
         super().__init__()
         self.base: dict[str, Tensor] = dict(base.named_parameters())
         self.users, self.steps = users, steps
-        self.inputs: Tensor | None = None
-        self.outputs: Tensor | None = None
+        self.one = float("bias" in self.base)
         self.rank = 0
+        self.inputs = base.weight.new_empty(users, 0, base.in_features)
+        self.outputs = base.weight.new_empty(users, 0, base.out_features)
         self.dense: Tensor | None = None
         self.bias: Tensor | None = None
         self.calls: list[tuple[Tensor, Tensor]] = []
+        self.anchor = torch.zeros((), requires_grad=True)  # the leaf for whose sake backward passes get here
+
+    def watched(self) -> list[Tensor]:
+        return [self.anchor]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., in) -> (B, ..., out)."""
-        out = F.linear(x, **{name: self.shared(p) for name, p in self.base.items()})
-        tokens, flat = x.flatten(1, -2), out.flatten(1, -2)
-        if self.bias is not None:
-            flat += self.bias.unsqueeze(1)
+        base = {name: self.shared(p) for name, p in self.base.items()}
+        out: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
+            x.contiguous(), base["weight"], base.get("bias"), self.anchor, self
+        )
+        return out
+
+    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Outputs (B, ..., out) of inputs (B, ..., in)."""
+        out = F.linear(x, weight, bias)
+        tokens, flat = x.flatten(1, -2), out.view(self.users, -1, out.shape[-1])
         if self.dense is not None:
             flat.baddbmm_(tokens, self.dense)
-        elif self.inputs is not None and self.outputs is not None:
+            if self.bias is not None:
+                flat += self.bias
+        elif self.rank:
             near = tokens @ self.inputs[:, : self.rank].transpose(1, 2)
-            flat.baddbmm_(near, self.outputs[:, : self.rank])
-        if self.mode == "inner":
-            flat = flat if flat.requires_grad else flat.requires_grad_()
-            self.calls.append((tokens.detach(), flat))
-        return flat.view(out.shape)
+            flat.baddbmm_(near.add_(self.one), self.outputs[:, : self.rank])
+        return out
 
-    def watched(self) -> list[Tensor]:
-        return [out for _, out in self.calls]
+    def transposed(self, gradient: Tensor, weight: Tensor) -> Tensor:
+        """Gradients of the inputs (B, ..., in) from those of the outputs (B, ..., out)."""
+        back = gradient @ weight
+        tokens, flat = gradient.flatten(1, -2), back.view(self.users, -1, back.shape[-1])
+        if self.dense is not None:
+            flat.baddbmm_(tokens, self.dense.transpose(1, 2))
+        elif self.rank:
+            near = tokens @ self.outputs[:, : self.rank].transpose(1, 2)
+            flat.baddbmm_(near, self.inputs[:, : self.rank])
+        return back
 
     def step(self, gradients: list[Tensor | None], lr: float) -> None:
-        for (tokens, _), gradient in zip(self.calls, gradients, strict=True):
-            if gradient is not None:
-                self._add(tokens, gradient.mul_(-lr))
+        for x, gradient in self.calls:
+            self._add(x.flatten(1, -2), gradient.flatten(1, -2), lr)
         self.calls.clear()
 
-    def _add(self, tokens: Tensor, change: Tensor) -> None:
-        if "bias" in self.base:
-            self.bias = change.sum(1) if self.bias is None else self.bias + change.sum(1)
-        if self.dense is not None:
-            self.dense.baddbmm_(tokens.transpose(1, 2), change)
-            return
+    def _add(self, tokens: Tensor, gradient: Tensor, lr: float) -> None:
         rank, (height, width) = self.rank + tokens.shape[1], self.base["weight"].shape
-        if rank * (width + height) > width * height:
-            self.dense = tokens.transpose(1, 2) @ change
-            if self.inputs is not None and self.outputs is not None:
-                self.dense.baddbmm_(self.inputs[:, : self.rank].transpose(1, 2), self.outputs[:, : self.rank])
-            self.inputs = self.outputs = None
+        if self.dense is None and rank * (width + height) > DENSE_PAYS * width * height:
+            self._make_dense()
+        if self.dense is not None:
+            self.dense.baddbmm_(tokens.transpose(1, 2), gradient, alpha=-lr)
+            if self.bias is not None:
+                self.bias.add_(gradient.sum(1, keepdim=True), alpha=-lr)
             return
-        if self.inputs is None or self.outputs is None or rank > self.inputs.shape[1]:
+        if rank > self.inputs.shape[1]:
             room = (self.users, max(rank, tokens.shape[1] * self.steps))
-            before = self.inputs, self.outputs
-            self.inputs, self.outputs = tokens.new_empty(*room, width), change.new_empty(*room, height)
-            for new, old in zip((self.inputs, self.outputs), before, strict=True):
-                if old is not None:
-                    new[:, : self.rank] = old[:, : self.rank]
+            X, G = tokens.new_empty(*room, width), tokens.new_empty(*room, height)
+            X[:, : self.rank], G[:, : self.rank] = self.inputs[:, : self.rank], self.outputs[:, : self.rank]
+            self.inputs, self.outputs = X, G
         self.inputs[:, self.rank : rank] = tokens
-        self.outputs[:, self.rank : rank] = change
+        torch.mul(gradient, -lr, out=self.outputs[:, self.rank : rank])
         self.rank = rank
+
+    def _make_dense(self) -> None:
+        """Add the factors up."""
+        X, G = self.inputs[:, : self.rank], self.outputs[:, : self.rank]
+        self.dense = X.transpose(1, 2) @ G
+        if self.one:
+            self.bias = G.sum(1, keepdim=True)
+        self.rank, self.inputs, self.outputs = 0, self.inputs[:, :0], self.outputs[:, :0]
 
     def weights(self) -> dict[str, Tensor]:
         out = {n: self.shared(p).expand(self.users, *p.shape) for n, p in self.base.items()}
-        if self.inputs is not None and self.outputs is not None:
-            out["weight"] = out["weight"] + self.outputs[:, : self.rank].transpose(1, 2) @ self.inputs[:, : self.rank]
+        if self.rank:
+            G = self.outputs[:, : self.rank]
+            out["weight"] = out["weight"] + G.transpose(1, 2) @ self.inputs[:, : self.rank]
+            if self.one:
+                out["bias"] = out["bias"] + G.sum(1)
         if self.dense is not None:
             out["weight"] = out["weight"] + self.dense.transpose(1, 2)
-        if self.bias is not None:
-            out["bias"] = out["bias"] + self.bias
+            if self.bias is not None:
+                out["bias"] = out["bias"] + self.bias.squeeze(1)
         return out
 
 
