@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from metarec.functional import losses
+from metarec.functional.attention import rows
 from metarec.nn.generator import ColdItemGenerator
 from metarec.nn.items import Items
 from metarec.nn.touched import TouchedRows
@@ -21,7 +22,8 @@ class ModalityLearner(nn.Module):
 
     Args:
         items: where item vectors come from (:class:`IdItems`, :class:`FeatureItems`, :class:`ColdItemGenerator`).
-        encoder: reads (x, keep, context) and returns the state after every prefix.
+        encoder: reads (x, keep, context) and returns the state after every prefix; with a true ``takes_positions``,
+            reads (x, keep, context, at) and returns the states at the positions ``at``.
         context: items whose vectors make the attention feature-aware; none by default.
         candidates: (I,) bool, items that the full softmax compares with; default: the known items. Give it the items
             seen upstream, or cold items are only ever pushed away.
@@ -56,9 +58,11 @@ class ModalityLearner(nn.Module):
         """
         history = examples.history
         context = None if self.context is None else self.context(history)
-        layer: Tensor = self.encoder((items or self.items)(history), history > 0, context)
-        index = examples.position.unsqueeze(-1).expand(*examples.position.shape, layer.shape[-1])
-        return layer.gather(-2, index)
+        read = (items or self.items)(history), history > 0, context
+        if getattr(self.encoder, "takes_positions", False):
+            state: Tensor = self.encoder(*read, examples.position)
+            return state
+        return rows(self.encoder(*read), examples.position)
 
     def loss(self, examples: Examples, objective: Objective = "bpr") -> Tensor:
         """Mean loss of each user's examples, (...).
