@@ -10,6 +10,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
@@ -63,6 +64,34 @@ def causal_attention(
     if bias is not None:
         logits = logits + bias.unsqueeze(-3)
     return logits.masked_fill(hidden.unsqueeze(-3), -1e9).softmax(-1)
+
+
+def attend(
+    qkv: Tensor, heads: int, keep: Tensor, bias: Tensor | None = None, at: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
+    """Causal multi-head attention from queries, keys and values that lie side by side.
+
+    Args:
+        qkv: (..., L, 3 D).
+        heads: of width D / heads.
+        keep: (..., L) bool, False at padding.
+        bias: (..., L, L) added to the logits of every head.
+        at: (..., Q) positions that look; all L by default.
+        dropout: share of the attention weights that are dropped.
+
+    Returns:
+        (..., Q, D).
+
+    Example:
+        >>> attend(torch.zeros(5, 7, 24), 2, torch.ones(5, 7, dtype=torch.bool)).shape
+        torch.Size([5, 7, 8])
+    """
+    query, key, value = split_heads(qkv.unflatten(-1, (3, -1)).movedim(-2, 0), heads).contiguous()
+    if at is not None:
+        query = rows(query, at.unsqueeze(-2).expand(*query.shape[:-2], -1))
+        bias = None if bias is None else rows(bias, at)
+    weights = F.dropout(causal_attention(query, key, keep, bias, at), dropout, training=dropout > 0)
+    return merge_heads(weights @ value)
 
 
 def rows(x: Tensor, at: Tensor) -> Tensor:

@@ -1,10 +1,4 @@
-"""Many users' first-order weights without a weight matrix per user.
-
-SGD on a linear layer adds ``-lr * G^T X`` to its weight, with X the layer's inputs and G the gradients of its outputs:
-a matrix of rank (tokens). A user's adapted layer is therefore the shared layer plus ``(x X^T) G``, and no user needs a
-weight of its own until the rank passes what a full matrix costs. The shared part of every user is one matrix product,
-gradients of weights are never formed, and what moves through memory is the size of the activations.
-"""
+"""Many users' first-order weights without a weight matrix per user."""
 
 from __future__ import annotations
 
@@ -13,208 +7,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from metarec.meta.adapted import AdaptedLinear, AdaptedNorm, AdaptedPart, Delta, kernels
 from metarec.types import Examples
 
-DENSE_PAYS = 1.5  # a user's own matrix pays beyond so many times the numbers of its factors
-
-
-class _Adapted(nn.Module):
-    """A module of B users: shared parameters plus what the users' steps have added to them.
-
-    ``inner`` while steps are taken (the shared parameters are constants), ``graph`` when gradients of an outer loss
-    are to reach the shared parameters.
-    """
-
-    mode = "inner"
-    base: dict[str, Tensor]
-
-    def shared(self, parameter: Tensor) -> Tensor:
-        """The shared parameter as the mode wants it."""
-        return parameter if self.mode == "graph" else parameter.detach()
-
-    def watched(self) -> list[Tensor]:
-        """Leaves that the next step needs the gradients of."""
-        return []
-
-    def step(self, gradients: list[Tensor | None], lr: float) -> None:
-        """Take one SGD step, given the gradients of what was watched."""
-        raise NotImplementedError
-
-    def weights(self) -> dict[str, Tensor]:
-        """The adapted parameters, (B, ...)."""
-        raise NotImplementedError
-
-
-_Part = TypeVar("_Part", bound=_Adapted)
-
-
-class _Linear(torch.autograd.Function):
-    """Forward and backward pass of an :class:`_AdaptedLinear`, whose own factors are constants."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor, part: _AdaptedLinear
-    ) -> Tensor:
-        ctx.part = part
-        ctx.save_for_backward(x, weight)
-        return part.product(x, weight, bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
-        x, weight = ctx.saved_tensors
-        part, gradient = ctx.part, gradient.contiguous()
-        back = part.transposed(gradient, weight) if ctx.needs_input_grad[0] else None
-        if part.mode == "inner":
-            part.calls.append((x, gradient))
-            return back, None, None, None, None
-        flat = gradient.flatten(0, -2)
-        own_weight = flat.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None
-        return back, own_weight, flat.sum(0) if ctx.needs_input_grad[2] else None, None, None
-
-
-class _AdaptedLinear(_Adapted):
-    """``x (W + dW)^T + b + db`` with dW kept as its factors, or added up once that is cheaper.
-
-    The factors are X (B, rank, in), the inputs of all steps, and G (B, rank, out), ``-lr`` times the gradients of the
-    outputs: ``x dW^T + db = (x X^T + 1) G``, where the 1 stands if there is a bias.
-    """
-
-    def __init__(self, base: nn.Linear, users: int, steps: int) -> None:
-        super().__init__()
-        self.base: dict[str, Tensor] = dict(base.named_parameters())
-        self.users, self.steps = users, steps
-        self.one = float("bias" in self.base)
-        self.rank = 0
-        self.inputs = base.weight.new_empty(users, 0, base.in_features)
-        self.outputs = base.weight.new_empty(users, 0, base.out_features)
-        self.dense: Tensor | None = None
-        self.bias: Tensor | None = None
-        self.calls: list[tuple[Tensor, Tensor]] = []
-        self.anchor = torch.zeros((), requires_grad=True)  # the leaf for whose sake backward passes get here
-
-    def watched(self) -> list[Tensor]:
-        return [self.anchor]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., in) -> (B, ..., out)."""
-        base = {name: self.shared(p) for name, p in self.base.items()}
-        out: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
-            x.contiguous(), base["weight"], base.get("bias"), self.anchor, self
-        )
-        return out
-
-    def product(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Outputs (B, ..., out) of inputs (B, ..., in)."""
-        out = F.linear(x, weight, bias)
-        tokens, flat = x.flatten(1, -2), out.view(self.users, -1, out.shape[-1])
-        if self.dense is not None:
-            flat.baddbmm_(tokens, self.dense)
-            if self.bias is not None:
-                flat += self.bias
-        elif self.rank:
-            near = tokens @ self.inputs[:, : self.rank].transpose(1, 2)
-            flat.baddbmm_(near.add_(self.one), self.outputs[:, : self.rank])
-        return out
-
-    def transposed(self, gradient: Tensor, weight: Tensor) -> Tensor:
-        """Gradients of the inputs (B, ..., in) from those of the outputs (B, ..., out)."""
-        back = gradient @ weight
-        tokens, flat = gradient.flatten(1, -2), back.view(self.users, -1, back.shape[-1])
-        if self.dense is not None:
-            flat.baddbmm_(tokens, self.dense.transpose(1, 2))
-        elif self.rank:
-            near = tokens @ self.outputs[:, : self.rank].transpose(1, 2)
-            flat.baddbmm_(near, self.inputs[:, : self.rank])
-        return back
-
-    def step(self, gradients: list[Tensor | None], lr: float) -> None:
-        for x, gradient in self.calls:
-            self._add(x.flatten(1, -2), gradient.flatten(1, -2), lr)
-        self.calls.clear()
-
-    def _add(self, tokens: Tensor, gradient: Tensor, lr: float) -> None:
-        rank, (height, width) = self.rank + tokens.shape[1], self.base["weight"].shape
-        if self.dense is None and rank * (width + height) > DENSE_PAYS * width * height:
-            self._make_dense()
-        if self.dense is not None:
-            self.dense.baddbmm_(tokens.transpose(1, 2), gradient, alpha=-lr)
-            if self.bias is not None:
-                self.bias.add_(gradient.sum(1, keepdim=True), alpha=-lr)
-            return
-        if rank > self.inputs.shape[1]:
-            room = (self.users, max(rank, tokens.shape[1] * self.steps))
-            X, G = tokens.new_empty(*room, width), tokens.new_empty(*room, height)
-            X[:, : self.rank], G[:, : self.rank] = self.inputs[:, : self.rank], self.outputs[:, : self.rank]
-            self.inputs, self.outputs = X, G
-        self.inputs[:, self.rank : rank] = tokens
-        torch.mul(gradient, -lr, out=self.outputs[:, self.rank : rank])
-        self.rank = rank
-
-    def _make_dense(self) -> None:
-        """Add the factors up."""
-        X, G = self.inputs[:, : self.rank], self.outputs[:, : self.rank]
-        self.dense = X.transpose(1, 2) @ G
-        if self.one:
-            self.bias = G.sum(1, keepdim=True)
-        self.rank, self.inputs, self.outputs = 0, self.inputs[:, :0], self.outputs[:, :0]
-
-    def weights(self) -> dict[str, Tensor]:
-        out = {n: self.shared(p).expand(self.users, *p.shape) for n, p in self.base.items()}
-        if self.rank:
-            G = self.outputs[:, : self.rank]
-            out["weight"] = out["weight"] + G.transpose(1, 2) @ self.inputs[:, : self.rank]
-            if self.one:
-                out["bias"] = out["bias"] + G.sum(1)
-        if self.dense is not None:
-            out["weight"] = out["weight"] + self.dense.transpose(1, 2)
-            if self.bias is not None:
-                out["bias"] = out["bias"] + self.bias.squeeze(1)
-        return out
-
-
-class _Delta(_Adapted):
-    """Parameters that are small enough for a difference per user."""
-
-    def __init__(self, users: int, **parameters: Tensor) -> None:
-        super().__init__()
-        self.names = list(parameters)
-        self.base = dict(parameters)
-        self.delta = {
-            name: torch.zeros(users, *p.shape, dtype=p.dtype, device=p.device, requires_grad=True)
-            for name, p in parameters.items()
-        }
-
-    def value(self, name: str) -> Tensor:
-        """(B, ...)."""
-        return self.shared(self.base[name]) + self.delta[name]
-
-    def watched(self) -> list[Tensor]:
-        return [self.delta[name] for name in self.names]
-
-    def step(self, gradients: list[Tensor | None], lr: float) -> None:
-        with torch.no_grad():
-            for name, gradient in zip(self.names, gradients, strict=True):
-                if gradient is not None:
-                    self.delta[name].add_(gradient, alpha=-lr)
-
-    def weights(self) -> dict[str, Tensor]:
-        return {name: self.value(name) for name in self.names}
-
-
-class _AdaptedNorm(_Delta):
-    """Layer norm whose scale and shift differ per user."""
-
-    def __init__(self, base: nn.LayerNorm, users: int) -> None:
-        super().__init__(users, weight=base.weight, bias=base.bias)
-        self.shape, self.eps = base.normalized_shape, base.eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., D) -> (B, ..., D)."""
-        lead = (len(x), *(1 for _ in range(x.ndim - 1 - len(self.shape))), *self.shape)
-        normal = F.layer_norm(x, self.shape, None, None, self.eps)
-        return torch.addcmul(self.value("bias").view(lead), normal, self.value("weight").view(lead))
+Part = TypeVar("Part", bound=AdaptedPart)
 
 
 class FastStack:
@@ -231,8 +28,9 @@ class FastStack:
 
     def __init__(self, view: nn.Module, users: int, steps: int) -> None:
         self.users, self.steps = users, steps
-        self.parts: dict[str, _Adapted] = {}
-        self.own: list[tuple[nn.Module, _Delta]] = []
+        self.parts: dict[str, AdaptedPart] = {}
+        self.own: list[tuple[nn.Module, Delta]] = []
+        self.kernels = kernels(next(view.parameters()))
         self.twin: Any = self._twin(view, "")
 
     @staticmethod
@@ -248,18 +46,20 @@ class FastStack:
     def _twin(self, module: nn.Module, path: str) -> nn.Module:
         """A copy of a module tree in which everything with parameters is the users' own."""
         if type(module) is nn.Linear:
-            return self._part(path, _AdaptedLinear(module, self.users, self.steps))
+            return self._part(path, AdaptedLinear(module, self.users, self.steps))
         if isinstance(module, nn.LayerNorm):
-            return self._part(path, _AdaptedNorm(module, self.users))
-        twin = copy.copy(module)
+            return self._part(path, AdaptedNorm(module, self.users))
+        twin: Any = copy.copy(module)
         twin._modules = {n: m and self._twin(m, f"{path}{n}.") for n, m in module._modules.items()}
+        if self.kernels and hasattr(twin, "attend"):
+            twin.attend = self.kernels.attend
         own = {name: p for name, p in module._parameters.items() if p is not None}
         if own:
             twin._parameters = {}
-            self.own.append((twin, self._part(path, _Delta(self.users, **own))))
+            self.own.append((twin, self._part(path, Delta(self.users, **own))))
         return twin
 
-    def _part(self, path: str, part: _Part) -> _Part:
+    def _part(self, path: str, part: Part) -> Part:
         self.parts[path] = part
         return part
 
@@ -296,7 +96,7 @@ class FastStack:
 
     def _freeze(self) -> None:
         for part in self.parts.values():
-            if isinstance(part, _Delta):
+            if isinstance(part, Delta):
                 part.delta = {name: d.detach() for name, d in part.delta.items()}
 
     def weights(self) -> dict[str, Tensor]:

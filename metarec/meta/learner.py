@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from metarec.meta.fast import FastStack
+from metarec.meta.graphs import Graphs
 from metarec.meta.memory import chunk_sizes
 from metarec.meta.stack import TaskStack
 from metarec.types import EpisodeBatch, Examples, Scored
@@ -103,6 +104,9 @@ class MetaLearner(nn.Module):
             learn2learn where it is installed.
         memory_budget: bytes that adapting may take at once; users are adapted in chunks that fit. Default: half of the
             free memory of a GPU, 128 MiB on a CPU.
+        graphs: on a GPU, let :meth:`backward` replay batches of a shape it has met before as one CUDA graph: launching
+            the kernels of a small batch costs many times more than running them. Encoder-only adaptation, and learners
+            whose Python code does the same at every call.
 
     Raises:
         ValueError: if ``steps`` or ``lr`` is negative or the engine is unknown.
@@ -130,6 +134,7 @@ class MetaLearner(nn.Module):
         objectives: tuple[str, str] = ("bpr", "bpr"),
         engine: Engine = "auto",
         memory_budget: int | None = None,
+        graphs: bool = False,
     ) -> None:
         super().__init__()
         if steps < 0 or lr < 0:
@@ -144,6 +149,7 @@ class MetaLearner(nn.Module):
         self.objectives = objectives
         self.learn2learn = engine == "learn2learn" or (engine == "auto" and found)
         self.memory_budget = memory_budget
+        self.graphs = Graphs() if graphs else None
 
     def adapt(self, support: Examples, *, steps: int | None = None) -> Adapted:
         """Adapt to B users at once; the shared weights stay as they are.
@@ -207,13 +213,30 @@ class MetaLearner(nn.Module):
         sizes = chunk_sizes(view, episodes.support, self._graph_steps(True), self.memory_budget)
         total = 0.0
         for part in episodes.chunks(*sizes):
-            losses = self.query_loss(part)
+            losses, add_gradient = self._chunk(part)
             if not bool(torch.isfinite(losses).all()):
                 users = part.user[~torch.isfinite(losses)].tolist()
                 raise FloatingPointError(
                     f"query loss of user codes {users[:5]} is not finite after {self.steps} inner steps of "
                     f"lr={self.lr}; lower the inner or outer learning rate"
                 )
-            (losses.sum() / len(episodes)).backward()
+            add_gradient(1 / len(episodes))
             total += float(losses.detach().sum())
         return total / len(episodes)
+
+    def _chunk(self, part: EpisodeBatch) -> tuple[Tensor, Callable[[float], None]]:
+        """Query losses of some users, and what adds a multiple of the gradient of their sum to ``.grad``."""
+        recorded = self.graphs and part.user.is_cuda and self.adapts == "encoder" and self.graphs.of(self, part)
+        if recorded:
+            return recorded.losses, recorded.add_gradient
+        losses = self.query_loss(part)
+        return losses, lambda share: (losses.sum() * share).backward()
+
+    def losses_and_gradients(self, part: EpisodeBatch) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """Query losses (B,) in one chunk, and the parameters with the gradients of the losses' sum."""
+        stack = self._adapt_chunk(self.learner.task_view(self.adapts), part.support, self.steps)
+        losses: Tensor = stack("loss", part.query, self.objectives[1])
+        trained = [p for p in self.learner.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
+        used = [(p, g) for p, g in zip(trained, gradients, strict=True) if g is not None]
+        return losses.detach(), [p for p, _ in used], [g for _, g in used]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarec.functional.attention import causal_attention, merge_heads, rows, split_heads
+from metarec.functional.attention import attend, rows
 
 ALIGN = 4  # matrix kernels are slow on row lengths that are no multiple of it
 
@@ -21,6 +21,8 @@ class EncoderBlock(nn.Module):
         dropout: of hidden layers and attention weights.
     """
 
+    attend = staticmethod(attend)
+
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
@@ -34,13 +36,10 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor, keep: Tensor, bias: Tensor | None, at: Tensor | None = None) -> Tensor:
         """(..., L, D) -> (..., L, D), or (..., Q, D) at positions (..., Q)."""
-        three = self.query_key_value(x).unflatten(-1, (3, -1)).movedim(-2, 0)
-        query, key, value = split_heads(three, self.heads).contiguous()
-        if at is not None:
-            x, query = rows(x, at), rows(query, at.unsqueeze(-2).expand(*query.shape[:-2], -1))
-            bias = None if bias is None else rows(bias, at)
-        weights = self.dropout(causal_attention(query, key, keep, bias, at))
-        x = self.attention_norm(x + self.dropout(self.attention_out(merge_heads(weights @ value))))
+        dropout = self.dropout.p if self.training else 0.0
+        read = self.attend(self.query_key_value(x), self.heads, keep, bias, at, dropout)
+        x = x if at is None else rows(x, at)
+        x = self.attention_norm(x + self.dropout(self.attention_out(read)))
         hidden = self.feedforward_out(F.gelu(self.feedforward_in(x)))
         out: Tensor = self.feedforward_norm(x + self.dropout(hidden))
         return out
@@ -97,9 +96,12 @@ class SequenceEncoder(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(
-        self, x: Tensor, keep: Tensor, context: Tensor | None = None, at: Tensor | None = None
-    ) -> Tensor:
+    @property
+    def max_length(self) -> int:
+        """The longest history."""
+        return self.position.shape[-2]
+
+    def forward(self, x: Tensor, keep: Tensor, context: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         """State after each prefix, or after those asked for.
 
         Args:
@@ -115,8 +117,8 @@ class SequenceEncoder(nn.Module):
             ValueError: if L is more than ``max_length``.
         """
         length = x.shape[-2]
-        if length > self.position.shape[-2]:
-            raise ValueError(f"SequenceEncoder: history of {length} items, but max_length is {self.position.shape[-2]}")
+        if length > self.max_length:
+            raise ValueError(f"SequenceEncoder: history of {length} items, but max_length is {self.max_length}")
         x = self.dropout(self.norm(x + self.position[..., :length, :]))
         bias = None if context is None else self.context_scale * (context @ context.transpose(-2, -1))
         spare = -length % ALIGN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
 from torch import Tensor, nn
@@ -39,6 +40,7 @@ class ModalityLearner(nn.Module):
     """
 
     candidates: Tensor
+    candidate_codes: Tensor
 
     def __init__(
         self, items: Items, encoder: nn.Module, *, context: Items | None = None, candidates: Tensor | None = None
@@ -47,7 +49,15 @@ class ModalityLearner(nn.Module):
         self.items = items
         self.encoder = encoder
         self.context = context
-        self.register_buffer("candidates", items.known if candidates is None else candidates, persistent=False)
+        compared = items.known if candidates is None else candidates
+        self.register_buffer("candidates", compared, persistent=False)
+        self.register_buffer("candidate_codes", compared.nonzero().squeeze(-1), persistent=False)
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest history that the encoder takes, if it says so."""
+        length: int | None = getattr(self.encoder, "max_length", None)
+        return length
 
     def states(self, examples: Examples, items: Items | None = None) -> Tensor:
         """State of each example, (..., S, D): one pass over the history serves all of them.
@@ -79,7 +89,7 @@ class ModalityLearner(nn.Module):
         state = self.states(examples, items)
         positive = (state * items(examples.target)).sum(-1)
         if objective == "softmax":
-            others = items.scores(state, self.candidates.nonzero().squeeze(-1))
+            others = items.scores(state, self.candidate_codes)
             each = losses.softmax_among(positive, others, self.candidates[examples.target])
         elif objective in ("bpr", "sampled_softmax"):
             negatives = (state.unsqueeze(-2) * items(examples.negatives)).sum(-1)
@@ -110,13 +120,15 @@ class ModalityLearner(nn.Module):
         ``"encoder"``: the items are frozen into tables, so only the encoder has parameters. ``"all"``: the projections
         stay, and a table of items is wrapped in :class:`TouchedRows`, so that a user adapts the rows it touches.
         """
+        if adapts not in ("encoder", "all"):
+            raise ValueError(f"adapts must be 'encoder' or 'all', got {adapts!r}")
+        view = copy.copy(self)
+        view._modules = dict(self._modules)
         if adapts == "encoder":
-            context = None if self.context is None else self.context.frozen()
-            return type(self)(self.items.frozen(), self.encoder, context=context, candidates=self.candidates)
-        if adapts == "all":
-            items = TouchedRows(self.items.frozen()) if self.items.adapts_rows else self.items
-            return type(self)(items, self.encoder, context=self.context, candidates=self.candidates)
-        raise ValueError(f"adapts must be 'encoder' or 'all', got {adapts!r}")
+            view.items, view.context = self.items.frozen(), None if self.context is None else self.context.frozen()
+        elif self.items.adapts_rows:
+            view.items = TouchedRows(self.items.frozen())
+        return view
 
     def task_tensors(self, support: Examples) -> dict[str, Tensor]:
         """Tensors that each of B users has of its own from the start, by name: the rows that a task view touches."""
