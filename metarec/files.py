@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # format versions that this release reads
 
 
 def replace_file(path: str | Path, content: bytes) -> None:
@@ -80,9 +81,10 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             f"{source}: not a whole metarec file ({type(error).__name__}: {error}); it is cut off, damaged or "
             "something else: save it again or take another copy"
         ) from error
-    if not isinstance(header, dict) or header.get("format") != FORMAT:
-        found = header.get("format") if isinstance(header, dict) else header
-        raise ValueError(f"{source}: format version {found!r}, this metarec reads version {FORMAT}; save it again")
+    version = header.get("format") if isinstance(header, dict) else None
+    if type(version) is not int or version not in READABLE:
+        known = " and ".join(map(str, READABLE))
+        raise ValueError(f"{source}: format version {version!r}, this metarec reads versions {known}; save it again")
     if checksum(tensors, text) != expected:
         raise ValueError(f"{source}: the checksum does not match; a byte has changed: take another copy")
     return tensors, header

@@ -49,8 +49,10 @@ def save(model: MML, path: str | Path) -> None:
         "items": catalog.items.what,
         "modalities": list(catalog.modalities),
         "attributes": list(catalog.attributes),
+        "fitted": model.fitted,
     }
     tensors = {"warm": torch.from_numpy(model.warm), **_pack("items", catalog.items.ids)}
+    tensors |= _pack("hidden", sorted(catalog.hidden))
     for name, modality in catalog.modalities.items():
         tensors |= {f"modality.{name}.features": modality.features, f"modality.{name}.present": modality.present}
     for name, column in catalog.attributes.items():
@@ -80,7 +82,7 @@ def load(path: str | Path, *, device: torch.device | str = "cpu") -> MML:
     weights = {name.removeprefix(_WEIGHTS): t for name, t in tensors.items() if name.startswith(_WEIGHTS)}
     try:
         with torch.random.fork_rng(devices=[]):
-            model = MML(_catalog(tensors, header), tensors["warm"].numpy(), config)
+            model = MML(_catalog(tensors, header), tensors["warm"].numpy(), config, fitted=header.get("fitted"))
         model.to(weights["fusion.bias"].dtype).load_state_dict(weights)
     except (KeyError, RuntimeError) as error:
         raise ValueError(
@@ -113,7 +115,8 @@ def _catalog(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Catalo
         for name in header["modalities"]
     }
     attributes = {name: _unpack(f"attribute.{name}", tensors) for name in header["attributes"]}
-    return Catalog(Vocabulary(_unpack("items", tensors), header["items"]), modalities, attributes)
+    hidden = _unpack("hidden", tensors) if header["format"] > 1 else []
+    return Catalog(Vocabulary(_unpack("items", tensors), header["items"]), modalities, attributes, frozenset(hidden))
 
 
 def _pack(name: str, strings: Sequence[str]) -> dict[str, Tensor]:

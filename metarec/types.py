@@ -136,6 +136,13 @@ class Modality:
         """F, the number of feature columns."""
         return self.features.shape[1]
 
+    def followed_by(self, more: Modality | None, items: int) -> Modality:
+        """The same with further items' rows; absent ones where ``more`` is None. Its padding row is left out."""
+        features, present = self.features.new_zeros(items, self.dim), self.present.new_zeros(items)
+        if more is not None:
+            features, present = more.features[1:].to(features), more.present[1:].to(present)
+        return Modality(self.name, torch.cat([self.features, features]), torch.cat([self.present, present]))
+
 
 @dataclass(frozen=True)
 class EpisodeBatch:

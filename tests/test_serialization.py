@@ -193,8 +193,8 @@ def rewrite(saved: Path, path: Path, tensors: dict[str, Tensor | None], **header
 
 
 def test_another_version(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "FORMAT", 7)
-    with pytest.raises(ValueError, match=r"mml\.safetensors: format version 1, this metarec reads version 7"):
+    monkeypatch.setattr(files, "READABLE", (7, 8))
+    with pytest.raises(ValueError, match=r"mml\.safetensors: format version 2, this metarec reads versions 7 and 8"):
         load(saved)
 
 

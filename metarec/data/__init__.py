@@ -2,6 +2,7 @@
 
 from metarec.data.atomic import find_modalities, load_atomic
 from metarec.data.dataset import Catalog, Dataset, Vocabulary
+from metarec.data.prefetch import prefetched
 from metarec.data.sampler import EpisodeSampler
 from metarec.data.split import split_by_time, split_time
 from metarec.types import Modality
@@ -14,6 +15,7 @@ __all__ = [
     "Vocabulary",
     "find_modalities",
     "load_atomic",
+    "prefetched",
     "split_by_time",
     "split_time",
 ]

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
-from metarec.data.dataset import Catalog, Dataset, Times, Vocabulary
+from metarec.data.dataset import Catalog, Dataset, Vocabulary
+from metarec.data.events import read_events
 from metarec.data.features import align, encode, load_modality, table_features
 from metarec.data.table import Table, read_table
 from metarec.types import Modality
 
-TIME_FIELDS = ("timestamp", "exposure_time")
 ARRAYS = ("npz", "pth", "pt", "npy")
 
 
@@ -66,21 +66,14 @@ def load_atomic(
         raise ValueError(f"modalities must be names, got the string {modalities!r}; write ({modalities!r},)")
     inter = _find_inter(Path(path))
     name = inter.name.removesuffix(".gz").removesuffix(".inter")
-    events = read_table(inter)
-    user_ids, item_ids = events.ids("user_id"), events.ids("item_id")
-    if not len(events):
-        raise ValueError(f"{inter}: no interactions, only a header")
-    time = _times(events, time_field)
     item_table = _read_items(inter.parent, name)
-    known = [item_ids] if item_table is None else [item_ids, item_table.unique_ids("item_id")]
-    users, items = _vocabulary([user_ids], "user"), _vocabulary(known, "item")
-    found, dropped = _modalities(modalities, inter.parent, name, items, item_table)
-    user, item = encode(user_ids, users), encode(item_ids, items)
-    order = np.lexsort((time, user))
-    warm = np.zeros(items.size, dtype=np.bool_)
-    warm[item] = True
-    catalog = Catalog(items, found, _attributes(item_table, items))
-    return Dataset(users, catalog, user[order], item[order], time[order], warm, name, dropped)
+    known = [] if item_table is None else [item_table.unique_ids("item_id")]
+    events = read_events(inter, time_field, known)
+    found, dropped = _modalities(modalities, inter.parent, name, events.items, item_table)
+    warm = np.zeros(events.items.size, dtype=np.bool_)
+    warm[events.item] = True
+    catalog = Catalog(events.items, found, _attributes(item_table, events.items))
+    return Dataset(events.users, catalog, events.user, events.item, events.time, warm, name, dropped)
 
 
 def find_modalities(path: str | Path) -> tuple[str, ...]:
@@ -148,28 +141,6 @@ def _read_items(folder: Path, name: str) -> Table | None:
     """The item file, if there is one."""
     files = [file for file in (folder / f"{name}.item", folder / f"{name}.item.gz") if file.is_file()]
     return read_table(files[0]) if files else None
-
-
-def _times(events: Table, field: str | None) -> Times:
-    """(n,) times in full precision; the row number where there is no time column."""
-    field = field or next((name for name in TIME_FIELDS if name in events.types), None)
-    if field is None:
-        return np.arange(len(events), dtype=np.int64)
-    text = events.column(field, "float").str.strip_chars()
-    number = text.cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy()
-    bad = np.flatnonzero(~np.isfinite(number))
-    if len(bad):
-        row = int(bad[0])
-        raise events.error(row, field, f"{text[row]!r} is not a finite number; expected a time such as 1362062838")
-    whole = text.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
-    if whole.null_count() and (number == np.floor(number)).all():
-        whole = whole.fill_null(pl.Series(number).cast(pl.Int64, strict=False))
-    return number if whole.null_count() else whole.to_numpy()
-
-
-def _vocabulary(columns: list[pl.Series], what: str) -> Vocabulary:
-    """The ids of some columns, sorted."""
-    return Vocabulary(pl.concat(columns).unique().sort().to_list(), what)
 
 
 def _attributes(table: Table | None, items: Vocabulary) -> dict[str, list[str]]:

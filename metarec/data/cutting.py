@@ -17,7 +17,7 @@ def cut_examples(
     first: Ints,
     last: Ints,
     *,
-    mass: Ints,
+    line: Ints,
     negatives: int,
     rng: np.random.Generator,
     time: Times | None = None,
@@ -31,7 +31,7 @@ def cut_examples(
         start: (B,) where the users' clicks begin.
         first: (B,) first position.
         last: (B,) one past the last position.
-        mass: (I,) how often each item is drawn as a negative, relative to the others.
+        line: (I + 1,) item i lies on the points line[i]..line[i + 1] - 1; a negative is where a random point falls.
         negatives: N.
         rng: draws the negatives.
         time: (n,) times of all clicks, if known.
@@ -44,19 +44,24 @@ def cut_examples(
     following = np.where(real, start[:, None] + position + 1, 0)
     target = np.where(real, item[following], 0)
     history = np.where(read >= 0, item[read], 0)
-    drawn = _draw_negatives(target, mass, negatives, rng) * real[..., None]
+    drawn = _draw_negatives(target, line, negatives, rng) * real[..., None]
     arrays = (history, position, target, drawn, real.astype(np.float32))
     clicked = None if time is None else torch.from_numpy(np.where(real, time[following], 0))
     return replace(Examples(*(torch.from_numpy(a) for a in arrays)), time=clicked)
 
 
-def _draw_negatives(target: Ints, mass: Ints, n: int, rng: np.random.Generator) -> Ints:
-    """(..., n) items drawn in proportion to ``mass``, never the target: its interval of the line is cut out."""
-    end = np.cumsum(mass)
-    own = mass[target][..., None]
-    point = rng.integers(0, np.maximum(end[-1] - own, 1), size=(*target.shape, n))
-    point += own * (point >= (end - mass)[target][..., None])
-    return np.searchsorted(end, point, side="right").astype(np.int64)
+def _draw_negatives(target: Ints, line: Ints, n: int, rng: np.random.Generator) -> Ints:
+    """(..., n) items on which random points of the line fall, never the target: its points are cut out."""
+    first = line[target][..., None]
+    own = line[target + 1][..., None] - first
+    point = rng.integers(0, np.maximum(line[-1] - own, 1), size=(*target.shape, n))
+    point += own * (point >= first)
+    return (np.searchsorted(line, point, side="right") - 1).astype(np.int64)
+
+
+def make_line(mass: Ints) -> Ints:
+    """(I + 1,) a line on which each item has as many points as its ``mass`` (I,); see ``cut_examples``."""
+    return np.append(0, np.cumsum(mass))
 
 
 def check_mass(mass: Ints, name: str) -> None:

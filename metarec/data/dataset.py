@@ -101,14 +101,16 @@ class Catalog:
         items: the item vocabulary.
         modalities: name -> Modality, rows in the order of the vocabulary.
         attributes: column name -> one string per item id (``""`` where missing), e.g. titles.
+        hidden: ids of items that are not to be recommended any more.
 
     Raises:
-        ValueError: if a modality or attribute does not have one row per item.
+        ValueError: if a modality or attribute does not have one row per item, or a hidden id is not known.
     """
 
     items: Vocabulary
     modalities: Mapping[str, Modality] = field(default_factory=dict)
     attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    hidden: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         for name, modality in self.modalities.items():
@@ -117,6 +119,7 @@ class Catalog:
         for name, column in self.attributes.items():
             if len(column) != len(self.items):
                 raise ValueError(f"attribute {name!r} has {len(column)} values, expected {len(self.items)}")
+        self.items.encode(sorted(self.hidden))
         object.__setattr__(self, "modalities", MappingProxyType(dict(self.modalities)))
         object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
 
@@ -129,6 +132,31 @@ class Catalog:
     def size(self) -> int:
         """I, the rows of any item table: the items and the padding row."""
         return self.items.size
+
+    def grown(self, added: Catalog) -> Catalog:
+        """This catalogue followed by other items; the codes of its own stay as they are.
+
+        Args:
+            added: modalities and attributes that it does not have are missing for its items.
+
+        Raises:
+            ValueError: if an id is in both, or ``added`` has a modality that this one lacks or of another width.
+
+        Example:
+            >>> more = Catalog(Vocabulary("ab")).grown(Catalog(Vocabulary("c")))
+            >>> more.items.ids, more.size
+            (('a', 'b', 'c'), 4)
+        """
+        for name, modality in added.modalities.items():
+            if modality.dim != self[name].dim:
+                raise ValueError(f"modality {name!r}: expected {self[name].dim} columns, got {modality.dim}")
+        more = len(added.items)
+        return Catalog(
+            Vocabulary((*self.items.ids, *added.items.ids), self.items.what),
+            {name: own.followed_by(added.modalities.get(name), more) for name, own in self.modalities.items()},
+            {name: (*own, *added.attributes.get(name, [""] * more)) for name, own in self.attributes.items()},
+            self.hidden,
+        )
 
 
 @dataclass(frozen=True)
@@ -164,8 +192,8 @@ class Dataset:
                 f"{self.name}: user, item and time must have one value per interaction, got "
                 f"{len(self.user)}, {len(self.item)} and {len(self.time)}"
             )
-        step = np.diff(self.user)
-        if (step < 0).any() or ((step == 0) & (np.diff(self.time) < 0)).any():
+        same = self.user[1:] == self.user[:-1]
+        if (self.user[1:] < self.user[:-1]).any() or (same & (self.time[1:] < self.time[:-1])).any():
             raise ValueError(f"{self.name}: interactions must be sorted by user, then time")
         if self.warm.shape != (self.catalog.size,):
             raise ValueError(f"{self.name}: warm must have shape ({self.catalog.size},), got {self.warm.shape}")
@@ -182,12 +210,12 @@ class Dataset:
     @cached_property
     def user_codes(self) -> Ints:
         """(u,) codes of the users that occur, ascending."""
-        return np.unique(self.user)
+        return self.user[self.offsets[:-1]]
 
     @cached_property
     def offsets(self) -> Ints:
         """(u + 1,) where each user of ``user_codes`` starts in the columns; the last entry is their length."""
-        return np.append(np.searchsorted(self.user, self.user_codes), len(self.user)).astype(np.int64)
+        return np.append(np.flatnonzero(np.diff(self.user, prepend=0)), len(self.user)).astype(np.int64)
 
     @property
     def cold_items(self) -> Ints:

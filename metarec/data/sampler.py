@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metarec.data.cutting import check_mass, cut_examples
+from metarec.data.cutting import check_mass, cut_examples, make_line
 from metarec.data.dataset import Dataset, Ints
 from metarec.types import EpisodeBatch, Examples
 
@@ -161,7 +161,7 @@ class EpisodeSampler:
                     start[users],
                     a,
                     b,
-                    mass=self._mass,
+                    line=self._line,
                     negatives=self.negatives,
                     rng=rng,
                     time=self.data.time,
@@ -202,6 +202,11 @@ class EpisodeSampler:
         if self.negative_sampling == "uniform":
             return warm
         return warm * np.bincount(self.data.item, minlength=len(warm))
+
+    @cached_property
+    def _line(self) -> Ints:
+        """(I + 1,) the points of the items of which negatives are drawn."""
+        return make_line(self._mass)
 
     def _check_users(self) -> None:
         if not self.users:
@@ -262,9 +267,9 @@ def support_of(
         at = int(np.argmax((given < 1) | (given >= len(mass))))
         user = int(np.repeat(np.arange(len(n)), n)[at])
         raise ValueError(f"support_of: user {user} clicked item code {given[at]}, expected 1..{len(mass) - 1}")
-    rng = np.random.default_rng(seed)
-    support = cut_examples(item, start, np.zeros_like(n), n - 1, mass=mass, negatives=negatives, rng=rng)
-    return support, cut_examples(item, start, n - 1, n, mass=mass, negatives=negatives, rng=rng)
+    rng, line = np.random.default_rng(seed), make_line(mass)
+    support = cut_examples(item, start, np.zeros_like(n), n - 1, line=line, negatives=negatives, rng=rng)
+    return support, cut_examples(item, start, n - 1, n, line=line, negatives=negatives, rng=rng)
 
 
 def _check_known(codes: Ints, known: Ints, name: str) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import gzip
+import zlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import BinaryIO
 
 import numpy as np
 import polars as pl
 
 TYPES = ("token", "token_seq", "float", "float_seq")
+BLOCK = 1 << 21  # bytes of a file that are held as strings at a time
 
 
 @dataclass(frozen=True)
@@ -82,21 +86,60 @@ def read_table(path: Path) -> Table:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is empty or not text, the header is not typed, or a row has too few or too many fields.
     """
+    blocks = list(read_blocks(path))
+    cells, lines = (pl.concat([getattr(block, name) for block in blocks]) for name in ("cells", "lines"))
+    return Table(path, blocks[0].types, cells, lines)
+
+
+def read_blocks(path: Path) -> Iterator[Table]:
+    """The rows of an atomic file in tables of about ``BLOCK`` bytes each, at least one, for files larger than memory.
+
+    Raises:
+        FileNotFoundError: as for ``read_table``.
+        ValueError: as for ``read_table``, when the block at fault is reached.
+    """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        whole_lines = pl.read_csv(
-            path, separator="\0", quote_char=None, has_header=False, infer_schema=False, glob=False
-        )
-    except pl.exceptions.NoDataError:
-        raise ValueError(f"{path}: the file is empty; expected a header such as user_id:token and rows") from None
-    except pl.exceptions.PolarsError as reason:
-        raise ValueError(f"{path}: not a UTF-8 text file, plain or gzipped ({str(reason).splitlines()[0]})") from None
-    lines = whole_lines.to_series()
-    types = _types(path, str(lines[0] or ""))
-    filled = lines.is_not_null()
-    filled[0] = False
-    number = pl.Series("line", np.arange(1, len(lines) + 1)).filter(filled)
+        with _open(path) as file:
+            header = _text(path, file.readline(), 1)
+            if not header:
+                raise ValueError(f"{path}: the file is empty; expected a header such as user_id:token and rows")
+            types = MappingProxyType(_types(path, header.rstrip("\n")))
+            line, block = 2, file.read(BLOCK) + file.readline()
+            while True:
+                yield _rows(path, types, _text(path, block, line), line)
+                line += block.count(b"\n")
+                block = file.read(BLOCK) + file.readline()
+                if not block:
+                    return
+    except (EOFError, zlib.error, gzip.BadGzipFile) as reason:
+        raise ValueError(f"{path}: the gzipped file is damaged ({reason}); write or copy it again") from None
+
+
+def _open(path: Path) -> gzip.GzipFile | BinaryIO:
+    """The bytes of a file, unzipped if it begins as a gzipped file does."""
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    return gzip.open(path) if zipped else path.open("rb")
+
+
+def _text(path: Path, block: bytes, line: int) -> str:
+    """The text of a block that begins on this line of the file, its lines ended by a newline alone."""
+    try:
+        return block.decode().replace("\r\n", "\n")
+    except UnicodeDecodeError as reason:
+        line += block.count(b"\n", 0, reason.start)
+        raise ValueError(
+            f"{path}: not a UTF-8 text file, plain or gzipped (line {line}: {reason.reason}); save it as UTF-8"
+        ) from None
+
+
+def _rows(path: Path, types: Mapping[str, str], text: str, line: int) -> Table:
+    """The rows of a block whose first line is this line of the file."""
+    lines = pl.Series([text], dtype=pl.String).str.split("\n").explode()
+    filled = lines != ""
+    number = pl.Series("line", np.arange(line, line + len(lines))).filter(filled)
     cells = lines.filter(filled).str.split("\t")
     ragged = cells.list.len() != len(types)
     if ragged.any():
@@ -105,7 +148,7 @@ def read_table(path: Path) -> Table:
             f"{path}: line {number[row]} has {len(cells[row])} tab-separated fields, "
             f"expected {len(types)} as in the header ({', '.join(types)})"
         )
-    return Table(path, MappingProxyType(types), cells, number)
+    return Table(path, types, cells, number)
 
 
 def _types(path: Path, header: str) -> dict[str, str]:

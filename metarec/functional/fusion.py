@@ -47,7 +47,7 @@ def fuse(scores: Tensor, weights: Tensor, known: Tensor) -> Tensor:
     return torch.where(total > 0, mean, torch.where(lowest.isfinite(), lowest, torch.zeros_like(lowest)))
 
 
-def standardise_features(features: Tensor, present: Tensor) -> Tensor:
+def standardise_features(features: Tensor, present: Tensor, fitted: int | None = None) -> Tensor:
     """Features with column means 0 and mean squared length 1 over the items that have them; the others stay 0.
 
     One scale for all columns: the directions that vary most keep their lead. Length 1 whatever the number of columns,
@@ -56,6 +56,8 @@ def standardise_features(features: Tensor, present: Tensor) -> Tensor:
     Args:
         features: (I, F).
         present: (I,) bool.
+        fitted: rows that mean and length are taken from, the first so many; later rows are measured by them. All by
+            default.
 
     Example:
         >>> standardise_features(torch.tensor([[5.0], [1.0], [3.0]]), torch.tensor([False, True, True]))
@@ -64,7 +66,8 @@ def standardise_features(features: Tensor, present: Tensor) -> Tensor:
                 [ 1.]])
     """
     mask = present.unsqueeze(-1).to(features.dtype)
-    count = mask.sum().clamp(min=1)
-    centred = (features - (features * mask).sum(0) / count) * mask
-    scale = ((centred**2).sum() / count).clamp(min=1e-12).sqrt()
+    own = slice(fitted)
+    count = mask[own].sum().clamp(min=1)
+    centred = (features - (features[own] * mask[own]).sum(0) / count) * mask
+    scale = ((centred[own] ** 2).sum() / count).clamp(min=1e-12).sqrt()
     return centred / scale

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Literal, cast
 
@@ -87,23 +88,49 @@ class ColdItemGenerator(nn.Module):
         self.register_buffer("replaceable", described & warm, persistent=False)
         self.register_buffer("known", items.known | self.cold, persistent=False)
 
+    def grown(self, items: Items, modalities: Sequence[Modality]) -> ColdItemGenerator:
+        """The same generator, its weights shared, in front of more items; the new ones are cold.
+
+        Vectors of the items that it has do not change: neighbours are warm items only.
+
+        Args:
+            items: what stands behind it, grown.
+            modalities: the features of the items that it has, and of others after them.
+        """
+        out = copy.copy(self)
+        out._buffers, out._modules = dict(self._buffers), {**self._modules, "items": cast(nn.Module, items)}
+        before, device = len(self.cold), self.cold.device
+        for index, modality in enumerate(modalities):
+            out._buffers[f"features_{index}"] = modality.features.to(self.get_buffer(f"features_{index}"))
+            out._buffers[f"present_{index}"] = modality.present.to(device)
+        described = torch.stack([m.present for m in modalities]).any(0).to(device)
+        more = len(described) - before
+        features = torch.cat([out.get_buffer(f"features_{index}") for index in range(len(modalities))], dim=1)
+        near = nearest_items(features, F.pad(self.replaceable, (0, more)), self.neighbours.shape[1], first=before)
+        out.neighbours = torch.cat([self.neighbours, near])
+        out.cold = torch.cat([self.cold, described[before:]])
+        out.replaceable = F.pad(self.replaceable, (0, more))
+        out.known = items.known | out.cold
+        return out
+
     def generated(self) -> Tensor:
         """Generated vectors of the whole catalogue, (I, D); zero for items without features."""
         total: Tensor | float = 0.0
         count: Tensor | float = 0.0
         for index, (projection, attention) in enumerate(zip(self.projections, self.attentions, strict=True)):
             present = self.get_buffer(f"present_{index}")
-            vectors = self._one_modality(projection(self.get_buffer(f"features_{index}")), present, attention)
+            own = projection(self.get_buffer(f"features_{index}"))
+            vectors = self._one_modality(own, present, cast(nn.Linear, attention))
             total = total + vectors * present.unsqueeze(-1)
             count = count + present.to(vectors.dtype)
         mean: Tensor = total / torch.as_tensor(count).clamp(min=1).unsqueeze(-1)
         return mean
 
-    def _one_modality(self, own: Tensor, present: Tensor, attention: nn.Module) -> Tensor:
+    def _one_modality(self, own: Tensor, present: Tensor, attention: nn.Linear) -> Tensor:
         """(I, D) own projections -> (I, D) own plus the attended neighbours'."""
         near = own[self.neighbours]
-        pair = torch.cat([own.unsqueeze(1).expand_as(near), near], dim=-1)
-        logits = attention(pair).squeeze(-1)
+        mine, theirs = (own @ attention.weight.view(2, -1).T).unbind(-1)  # v . [W f_i ; W f_k], item by item
+        logits = mine.unsqueeze(-1) + theirs[self.neighbours] + attention.bias
         if self.variant == "metarec":
             logits = F.leaky_relu(logits, 0.2)
         usable = present[self.neighbours] & (self.neighbours > 0)

@@ -6,6 +6,7 @@ catalogue, which items it knows, and ``frozen()``, the same items with their vec
 
 from __future__ import annotations
 
+import copy
 from typing import Protocol
 
 import torch
@@ -118,6 +119,14 @@ class IdItems(nn.Module):
         """The table, (I, D)."""
         return self.weight
 
+    def grown(self, size: int) -> IdItems:
+        """The same items and more after them, which have no vector yet and are not known; weights are copied."""
+        out = IdItems(size, self.weight.shape[1])
+        more = size - len(self.weight)
+        out.weight = nn.Parameter(F.pad(self.weight.detach(), (0, 0, 0, more)), self.weight.requires_grad)
+        out.known = F.pad(self.known, (0, more))
+        return out.train(self.training)
+
     def frozen(self) -> TableItems:
         """The table without the parameter."""
         return TableItems(self.weight, self.known)
@@ -169,6 +178,21 @@ class FeatureItems(nn.Module):
     def table(self) -> Tensor:
         """The projected catalogue, (I, D)."""
         out: Tensor = self.projection(self.features)
+        return out
+
+    def grown(self, modality: Modality) -> FeatureItems:
+        """The same projection, shared, of more items.
+
+        Args:
+            modality: the features of the items that it has, and of others after them.
+        """
+        out = copy.copy(self)
+        out._buffers, out._parameters = dict(self._buffers), dict(self._parameters)
+        more = modality.features[len(self.features) :].to(self.features)
+        features = torch.cat([self.features.detach(), more])
+        trained = isinstance(self.features, nn.Parameter)
+        out.features = nn.Parameter(features, self.features.requires_grad) if trained else features
+        out.known = modality.present.to(self.known.device)
         return out
 
     def frozen(self) -> TableItems:

@@ -37,6 +37,7 @@ class MML(nn.Module):
         catalog: the items and their features.
         warm: (I,) bool, items seen upstream.
         config: the settings.
+        fitted: rows of the catalogue that features are standardised by; later ones were added to a trained model.
 
     Raises:
         ValueError: if the config names a modality that the catalogue does not have.
@@ -50,14 +51,16 @@ class MML(nn.Module):
         ['fusion', 'id', 'id generator']
     """
 
-    def __init__(self, catalog: Catalog, warm: NDArray[np.bool_], config: MMLConfig) -> None:
+    def __init__(
+        self, catalog: Catalog, warm: NDArray[np.bool_], config: MMLConfig, *, fitted: int | None = None
+    ) -> None:
         super().__init__()
-        names = sorted(catalog.modalities) if config.modalities is None else config.modalities
         self.catalog, self.warm, self.config = catalog, warm, config
+        self.fitted = catalog.size if fitted is None else fitted
         seen = torch.from_numpy(warm)
-        modalities = [_standardised(catalog[name]) for name in names]
+        modalities = standardised(catalog, config, self.fitted)
         parts: dict[str, tuple[Items, Items | None]] = {}
-        context = FeatureItems(_joined(modalities), config.dim) if modalities else None
+        context = FeatureItems(joined(modalities), config.dim) if modalities else None
         parts["id"] = IdItems(catalog.size, config.dim, known=seen), context
         for modality in modalities:
             parts[modality.name] = FeatureItems(modality, config.dim), None
@@ -155,11 +158,15 @@ class MML(nn.Module):
         return out
 
 
-def _standardised(modality: Modality) -> Modality:
-    return replace(modality, features=standardise_features(modality.features, modality.present))
+def standardised(catalog: Catalog, config: MMLConfig, fitted: int) -> list[Modality]:
+    """The modalities that a model uses, standardised by the first ``fitted`` rows."""
+    names = sorted(catalog.modalities) if config.modalities is None else config.modalities
+    return [
+        replace(m, features=standardise_features(m.features, m.present, fitted)) for m in (catalog[n] for n in names)
+    ]
 
 
-def _joined(modalities: Sequence[Modality]) -> Modality:
+def joined(modalities: Sequence[Modality]) -> Modality:
     """All features of each item as one modality; an item has it that has any."""
     present = torch.stack([m.present for m in modalities]).any(0)
     return Modality("all", torch.cat([m.features for m in modalities], 1), present)

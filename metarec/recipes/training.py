@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metarec.data.prefetch import prefetched
 from metarec.data.sampler import EpisodeSampler
 from metarec.files import checksum, read_tensors, write_tensors
 from metarec.types import EpisodeBatch, Progress
@@ -97,7 +98,7 @@ class TrainingRun:
         for epoch in range(start, epochs):
             self.reseed(name, epoch)
             began, seen = time.perf_counter(), 0
-            for batch in batches(epoch):
+            for batch in prefetched(batches(epoch)):
                 optimizer.zero_grad(set_to_none=True)
                 loss = backward(batch)
                 optimizer.step()

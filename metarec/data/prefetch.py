@@ -1,0 +1,53 @@
+"""The next batches made ready while one is in use."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+
+class _End:
+    """Stands behind the last batch."""
+
+
+END: Final = _End()
+
+
+def prefetched(batches: Iterable[T], ahead: int = 2) -> Iterator[T]:
+    """The same batches in the same order, made by one background thread while earlier ones are in use.
+
+    An error met while a batch is made is raised where that batch would have come. The thread starts with the first
+    batch asked for and ends with the last, or when the iterator is closed.
+
+    Args:
+        batches: e.g. ``sampler.epoch(0)``. What it yields must not depend on what the consumer does.
+        ahead: batches made ready at most, beside the one in use.
+
+    Raises:
+        ValueError: if ``ahead`` is less than 1.
+
+    Example:
+        >>> from metarec.data import EpisodeSampler
+        >>> from metarec.datasets.planted import planted
+        >>> sampler = EpisodeSampler(planted(users=30, items=40), users_per_batch=16)
+        >>> [len(batch) for batch in prefetched(sampler.epoch(0))]
+        [16, 14]
+    """
+    if ahead < 1:
+        raise ValueError(f"prefetched: ahead must be at least 1, got {ahead}")
+    return _prefetched(iter(batches), ahead)
+
+
+def _prefetched(batches: Iterator[T], ahead: int) -> Iterator[T]:
+    worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetched")
+    try:
+        waiting: deque[Future[T | _End]] = deque(worker.submit(next, batches, END) for _ in range(ahead))
+        while not isinstance(batch := waiting.popleft().result(), _End):
+            waiting.append(worker.submit(next, batches, END))
+            yield batch
+    finally:
+        worker.shutdown(cancel_futures=True)

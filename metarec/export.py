@@ -1,0 +1,180 @@
+"""The scoring path of a trained model, as a ``torch.export`` program or an ONNX file.
+
+ONNX is optional: ``pip install 'metarec[export]'``. What is exported reads item codes and ranks the catalogue: the
+learners' encoders, their scores and the fusion, with tables of item vectors computed beforehand, generated ones
+included. The numbers of users and of clicks stay free.
+
+What cannot be exported is the inner loop itself. It takes gradients of each user's own loss, and neither format has
+gradients: an ONNX file holds no backward pass, and ``torch.export`` traces a forward pass only. So a file scores
+either with the shared weights (every user unadapted), or with the adapted weights of one user, who is given when the
+file is made. To serve strangers adapted, run a :class:`~metarec.Recommender` or ``metarec serve``.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from metarec.evaluation import evaluating
+from metarec.files import replace_file
+from metarec.nn import ModalityLearner
+from metarec.recipes.fusing import fused
+from metarec.recipes.mml import MML
+from metarec.serving.clicks import Clicks, SupportMaker
+from metarec.types import Examples
+
+_PROTOBUF = 2**31 - 1  # bytes that one ONNX file can have
+
+
+class Scoring(nn.Module):
+    """Histories in, scores out: what is exported, as an ordinary module with nothing left to train.
+
+    Args:
+        model: a trained model; it is left as it is.
+        clicks: external ids of one user, whose adapted weights are to be used; the shared weights by default.
+        k: return the best k items, without removed ones and those in the history, instead of all scores.
+
+    Raises:
+        ValueError: if a click is unknown, or ``k`` is less than 1 or more than the items that can be recommended.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> from metarec.recipes import MMLConfig
+        >>> model = MML.build(planted(users=60, items=40), MMLConfig(dim=8))
+        >>> scores, weights = Scoring(model)(torch.tensor([[3, 14, 15], [7, 0, 0]]))
+        >>> scores.shape, weights.shape
+        (torch.Size([2, 41]), torch.Size([2, 3]))
+        >>> codes, best, _ = Scoring(model, k=5)(torch.tensor([[3, 14, 15]]))
+        >>> codes.shape, best.shape
+        (torch.Size([1, 5]), torch.Size([1, 5]))
+    """
+
+    usable: Tensor
+
+    def __init__(self, model: MML, *, clicks: Sequence[str] | None = None, k: int | None = None) -> None:
+        super().__init__()
+        with evaluating(model), torch.no_grad():
+            learners = [_learner(model, name, clicks) for name in model.learners]
+            self.learners = nn.ModuleList(map(copy.deepcopy, learners))
+            self.fusion = copy.deepcopy(model.fusion)
+        self.eval().requires_grad_(requires_grad=False)
+        for buffer in self.buffers():
+            buffer.requires_grad_(requires_grad=False)  # a table of ids is the parameter itself
+        usable = torch.stack([learner.items.known for learner in learners]).any(0)
+        usable[torch.from_numpy(model.catalog.items.encode(sorted(model.catalog.hidden)))] = False
+        self.register_buffer("usable", usable, persistent=False)
+        if k is not None and not 1 <= k <= int(usable.sum()):
+            raise ValueError(f"export: k must be at least 1 and at most {int(usable.sum())}, the items known, got {k}")
+        self.k = k
+
+    def forward(self, history: Tensor) -> tuple[Tensor, ...]:
+        """Score users after their last click.
+
+        Args:
+            history: (B, L) int64 item codes in time order, padded on the right with 0; L at most the model's
+                ``max_length``. A user without any click scores 0 everywhere.
+
+        Returns:
+            With k: codes (B, k), their scores (B, k), -inf where a user is left with fewer items. Without: scores
+            (B, I). Then the weights (B, M) that the fusion gave to the learners.
+        """
+        last = ((history > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
+        nothing = torch.zeros_like(last)
+        examples = Examples(history, last, nothing, nothing.unsqueeze(-1), nothing.to(torch.float32))
+        scored = fused([learner(examples) for learner in self.learners], self.fusion)
+        scores, weights = scored.scores.squeeze(1), scored.state.squeeze(1)
+        if self.k is None:
+            return scores, weights
+        scores = scores.masked_fill(~self.usable, -torch.inf).scatter(1, history, -torch.inf)
+        best = scores.topk(self.k)
+        return best.indices, best.values, weights
+
+
+def export_program(
+    model: MML, *, clicks: Sequence[str] | None = None, k: int | None = None
+) -> torch.export.ExportedProgram:
+    """The scoring path as a program that torch runs without this library; arguments as of :class:`Scoring`.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> from metarec.recipes import MMLConfig
+        >>> model = MML.build(planted(users=60, items=40), MMLConfig(dim=8, modalities=(), layers=1))
+        >>> program = export_program(model, k=5)
+        >>> codes, scores, weights = program.module()(torch.tensor([[3, 14, 15, 9]]))
+        >>> codes.shape
+        torch.Size([1, 5])
+    """
+    scoring = Scoring(model, clicks=clicks, k=k)
+    return torch.export.export(scoring, (_EXAMPLE,), dynamic_shapes=(_free(model),))
+
+
+def export_onnx(model: MML, path: str | Path, *, clicks: Sequence[str] | None = None, k: int | None = None) -> None:
+    """Write the scoring path as an ONNX file; arguments as of :class:`Scoring`.
+
+    The input is ``history``; the outputs are ``scores`` and ``weights``, or ``codes``, ``scores`` and ``weights``. The
+    file's metadata ``metarec`` is a JSON object: ``items`` (the id of code 1, of code 2, ...), ``learners`` (what the
+    weights are of) and ``max_length``.
+
+    Raises:
+        ModuleNotFoundError: if the extra ``export`` is not installed.
+        ValueError: as :class:`Scoring`, or if the model is too large for one file.
+        OSError: if the file cannot be written; the old file, if any, is as it was.
+    """
+    for library in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(library) is None:
+            raise ModuleNotFoundError(f"{library} is not installed: pip install 'metarec[export]'")
+    names = ["scores", "weights"] if k is None else ["codes", "scores", "weights"]
+    onnx = torch.onnx.export(
+        Scoring(model, clicks=clicks, k=k),
+        (_EXAMPLE,),
+        input_names=["history"],
+        output_names=names,
+        dynamic_shapes=(_free(model),),
+        dynamo=True,
+        verbose=False,
+    )
+    if onnx is None:
+        raise RuntimeError("torch.onnx.export returned nothing; expected a program, as torch 2.11 and later return")
+    about = {"items": model.catalog.items.ids, "learners": list(model.learners), "max_length": model.config.max_length}
+    onnx.model.metadata_props["metarec"] = json.dumps(about, ensure_ascii=False)
+    proto = onnx.model_proto
+    if proto.ByteSize() > _PROTOBUF:
+        raise ValueError(
+            f"{path}: the model takes {proto.ByteSize():,} bytes, and an ONNX file has at most {_PROTOBUF:,}; use "
+            "export_program"
+        )
+    replace_file(path, proto.SerializeToString())
+
+
+_EXAMPLE = torch.tensor([[1, 1, 1], [1, 1, 0]])
+
+
+def _free(model: MML) -> dict[int, torch.export.Dim]:
+    """The sizes of a history that the exported program leaves open."""
+    length = torch.export.Dim("length", min=1, max=model.config.max_length)
+    return {0: torch.export.Dim("users", min=1), 1: length}
+
+
+def _learner(model: MML, name: str, clicks: Sequence[str] | None) -> ModalityLearner:
+    """One learner with its item vectors as a table: shared, or as one user adapts it."""
+    learner = model.learner(name)
+    if clicks is None:
+        return learner.task_view("encoder")
+    config, histories = model.config, Clicks.of([clicks], model.catalog.items)
+    support, _ = SupportMaker(model.warm, config.negatives, config.max_length)(histories)
+    support = support.to(learner.items.known.device)
+    view = learner.task_view(config.test_adapts)
+    own = {**view.task_tensors(support), **model.meta(name).adapt(support).weights()}
+    view = copy.deepcopy(view).requires_grad_(requires_grad=False)
+    for key, value in own.items():
+        place, _, leaf = key.rpartition(".")
+        part = view.get_submodule(place)
+        weight = isinstance(getattr(part, leaf), nn.Parameter)
+        setattr(part, leaf, nn.Parameter(value[0], requires_grad=False) if weight else value[0])
+    return view.task_view("encoder")

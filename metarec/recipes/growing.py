@@ -1,0 +1,66 @@
+"""A trained model takes in items that it has never seen, without training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import cast
+
+import numpy as np
+from torch import nn
+
+from metarec.data.dataset import Catalog
+from metarec.nn import ColdItemGenerator, FeatureItems, IdItems, Items, ModalityLearner
+from metarec.recipes.mml import MML, joined, standardised
+from metarec.types import Modality
+
+
+def with_items(model: MML, added: Catalog) -> MML:
+    """A model that ranks more items, with the trained weights of the one given, shared; nothing is trained.
+
+    The new items are cold: their vectors come from the generators and the modality learners. The codes and
+    vectors of the items that the model has stay as they are.
+
+    Args:
+        model: stays as it is.
+        added: the new items, with features of any of the model's modalities, as they come; they are standardised by
+            the features that the model was built with.
+
+    Raises:
+        ValueError: as for :meth:`Catalog.grown <metarec.Catalog.grown>`.
+
+    Example:
+        >>> import torch
+        >>> from metarec.data import Vocabulary
+        >>> from metarec.datasets import planted
+        >>> from metarec.recipes import MMLConfig
+        >>> model = MML.build(planted(users=60, items=40), MMLConfig(dim=8))
+        >>> text = Modality("text", torch.randn(2, 24), torch.tensor([False, True]))
+        >>> larger = with_items(model, Catalog(Vocabulary(["new"]), {"text": text}))
+        >>> larger.catalog.items, larger.learner("id").items.known[-1]
+        (Vocabulary(41 item ids), tensor(True))
+    """
+    out = copy.copy(model)
+    out.catalog = model.catalog.grown(added)
+    out.warm = np.append(model.warm, np.zeros(len(added.items), dtype=np.bool_))
+    modalities = standardised(out.catalog, model.config, model.fitted)
+    learners = {name: _grown(model.learner(name), name, modalities, out.catalog.size) for name in model.learners}
+    out._modules = {**model._modules, "learners": nn.ModuleDict(learners)}
+    return out
+
+
+def _grown(learner: ModalityLearner, name: str, modalities: Sequence[Modality], size: int) -> ModalityLearner:
+    """A learner of more items; ``modalities`` are those of all items."""
+    items: Items = learner.items
+    bare = items.items if isinstance(items, ColdItemGenerator) else items
+    if isinstance(bare, IdItems):
+        grown: Items = bare.grown(size)
+    else:
+        grown = cast(FeatureItems, bare).grown(next(m for m in modalities if m.name == name))
+    if isinstance(items, ColdItemGenerator):
+        grown = items.grown(grown, modalities)
+    context = learner.context
+    if isinstance(context, FeatureItems):
+        context = context.grown(joined(modalities))
+    candidates = nn.functional.pad(learner.candidates, (0, size - len(learner.candidates)))
+    return ModalityLearner(grown, learner.encoder, context=context, candidates=candidates).train(learner.training)

@@ -1,0 +1,207 @@
+"""SASRec: one causal encoder over the history, of ids, features, or their sum; the learner that all others start from.
+
+Source: Kang and McAuley, Self-Attentive Sequential Recommendation, ICDM 2018; the losses that it is trained with here
+are the full softmax (Klenitskiy and Vasilev, RecSys 2023), the sampled softmax, and gBCE (Petrov and Macdonald, RecSys
+2023). Deviation from the original: post-norm blocks, as in the released MML code, so that its learners are the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Literal, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metarec.data.dataset import Dataset
+from metarec.data.sampler import EpisodeSampler
+from metarec.functional import standardise_features
+from metarec.functional.losses import weighted_mean
+from metarec.nn import FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder, TableItems
+from metarec.recipes.training import TrainingRun
+from metarec.types import EpisodeBatch, Examples, Progress
+
+Loss = Literal["softmax", "sampled_softmax", "bpr", "gbce"]
+CPU_USERS = 16  # users of one pass on a CPU: what its caches hold
+
+
+class SummedItems(nn.Module):
+    """The sum of an item's vectors, one from each source. What one source does not know, the others still describe.
+
+    Args:
+        sources: a table of ids and projections of features, say.
+        drop: probability with which a source is left out for an item in training, so that each learns to stand alone.
+
+    Example:
+        >>> warm = torch.tensor([False, True, False])
+        >>> SummedItems([IdItems(3, 4, known=warm), IdItems(3, 4)]).known.tolist()
+        [False, True, True]
+    """
+
+    adapts_rows = True
+    known: Tensor
+
+    def __init__(self, sources: Sequence[Items], *, drop: float = 0.0) -> None:
+        super().__init__()
+        self.sources = nn.ModuleList(sources)  # type: ignore[arg-type]
+        self.drop = drop
+        self.register_buffer("known", torch.stack([s.known for s in sources]).any(0), persistent=False)
+
+    def table(self) -> Tensor:
+        """(I, D): the sum of what each source knows; in training each call leaves others out."""
+        total: Tensor | float = 0.0
+        for source in cast("Sequence[Items]", self.sources):
+            keep = source.known
+            if self.training and self.drop:
+                keep = keep & (torch.rand(len(keep), device=keep.device) >= self.drop)
+            total = total + source.table() * keep.unsqueeze(-1)
+        return torch.as_tensor(total)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Vectors (..., D) of item codes (...)."""
+        return F.embedding(ids, self.table(), padding_idx=0)
+
+    def scores(self, state: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Scores (..., I) of states (..., D), or (..., C) against ids (C,)."""
+        return self.frozen().scores(state, ids)
+
+    def frozen(self) -> TableItems:
+        """The sums, computed once."""
+        return TableItems(self.table(), self.known)
+
+
+def build(
+    upstream: Dataset,
+    inputs: Sequence[str] = ("id",),
+    *,
+    dim: int = 64,
+    layers: int = 2,
+    max_length: int = 50,
+    dropout: float = 0.3,
+    drop_inputs: float = 0.0,
+    seed: int = 0,
+) -> ModalityLearner:
+    """An untrained SASRec.
+
+    Args:
+        upstream: gives the catalogue and the items seen.
+        inputs: ``"id"`` and names of feature modalities; the vectors of several are summed.
+        dim: D.
+        layers: encoder blocks.
+        max_length: longest history.
+        dropout: of the encoder.
+        drop_inputs: of several inputs, the probability with which one is left out for an item in training.
+        seed: of the initial weights.
+
+    Raises:
+        ValueError: if there is no input, or the catalogue lacks a modality.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> learner = build(planted(users=60, items=40), ("id", "text"), dim=8)
+        >>> for step in train(learner, planted(users=60, items=40), epochs=2):
+        ...     pass
+        >>> step.stage, step.epoch
+        ('SASRec softmax', 2)
+    """
+    if not inputs:
+        raise ValueError("SASRec: expected at least one of 'id' and the names of modalities, got none")
+    warm = torch.from_numpy(upstream.warm)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sources: list[Items] = []
+        for name in inputs:
+            if name == "id":
+                sources.append(IdItems(upstream.catalog.size, dim, known=warm))
+                continue
+            modality = upstream.catalog[name]
+            features = standardise_features(modality.features, modality.present)
+            sources.append(FeatureItems(replace(modality, features=features), dim))
+        encoder = SequenceEncoder(dim, max_length=max_length, layers=layers, dropout=dropout)
+        items = sources[0] if len(sources) == 1 else SummedItems(sources, drop=drop_inputs)
+        return ModalityLearner(items, encoder, candidates=warm)
+
+
+def train(
+    learner: ModalityLearner,
+    data: Dataset,
+    *,
+    objective: Loss = "softmax",
+    epochs: int = 10,
+    lr: float = 1e-3,
+    users_per_batch: int = 128,
+    negatives: int = 64,
+    seed: int = 0,
+) -> Iterator[Progress]:
+    """Ordinary next-item training on every click of every user; Adam.
+
+    Args:
+        learner: trained in place, and marked with ``fitted_until``, the time of the last click in ``data``.
+        data: the clicks. Those of cold users are other users' later clicks: say so with ``information = "later"``.
+        objective: the loss.
+        epochs: over the users.
+        lr: learning rate.
+        users_per_batch: B.
+        negatives: of a click, for the losses that sample them.
+        seed: of batches, negatives and dropout.
+    """
+    sampler = EpisodeSampler(
+        data,
+        seed=seed,
+        users_per_batch=users_per_batch,
+        negatives=0 if objective == "softmax" else negatives,
+        max_length=learner.encoder.position.shape[0] if isinstance(learner.encoder, SequenceEncoder) else 50,
+    )
+    device = next(learner.parameters()).device
+    candidates = int(learner.candidates.sum())
+
+    def backward(batch: EpisodeBatch) -> float:
+        total = 0.0
+        for part in batch.chunks(CPU_USERS if device.type == "cpu" else len(batch)):
+            examples = every_click(part.to(device))
+            if objective == "gbce":
+                loss = gbce_loss(learner, examples, negatives / max(1, candidates - 1))
+            else:
+                loss = learner.loss(examples, objective)
+            (loss.sum() / len(batch)).backward()
+            total += float(loss.detach().sum()) / len(batch)
+        return total
+
+    run = TrainingRun(learner, seed=seed, settings={})
+    learner.train()
+    yield from run.stage(
+        f"SASRec {objective}", epochs, learner.parameters(), lr, sampler.epoch, sampler.users, backward
+    )
+    learner.eval()
+    learner.fitted_until = float(data.time.max())  # type: ignore[assignment]
+
+
+def every_click(batch: EpisodeBatch) -> Examples:
+    """Support and query as one: every click of a user after the first is asked for from those before it."""
+    both = (batch.support, batch.query)
+    return Examples(
+        batch.query.history,
+        *(torch.cat([getattr(e, name) for e in both], 1) for name in ("position", "target", "negatives", "weight")),
+    )
+
+
+def gbce_loss(learner: ModalityLearner, examples: Examples, rate: float, *, calibration: float = 0.75) -> Tensor:
+    """Generalised binary cross-entropy of each user, (B,): what sampling negatives inflates is taken back.
+
+    ``-beta log sigmoid(s+) - sum log(1 - sigmoid(s-))`` with ``beta = rate (t (1 - 1 / rate) + 1 / rate)``, so that
+    t = 0 is the plain binary cross-entropy and t = 1 estimates the probabilities of the full softmax.
+
+    Args:
+        learner: scores the examples.
+        examples: with negatives.
+        rate: share of the items that is drawn as negatives of a click.
+        calibration: t.
+    """
+    beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
+    state, items = learner.states(examples), learner.items
+    positive = (state * items(examples.target)).sum(-1)
+    negative = (state.unsqueeze(-2) * items(examples.negatives)).sum(-1)
+    each = -beta * F.logsigmoid(positive) - F.logsigmoid(-negative).sum(-1)
+    return weighted_mean(each, examples.weight)

@@ -1,0 +1,64 @@
+"""From clicks to where users stand, for any number of users."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from metarec.data.dataset import Catalog, Ints
+from metarec.serving.clicks import Clicks, SupportMaker
+from metarec.serving.snapshot import Snapshot, Standing
+
+USERS = {"cpu": 2048, "cuda": 65536}  # users adapted to at once
+FIRST_CLICKS = 1024  # warm items whose states after one click are averaged for a user without clicks
+
+
+def adapted(snapshot: Snapshot, support: SupportMaker, clicks: Clicks, catalog: Catalog) -> Standing:
+    """Where B users stand after their clicks.
+
+    Raises:
+        ValueError: if no modality knows any of a user's items, or a score is not finite.
+    """
+    if len(clicks) == 1 and len(clicks.codes):
+        return _checked(snapshot, snapshot.adapt(*support(clicks)), clicks, np.zeros(1, dtype=np.int64), catalog)
+    order = np.argsort(-clicks.counts, kind="stable")
+    order, without = order[clicks.counts[order] > 0], np.flatnonzero(clicks.counts == 0)
+    parts = []
+    for start in range(0, len(order), USERS[snapshot.device.type]):
+        users = order[start : start + USERS[snapshot.device.type]]
+        standing = snapshot.adapt(*support(clicks[users]))
+        parts.append(_checked(snapshot, standing, clicks, users, catalog))
+    if len(without):
+        parts.append(unadapted(snapshot, support)[torch.zeros(len(without), dtype=torch.int64)])
+    if not parts:
+        raise ValueError("adapt: there is no user; pass at least one sequence of item ids")
+    back = torch.from_numpy(np.argsort(np.concatenate([order, without]), kind="stable"))
+    return Standing.join(parts)[back.to(snapshot.device)]
+
+
+def unadapted(snapshot: Snapshot, support: SupportMaker) -> Standing:
+    """Where a user without clicks stands: at the average state after one click on a warm item, (1, ...)."""
+    warm = support.warm[:: max(1, len(support.warm) // FIRST_CLICKS)]
+    each = snapshot.adapt(*support(Clicks(warm, np.arange(len(warm) + 1))))
+    state = each.state.mean(0, keepdim=True)
+    rows, corrections = each.rows[:1, :, :0], each.corrections[:1, :, :0]
+    return Standing(state, each.active.any(0, keepdim=True), rows, corrections)
+
+
+def _checked(snapshot: Snapshot, standing: Standing, clicks: Clicks, users: Ints, catalog: Catalog) -> Standing:
+    lost = ~standing.active.any(1)
+    broken = ~(standing.state.isfinite().flatten(1).all(1) & standing.corrections.isfinite().flatten(1).all(1))
+    if not bool((lost | broken).any()):
+        return standing
+    user = int(users[int((lost | broken).nonzero()[0])])
+    ids = catalog.items.decode(clicks.user(user)[:5].tolist())
+    who = "" if len(clicks) == 1 else f"user {user}: "
+    if bool(lost.any()):
+        raise ValueError(
+            f"adapt: {who}the model knows none of the items {ids}: they were not seen upstream and have no features; "
+            "show popular items, or give the items features"
+        )
+    raise ValueError(
+        f"adapt: {who}the scores after adapting to {ids} are not finite; the steps diverge: train or adapt with a "
+        "lower learning rate"
+    )

@@ -1,0 +1,97 @@
+"""New items as a catalogue of their own, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarec.data.dataset import Catalog, Vocabulary
+from metarec.types import Modality
+
+Vectors = Any  # array-like (n, F), or a mapping from id to array-like (F,)
+
+
+def new_items(
+    known: Catalog,
+    used: Sequence[str],
+    ids: Sequence[str],
+    vectors: Mapping[str, Vectors],
+    attributes: Mapping[str, Sequence[str]],
+) -> Catalog:
+    """New items with their features.
+
+    Args:
+        known: the catalogue that they will be added to.
+        used: modalities that the model uses.
+        ids: of the new items.
+        vectors: per modality, in the order of the ids or by id.
+        attributes: per column of the catalogue, one string per id.
+
+    Raises:
+        ValueError: see :meth:`Recommender.add_items <metarec.Recommender.add_items>`.
+    """
+    if isinstance(ids, str):
+        raise ValueError(f"add_items: expected a sequence of ids, got the string {ids!r}; write [{ids!r}]")
+    names = Vocabulary(ids, known.items.what)
+    for name in names.ids:
+        if not isinstance(name, str) or name in known.items:
+            why = "is in the catalogue already; restore_items shows a removed one again" if name in known.items else ""
+            raise ValueError(f"add_items: item id {name!r} {why or 'is not a string'}")
+    modalities = {}
+    for name, given in vectors.items():
+        if name not in used:
+            raise ValueError(f"add_items: the model has no modality {name!r}; it has {sorted(used)}")
+        modalities[name] = _modality(name, known[name].dim, names, given)
+    described = np.zeros(names.size, dtype=np.bool_)
+    described[0] = True
+    for modality in modalities.values():
+        described |= modality.present.numpy()
+    if not described.all():
+        lacking = names.ids[int(np.argmin(described)) - 1]
+        raise ValueError(
+            f"add_items: item {lacking!r} has no vector in any modality, so nothing could rank it; give it one of "
+            f"{sorted(used)}"
+        )
+    for column, values in attributes.items():
+        if column not in known.attributes or len(values) != len(names):
+            raise ValueError(
+                f"add_items: attribute {column!r} needs {len(names)} values and to be one of "
+                f"{sorted(known.attributes)}, got {len(values)} values"
+            )
+    return Catalog(names, modalities, attributes)
+
+
+def _modality(name: str, dim: int, items: Vocabulary, given: Vectors) -> Modality:
+    features, present = torch.zeros(items.size, dim), torch.zeros(items.size, dtype=torch.bool)
+    if isinstance(given, Mapping):
+        strange = sorted(set(given) - set(items.ids))
+        if strange:
+            raise ValueError(f"add_items: {name} has a vector of {strange[0]!r}, which is not one of the new ids")
+        codes = items.encode(list(given))
+        rows = [_array(name, item, vector, dim) for item, vector in given.items()]
+        values = np.stack(rows) if rows else np.zeros((0, dim), dtype=np.float32)
+    else:
+        whole = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+        if len(whole) != len(items):
+            raise ValueError(f"add_items: {name} needs one vector for each of the {len(items)} ids, got {len(whole)}")
+        codes = np.arange(1, items.size)
+        values = np.stack([_array(name, i, row, dim) for i, row in zip(items.ids, whole, strict=True)])
+    features[codes], present[codes] = torch.from_numpy(values), True
+    return Modality(name, features, present)
+
+
+def _array(name: str, item: str, vector: Any, dim: int) -> NDArray[np.float32]:
+    if isinstance(vector, torch.Tensor):
+        vector = vector.detach().cpu().numpy()
+    row = np.asarray(vector, dtype=np.float32)
+    if row.shape != (dim,):
+        raise ValueError(f"add_items: {name} of item {item!r} must have shape ({dim},), got {row.shape}")
+    if not np.isfinite(row).all():
+        raise ValueError(
+            f"add_items: {name} of item {item!r} is not finite in column {int(np.argmin(np.isfinite(row)))}"
+        )
+    return row

@@ -1,0 +1,184 @@
+"""Fused scores of the catalogue as one matrix product.
+
+The fusion's score is ``sum_m a_m scale_m (s_m . e_mi - mean_m) / deviation_m`` over the learners that know item i,
+divided by the sum of their ``a_m``. Mean and deviation of a state's scores over the known items follow from the mean
+and the covariance of the item vectors, so a user needs no pass over the catalogue before the one that ranks it, and a
+piece of the catalogue gets the same scores as the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from metarec.serving.ranking import LOWEST
+
+
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """The item vectors of M learners side by side, and their moments over the items that each knows.
+
+    Attributes:
+        rows: (I, M * D + M) vectors, zero where a learner does not know the item, then 1 for each learner that does.
+        columns: the same transposed, which a product of one query reads twice as fast.
+        known: (I, M) 1 where a learner knows the item.
+        mean: (M, D).
+        covariance: (M, D, D).
+        count: (M,) items that each learner knows.
+        alike: whether all learners know the same items.
+        longest: the largest length of a row.
+    """
+
+    rows: Tensor
+    columns: Tensor
+    known: Tensor
+    mean: Tensor
+    covariance: Tensor
+    count: Tensor
+    alike: bool
+    longest: float
+
+    @classmethod
+    def of(cls, tables: Sequence[Tensor], known: Sequence[Tensor]) -> Tables:
+        """From each learner's table (I, D) and the items it knows (I,)."""
+        flags = torch.stack(list(known), 1)
+        rows = torch.cat([*(t * k.unsqueeze(1) for t, k in zip(tables, known, strict=True)), flags.to(tables[0])], 1)
+        means, covariances = [], []
+        for table, own in zip(tables, known, strict=True):
+            vectors = table[own].double()
+            mean = vectors.mean(0) if len(vectors) else table.new_zeros(table.shape[1]).double()
+            centred = vectors - mean
+            means.append(mean)
+            covariances.append(centred.T @ centred / max(1, len(vectors)))
+        return cls(
+            rows,
+            rows.T.contiguous(),
+            flags.to(rows.dtype),
+            torch.stack(means).to(rows.dtype),
+            torch.stack(covariances).to(rows.dtype),
+            flags.sum(0),
+            bool((flags == flags[:, :1]).all()),
+            float(rows.norm(dim=1).max()),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class FusedScores:
+    """Scores of B users against the catalogue; see the module.
+
+    Attributes:
+        tables: the items.
+        query: (B, M * D + M) what rows are multiplied with.
+        share: (B, M) each learner's weight, 0 where it is not active.
+        rows: (B, M, U) item rows that a user has changed, -1 where there are fewer.
+        added: (B, M, U) what that adds to the products.
+    """
+
+    tables: Tables
+    query: Tensor
+    share: Tensor
+    rows: Tensor
+    added: Tensor
+
+    @classmethod
+    def of(
+        cls, tables: Tables, state: Tensor, rows: Tensor, corrections: Tensor, share: Tensor, scale: Tensor
+    ) -> FusedScores:
+        """From where users stand, the weights of their learners (B, M) and the learners' scales (M,)."""
+        centre = (state * tables.mean).sum(-1)
+        variance = torch.einsum("bmd,mde,bme->bm", state, tables.covariance, state)
+        if rows.shape[2]:
+            centre, variance, corrections = _moved(tables, state, rows, corrections, centre, variance)
+        factor = share * scale / variance.clamp(min=1e-12).sqrt()
+        query = torch.cat([(state * factor.unsqueeze(-1)).flatten(1), -factor * centre], 1)
+        return cls(tables, query, share, rows, corrections * factor.unsqueeze(-1))
+
+    def __len__(self) -> int:
+        return len(self.query)
+
+    def __getitem__(self, users: slice) -> Self:
+        """The scores of some users."""
+        return type(self)(self.tables, self.query[users], self.share[users], self.rows[users], self.added[users])
+
+    def error(self) -> Tensor:
+        """(B,) how far rounding may take ``approximate`` from ``exact``: a bound on a product of float32 rows."""
+        width, step = self.query.shape[1], torch.finfo(self.query.dtype).eps
+        bound: Tensor = self.query.double().norm(dim=1) * (self.tables.longest * width * step)
+        bound = bound + self.added.double().abs().sum((1, 2)) * (4 * step)
+        if not self.tables.alike:
+            least = self.share.masked_fill(self.share <= 0, torch.inf).amin(1)
+            bound = bound / least.double().clamp(min=1e-30)
+        return bound
+
+    def approximate(self, start: int, stop: int) -> Tensor:
+        """(B, stop - start) of a piece of the catalogue."""
+        out = self.query @ self.tables.columns[:, start:stop]
+        if self.rows.shape[2]:
+            flat = self.rows.flatten(1)
+            here = (flat >= max(start, 1)) & (flat < stop)
+            out.scatter_add_(1, (flat - start) * here, self.added.flatten(1) * here)
+        if not self.tables.alike:
+            total = self.share @ self.tables.known[start:stop].T
+            out = torch.where(total > 0, out / total, LOWEST)
+        return out
+
+    def exact(self, codes: Tensor) -> Tensor:
+        """(B, K) float64 of item codes (B, K)."""
+        out = (self.tables.rows[codes].double() * self.query.double().unsqueeze(1)).sum(-1)
+        if self.rows.shape[2]:
+            own = codes.unsqueeze(-1) == self.rows.flatten(1).unsqueeze(1)
+            out = out + (own * self.added.flatten(1).double().unsqueeze(1)).sum(-1)
+        if not self.tables.alike:
+            total = (self.tables.known[codes] * self.share.unsqueeze(1)).double().sum(-1)
+            out = torch.where(total > 0, out / total, LOWEST)
+        return out
+
+
+def _moved(
+    tables: Tables, state: Tensor, rows: Tensor, corrections: Tensor, centre: Tensor, variance: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of the scores, (B, M) each, after some rows were corrected, and the corrections that count."""
+    learners, dim = tables.mean.shape
+    at = rows.clamp(min=0)
+    own = torch.arange(learners, device=rows.device).unsqueeze(-1)
+    corrections = corrections * (rows > 0) * tables.known[at, own]
+    vectors = tables.rows[:, : learners * dim].view(-1, learners, dim)[at, own]
+    before = (vectors * state.unsqueeze(2)).sum(-1) - centre.unsqueeze(-1)
+    count = tables.count.clamp(min=1)
+    shift = corrections.sum(-1) / count
+    grown = (corrections * (2 * before + corrections)).sum(-1) / count
+    return centre + shift, variance + grown - shift**2, corrections
+
+
+@dataclass(frozen=True, eq=False)
+class GivenScores:
+    """Scores that were computed before.
+
+    Attributes:
+        given: (B, I).
+    """
+
+    given: Tensor
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def __getitem__(self, users: slice) -> Self:
+        """The scores of some users."""
+        return type(self)(self.given[users])
+
+    def error(self) -> Tensor:
+        """(B,) zero: nothing is computed again."""
+        return self.given.new_zeros(len(self.given), dtype=torch.float64)
+
+    def approximate(self, start: int, stop: int) -> Tensor:
+        """(B, stop - start) of a piece of the catalogue."""
+        return self.given[:, start:stop].clone()
+
+    def exact(self, codes: Tensor) -> Tensor:
+        """(B, K) float64 of item codes (B, K)."""
+        return self.given.gather(1, codes).double()

@@ -1,0 +1,263 @@
+"""What serving computes once per model: tables of item vectors and their moments, and learners that read from them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from metarec.evaluation import evaluating
+from metarec.meta import MetaLearner
+from metarec.nn import ModalityLearner, TableItems
+from metarec.nn.touched import TouchedRows
+from metarec.recipes.mml import MML
+from metarec.serving.ranking import Scores
+from metarec.serving.scores import FusedScores, GivenScores, Tables
+from metarec.serving.servable import Servable
+from metarec.serving.stacked import OneUser
+from metarec.types import Examples, Method, Scored
+
+
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """Where B users stand: what scoring needs of them.
+
+    Attributes:
+        state: (B, M, D) each learner's state after the last click.
+        active: (B, M) bool, learners that know something of the history.
+        rows: (B, M, U) int64, item rows that the user has changed, -1 where there are fewer.
+        corrections: (B, M, U) what that adds to their scores.
+    """
+
+    state: Tensor
+    active: Tensor
+    rows: Tensor
+    corrections: Tensor
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The four tensors in the order of the constructor."""
+        return self.state, self.active, self.rows, self.corrections
+
+    def __getitem__(self, users: slice | Tensor) -> Self:
+        """Some of the users."""
+        return type(self)(*(t[users] for t in self.tensors()))
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        return type(self)(*(t.to(device) for t in self.tensors()))
+
+    @classmethod
+    def join(cls, parts: Sequence[Standing]) -> Standing:
+        """Users one after the other, with room for the most rows."""
+        if len(parts) == 1:
+            return parts[0]
+        room = max(part.rows.shape[2] for part in parts)
+        rows = [F.pad(p.rows, (0, room - p.rows.shape[2]), value=-1) for p in parts]
+        corrections = [F.pad(p.corrections, (0, room - p.corrections.shape[2])) for p in parts]
+        return cls(
+            torch.cat([p.state for p in parts]),
+            torch.cat([p.active for p in parts]),
+            torch.cat(rows),
+            torch.cat(corrections),
+        )
+
+
+class Snapshot(Protocol):
+    """A model as serving sees it; it does not change when the model is trained on.
+
+    Attributes:
+        names: the learners that a user's weights are about; none where there is no fusion.
+        known: (I,) bool, items that can be ranked.
+        device: where it computes.
+    """
+
+    names: tuple[str, ...]
+    known: Tensor
+    device: torch.device
+
+    def adapt(self, support: Examples, query: Examples) -> Standing:
+        """Adapt to B users."""
+        ...
+
+    def weights(self, standing: Standing) -> Tensor:
+        """(B, M) how much each learner counts for each user."""
+        ...
+
+    def scores(self, standing: Standing) -> Scores:
+        """What ranks B users."""
+        ...
+
+
+class _Unscored(TableItems):
+    """A table whose catalogue scores are not wanted: serving computes them for all learners at once."""
+
+    def scores(self, state: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Nothing, (..., 0), for the whole catalogue; as ever against ids."""
+        return state[..., :0] if ids is None else super().scores(state, ids)
+
+    def frozen(self) -> TableItems:
+        return self
+
+
+class _Corrections(TouchedRows):
+    """Touched rows that answer with what the user's changes add to the scores of the rows, (..., room)."""
+
+    room = 0
+
+    def scores(self, state: Tensor, ids: Tensor | None = None) -> Tensor:
+        if ids is not None:
+            return self.items.scores(state, ids) + self._added(state, ids)
+        own = state @ self.delta.transpose(-2, -1) * (self.touched > 0).to(state.dtype)
+        return F.pad(own, (0, self.room - own.shape[-1]))
+
+    def _added(self, state: Tensor, ids: Tensor) -> Tensor:
+        slots = (ids.unsqueeze(-1) == self.touched).to(self.delta.dtype)
+        return state @ (slots @ self.delta).transpose(-2, -1)
+
+
+class _Served(ModalityLearner):
+    """A learner that reads from tables made beforehand and keeps its scores to itself."""
+
+    def task_view(self, adapts: Any) -> ModalityLearner:
+        if adapts == "encoder":
+            return self
+        items = _Corrections(self.items)
+        items.room = self.room
+        return _Served(items, self.encoder, context=self.context, candidates=self.candidates)
+
+    room = 0
+
+
+class FusedSnapshot:
+    """An :class:`~metarec.MML` with all its tables computed.
+
+    Args:
+        model: on any device, in any mode.
+    """
+
+    def __init__(self, model: MML) -> None:
+        self.names = tuple(model.learners)
+        self.device = model.fusion.bias.device
+        self.adapts = model.config.test_adapts
+        self.fusion = copy.deepcopy(model.fusion).eval().requires_grad_(requires_grad=False)
+        self.metas: list[MetaLearner] = []
+        tables, known = [], []
+        for name in self.names:
+            learner = self._prepared(copy.copy(model.learner(name)))
+            tables.append(learner.items.table())
+            known.append(learner.items.known)
+            config = model.config
+            self.metas.append(
+                MetaLearner(
+                    learner,
+                    lr=config.rate("test_lr", name),
+                    steps=config.steps(name),
+                    adapts=config.test_adapts,
+                    objectives=config.objectives,
+                    engine="native",
+                ).eval()
+            )
+        self.one = OneUser(self.metas) if OneUser.fits(self.metas) else None
+        self.known = torch.stack(known).any(0)
+        self.tables = Tables.of(tables, known)
+
+    @torch.no_grad()
+    def _prepared(self, learner: ModalityLearner) -> _Served:
+        modes = [(part, part.training) for part in learner.modules()]
+        learner.eval()
+        try:
+            table = learner.items.table().detach().clone()
+            encoder = copy.deepcopy(learner.encoder)
+            context: Any = learner.context
+            if context is not None:
+                context = context.frozen() if self.adapts == "encoder" else copy.deepcopy(context)
+        finally:
+            for part, training in modes:
+                part.training = training
+        items = _Unscored(table, learner.items.known.clone())
+        return _Served(items, encoder, context=context, candidates=learner.candidates)
+
+    def adapt(self, support: Examples, query: Examples) -> Standing:
+        """Adapt to B users."""
+        support, query = support.to(self.device), query.to(self.device)
+        if len(support) == 1 and self.one is not None:
+            state, knows = self.one.adapt(support, query)
+            none = state[..., :0]
+            return Standing(state, knows, none.long(), none)
+        room = support.history.shape[1] + support.target.shape[1] + support.negatives[0].numel()
+        corrections, states, active = [], [], []
+        with torch.no_grad():
+            for meta in self.metas:
+                meta.learner.room = room
+                added, state, knows = meta.adapt(support).rank(query)
+                corrections.append(added[:, 0])
+                states.append(state[:, 0])
+                active.append(knows[:, 0])
+        added = torch.stack(corrections, 1)
+        if self.adapts == "encoder":
+            rows = added.long()
+        else:
+            touched = TouchedRows(self.metas[0].learner.items).per_user(support)["touched"]
+            added = added[..., : touched.shape[1]]
+            rows = touched.unsqueeze(1).expand(added.shape)
+        return Standing(torch.stack(states, 1), torch.stack(active, 1), rows, added)
+
+    def weights(self, standing: Standing) -> Tensor:
+        """(B, M) the weights of the fusion."""
+        empty = standing.state.new_zeros(len(standing.state), 1, 0)
+        none = self.known[:0]
+        return self.fusion.weights(
+            [
+                Scored(empty, standing.state[:, m, None], none, standing.active[:, m, None])
+                for m in range(len(self.names))
+            ]
+        )[:, 0]
+
+    @torch.no_grad()
+    def scores(self, standing: Standing) -> Scores:
+        """The fused scores of B users."""
+        return FusedScores.of(
+            self.tables, standing.state, standing.rows, standing.corrections, self.weights(standing), self.fusion.scale
+        )
+
+
+class GivenSnapshot:
+    """A method of one's own: its scores of the whole catalogue are what a user keeps.
+
+    Args:
+        method: the method.
+        items: I.
+    """
+
+    names: tuple[str, ...] = ()
+
+    def __init__(self, method: Method, items: int) -> None:
+        self.method = method
+        with evaluating(method) as self.device:
+            self.known = torch.ones(items, dtype=torch.bool, device=self.device)
+
+    def adapt(self, support: Examples, query: Examples) -> Standing:
+        """Adapt to B users and score the catalogue."""
+        with evaluating(self.method) as device, torch.no_grad():
+            scored = self.method.adapt(support.to(device))(query.to(device))
+        self.known = scored.known
+        none = scored.scores.new_zeros(len(support), 1, 0)
+        return Standing(scored.scores, scored.active, none.long(), none)
+
+    def weights(self, standing: Standing) -> Tensor:
+        """(B, 0): there is no fusion."""
+        return standing.state[:, 0, :0]
+
+    def scores(self, standing: Standing) -> Scores:
+        """The scores as they were given."""
+        return GivenScores(standing.state[:, 0])
+
+
+def snapshot_of(model: Servable) -> Snapshot:
+    """A model's snapshot as it is now."""
+    return FusedSnapshot(model) if isinstance(model, MML) else GivenSnapshot(model, model.catalog.size)

@@ -1,0 +1,92 @@
+"""Adapted users in a file, bound to the weights that they were adapted from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarec.files import checksum, read_tensors, write_tensors
+from metarec.recipes.mml import MML
+from metarec.serving.clicks import Clicks
+from metarec.serving.snapshot import Standing
+
+_NAMES = ("state", "active", "rows", "corrections")
+
+
+def fingerprint(model: object) -> str:
+    """A checksum over what decides where a user stands; adding or removing items leaves it as it is.
+
+    Raises:
+        TypeError: if the model is not an :class:`~metarec.MML`.
+    """
+    if not isinstance(model, MML):
+        raise TypeError(
+            f"only users of an MML are saved, got those of {type(model).__name__}; save their clicks instead"
+        )
+    size, fitted = model.catalog.size, model.fitted
+    own = {n: (t[:fitted] if t.ndim and len(t) == size else t).cpu() for n, t in model.state_dict().items()}
+    for name, modality in model.catalog.modalities.items():
+        own |= {
+            f"{name}.features": modality.features[:fitted].cpu(),
+            f"{name}.present": modality.present[:fitted].cpu(),
+        }
+    own["warm"] = torch.from_numpy(model.warm[:fitted])
+    return checksum(own, "\n".join((repr(model.config), *model.catalog.items.ids[: fitted - 1])))
+
+
+def write_users(path: str | Path, model: object, clicks: Clicks, standing: Standing) -> None:
+    """Write users; see :meth:`Users.save <metarec.recommender.Users.save>`."""
+    tensors = dict(zip(_NAMES, standing.tensors(), strict=True))
+    tensors["rows"] = tensors["rows"].to(torch.int32)
+    tensors |= {"codes": torch.from_numpy(clicks.codes.astype(np.int32)), "offsets": torch.from_numpy(clicks.offsets)}
+    write_tensors(path, tensors, {"kind": "users", "model": fingerprint(model)})
+
+
+def read_users(path: str | Path, model: object, items: int) -> tuple[Clicks, Standing]:
+    """Users that :func:`write_users` wrote.
+
+    Args:
+        path: the file.
+        model: that they should belong to.
+        items: I of its catalogue.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is damaged, holds something else, or belongs to another model.
+    """
+    tensors, header = read_tensors(path)
+    if header.get("kind") != "users":
+        raise ValueError(f"{path}: expected kind 'users', got {header.get('kind')!r}; load() reads a model")
+    if header.get("model") != fingerprint(model):
+        raise ValueError(f"{path}: these users were adapted from another model; load that one, or adapt to them again")
+    try:
+        return _read(tensors, items)
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(f"{path}: its contents make no users ({error}); take another copy or adapt again") from error
+
+
+def _read(tensors: dict[str, Tensor], items: int) -> tuple[Clicks, Standing]:
+    clicks = Clicks(tensors["codes"].numpy().astype(np.int64), tensors["offsets"].numpy().astype(np.int64))
+    state, active, rows, corrections = (tensors[name] for name in _NAMES)
+    users, learners = state.shape[:2]
+    right = (
+        clicks.offsets.shape == (users + 1,)
+        and clicks.offsets[0] == 0
+        and clicks.offsets[-1] == len(clicks.codes)
+        and bool((np.diff(clicks.offsets) >= 0).all())
+        and active.shape == (users, learners)
+        and active.dtype == torch.bool
+        and rows.shape == corrections.shape
+        and rows.shape[:2] == state.shape[:2]
+    )
+    if not right:
+        raise ValueError("the tensors do not belong together")
+    if (
+        clicks.codes.min(initial=1) < 1
+        or max(clicks.codes.max(initial=0), int(rows.max()) if rows.numel() else 0) >= items
+    ):
+        raise ValueError("they have clicked items that this model does not have; add the items first")
+    return clicks, Standing(state, active, rows.long(), corrections)

@@ -1,0 +1,231 @@
+"""Adapted users as values, and the lists that they get."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metarec.data.dataset import Ints, Vocabulary
+from metarec.serving.clicks import Clicks
+from metarec.serving.snapshot import Standing
+
+if TYPE_CHECKING:
+    from metarec.recommender import Recommender
+
+Ids = Collection[str]
+
+
+@dataclass(frozen=True, repr=False)
+class Recommendation:
+    """One entry of a ranked list.
+
+    Attributes:
+        id: the item's external id.
+        score: comparable within one user's list, not between users.
+    """
+
+    id: str
+    score: float
+
+    def __repr__(self) -> str:
+        return f"{self.id} ({self.score:.3f})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Recommendations:
+    """Ranked lists of B users: codes and scores; ids and :class:`Recommendation` on demand.
+
+    Attributes:
+        codes: (B, k) int64 item codes, best first.
+        scores: (B, k) float32.
+        items: the vocabulary of the codes.
+
+    Example:
+        >>> lists = Recommendations(np.array([[2, 1]]), np.array([[0.5, 0.25]], dtype=np.float32), Vocabulary("ab"))
+        >>> lists.ids.tolist(), lists[0]
+        ([['b', 'a']], [b (0.500), a (0.250)])
+    """
+
+    codes: Ints
+    scores: NDArray[np.float32]
+    items: Vocabulary
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __repr__(self) -> str:
+        return f"Recommendations({len(self):,} users, {self.codes.shape[1]} items each)"
+
+    @cached_property
+    def ids(self) -> NDArray[np.object_]:
+        """(B, k) external ids."""
+        names = np.fromiter(self.items.decode(self.codes.ravel().tolist()), dtype=object, count=self.codes.size)
+        return names.reshape(self.codes.shape)
+
+    def __getitem__(self, user: int) -> list[Recommendation]:
+        """The list of one user."""
+        names = self.items.decode(self.codes[user].tolist())
+        return [Recommendation(i, s) for i, s in zip(names, self.scores[user].tolist(), strict=True)]
+
+    def __iter__(self) -> Iterator[list[Recommendation]]:
+        return (self[user] for user in range(len(self)))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Users:
+    """B users that a model has adapted to: their clicks and where they stand, about a kilobyte each.
+
+    Made by :meth:`Recommender.adapt <metarec.Recommender.adapt>`. Stays valid when items are added or removed.
+
+    Attributes:
+        recommender: who made it.
+        clicks: all clicks, as item codes.
+        standing: what scoring needs.
+        version: of the model's weights that it belongs to.
+    """
+
+    recommender: Recommender
+    clicks: Clicks
+    standing: Standing
+    version: int
+
+    def __len__(self) -> int:
+        return len(self.clicks)
+
+    def __repr__(self) -> str:
+        return f"Users({len(self):,} users, {len(self.clicks.codes):,} clicks)"
+
+    @overload
+    def __getitem__(self, users: int) -> User: ...
+    @overload
+    def __getitem__(self, users: slice) -> Users: ...
+    def __getitem__(self, users: int | slice) -> User | Users:
+        """One user, or some of them.
+
+        Raises:
+            IndexError: if there is no such user.
+        """
+        if isinstance(users, slice):
+            start, stop, step = users.indices(len(self))
+            chosen = torch.arange(len(self))[start:stop:step] if step > 0 else torch.arange(start, stop, step)
+            return Users(self.recommender, self.clicks[users], self.standing[chosen], self.version)
+        if not -len(self) <= users < len(self):
+            raise IndexError(f"user {users}: there are {len(self)}")
+        users %= len(self)
+        return User(self[users : users + 1])
+
+    def __iter__(self) -> Iterator[User]:
+        return (self[user] for user in range(len(self)))
+
+    @property
+    def adapted(self) -> NDArray[np.bool_]:
+        """(B,) whether there was something to learn from: at least 2 clicks."""
+        return self.clicks.counts > 1
+
+    @property
+    def weights(self) -> NDArray[np.float32]:
+        """(B, M) how much each of ``recommender.learners`` counts for each user."""
+        return self.recommender.weights_of(self)
+
+    def recommend(
+        self,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        allow: Ids | None = None,
+        deny: Ids | None = None,
+        candidates: Sequence[Ids] | None = None,
+    ) -> Recommendations:
+        """The k best items of each user; see :meth:`User.recommend`. ``candidates`` holds one collection per user."""
+        return self.recommender.rank(self, k, exclude_seen=exclude_seen, allow=allow, deny=deny, candidates=candidates)
+
+    def update(self, clicks: Sequence[Sequence[str]]) -> Users:
+        """The same users after more clicks, one sequence per user (empty where there are none).
+
+        Users with new clicks adapt to their whole history, and the result equals adapting to it afresh; the others are
+        as they were.
+
+        Raises:
+            ValueError: if there is not one sequence per user, or as for ``adapt``.
+        """
+        return self.recommender.updated(self, clicks)
+
+    def save(self, path: str | Path) -> None:
+        """Write them to one file, without pickle; :meth:`Recommender.load_users` reads it."""
+        self.recommender.save_users(self, path)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class User:
+    """One user that a model has adapted to.
+
+    Attributes:
+        users: the user, as many.
+    """
+
+    users: Users
+
+    def __repr__(self) -> str:
+        last = f", the last on {self.history[-1]!r}" if self.history else ""
+        return f"User({len(self.history)} clicks{last})"
+
+    @cached_property
+    def history(self) -> tuple[str, ...]:
+        """The external ids of the clicks, in time order."""
+        return tuple(self.users.recommender.catalog.items.decode(self.users.clicks.codes.tolist()))
+
+    @property
+    def adapted(self) -> bool:
+        """Whether there was something to learn from: at least 2 clicks."""
+        return bool(self.users.adapted[0])
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """How much each learner counts for this user, by name; empty where the model fuses nothing."""
+        return dict(zip(self.users.recommender.learners, self.users.weights[0].tolist(), strict=True))
+
+    @cached_property
+    def scores(self) -> Tensor:
+        """(I,) the score of every item code, of which those that can be recommended mean something."""
+        return self.users.recommender.scores_of(self.users)[0]
+
+    def recommend(
+        self,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        allow: Ids | None = None,
+        deny: Ids | None = None,
+        candidates: Ids | None = None,
+    ) -> list[Recommendation]:
+        """The k best items, best first; ties in the order of the catalogue.
+
+        Args:
+            k: how many.
+            exclude_seen: leave out what the user has clicked.
+            allow: only these ids; None for all.
+            deny: none of these ids.
+            candidates: score these ids only, and nothing else of the catalogue: what a retrieval stage found for this
+                user. ``allow``, ``deny`` and ``exclude_seen`` hold for them too.
+
+        Raises:
+            ValueError: if an id is not known, or ``k`` is less than 1 or more than the items that can be recommended.
+        """
+        own = None if candidates is None else [candidates]
+        return self.users.recommend(k, exclude_seen=exclude_seen, allow=allow, deny=deny, candidates=own)[0]
+
+    def update(self, clicks: Sequence[str]) -> User:
+        """The same user after more clicks; see :meth:`Users.update`."""
+        return self.users.update([clicks])[0]
+
+    def save(self, path: str | Path) -> None:
+        """Write it to one file; ``recommender.load_users(path)[0]`` reads it."""
+        self.users.save(path)

@@ -1,0 +1,340 @@
+"""Serving many users: against the training path, one user at a time, and rankings sorted by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from metarec.data import Dataset, Modality, split_by_time
+from metarec.datasets import PLANTED_SPLIT, planted
+from metarec.meta import MetaLearner
+from metarec.recipes import MML, MMLConfig
+from metarec.recommender import Recommender
+from metarec.serving.clicks import Clicks, SupportMaker
+from metarec.serving.ranking import best, largest
+from metarec.serving.snapshot import FusedSnapshot
+from tiny import CONFIG, UP, trained
+
+HISTORIES = [
+    ["item3", "item14", "item15", "item2"],
+    [],
+    ["item7"],
+    [f"item{i}" for i in (1, 4, 1, 5, 9, 2, 6, 5, 3, 5)],
+    ["item36", "item39", "item8"],
+    ["item20", "item21"],
+]
+
+
+def some_without_features() -> Dataset:
+    """Learners that know different items."""
+    data = planted(users=60, items=40)
+    views = {}
+    for number, (name, view) in enumerate(data.catalog.modalities.items()):
+        present = view.present & (torch.arange(41) % 7 != number)
+        views[name] = Modality(name, view.features * present.unsqueeze(1), present)
+    up, _ = split_by_time(replace(data, catalog=replace(data.catalog, modalities=views)), at=PLANTED_SPLIT)
+    return up
+
+
+WORLDS = {
+    "default": (UP, CONFIG),
+    "softmax": (UP, replace(CONFIG, objectives=("softmax", "softmax"))),
+    "sampled softmax": (UP, replace(CONFIG, objectives=("sampled_softmax", "softmax"), negatives=3)),
+    "steps and rates per learner": (
+        UP,
+        replace(CONFIG, test_steps={"id": 3, "default": 1}, test_lr={"text": 0.5, "default": 0.1}),
+    ),
+    "no steps": (UP, replace(CONFIG, test_steps=0)),
+    "all weights": (UP, replace(CONFIG, test_adapts="all", test_lr=0.3)),
+    "other items known": (some_without_features(), CONFIG),
+    "other items known, all weights": (some_without_features(), replace(CONFIG, test_adapts="all", test_lr=0.3)),
+    "ids alone": (UP, replace(CONFIG, modalities=())),
+    "paper": (UP, replace(CONFIG, variant="paper", max_length=5)),
+}
+
+
+def lively(data: Dataset, config: MMLConfig) -> MML:
+    """An untrained model with weights large enough to matter."""
+    model = MML.build(data, config).eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+        for learner in model.learners.values():
+            items = getattr(learner.items, "items", learner.items)
+            if hasattr(items, "weight"):
+                items.weight[0] = 0
+    return model
+
+
+def training_path(model: MML, recommender: Recommender, history: list[str]) -> Tensor:
+    """Scores (I,) as an evaluation computes them."""
+    support, query = recommender._support(Clicks.of([history], model.catalog.items))
+    with torch.no_grad():
+        return model.adapt(support)(query).scores[0, 0]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_scores_are_those_of_the_training_path(world: str) -> None:
+    data, config = WORLDS[world]
+    model = lively(data, config)
+    recommender = Recommender(model)
+    known = torch.stack([recommender.model.learner(n).items.known for n in model.learners]).any(0)
+    many = recommender.adapt(HISTORIES)
+    together = recommender.scores_of(many)
+    for number, history in enumerate(HISTORIES):
+        if not history:
+            continue
+        expected = training_path(model, recommender, history)
+        for found in (recommender.adapt(history).scores, together[number]):
+            real = known & (found > -1e38)
+            assert torch.allclose(found[real], expected[real], atol=2e-5), (world, number)
+        assert found[known].std() > 0.1
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_lists_are_the_sorted_scores_however_they_are_cut(world: str) -> None:
+    data, config = WORLDS[world]
+    recommender = Recommender(lively(data, config))
+    many = recommender.adapt(HISTORIES)
+    whole = many.recommend(k=12)
+    names = recommender.catalog.items
+    for number, history in enumerate(HISTORIES):
+        scores = recommender.scores_of(many)[number].double()
+        seen = set(names.encode(history).tolist())
+        left = [c for c in range(1, 41) if c not in seen and recommender._current().known[c]]
+        order = sorted(left, key=lambda c: (-float(scores[c]), c))
+        assert torch.allclose(scores[whole.codes[number]], scores[order[:12]], atol=1e-5)
+        assert set(whole.codes[number].tolist()) <= set(left)
+    for columns in (1, 7, 40, 41, 1000):
+        cut = recommender.rank(many, 12, columns=columns)
+        assert np.array_equal(cut.codes, whole.codes) and np.array_equal(cut.scores, whole.scores)
+    for number in range(len(many)):
+        own = many[number].recommend(k=12)
+        assert [r.id for r in own] == whole.ids[number].tolist()
+        assert np.allclose([r.score for r in own], whole.scores[number], atol=1e-6)
+
+
+class Rough:
+    """Scores whose approximation is off by as much as it says."""
+
+    def __init__(self, values: Tensor, off: float, seed: int = 0) -> None:
+        self.values, self.off, self.seed = values.double(), off, seed
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, users: slice) -> Rough:
+        return Rough(self.values[users], self.off, self.seed)
+
+    def error(self) -> Tensor:
+        return torch.full((len(self),), self.off, dtype=torch.float64)
+
+    def approximate(self, start: int, stop: int) -> Tensor:
+        noise = torch.rand(self.values.shape, generator=torch.Generator().manual_seed(self.seed)).double()
+        return (self.values + self.off * (2 * noise - 1))[:, start:stop].float()
+
+    def exact(self, codes: Tensor) -> Tensor:
+        return self.values.gather(1, codes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    users=st.integers(1, 4),
+    items=st.integers(2, 400),
+    levels=st.integers(1, 40),
+    columns=st.integers(1, 500),
+    off=st.sampled_from([0.001, 0.3, 2.0]),
+    seed=st.integers(0, 99),
+)
+def test_the_best_are_exact_with_ties_in_catalogue_order(
+    users: int, items: int, levels: int, columns: int, off: float, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, levels, (users, items))
+    allowed = rng.random(items) < 0.8
+    allowed[:2] = [False, True]
+    excluded = rng.integers(2, max(3, items), (users, 2)) % items
+    left = [[c for c in range(1, items) if allowed[c] and c not in excluded[u]] for u in range(users)]
+    k = int(rng.integers(1, min(map(len, left)) + 1)) if min(map(len, left)) else 0
+    if not k:
+        return
+    pairs = torch.arange(users).repeat_interleave(2), torch.from_numpy(excluded.ravel())
+    codes, scores = best(Rough(torch.from_numpy(values), off, seed), k, torch.from_numpy(allowed), pairs, columns)
+    for user in range(users):
+        expected = sorted(left[user], key=lambda c: (-values[user, c], c))[:k]
+        assert codes[user].tolist() == expected
+        assert scores[user].tolist() == [values[user, c] for c in expected]
+
+
+def test_the_largest_of_long_rows() -> None:
+    x = torch.randn(3, 70_001)
+    for k in (1, 13, 200):
+        values, index = largest(x, k)
+        assert torch.equal(values, x.topk(k).values) and torch.equal(x.gather(1, index), values)
+
+
+def test_allow_deny_and_candidates() -> None:
+    recommender = Recommender(lively(UP, CONFIG))
+    many = recommender.adapt([HISTORIES[0], HISTORIES[3]])
+    order = [[r.id for r in row] for row in many.recommend(k=33)]
+    some = [f"item{i}" for i in range(0, 40, 3)]
+    kept = [[i for i in row if i in some] for row in order]
+    assert [[r.id for r in row] for row in many.recommend(k=8, allow=set(some))] == [row[:8] for row in kept]
+    left = [[i for i in row if i not in some] for row in order]
+    assert [[r.id for r in row] for row in many.recommend(k=8, deny=some)] == [row[:8] for row in left]
+    lists = [["item9", "item8", "item3", "item8", "item30"], ["item30", "item9", "item33", "item24"]]
+    found = many.recommend(k=3, candidates=lists)
+    assert [[r.id for r in row] for row in found] == [
+        [i for i in row if i in own][:3] for row, own in zip(order, lists, strict=True)
+    ]
+    scores = dict(zip(order[0], many.recommend(k=33).scores[0], strict=True))
+    assert np.allclose(found.scores[0], [scores[i] for i in found.ids[0]])
+    one = many[0].recommend(k=1, candidates=lists[0], deny=["item9"], allow=some, exclude_seen=False)
+    assert one[0].id in ("item3", "item30")
+    with pytest.raises(ValueError, match=r"at most 2, the number .* among the candidates .* user 1 .*, got 3"):
+        many.recommend(k=3, candidates=[lists[0], ["item30", "item33", "item1"]])
+    with pytest.raises(ValueError, match="expected candidates for each of the 2 users, got 1"):
+        many.recommend(k=1, candidates=[["item30"]])
+    with pytest.raises(ValueError, match=r"recommend: deny: unknown item id 'itm3'"):
+        many.recommend(k=1, deny=["itm3"])
+    with pytest.raises(ValueError, match=r"at most 2, the number .* that allow and deny leave"):
+        many.recommend(k=3, allow=["item30", "item33"])
+
+
+def test_negatives_are_the_users_own() -> None:
+    warm = np.array([False, True, True, False, True, True, True])
+    maker = SupportMaker(warm, negatives=4, max_length=50)
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(1, 7, n) for n in (5, 9, 2, 12)]
+    support, _ = maker(Clicks.join(rows))
+    for number, row in enumerate(rows):
+        alone, _ = maker(Clicks.join([row]))
+        assert torch.equal(alone.negatives[0], support.negatives[number, : len(row) - 1])
+    drawn = support.negatives[support.weight > 0]
+    assert set(drawn.unique().tolist()) <= set(np.flatnonzero(warm).tolist())
+    assert not (drawn == support.target[support.weight > 0].unsqueeze(-1)).any()
+    many = SupportMaker(warm, negatives=3000, max_length=50)(Clicks.join([np.array([1, 2, 3])]))[0].negatives[0]
+    for row, allowed in zip(many, ([1, 4, 5, 6], [1, 2, 4, 5, 6]), strict=True):
+        share = torch.bincount(row, minlength=7)[allowed] / 3000
+        assert torch.allclose(share, torch.full_like(share, 1 / len(allowed)), atol=0.05)
+
+
+def test_one_user_by_all_learners_at_once_equals_each_learner_by_itself() -> None:
+    model = lively(UP, replace(CONFIG, heads=2, layers=2, inner_steps=4))
+    snapshot = FusedSnapshot(model)
+    assert snapshot.one is not None
+    recommender = Recommender(model)
+    support, query = recommender._support(Clicks.of([HISTORIES[3]], model.catalog.items))
+    state, active = snapshot.one.adapt(support, query)
+    for number, name in enumerate(model.learners):
+        meta = MetaLearner(model.learner(name), lr=0.1, steps=4, engine="native")
+        with torch.no_grad():
+            expected = meta.adapt(support)(query)
+            before = meta.adapt(support, steps=0)(query)
+        assert torch.allclose(state[0, number], expected.state[0, 0], atol=1e-5)
+        assert (expected.state - before.state).abs().max() > 0.01
+        assert bool(active[0, number]) == bool(expected.active[0, 0])
+
+
+@pytest.mark.parametrize("adapts", ["encoder", "all"])
+def test_an_update_equals_a_fresh_adaptation(adapts: str) -> None:
+    recommender = Recommender(lively(UP, replace(CONFIG, test_adapts=adapts, test_lr=0.3, max_length=6)))
+    more = [["item5"], ["item8", "item9"], [], ["item0"], [], ["item2", "item2"]]
+    whole = [a + b for a, b in zip(HISTORIES, more, strict=True)]
+    updated, fresh = recommender.adapt(HISTORIES).update(more), recommender.adapt(whole)
+    assert np.array_equal(updated.clicks.codes, fresh.clicks.codes)
+    assert torch.allclose(updated.standing.state, fresh.standing.state, atol=1e-5)
+    assert np.array_equal(updated.recommend(k=10).codes, fresh.recommend(k=10).codes)
+    one = recommender.adapt(HISTORIES[0]).update(["item5"]).update(["item6", "item7"])
+    again = recommender.adapt([*HISTORIES[0], "item5", "item6", "item7"])
+    assert one.history == again.history and one.recommend(k=5) == again.recommend(k=5)
+    with pytest.raises(ValueError, match="update: expected clicks for each of the 6 users, got 1 sequences"):
+        recommender.adapt(HISTORIES).update([["item1"]])
+
+
+def test_a_user_without_clicks_gets_the_unadapted_ranking() -> None:
+    recommender = Recommender(lively(UP, CONFIG))
+    nobody = recommender.adapt([])
+    assert not nobody.adapted and nobody.history == () and repr(nobody) == "User(0 clicks)"
+    warm = [recommender.catalog.items.ids[c - 1] for c in np.flatnonzero(UP.warm)]
+    each = recommender.adapt([[name] for name in warm])
+    assert torch.allclose(nobody.users.standing.state, each.standing.state.mean(0, keepdim=True), atol=1e-6)
+    assert len(nobody.recommend(k=40)) == 40
+    many = recommender.adapt([["item1", "item2"], [], ["item3"]])
+    assert many.adapted.tolist() == [True, False, False]
+    assert many[1].recommend(k=5) == nobody.recommend(k=5)
+    assert nobody.update(["item3"]).recommend(k=5) == recommender.adapt(["item3"]).recommend(k=5)
+
+
+def test_a_stream_is_the_same_users_in_pieces() -> None:
+    recommender = Recommender(lively(UP, CONFIG))
+    whole = recommender.adapt(HISTORIES).recommend(k=5).ids.tolist()
+    pieces = list(recommender.stream(iter(HISTORIES), users=4))
+    assert [len(piece) for piece in pieces] == [4, 2]
+    assert [row for piece in pieces for row in piece.recommend(k=5).ids.tolist()] == whole
+
+
+def test_users_are_sliced_and_named() -> None:
+    recommender = Recommender(lively(UP, CONFIG))
+    many = recommender.adapt(HISTORIES)
+    assert [len(u.history) for u in many[::-2]] == [2, 10, 0] and many[-1].history == ("item20", "item21")
+    assert np.allclose(many.weights.sum(1), 1) and recommender.learners == ("id", "image", "text")
+    assert list(many[3].weights) == list(recommender.learners)
+    assert np.allclose(list(many[3].weights.values()), many.weights[3])
+    with pytest.raises(IndexError, match="user 6: there are 6"):
+        many[6]
+    with pytest.raises(ValueError, match=r"user 1: unknown item id 'itm3'"):
+        recommender.adapt([["item1"], ["itm3"]])
+    with pytest.raises(ValueError, match="got the string 'item1' as user 0"):
+        recommender.adapt(["item1", ["item3"]])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("adapts", ["encoder", "all"])
+def test_saved_users_come_back_to_their_model_alone(tmp_path: Path, adapts: str) -> None:
+    model = lively(UP, replace(CONFIG, test_adapts=adapts))
+    recommender, path = Recommender(model), tmp_path / "users.safetensors"
+    many = recommender.adapt(HISTORIES)
+    many.save(path)
+    again = recommender.load_users(path)
+    for a, b in zip(many.standing.tensors(), again.standing.tensors(), strict=True):
+        assert torch.equal(a, b)
+    assert np.array_equal(again.recommend(k=7).codes, many.recommend(k=7).codes)
+    assert path.stat().st_size < 3000 * len(HISTORIES)
+    other = Recommender(MML.build(UP, model.config, seed=1))
+    with pytest.raises(ValueError, match=r"users\.safetensors: these users were adapted from another model"):
+        other.load_users(path)
+    damaged = bytearray(path.read_bytes())
+    damaged[-5] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match="the checksum does not match"):
+        recommender.load_users(path)
+
+
+def test_users_of_changed_weights_are_refused() -> None:
+    model = lively(UP, CONFIG)
+    recommender = Recommender(model)
+    user = recommender.adapt(HISTORIES[0])
+    with torch.no_grad():
+        model.learners["id"].encoder.position.mul_(2)
+    with pytest.raises(ValueError, match="the model's weights have changed since .* adapt to them again"):
+        user.recommend(k=3)
+    assert recommender.adapt(HISTORIES[0]).recommend(k=3) == Recommender(model).adapt(HISTORIES[0]).recommend(k=3)
+    assert not torch.equal(recommender.adapt(HISTORIES[0]).scores, user.users.standing.state[0, 0, 0])
+
+
+def test_a_trained_model_adapts_in_bulk_as_one_by_one() -> None:
+    recommender = Recommender(trained())
+    rng = np.random.default_rng(0)
+    histories = [[f"item{i}" for i in rng.integers(0, 40, n)] for n in rng.integers(1, 14, 50)]
+    together = recommender.adapt(histories)
+    for number, history in enumerate(histories):
+        alone = recommender.adapt(history)
+        assert torch.allclose(alone.users.standing.state[0], together.standing.state[number], atol=1e-4)
