@@ -57,7 +57,8 @@ class FastStack:
         if own:
             twin._parameters = {}
             self.own.append((twin, self._part(path, Delta(self.users, **own))))
-        return twin
+        out: nn.Module = twin
+        return out
 
     def _part(self, path: str, part: Part) -> Part:
         self.parts[path] = part

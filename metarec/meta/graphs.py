@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ class Graphs:
 
     def __init__(self) -> None:
         self.recorded: dict[Hashable, Recorded | None] = {}
-        self.pool: tuple[int, int] | None = None
+        self.pool: Any = None  # one memory pool for all: they run one after another
 
     def of(self, meta: Trained, part: EpisodeBatch) -> Recorded | None:
         """The graph of a batch, replayed with its users; None if the shape is new."""
@@ -55,7 +55,7 @@ class Graphs:
 class Recorded:
     """One shape's graph, its inputs and its results, which the next replay overwrites."""
 
-    def __init__(self, meta: Trained, part: EpisodeBatch, pool: tuple[int, int] | None) -> None:
+    def __init__(self, meta: Trained, part: EpisodeBatch, pool: Any) -> None:
         self.part = EpisodeBatch(part.user, _copied(part.support), _copied(part.query))
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool):

@@ -40,7 +40,6 @@ class ModalityLearner(nn.Module):
     """
 
     candidates: Tensor
-    candidate_codes: Tensor
 
     def __init__(
         self, items: Items, encoder: nn.Module, *, context: Items | None = None, candidates: Tensor | None = None
@@ -49,9 +48,14 @@ class ModalityLearner(nn.Module):
         self.items = items
         self.encoder = encoder
         self.context = context
-        compared = items.known if candidates is None else candidates
-        self.register_buffer("candidates", compared, persistent=False)
-        self.register_buffer("candidate_codes", compared.nonzero().squeeze(-1), persistent=False)
+        self.register_buffer("candidates", items.known if candidates is None else candidates, persistent=False)
+        self._found: list[Tensor] = []  # the candidates, and their codes
+
+    def candidate_codes(self) -> Tensor:
+        """The codes of the candidates, found once: finding them makes a GPU wait."""
+        if not self._found or self._found[0] is not self.candidates:
+            self._found[:] = [self.candidates, self.candidates.nonzero().squeeze(-1)]
+        return self._found[1]
 
     @property
     def max_length(self) -> int | None:
@@ -89,7 +93,7 @@ class ModalityLearner(nn.Module):
         state = self.states(examples, items)
         positive = (state * items(examples.target)).sum(-1)
         if objective == "softmax":
-            others = items.scores(state, self.candidate_codes)
+            others = items.scores(state, self.candidate_codes())
             each = losses.softmax_among(positive, others, self.candidates[examples.target])
         elif objective in ("bpr", "sampled_softmax"):
             negatives = (state.unsqueeze(-2) * items(examples.negatives)).sum(-1)
