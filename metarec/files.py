@@ -76,7 +76,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
         text, expected = metadata["metarec"], metadata["sha256"]
         header = json.loads(text)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, ValueError, LookupError, TypeError, RecursionError, OverflowError, RuntimeError) as error:
         raise ValueError(
             f"{source}: not a whole metarec file ({type(error).__name__}: {error}); it is cut off, damaged or "
             "something else: save it again or take another copy"

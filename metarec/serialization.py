@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -13,11 +14,21 @@ from torch import Tensor
 
 from metarec.data.dataset import Catalog, Vocabulary
 from metarec.files import read_tensors, write_tensors
+from metarec.nn import ColdItemGenerator
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.mml import MML
 from metarec.types import Modality
 
 _WEIGHTS = "weights."
+MOST = {  # more is a damaged or hostile file, and would take memory or time without end
+    "dim": 1 << 16,
+    "layers": 1 << 10,
+    "heads": 1 << 10,
+    "max_length": 1 << 20,
+    "negatives": 1 << 16,
+    "neighbours": 1 << 10,
+    "inner_steps": 1 << 16,
+}
 
 
 def save(model: MML, path: str | Path) -> None:
@@ -57,6 +68,8 @@ def save(model: MML, path: str | Path) -> None:
         tensors |= {f"modality.{name}.features": modality.features, f"modality.{name}.present": modality.present}
     for name, column in catalog.attributes.items():
         tensors |= _pack(f"attribute.{name}", column)
+    if isinstance(items := model.learner("id").items, ColdItemGenerator):
+        tensors["neighbours"] = items.neighbours.to(torch.int32)
     tensors |= {_WEIGHTS + name: tensor for name, tensor in model.state_dict().items()}
     write_tensors(path, tensors, header)
 
@@ -64,13 +77,16 @@ def save(model: MML, path: str | Path) -> None:
 def load(path: str | Path, *, device: torch.device | str = "cpu") -> MML:
     """Read a model that :func:`save` wrote. It scores as the saved one did, and is in evaluation mode.
 
+    Nothing in the file is trusted: its checksum, its types, and that its shapes belong together are checked before
+    memory is set aside for a model.
+
     Args:
         path: the file.
         device: where the model goes, wherever it was saved from.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is cut off, damaged, of another version, or holds something else.
+        ValueError: if the file is cut off, damaged, of another version, or holds something else; names the file.
     """
     tensors, header = read_tensors(path)
     if header.get("kind") != "MML":
@@ -78,18 +94,52 @@ def load(path: str | Path, *, device: torch.device | str = "cpu") -> MML:
             f"{path}: holds no model that load() knows: expected kind 'MML', got {header.get('kind')!r}; "
             "a training checkpoint is read by train(..., checkpoint=...)"
         )
-    config = _config(header["config"], path)
-    weights = {name.removeprefix(_WEIGHTS): t for name, t in tensors.items() if name.startswith(_WEIGHTS)}
+    config = _config(header.get("config"), path)
     try:
-        with torch.random.fork_rng(devices=[]):
-            model = MML(_catalog(tensors, header), tensors["warm"].numpy(), config, fitted=header.get("fitted"))
-        model.to(weights["fusion.bias"].dtype).load_state_dict(weights)
-    except (KeyError, RuntimeError) as error:
+        model = _model(tensors, header, config)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"{path}: its contents do not make an MML of this version ({error}); load it with the version of metarec "
-            "that saved it, or train again"
+            f"{path}: its contents do not make an MML of this version ({type(error).__name__}: {error}); load it with "
+            "the version of metarec that saved it, or train again"
         ) from error
     return model.to(device).eval()
+
+
+def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any], config: MMLConfig) -> MML:
+    """The model, its parameters taken from the file as they are: none is made first."""
+    weights = {name.removeprefix(_WEIGHTS): t for name, t in tensors.items() if name.startswith(_WEIGHTS)}
+    dtype = weights["fusion.bias"].dtype
+    strange = sorted(name for name, t in weights.items() if t.dtype != dtype or not t.is_floating_point())
+    if strange:
+        raise ValueError(
+            f"weights must be floating-point numbers of one type, {strange[0]} is {weights[strange[0]].dtype}"
+        )
+    catalog, warm = _catalog(tensors, header), _expect(tensors, "warm", torch.bool, 1)
+    fitted = header.get("fitted", catalog.size)
+    if type(fitted) is not int or not 1 <= fitted <= catalog.size or len(warm) != catalog.size or bool(warm[0]):
+        raise ValueError(f"warm {tuple(warm.shape)} and fitted={fitted!r} do not fit {catalog.size} rows")
+    near = _neighbours(tensors, catalog, warm, config.neighbours) if "neighbours" in tensors else None
+    with torch.device("meta"):
+        model = MML(catalog, warm.numpy(), config, fitted=fitted, neighbours=near)
+    model.load_state_dict(weights, assign=True)
+    return model.to(dtype)
+
+
+def _neighbours(tensors: Mapping[str, Tensor], catalog: Catalog, warm: Tensor, k: int) -> Tensor:
+    near = _expect(tensors, "neighbours", torch.int32, 2).long()
+    right = near.shape == (catalog.size, k) and bool(((near >= 0) & (near < catalog.size)).all())
+    if not right or not bool((warm[near] | (near == 0)).all()):
+        raise ValueError(f"neighbours must be {k} warm items for each of {catalog.size} rows")
+    return near
+
+
+def _expect(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype, dimensions: int) -> Tensor:
+    tensor = tensors[name]
+    if tensor.dtype != dtype or tensor.ndim != dimensions:
+        raise ValueError(
+            f"{name} must be {dtype} with {dimensions} dimensions, got {tensor.dtype} {tuple(tensor.shape)}"
+        )
+    return tensor
 
 
 def _plain(value: Any) -> Any:
@@ -97,25 +147,55 @@ def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def _config(values: Mapping[str, Any], path: str | Path) -> MMLConfig:
+def _config(values: Any, path: str | Path) -> MMLConfig:
     """The settings again; JSON has lists where they had tuples."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: the settings must be an object, got {type(values).__name__}; take another copy")
     unknown = sorted(set(values) - {f.name for f in fields(MMLConfig)})
     if unknown:
         raise ValueError(f"{path}: unknown settings {unknown}; it was saved by a newer metarec: upgrade to load it")
     settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    for name in MOST:
+        value = settings.get(name, 1)
+        if type(value) is not int or value > MOST[name]:
+            raise ValueError(f"{path}: {name} must be an integer of at most {MOST[name]}, got {value!r}")
     try:
-        return MMLConfig(**settings)
-    except (TypeError, ValueError) as error:
+        config = MMLConfig(**settings)
+        _check_rates(config)
+    except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {error}") from error
+    return config
+
+
+def _check_rates(config: MMLConfig) -> None:
+    """Numbers where there must be numbers: what serving reads of the settings."""
+    names = ("id", *(config.modalities or ()))
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError(f"modalities must be names, got {config.modalities!r}")
+    settings = (config.test_steps, config.test_lr, config.lr)
+    values = [v for s in settings for v in (s.values() if isinstance(s, Mapping) else [s]) if v is not None]
+    values += [config.inner_lr, config.dropout, config.generated]
+    strange = [v for v in values if isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v <= 1e6]
+    kinds = ("bpr", "sampled_softmax", "softmax")
+    if strange or len(config.objectives) != 2 or not all(kind in kinds for kind in config.objectives):
+        raise ValueError(f"settings out of range: {strange or config.objectives!r}")
+    if config.test_adapts not in ("encoder", "all"):
+        raise ValueError(f"test_adapts must be 'encoder' or 'all', got {config.test_adapts!r}")
 
 
 def _catalog(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Catalog:
     modalities = {
-        name: Modality(name, tensors[f"modality.{name}.features"], tensors[f"modality.{name}.present"])
+        name: Modality(
+            name,
+            _expect(tensors, f"modality.{name}.features", torch.float32, 2),
+            _expect(tensors, f"modality.{name}.present", torch.bool, 1),
+        )
         for name in header["modalities"]
     }
     attributes = {name: _unpack(f"attribute.{name}", tensors) for name in header["attributes"]}
     hidden = _unpack("hidden", tensors) if header["format"] > 1 else []
+    if not isinstance(header["items"], str):
+        raise ValueError(f"items must be a name, got {header['items']!r}")
     return Catalog(Vocabulary(_unpack("items", tensors), header["items"]), modalities, attributes, frozenset(hidden))
 
 
@@ -129,5 +209,8 @@ def _pack(name: str, strings: Sequence[str]) -> dict[str, Tensor]:
 
 def _unpack(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
     """The strings that :func:`_pack` put away."""
-    joined, ends = tensors[f"{name}.bytes"].numpy().tobytes(), tensors[f"{name}.ends"].tolist()
-    return [joined[start:end].decode() for start, end in zip([0, *ends], ends, strict=False)]
+    joined = _expect(tensors, f"{name}.bytes", torch.uint8, 1).numpy().tobytes()
+    ends = [0, *_expect(tensors, f"{name}.ends", torch.int64, 1).tolist()]
+    if ends[-1] != len(joined) or any(start > end for start, end in itertools.pairwise(ends)):
+        raise ValueError(f"{name}.ends does not divide its {len(joined)} bytes")
+    return [joined[start:end].decode() for start, end in itertools.pairwise(ends)]

@@ -17,6 +17,23 @@ from metarec.types import Modality
 Variant = Literal["metarec", "paper"]
 
 
+def warm_neighbours(modalities: Sequence[Modality], warm: Tensor, k: int) -> Tensor:
+    """The k warm items nearest to each item by all its features, (I, k); 0 where there are fewer.
+
+    Args:
+        modalities: the features.
+        warm: (I,) bool.
+        k: how many.
+
+    Example:
+        >>> text = Modality("text", torch.tensor([[0.0], [1.0], [2.0]]), torch.arange(3) > 0)
+        >>> warm_neighbours([text], torch.arange(3) > 0, k=1).tolist()
+        [[2], [2], [1]]
+    """
+    described = torch.stack([m.present for m in modalities]).any(0) & (torch.arange(len(warm), device=warm.device) > 0)
+    return nearest_items(torch.cat([m.features for m in modalities], dim=1), described & warm, k)
+
+
 class ColdItemGenerator(nn.Module):
     """Stands in front of items: a generated vector for a cold item, the item's own vector otherwise.
 
@@ -30,7 +47,7 @@ class ColdItemGenerator(nn.Module):
         modalities: the features that vectors are generated from.
         warm: (I,) bool, items that training has seen; they are the neighbours, and the rest with features is cold.
         dim: D.
-        neighbours: K.
+        neighbours: K, or the neighbours themselves, (I, K) item codes; see :func:`warm_neighbours`.
         probability: with which a warm item is treated as cold in training, in all its roles at once (as history,
             target and candidate, or a generated vector would only ever grow).
         variant: ``"metarec"`` or ``"paper"``.
@@ -62,7 +79,7 @@ class ColdItemGenerator(nn.Module):
         warm: Tensor,
         *,
         dim: int = 64,
-        neighbours: int = 5,
+        neighbours: int | Tensor = 5,
         probability: float = 0.1,
         variant: Variant = "metarec",
     ) -> None:
@@ -82,7 +99,7 @@ class ColdItemGenerator(nn.Module):
             self.register_buffer(f"present_{index}", modality.present, persistent=False)
         present = torch.stack([m.present for m in modalities]).any(0)
         described = present & (torch.arange(len(warm), device=warm.device) > 0)
-        near = nearest_items(torch.cat([m.features for m in modalities], dim=1), described & warm, neighbours)
+        near = warm_neighbours(modalities, warm, neighbours) if isinstance(neighbours, int) else neighbours
         self.register_buffer("neighbours", near, persistent=False)
         self.register_buffer("cold", described & ~warm, persistent=False)
         self.register_buffer("replaceable", described & warm, persistent=False)

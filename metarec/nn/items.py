@@ -104,7 +104,7 @@ class IdItems(nn.Module):
         nn.init.normal_(self.weight, std=0.02)
         with torch.no_grad():
             self.weight[0] = 0
-        default = torch.arange(size) > 0
+        default = torch.arange(size, device=None if known is None else known.device) > 0
         self.register_buffer("known", default if known is None else known & default, persistent=False)
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from metarec.data.sampler import EpisodeSampler
 from metarec.functional import standardise_features
 from metarec.meta import MetaLearner
 from metarec.nn import AdaptiveFusion, ColdItemGenerator, FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder
+from metarec.nn.generator import warm_neighbours
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.fusing import FusedMethod, fusion_users, train_fusion
 from metarec.recipes.training import TrainingRun, fingerprint
@@ -38,6 +39,7 @@ class MML(nn.Module):
         warm: (I,) bool, items seen upstream.
         config: the settings.
         fitted: rows of the catalogue that features are standardised by; later ones were added to a trained model.
+        neighbours: (I, K) the nearest warm items of each item, if they are known already.
 
     Raises:
         ValueError: if the config names a modality that the catalogue does not have.
@@ -52,7 +54,13 @@ class MML(nn.Module):
     """
 
     def __init__(
-        self, catalog: Catalog, warm: NDArray[np.bool_], config: MMLConfig, *, fitted: int | None = None
+        self,
+        catalog: Catalog,
+        warm: NDArray[np.bool_],
+        config: MMLConfig,
+        *,
+        fitted: int | None = None,
+        neighbours: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.catalog, self.warm, self.config = catalog, warm, config
@@ -65,9 +73,11 @@ class MML(nn.Module):
         for modality in modalities:
             parts[modality.name] = FeatureItems(modality, config.dim), None
         learners = {}
+        if modalities and neighbours is None:
+            neighbours = warm_neighbours(modalities, seen, config.neighbours)
         for name, (items, aware) in parts.items():
-            if modalities:
-                items = self._generator(items, modalities, seen)
+            if neighbours is not None:
+                items = self._generator(items, modalities, seen, neighbours)
             encoder = SequenceEncoder(
                 config.dim,
                 max_length=config.max_length,
@@ -79,14 +89,16 @@ class MML(nn.Module):
         self.learners = nn.ModuleDict(learners)
         self.fusion = AdaptiveFusion(len(learners), config.dim)
 
-    def _generator(self, items: Items, modalities: Sequence[Modality], seen: Tensor) -> ColdItemGenerator:
+    def _generator(
+        self, items: Items, modalities: Sequence[Modality], seen: Tensor, neighbours: Tensor
+    ) -> ColdItemGenerator:
         config = self.config
         return ColdItemGenerator(
             items,
             modalities,
             seen,
             dim=config.dim,
-            neighbours=config.neighbours,
+            neighbours=neighbours,
             probability=config.generated,
             variant=config.variant,
         )

@@ -6,19 +6,16 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import Protocol, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarec.data.dataset import Ints, Vocabulary
+from metarec.data.dataset import Catalog, Ints, Vocabulary
 from metarec.serving.clicks import Clicks
 from metarec.serving.snapshot import Standing
-
-if TYPE_CHECKING:
-    from metarec.recommender import Recommender
 
 Ids = Collection[str]
 
@@ -79,6 +76,49 @@ class Recommendations:
         return (self[user] for user in range(len(self)))
 
 
+class Server(Protocol):
+    """What users ask of the :class:`~metarec.Recommender` that made them."""
+
+    @property
+    def catalog(self) -> Catalog:
+        """The items."""
+        ...
+
+    @property
+    def learners(self) -> tuple[str, ...]:
+        """Names of the learners."""
+        ...
+
+    def rank(
+        self,
+        users: Users,
+        k: int = 10,
+        *,
+        exclude_seen: bool = True,
+        allow: Ids | None = None,
+        deny: Ids | None = None,
+        candidates: Sequence[Ids] | None = None,
+    ) -> Recommendations:
+        """The lists of users."""
+        ...
+
+    def weights_of(self, users: Users) -> NDArray[np.float32]:
+        """The weights of their learners, (B, M)."""
+        ...
+
+    def scores_of(self, users: Users) -> Tensor:
+        """All their scores, (B, I)."""
+        ...
+
+    def updated(self, users: Users, clicks: Sequence[Sequence[str]]) -> Users:
+        """Users after more clicks."""
+        ...
+
+    def save_users(self, users: Users, path: str | Path) -> None:
+        """Write users to a file."""
+        ...
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Users:
     """B users that a model has adapted to: their clicks and where they stand, about a kilobyte each.
@@ -92,7 +132,7 @@ class Users:
         version: of the model's weights that it belongs to.
     """
 
-    recommender: Recommender
+    recommender: Server
     clicks: Clicks
     standing: Standing
     version: int
