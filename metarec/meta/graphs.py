@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metarec.meta.memory import free
 from metarec.types import EpisodeBatch, Examples
 
 MULTIPLE = 4  # lengths are padded to multiples of it, so that fewer shapes occur
 MOST = 64  # shapes that are kept; further ones run without a graph
+SHARE = 1 / 8  # of the free memory, what a batch may need to be recorded; larger ones gain little
+
+Gradients = tuple[Tensor, list[Tensor], list[Tensor]]  # losses (B,), parameters, gradients of the losses' sum
 
 
 class Trained(Protocol):
@@ -20,8 +24,8 @@ class Trained(Protocol):
 
     learner: torch.nn.Module
 
-    def losses_and_gradients(self, part: EpisodeBatch) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-        """Query losses, parameters and their gradients, without waiting for the GPU."""
+    def gradients(self, part: EpisodeBatch) -> Gradients:
+        """Query losses, parameters and the gradients of the losses' sum, without waiting for the GPU."""
         ...
 
 
@@ -32,8 +36,11 @@ class Graphs:
         self.recorded: dict[Hashable, Recorded | None] = {}
         self.pool: Any = None  # one memory pool for all: they run one after another
 
-    def of(self, meta: Trained, part: EpisodeBatch) -> Recorded | None:
-        """The graph of a batch, replayed with its users; None if the shape is new."""
+    def of(self, meta: Trained, part: EpisodeBatch, need: int) -> Recorded | None:
+        """The graph for a batch that needs so many bytes; None if it should run without."""
+        device = part.user.device
+        if device.type != "cuda":
+            return None
         part = padded(part, getattr(meta.learner, "max_length", None))
         key = (
             tuple(t.shape for t in _tensors(part)),
@@ -41,14 +48,13 @@ class Graphs:
             tuple((p.data_ptr(), p.requires_grad) for p in meta.learner.parameters()),
         )
         if key not in self.recorded:
-            if len(self.recorded) < MOST:
+            if len(self.recorded) < MOST and need < SHARE * free(device):
                 self.recorded[key] = None
             return None
         graph = self.recorded[key]
         if graph is None:
             graph = self.recorded[key] = Recorded(meta, part, self.pool)
             self.pool = graph.graph.pool()
-        graph.replay(part)
         return graph
 
 
@@ -56,24 +62,18 @@ class Recorded:
     """One shape's graph, its inputs and its results, which the next replay overwrites."""
 
     def __init__(self, meta: Trained, part: EpisodeBatch, pool: Any) -> None:
+        self.longest = getattr(meta.learner, "max_length", None)
         self.part = EpisodeBatch(part.user, _copied(part.support), _copied(part.query))
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool):
-            self.losses, self.parameters, self.gradients = meta.losses_and_gradients(self.part)
+            self.found = meta.gradients(self.part)
 
-    def replay(self, part: EpisodeBatch) -> None:
-        """Run with other users."""
-        for mine, given in zip(_tensors(self.part), _tensors(part), strict=True):
+    def replayed(self, part: EpisodeBatch) -> Gradients:
+        """What it finds for other users."""
+        for mine, given in zip(_tensors(self.part), _tensors(padded(part, self.longest)), strict=True):
             mine.copy_(given)
         self.graph.replay()
-
-    def add_gradient(self, share: float) -> None:
-        """Add a multiple of the gradient of the losses' sum to ``.grad``."""
-        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
-            if parameter.grad is None:
-                parameter.grad = gradient * share
-            else:
-                parameter.grad.add_(gradient, alpha=share)
+        return self.found
 
 
 def padded(part: EpisodeBatch, longest: int | None) -> EpisodeBatch:
