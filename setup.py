@@ -6,7 +6,13 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-TEST = ["hypothesis>=6.100", "pytest>=8", "torchmetrics>=1.4"]
+TEST = [
+    "hypothesis>=6.100",
+    "pytest>=8",
+    "torchmetrics>=1.4",
+    # The GPU kernels are tested in its interpreter; CUDA builds of torch bring it along.
+    "triton>=3.5; platform_system == 'Linux' and platform_machine == 'x86_64'",
+]
 
 
 def version() -> str:

@@ -114,10 +114,16 @@ def loop(learner: ModalityLearner, users: EpisodeBatch, steps: int, second_order
         (own.loss(users.query[user : user + 1]).sum() / len(users)).backward()
 
 
-def native(learner: ModalityLearner, steps: int, second_order: bool) -> MetaLearner:
+def native(learner: ModalityLearner, steps: int, second_order: bool, *, graphs: bool = True) -> MetaLearner:
     """The batched inner loop of the same meta-learning."""
     return MetaLearner(
-        learner, lr=LR, steps=steps, second_order=second_order, objectives=("bpr", "bpr"), engine="native"
+        learner,
+        lr=LR,
+        steps=steps,
+        second_order=second_order,
+        objectives=("bpr", "bpr"),
+        engine="native",
+        graphs=graphs,
     )
 
 
@@ -185,7 +191,7 @@ def stages(learner: ModalityLearner, users: EpisodeBatch, options: argparse.Name
     """Forward (inner loop and query loss) and backward (meta-gradient) seconds apart, first order."""
     device = users.user.device
     part = _first(users, STAGED_USERS[device.type])
-    meta = native(learner, options.steps, second_order=False)
+    meta = native(learner, options.steps, second_order=False, graphs=False)
     losses: list[Tensor] = []
     taken: dict[str, list[float]] = {"forward": [], "backward": []}
     for turn in range(1 + options.repeats):

@@ -17,6 +17,7 @@ MATRIX = {"cpu": 1024, "cuda": 8192}  # rows and columns of the matrices whose p
 COPIES = {"cpu": range(18, 29, 2), "cuda": range(20, 31, 2)}  # log2 of the bytes that measure the copy rate
 COPIED = {"cpu": 1 << 28, "cuda": 1 << 34}  # bytes copied per sample, so that small copies are timed in numbers
 SAMPLES = 3
+WARM_UP = 2  # calls before those that count
 
 
 def choose_device(name: str) -> torch.device:
@@ -73,15 +74,16 @@ def samples(
 ) -> dict[str, list[float]]:
     """Seconds of each function, ``repeats`` times in turns, so that what slows the machine slows them all.
 
-    Each is called once before, untimed: memory is allocated and kernels are chosen in the first call.
+    Each is called twice before, untimed: memory is allocated and kernels are chosen in the first call, CUDA graphs are
+    recorded in the second.
     """
     taken: dict[str, list[float]] = {name: [] for name in functions}
-    with tqdm(total=(1 + repeats) * len(functions), desc=title, unit="run") as bar:
-        for turn in range(1 + repeats):
+    with tqdm(total=(WARM_UP + repeats) * len(functions), desc=title, unit="run") as bar:
+        for turn in range(WARM_UP + repeats):
             for name, function in functions.items():
-                bar.set_postfix_str(name if turn else f"{name}, warm-up")
+                bar.set_postfix_str(name if turn >= WARM_UP else f"{name}, warm-up")
                 elapsed = seconds(function, device)
-                if turn:
+                if turn >= WARM_UP:
                     taken[name].append(elapsed)
                 bar.update()
     return taken

@@ -72,6 +72,17 @@ def test_vmap_equals_the_batch():
     close(torch.func.vmap(model)(x, KEEP, context), model(x, KEEP, context))
 
 
+@pytest.mark.parametrize("with_context", [True, False])
+@pytest.mark.parametrize("at", [[[5], [0], [2], [5]], [[5, 0], [1, 1], [2, 0], [3, 4]], [[0, 1, 2, 3, 4, 5, 6, 0]] * 4])
+def test_states_at_some_positions_are_those_of_the_whole_pass(at, with_context):
+    model, (x, context) = encoder(), inputs(len(REAL), LENGTH)
+    given = context if with_context else None
+    whole, some = model(x, KEEP, given), model(x, KEEP, given, torch.tensor(at))
+    for user, positions in enumerate(at):
+        for row, position in enumerate(positions):
+            close(some[user, row], whole[user, position])
+
+
 def test_a_later_click_leaves_earlier_states_alone():
     model, (x, context) = encoder(), inputs(1, LENGTH)
     keep = torch.ones(1, LENGTH, dtype=torch.bool)

@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from helpers import id_learner, ragged_episodes
+from metarec.meta import MetaLearner
 from metarec.meta.memory import chunk_sizes, users_in_budget
 from metarec.types import Examples
 
@@ -73,3 +75,30 @@ def test_chunks_follow_their_own_longest_history():
         assert size == min(fits, len(lengths) - start)
         start += size
     assert start == len(lengths) and found == [2, 2, 4, 2]
+
+
+def test_out_of_memory_halves_the_users_and_changes_nothing(monkeypatch):
+    def gradient(meta: MetaLearner) -> tuple[float, torch.Tensor]:
+        meta.learner.zero_grad()
+        return meta.backward(episodes), torch.cat([p.grad.flatten() for p in meta.learner.parameters()])
+
+    episodes = ragged_episodes([3, 9, 4, 6, 5])
+    meta = MetaLearner(id_learner(context=False), lr=0.05, steps=2, engine="native")
+    loss, expected = gradient(meta)
+    whole, tried = meta.gradients, []
+
+    def small(part):
+        tried.append(len(part))
+        if len(part) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return whole(part)
+
+    monkeypatch.setattr(meta, "gradients", small)
+    found_loss, found = gradient(meta)
+    assert tried == [5, 3, 2, 1, 2]
+    assert found_loss == pytest.approx(loss, rel=1e-12)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+    monkeypatch.setattr(meta, "gradients", lambda part: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        meta.backward(episodes)

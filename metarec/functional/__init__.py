@@ -1,6 +1,6 @@
 """Pure tensor functions: losses, attention, fusion, nearest items, ranking metrics, segment sums."""
 
-from metarec.functional.attention import causal_attention, merge_heads, split_heads
+from metarec.functional.attention import attend, causal_attention, merge_heads, rows, split_heads
 from metarec.functional.fusion import fuse, standardise, standardise_features
 from metarec.functional.losses import bpr, sampled_softmax, softmax, softmax_among, weighted_mean
 from metarec.functional.neighbours import nearest_items
@@ -8,6 +8,7 @@ from metarec.functional.ranking import mrr_at, ndcg_at, ranks, recall_at
 from metarec.functional.segments import segment_max, segment_mean, segment_sum
 
 __all__ = [
+    "attend",
     "bpr",
     "causal_attention",
     "fuse",
@@ -17,6 +18,7 @@ __all__ = [
     "nearest_items",
     "ranks",
     "recall_at",
+    "rows",
     "sampled_softmax",
     "segment_max",
     "segment_mean",

@@ -1,10 +1,4 @@
-"""Many users' first-order weights without a weight matrix per user.
-
-SGD on a linear layer adds ``-lr * G^T X`` to its weight, with X the layer's inputs and G the gradients of its outputs:
-a matrix of rank (tokens). A user's adapted layer is therefore the shared layer plus ``(x X^T) G``, and no user needs a
-weight of its own until the rank passes what a full matrix costs. The shared part of every user is one matrix product,
-gradients of weights are never formed, and what moves through memory is the size of the activations.
-"""
+"""Many users' first-order weights without a weight matrix per user."""
 
 from __future__ import annotations
 
@@ -13,156 +7,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from metarec.meta.adapted import AdaptedLinear, AdaptedNorm, AdaptedPart, Delta, kernels
 from metarec.types import Examples
 
-
-class _Adapted(nn.Module):
-    """A module of B users: shared parameters plus what the users' steps have added to them.
-
-    ``inner`` while steps are taken (the shared parameters are constants), ``graph`` when gradients of an outer loss
-    are to reach the shared parameters.
-    """
-
-    mode = "inner"
-    base: dict[str, Tensor]
-
-    def shared(self, parameter: Tensor) -> Tensor:
-        """The shared parameter as the mode wants it."""
-        return parameter if self.mode == "graph" else parameter.detach()
-
-    def watched(self) -> list[Tensor]:
-        """What the next step needs the gradients of."""
-        raise NotImplementedError
-
-    def step(self, gradients: list[Tensor | None], lr: float) -> None:
-        """Take one SGD step, given the gradients of what was watched."""
-        raise NotImplementedError
-
-    def weights(self) -> dict[str, Tensor]:
-        """The adapted parameters, (B, ...)."""
-        raise NotImplementedError
-
-
-_Part = TypeVar("_Part", bound=_Adapted)
-
-
-class _AdaptedLinear(_Adapted):
-    """``x (W + dW)^T + b + db`` with dW kept as its factors, or added up once that is cheaper."""
-
-    def __init__(self, base: nn.Linear, users: int, steps: int) -> None:
-        super().__init__()
-        self.base: dict[str, Tensor] = dict(base.named_parameters())
-        self.users, self.steps = users, steps
-        self.inputs: Tensor | None = None
-        self.outputs: Tensor | None = None
-        self.rank = 0
-        self.dense: Tensor | None = None
-        self.bias: Tensor | None = None
-        self.calls: list[tuple[Tensor, Tensor]] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., in) -> (B, ..., out)."""
-        out = F.linear(x, **{name: self.shared(p) for name, p in self.base.items()})
-        tokens, flat = x.flatten(1, -2), out.flatten(1, -2)
-        if self.bias is not None:
-            flat += self.bias.unsqueeze(1)
-        if self.dense is not None:
-            flat.baddbmm_(tokens, self.dense)
-        elif self.inputs is not None and self.outputs is not None:
-            near = tokens @ self.inputs[:, : self.rank].transpose(1, 2)
-            flat.baddbmm_(near, self.outputs[:, : self.rank])
-        if self.mode == "inner":
-            flat = flat if flat.requires_grad else flat.requires_grad_()
-            self.calls.append((tokens.detach(), flat))
-        return flat.view(out.shape)
-
-    def watched(self) -> list[Tensor]:
-        return [out for _, out in self.calls]
-
-    def step(self, gradients: list[Tensor | None], lr: float) -> None:
-        for (tokens, _), gradient in zip(self.calls, gradients, strict=True):
-            if gradient is not None:
-                self._add(tokens, gradient.mul_(-lr))
-        self.calls.clear()
-
-    def _add(self, tokens: Tensor, change: Tensor) -> None:
-        if "bias" in self.base:
-            self.bias = change.sum(1) if self.bias is None else self.bias + change.sum(1)
-        if self.dense is not None:
-            self.dense.baddbmm_(tokens.transpose(1, 2), change)
-            return
-        rank, (height, width) = self.rank + tokens.shape[1], self.base["weight"].shape
-        if rank * (width + height) > width * height:
-            self.dense = tokens.transpose(1, 2) @ change
-            if self.inputs is not None and self.outputs is not None:
-                self.dense.baddbmm_(self.inputs[:, : self.rank].transpose(1, 2), self.outputs[:, : self.rank])
-            self.inputs = self.outputs = None
-            return
-        if self.inputs is None or self.outputs is None or rank > self.inputs.shape[1]:
-            room = (self.users, max(rank, tokens.shape[1] * self.steps))
-            before = self.inputs, self.outputs
-            self.inputs, self.outputs = tokens.new_empty(*room, width), change.new_empty(*room, height)
-            for new, old in zip((self.inputs, self.outputs), before, strict=True):
-                if old is not None:
-                    new[:, : self.rank] = old[:, : self.rank]
-        self.inputs[:, self.rank : rank] = tokens
-        self.outputs[:, self.rank : rank] = change
-        self.rank = rank
-
-    def weights(self) -> dict[str, Tensor]:
-        out = {n: self.shared(p).expand(self.users, *p.shape) for n, p in self.base.items()}
-        if self.inputs is not None and self.outputs is not None:
-            out["weight"] = out["weight"] + self.outputs[:, : self.rank].transpose(1, 2) @ self.inputs[:, : self.rank]
-        if self.dense is not None:
-            out["weight"] = out["weight"] + self.dense.transpose(1, 2)
-        if self.bias is not None:
-            out["bias"] = out["bias"] + self.bias
-        return out
-
-
-class _Delta(_Adapted):
-    """Parameters that are small enough for a difference per user."""
-
-    def __init__(self, users: int, **parameters: Tensor) -> None:
-        super().__init__()
-        self.names = list(parameters)
-        self.base = dict(parameters)
-        self.delta = {
-            name: torch.zeros(users, *p.shape, dtype=p.dtype, device=p.device, requires_grad=True)
-            for name, p in parameters.items()
-        }
-
-    def value(self, name: str) -> Tensor:
-        """(B, ...)."""
-        return self.shared(self.base[name]) + self.delta[name]
-
-    def watched(self) -> list[Tensor]:
-        return [self.delta[name] for name in self.names]
-
-    def step(self, gradients: list[Tensor | None], lr: float) -> None:
-        with torch.no_grad():
-            for name, gradient in zip(self.names, gradients, strict=True):
-                if gradient is not None:
-                    self.delta[name].add_(gradient, alpha=-lr)
-
-    def weights(self) -> dict[str, Tensor]:
-        return {name: self.value(name) for name in self.names}
-
-
-class _AdaptedNorm(_Delta):
-    """Layer norm whose scale and shift differ per user."""
-
-    def __init__(self, base: nn.LayerNorm, users: int) -> None:
-        super().__init__(users, weight=base.weight, bias=base.bias)
-        self.shape, self.eps = base.normalized_shape, base.eps
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, ..., D) -> (B, ..., D)."""
-        lead = (len(x), *(1 for _ in range(x.ndim - 1 - len(self.shape))), *self.shape)
-        normal = F.layer_norm(x, self.shape, None, None, self.eps)
-        return torch.addcmul(self.value("bias").view(lead), normal, self.value("weight").view(lead))
+Part = TypeVar("Part", bound=AdaptedPart)
 
 
 class FastStack:
@@ -179,8 +28,9 @@ class FastStack:
 
     def __init__(self, view: nn.Module, users: int, steps: int) -> None:
         self.users, self.steps = users, steps
-        self.parts: dict[str, _Adapted] = {}
-        self.own: list[tuple[nn.Module, _Delta]] = []
+        self.parts: dict[str, AdaptedPart] = {}
+        self.own: list[tuple[nn.Module, Delta]] = []
+        self.kernels = kernels(next(view.parameters()))
         self.twin: Any = self._twin(view, "")
 
     @staticmethod
@@ -196,18 +46,21 @@ class FastStack:
     def _twin(self, module: nn.Module, path: str) -> nn.Module:
         """A copy of a module tree in which everything with parameters is the users' own."""
         if type(module) is nn.Linear:
-            return self._part(path, _AdaptedLinear(module, self.users, self.steps))
+            return self._part(path, AdaptedLinear(module, self.users, self.steps))
         if isinstance(module, nn.LayerNorm):
-            return self._part(path, _AdaptedNorm(module, self.users))
-        twin = copy.copy(module)
+            return self._part(path, AdaptedNorm(module, self.users))
+        twin: Any = copy.copy(module)
         twin._modules = {n: m and self._twin(m, f"{path}{n}.") for n, m in module._modules.items()}
+        if self.kernels and hasattr(twin, "attend"):
+            twin.attend = self.kernels.attend
         own = {name: p for name, p in module._parameters.items() if p is not None}
         if own:
             twin._parameters = {}
-            self.own.append((twin, self._part(path, _Delta(self.users, **own))))
-        return twin
+            self.own.append((twin, self._part(path, Delta(self.users, **own))))
+        out: nn.Module = twin
+        return out
 
-    def _part(self, path: str, part: _Part) -> _Part:
+    def _part(self, path: str, part: Part) -> Part:
         self.parts[path] = part
         return part
 
@@ -244,7 +97,7 @@ class FastStack:
 
     def _freeze(self) -> None:
         for part in self.parts.values():
-            if isinstance(part, _Delta):
+            if isinstance(part, Delta):
                 part.delta = {name: d.detach() for name, d in part.delta.items()}
 
     def weights(self) -> dict[str, Tensor]:

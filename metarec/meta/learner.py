@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from metarec.meta.fast import FastStack
-from metarec.meta.memory import chunk_sizes
+from metarec.meta.graphs import Gradients, Graphs
+from metarec.meta.memory import bytes_per_user, chunk_sizes
 from metarec.meta.stack import TaskStack
 from metarec.types import EpisodeBatch, Examples, Scored
 
@@ -103,6 +104,9 @@ class MetaLearner(nn.Module):
             learn2learn where it is installed.
         memory_budget: bytes that adapting may take at once; users are adapted in chunks that fit. Default: half of the
             free memory of a GPU, 128 MiB on a CPU.
+        graphs: on a GPU, let :meth:`backward` replay batches of a shape it has met before as one CUDA graph: launching
+            the kernels of a small batch costs many times more than running them. Encoder-only adaptation, and learners
+            whose Python code does the same at every call.
 
     Raises:
         ValueError: if ``steps`` or ``lr`` is negative or the engine is unknown.
@@ -130,6 +134,7 @@ class MetaLearner(nn.Module):
         objectives: tuple[str, str] = ("bpr", "bpr"),
         engine: Engine = "auto",
         memory_budget: int | None = None,
+        graphs: bool = False,
     ) -> None:
         super().__init__()
         if steps < 0 or lr < 0:
@@ -144,6 +149,7 @@ class MetaLearner(nn.Module):
         self.objectives = objectives
         self.learn2learn = engine == "learn2learn" or (engine == "auto" and found)
         self.memory_budget = memory_budget
+        self.graphs = Graphs() if graphs else None
 
     def adapt(self, support: Examples, *, steps: int | None = None) -> Adapted:
         """Adapt to B users at once; the shared weights stay as they are.
@@ -207,13 +213,48 @@ class MetaLearner(nn.Module):
         sizes = chunk_sizes(view, episodes.support, self._graph_steps(True), self.memory_budget)
         total = 0.0
         for part in episodes.chunks(*sizes):
-            losses = self.query_loss(part)
-            if not bool(torch.isfinite(losses).all()):
-                users = part.user[~torch.isfinite(losses)].tolist()
-                raise FloatingPointError(
-                    f"query loss of user codes {users[:5]} is not finite after {self.steps} inner steps of "
-                    f"lr={self.lr}; lower the inner or outer learning rate"
-                )
-            (losses.sum() / len(episodes)).backward()
-            total += float(losses.detach().sum())
+            need = len(part) * bytes_per_user(view, part.support, self._graph_steps(True))
+            for losses, parameters, gradients in self._gradients(part, need):
+                if not bool(torch.isfinite(losses).all()):
+                    users = part.user[~torch.isfinite(losses)].tolist()
+                    raise FloatingPointError(
+                        f"query loss of user codes {users[:5]} is not finite after {self.steps} inner steps of "
+                        f"lr={self.lr}; lower the inner or outer learning rate"
+                    )
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    add_gradient(parameter, gradient, 1 / len(episodes))
+                total += float(losses.sum())
         return total / len(episodes)
+
+    def _gradients(self, part: EpisodeBatch, need: int) -> Iterator[Gradients]:
+        """Query losses and gradients of some users, in halves where the GPU's memory turns out too small."""
+        try:
+            graph = self.graphs and self.adapts == "encoder" and self.graphs.of(self, part, need)
+            found = graph.replayed(part) if graph else self.gradients(part)
+        except torch.OutOfMemoryError:
+            if len(part) == 1:
+                raise
+            found = None
+        if found is not None:
+            yield found
+            return
+        torch.cuda.empty_cache()
+        for half in part.chunks(-(-len(part) // 2)):
+            yield from self._gradients(half, need // 2)
+
+    def gradients(self, part: EpisodeBatch) -> Gradients:
+        """Query losses (B,) of users that fit into memory, parameters, and the gradients of the losses' sum."""
+        stack = self._adapt_chunk(self.learner.task_view(self.adapts), part.support, self.steps)
+        losses: Tensor = stack("loss", part.query, self.objectives[1])
+        trained = [p for p in self.learner.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
+        used = [(p, g) for p, g in zip(trained, gradients, strict=True) if g is not None]
+        return losses.detach(), [p for p, _ in used], [g for _, g in used]
+
+
+def add_gradient(parameter: Tensor, gradient: Tensor, share: float) -> None:
+    """Add a multiple of a gradient to ``parameter.grad``; the gradient itself may be overwritten later."""
+    if parameter.grad is None:
+        parameter.grad = gradient * share
+    else:
+        parameter.grad.add_(gradient, alpha=share)

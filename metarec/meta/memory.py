@@ -38,9 +38,6 @@ def chunk_sizes(view: nn.Module, support: Examples, graph_steps: int, budget: in
 def users_in_budget(view: nn.Module, support: Examples, graph_steps: int, budget: int | None = None) -> int:
     """Users that can be adapted at once.
 
-    Counts per user: ``COPIES`` of the adapting weights (one more per inner step kept for second order), and the
-    activations of one forward and backward pass per kept step.
-
     Args:
         view: one user's task.
         support: of all users; its shape says how long they are.
@@ -50,13 +47,27 @@ def users_in_budget(view: nn.Module, support: Examples, graph_steps: int, budget
     Returns:
         at least 1.
     """
-    parameters = list(view.parameters())
-    device = support.history.device
     if budget is None:
-        budget = torch.cuda.mem_get_info(device)[0] // 2 if device.type == "cuda" else CPU_BUDGET
+        budget = free(support.history.device) // 2 if support.history.is_cuda else CPU_BUDGET
+    return max(1, int(budget // bytes_per_user(view, support, graph_steps)))
+
+
+def bytes_per_user(view: nn.Module, support: Examples, graph_steps: int) -> int:
+    """What adapting one user takes.
+
+    Counts ``COPIES`` of the adapting weights (one more per inner step kept for second order), and the activations of
+    one forward and backward pass per kept step.
+    """
+    parameters = list(view.parameters())
     weights = sum(p.numel() for p in parameters)
     width = max((p.shape[-1] for p in parameters if p.ndim), default=1)
     tokens = support.history.shape[-1] + support.target.shape[-1] * (1 + support.negatives.shape[-1])
     per_step = ACTIVATIONS * tokens * width + weights
     size = parameters[0].element_size() if parameters else 4
-    return max(1, int(budget // (size * (COPIES * weights + graph_steps * per_step))))
+    return max(1, size * (COPIES * weights + graph_steps * per_step))
+
+
+def free(device: torch.device) -> int:
+    """Bytes of a GPU that nobody uses or that torch keeps for reuse."""
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarec.functional.attention import causal_attention, merge_heads, split_heads
+from metarec.functional.attention import attend, rows
+
+ALIGN = 4  # matrix kernels are slow on row lengths that are no multiple of it
 
 
 class EncoderBlock(nn.Module):
@@ -19,6 +21,8 @@ class EncoderBlock(nn.Module):
         dropout: of hidden layers and attention weights.
     """
 
+    attend = staticmethod(attend)
+
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
@@ -30,11 +34,12 @@ class EncoderBlock(nn.Module):
         self.feedforward_norm = nn.LayerNorm(dim, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, keep: Tensor, bias: Tensor | None) -> Tensor:
-        """(..., L, D) -> (..., L, D)."""
-        query, key, value = (split_heads(part, self.heads) for part in self.query_key_value(x).chunk(3, dim=-1))
-        weights = self.dropout(causal_attention(query, key, keep, bias))
-        x = self.attention_norm(x + self.dropout(self.attention_out(merge_heads(weights @ value))))
+    def forward(self, x: Tensor, keep: Tensor, bias: Tensor | None, at: Tensor | None = None) -> Tensor:
+        """(..., L, D) -> (..., L, D), or (..., Q, D) at positions (..., Q)."""
+        dropout = self.dropout.p if self.training else 0.0
+        read = self.attend(self.query_key_value(x), self.heads, keep, bias, at, dropout)
+        x = x if at is None else rows(x, at)
+        x = self.attention_norm(x + self.dropout(self.attention_out(read)))
         hidden = self.feedforward_out(F.gelu(self.feedforward_in(x)))
         out: Tensor = self.feedforward_norm(x + self.dropout(hidden))
         return out
@@ -66,6 +71,7 @@ class SequenceEncoder(nn.Module):
 
     context_scale = 0.001
     broadcasts = ("position",)
+    takes_positions = True
 
     def __init__(
         self,
@@ -90,25 +96,38 @@ class SequenceEncoder(nn.Module):
                 nn.init.normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
 
-    def forward(self, x: Tensor, keep: Tensor, context: Tensor | None = None) -> Tensor:
-        """State after each prefix.
+    @property
+    def max_length(self) -> int:
+        """The longest history."""
+        return self.position.shape[-2]
+
+    def forward(self, x: Tensor, keep: Tensor, context: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+        """State after each prefix, or after those asked for.
 
         Args:
             x: (..., L, D) item vectors of the history.
             keep: (..., L) bool, False at padding.
             context: (..., L, E) feature vectors for feature-aware attention.
+            at: (..., S) positions; the last block runs only there. All L by default.
 
         Returns:
-            (..., L, D).
+            (..., S, D).
 
         Raises:
             ValueError: if L is more than ``max_length``.
         """
         length = x.shape[-2]
-        if length > self.position.shape[-2]:
-            raise ValueError(f"SequenceEncoder: history of {length} items, but max_length is {self.position.shape[-2]}")
-        bias = None if context is None else self.context_scale * (context @ context.transpose(-2, -1))
+        if length > self.max_length:
+            raise ValueError(f"SequenceEncoder: history of {length} items, but max_length is {self.max_length}")
         x = self.dropout(self.norm(x + self.position[..., :length, :]))
-        for block in self.blocks:
-            x = block(x, keep, bias)
-        return x
+        bias = None if context is None else self.context_scale * (context @ context.transpose(-2, -1))
+        spare = -length % ALIGN
+        if spare:
+            x, keep = F.pad(x, (0, 0, 0, spare)), F.pad(keep, (0, spare))
+            bias = None if bias is None else F.pad(bias, (0, spare, 0, spare))
+        few = at if at is not None and at.shape[-1] < length else None
+        for number, block in enumerate(self.blocks, 1):
+            x = block(x, keep, bias, few if number == len(self.blocks) else None)
+        if few is not None:
+            return x
+        return x[..., :length, :] if at is None else rows(x, at)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Literal
 
 from torch import Tensor, nn
 
 from metarec.functional import losses
+from metarec.functional.attention import rows
 from metarec.nn.generator import ColdItemGenerator
 from metarec.nn.items import Items
 from metarec.nn.touched import TouchedRows
@@ -21,7 +23,8 @@ class ModalityLearner(nn.Module):
 
     Args:
         items: where item vectors come from (:class:`IdItems`, :class:`FeatureItems`, :class:`ColdItemGenerator`).
-        encoder: reads (x, keep, context) and returns the state after every prefix.
+        encoder: reads (x, keep, context) and returns the state after every prefix; with a true ``takes_positions``,
+            reads (x, keep, context, at) and returns the states at the positions ``at``.
         context: items whose vectors make the attention feature-aware; none by default.
         candidates: (I,) bool, items that the full softmax compares with; default: the known items. Give it the items
             seen upstream, or cold items are only ever pushed away.
@@ -46,6 +49,19 @@ class ModalityLearner(nn.Module):
         self.encoder = encoder
         self.context = context
         self.register_buffer("candidates", items.known if candidates is None else candidates, persistent=False)
+        self._found: list[Tensor] = []  # the candidates, and their codes
+
+    def candidate_codes(self) -> Tensor:
+        """The codes of the candidates, found once: finding them makes a GPU wait."""
+        if not self._found or self._found[0] is not self.candidates:
+            self._found[:] = [self.candidates, self.candidates.nonzero().squeeze(-1)]
+        return self._found[1]
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest history that the encoder takes, if it says so."""
+        length: int | None = getattr(self.encoder, "max_length", None)
+        return length
 
     def states(self, examples: Examples, items: Items | None = None) -> Tensor:
         """State of each example, (..., S, D): one pass over the history serves all of them.
@@ -56,9 +72,11 @@ class ModalityLearner(nn.Module):
         """
         history = examples.history
         context = None if self.context is None else self.context(history)
-        layer: Tensor = self.encoder((items or self.items)(history), history > 0, context)
-        index = examples.position.unsqueeze(-1).expand(*examples.position.shape, layer.shape[-1])
-        return layer.gather(-2, index)
+        read = (items or self.items)(history), history > 0, context
+        if getattr(self.encoder, "takes_positions", False):
+            state: Tensor = self.encoder(*read, examples.position)
+            return state
+        return rows(self.encoder(*read), examples.position)
 
     def loss(self, examples: Examples, objective: Objective = "bpr") -> Tensor:
         """Mean loss of each user's examples, (...).
@@ -75,7 +93,7 @@ class ModalityLearner(nn.Module):
         state = self.states(examples, items)
         positive = (state * items(examples.target)).sum(-1)
         if objective == "softmax":
-            others = items.scores(state, self.candidates.nonzero().squeeze(-1))
+            others = items.scores(state, self.candidate_codes())
             each = losses.softmax_among(positive, others, self.candidates[examples.target])
         elif objective in ("bpr", "sampled_softmax"):
             negatives = (state.unsqueeze(-2) * items(examples.negatives)).sum(-1)
@@ -106,13 +124,15 @@ class ModalityLearner(nn.Module):
         ``"encoder"``: the items are frozen into tables, so only the encoder has parameters. ``"all"``: the projections
         stay, and a table of items is wrapped in :class:`TouchedRows`, so that a user adapts the rows it touches.
         """
+        if adapts not in ("encoder", "all"):
+            raise ValueError(f"adapts must be 'encoder' or 'all', got {adapts!r}")
+        view = copy.copy(self)
+        view._modules = dict(self._modules)
         if adapts == "encoder":
-            context = None if self.context is None else self.context.frozen()
-            return type(self)(self.items.frozen(), self.encoder, context=context, candidates=self.candidates)
-        if adapts == "all":
-            items = TouchedRows(self.items.frozen()) if self.items.adapts_rows else self.items
-            return type(self)(items, self.encoder, context=self.context, candidates=self.candidates)
-        raise ValueError(f"adapts must be 'encoder' or 'all', got {adapts!r}")
+            view.items, view.context = self.items.frozen(), None if self.context is None else self.context.frozen()
+        elif self.items.adapts_rows:
+            view.items = TouchedRows(self.items.frozen())
+        return view
 
     def task_tensors(self, support: Examples) -> dict[str, Tensor]:
         """Tensors that each of B users has of its own from the start, by name: the rows that a task view touches."""

@@ -151,6 +151,7 @@ class MML(nn.Module):
             steps=config.inner_steps,
             objectives=config.objectives,
             engine="native",
+            graphs=True,
         ).train(self.training)
 
     def adapt(self, support: Examples) -> Scorer:

@@ -1,0 +1,105 @@
+"""Meta-gradients of small batches as CUDA graphs: one launch for thousands of kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from metarec.meta.memory import free
+from metarec.types import EpisodeBatch, Examples
+
+MULTIPLE = 4  # lengths are padded to multiples of it, so that fewer shapes occur
+MOST = 64  # shapes that are kept; further ones run without a graph
+SHARE = 1 / 8  # of the free memory, what a batch may need to be recorded; larger ones gain little
+
+Gradients = tuple[Tensor, list[Tensor], list[Tensor]]  # losses (B,), parameters, gradients of the losses' sum
+
+
+class Trained(Protocol):
+    """What is recorded: a :class:`~metarec.meta.MetaLearner`."""
+
+    learner: torch.nn.Module
+
+    def gradients(self, part: EpisodeBatch) -> Gradients:
+        """Query losses, parameters and the gradients of the losses' sum, without waiting for the GPU."""
+        ...
+
+
+class Graphs:
+    """The graphs of one meta-learner by the shape of the batch. A shape is recorded when it comes the second time."""
+
+    def __init__(self) -> None:
+        self.recorded: dict[Hashable, Recorded | None] = {}
+        self.pool: Any = None  # one memory pool for all: they run one after another
+
+    def of(self, meta: Trained, part: EpisodeBatch, need: int) -> Recorded | None:
+        """The graph for a batch that needs so many bytes; None if it should run without."""
+        device = part.user.device
+        if device.type != "cuda":
+            return None
+        part = padded(part, getattr(meta.learner, "max_length", None))
+        key = (
+            tuple(t.shape for t in _tensors(part)),
+            meta.learner.training,
+            tuple((p.data_ptr(), p.requires_grad) for p in meta.learner.parameters()),
+        )
+        if key not in self.recorded:
+            if len(self.recorded) < MOST and need < SHARE * free(device):
+                self.recorded[key] = None
+            return None
+        graph = self.recorded[key]
+        if graph is None:
+            graph = self.recorded[key] = Recorded(meta, part, self.pool)
+            self.pool = graph.graph.pool()
+        return graph
+
+
+class Recorded:
+    """One shape's graph, its inputs and its results, which the next replay overwrites."""
+
+    def __init__(self, meta: Trained, part: EpisodeBatch, pool: Any) -> None:
+        self.longest = getattr(meta.learner, "max_length", None)
+        self.part = EpisodeBatch(part.user, _copied(part.support), _copied(part.query))
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool):
+            self.found = meta.gradients(self.part)
+
+    def replayed(self, part: EpisodeBatch) -> Gradients:
+        """What it finds for other users."""
+        for mine, given in zip(_tensors(self.part), _tensors(padded(part, self.longest)), strict=True):
+            mine.copy_(given)
+        self.graph.replay()
+        return self.found
+
+
+def padded(part: EpisodeBatch, longest: int | None) -> EpisodeBatch:
+    """The same episodes with histories and examples padded to multiples; histories to ``longest`` at most.
+
+    Histories stay as they are where nobody says how long they may be.
+    """
+    return EpisodeBatch(part.user, _padded(part.support, longest), _padded(part.query, longest))
+
+
+def _padded(examples: Examples, longest: int | None) -> Examples:
+    length = examples.history.shape[1]
+    more = 0 if longest is None else min(-length % MULTIPLE, max(0, longest - length))
+    spare = -examples.target.shape[1] % MULTIPLE
+    return Examples(
+        F.pad(examples.history, (0, more)),
+        F.pad(examples.position, (0, spare)),
+        F.pad(examples.target, (0, spare)),
+        F.pad(examples.negatives, (0, 0, 0, spare)),
+        F.pad(examples.weight, (0, spare)),
+    )
+
+
+def _copied(examples: Examples) -> Examples:
+    return Examples(*(tensor.clone() for tensor in examples.tensors()))
+
+
+def _tensors(part: EpisodeBatch) -> tuple[Tensor, ...]:
+    return part.support.tensors() + part.query.tensors()
