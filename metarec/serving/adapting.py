@@ -10,6 +10,7 @@ from metarec.serving.clicks import Clicks, SupportMaker
 from metarec.serving.snapshot import Snapshot, Standing
 
 USERS = {"cpu": 2048, "cuda": 65536}  # users adapted to at once
+FEW = {"cpu": 8, "cuda": 1}  # so few go one by one: what is made for one user beats a batch that small
 FIRST_CLICKS = 1024  # warm items whose states after one click are averaged for a user without clicks
 
 
@@ -19,13 +20,12 @@ def adapted(snapshot: Snapshot, support: SupportMaker, clicks: Clicks, catalog: 
     Raises:
         ValueError: if no modality knows any of a user's items, or a score is not finite.
     """
-    if len(clicks) == 1 and len(clicks.codes):
-        return _checked(snapshot, snapshot.adapt(*support(clicks)), clicks, np.zeros(1, dtype=np.int64), catalog)
     order = np.argsort(-clicks.counts, kind="stable")
     order, without = order[clicks.counts[order] > 0], np.flatnonzero(clicks.counts == 0)
     parts = []
-    for start in range(0, len(order), USERS[snapshot.device.type]):
-        users = order[start : start + USERS[snapshot.device.type]]
+    step = 1 if len(order) <= FEW[snapshot.device.type] else USERS[snapshot.device.type]
+    for start in range(0, len(order), step):
+        users = order[start : start + step]
         standing = snapshot.adapt(*support(clicks[users]))
         parts.append(_checked(snapshot, standing, clicks, users, catalog))
     if len(without):
@@ -38,11 +38,14 @@ def adapted(snapshot: Snapshot, support: SupportMaker, clicks: Clicks, catalog: 
 
 def unadapted(snapshot: Snapshot, support: SupportMaker) -> Standing:
     """Where a user without clicks stands: at the average state after one click on a warm item, (1, ...)."""
+    if snapshot.stranger is not None:
+        return snapshot.stranger
     warm = support.warm[:: max(1, len(support.warm) // FIRST_CLICKS)]
     each = snapshot.adapt(*support(Clicks(warm, np.arange(len(warm) + 1))))
     state = each.state.mean(0, keepdim=True)
     rows, corrections = each.rows[:1, :, :0], each.corrections[:1, :, :0]
-    return Standing(state, each.active.any(0, keepdim=True), rows, corrections)
+    snapshot.stranger = Standing(state, each.active.any(0, keepdim=True), rows, corrections)
+    return snapshot.stranger
 
 
 def _checked(snapshot: Snapshot, standing: Standing, clicks: Clicks, users: Ints, catalog: Catalog) -> Standing:

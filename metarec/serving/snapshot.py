@@ -75,11 +75,13 @@ class Snapshot(Protocol):
         known: (I,) bool, items that can be ranked.
         device: where it computes.
         shape: M and D of a user's states.
+        stranger: where a user without clicks stands, once somebody has asked.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, int]
     known: Tensor
+    stranger: Standing | None
     device: torch.device
 
     def adapt(self, support: Examples, query: Examples) -> Standing:
@@ -141,6 +143,8 @@ class FusedSnapshot:
     Args:
         model: on any device, in any mode.
     """
+
+    stranger: Standing | None = None
 
     def __init__(self, model: MML) -> None:
         self.names = tuple(model.learners)
@@ -237,6 +241,7 @@ class GivenSnapshot:
         items: I.
     """
 
+    stranger: Standing | None = None
     names: tuple[str, ...] = ()
 
     def __init__(self, method: Method, items: int) -> None:
