@@ -24,7 +24,8 @@ def tf32() -> bool:
     return torch.get_float32_matmul_precision() != "highest"
 
 
-@triton.jit
+# Numbers that change from batch to batch are not compiled into the kernels.
+@triton.jit(do_not_specialize=["n", "rank"])
 def _low_rank_kernel(
     y, x, X, G, n, rank, X_user, G_user, one,
     IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -102,7 +103,7 @@ def _kept(seed, program, dropout, TOKENS: tl.constexpr):
     return tl.where(drawn < dropout, 0.0, 1 / (1 - dropout))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def _attend_forward(
     out, qkv, keep, bias, seed, L, scale, dropout, HEADS: tl.constexpr, d: tl.constexpr, TOKENS: tl.constexpr,
     BIAS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
@@ -117,7 +118,7 @@ def _attend_forward(
     tl.store(at, tl.dot(p, v, input_precision=PRECISION), mask=(token < L)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["L"])
 def _attend_backward(
     back, back_bias, gradient, qkv, keep, bias, seed, L, scale, dropout, HEADS: tl.constexpr, d: tl.constexpr,
     TOKENS: tl.constexpr, BIAS: tl.constexpr, BACK_BIAS: tl.constexpr, DROPOUT: tl.constexpr, PRECISION: tl.constexpr,
@@ -211,7 +212,7 @@ def _normal(x, user, n, eps, D: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.
     return centred * inverse[:, None], inverse, cells, at
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _norm_forward(out, x, weight, bias, n, eps, D: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr):
     user, column = tl.program_id(0).to(tl.int64), tl.arange(0, COLUMNS)
     normal, _inverse, cells, at = _normal(x, user, n, eps, D, TOKENS, COLUMNS)
@@ -220,7 +221,7 @@ def _norm_forward(out, x, weight, bias, n, eps, D: tl.constexpr, TOKENS: tl.cons
     tl.store(out + at, normal * scale[None, :] + shift[None, :], mask=cells)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"])
 def _norm_backward(
     back, back_weight, back_bias, gradient, x, weight, n, eps, D: tl.constexpr, TOKENS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -240,7 +241,7 @@ class _ScaledNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         users, n, width = x.shape
-        ctx.numbers = (n, eps, width, triton.next_power_of_2(n), triton.next_power_of_2(width))
+        ctx.numbers = (n, eps, width, max(16, triton.next_power_of_2(n)), triton.next_power_of_2(width))
         ctx.save_for_backward(x, weight)
         out = torch.empty_like(x)
         _norm_forward[(users,)](out, x, weight, bias, *ctx.numbers)

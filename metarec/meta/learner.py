@@ -29,6 +29,10 @@ class Learner(Protocol):
         """Catalogue scores, states, and whether the history is known at all."""
         ...
 
+    def stand(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """States, and whether the history is known at all."""
+        ...
+
     def task_view(self, adapts: Any) -> nn.Module:
         """The learner as one user's task: its parameters are what adapts."""
         ...
@@ -61,6 +65,11 @@ class Adapted:
         """Catalogue scores (B, Q, I), states (B, Q, D) and whether the history is known at all (B, Q)."""
         scores, state, active = (torch.cat(parts) for parts in zip(*self._each("rank", examples), strict=True))
         return scores, state, active
+
+    def stand(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """States (B, Q, D) and whether the history is known at all (B, Q), without scoring the catalogue."""
+        state, active = (torch.cat(parts) for parts in zip(*self._each("stand", examples), strict=True))
+        return state, active
 
     def loss(self, examples: Examples, objective: str = "bpr") -> Tensor:
         """Each user's loss on its examples, (B,)."""
@@ -209,7 +218,8 @@ class MetaLearner(nn.Module):
         Raises:
             FloatingPointError: if a user's loss is not finite; names the users.
         """
-        view = self.learner.task_view(self.adapts)
+        with torch.no_grad():  # a graph that leads to the parameters would keep a CUDA graph from being recorded
+            view = self.learner.task_view(self.adapts)
         sizes = chunk_sizes(view, episodes.support, self._graph_steps(True), self.memory_budget)
         total = 0.0
         for part in episodes.chunks(*sizes):
