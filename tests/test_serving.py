@@ -84,7 +84,7 @@ def test_scores_are_those_of_the_training_path(world: str) -> None:
     model = lively(data, config)
     recommender = Recommender(model)
     known = torch.stack([recommender.model.learner(n).items.known for n in model.learners]).any(0)
-    many = recommender.adapt(HISTORIES)
+    many = recommender.adapt(HISTORIES * 2)  # more than a few: not one by one
     together = recommender.scores_of(many)
     for number, history in enumerate(HISTORIES):
         if not history:
@@ -100,7 +100,7 @@ def test_scores_are_those_of_the_training_path(world: str) -> None:
 def test_lists_are_the_sorted_scores_however_they_are_cut(world: str) -> None:
     data, config = WORLDS[world]
     recommender = Recommender(lively(data, config))
-    many = recommender.adapt(HISTORIES)
+    many = recommender.adapt(HISTORIES * 2)
     whole = many.recommend(k=12)
     names = recommender.catalog.items
     for number, history in enumerate(HISTORIES):
