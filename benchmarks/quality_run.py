@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -12,9 +11,9 @@ from quality_scorers import (
     PLAIN,
     Settings,
     World,
-    blends,
     counted,
     fitted_later,
+    recipes_of_blends,
     sampled,
     sasrecs,
     trained_mml,
@@ -23,15 +22,18 @@ from quality_scorers import (
 from quality_summary import Results
 from tqdm import tqdm
 
-from metarec.data import Dataset, EpisodeSampler, split_by_time, split_time
-from metarec.evaluation import evaluate, without_last
+from metarec.data import Dataset, split_by_time, split_time
+from metarec.evaluation import evaluate
+from metarec.functional.ranking import ndcg_at, ranks
 from metarec.recipes import MML, Popularity
-from metarec.recipes.blend import Blend
+from metarec.recipes.blend import Blend, Observed, observe
+from metarec.recipes.rehearsal import last_clicks
 from metarec.report import Report
-from metarec.types import EpisodeBatch, Method
+from metarec.types import Method
 
 CLICKS = (1, 2, 3, 5, 10, 50)  # histories are cut to their last so many; 50 are all that a model reads
 REHEARSED = 3  # last clicks of each validation user that fit the blends
+PENALTIES = (1e-3, 1e-2, 1e-1)
 POSITIONS = 3  # last clicks of each test user in the comparison with more power
 BATCH = 256  # users whose scores of the catalogue are held at once
 
@@ -51,13 +53,10 @@ def one_seed(world: World, settings: Settings, seed: int, results: Results) -> N
     final, model = scorers(world, settings, seed, results)
     for name, method in final.items():
         results.add(name, seed, report(method, world.down))
-    fitted = blends(world, final)
-    for name, blend in blends(rehearsal, rehearsed).items():
-        blend.fit(last_clicks(later, REHEARSED), candidates=None if world.device.type == "cuda" else 1000)
-        results.try_out(f"{name}, seed {seed}", {"methods": list(blend.methods)}, report(blend, later))
-        fitted[name].take_weights(blend)
-        results.add(name, seed, report(fitted[name], world.down))
-        results.weights.setdefault(name, []).append(weights_of(fitted[name]))
+    fitted = blended(world, final, rehearsal, rehearsed, results)
+    for name, blend in fitted.items():
+        results.add(name, seed, report(blend, world.down))
+        results.weights.setdefault(name, []).append(weights_of(blend))
     for name in ("MML blend", "late fusion, gate"):
         results.more[name] = [*results.more.get(name, []), report(fitted[name], world.down, positions=POSITIONS)]
     adaptation(world, model, fitted["MML blend"], seed, results)
@@ -66,6 +65,47 @@ def one_seed(world: World, settings: Settings, seed: int, results: Results) -> N
         warm = torch.from_numpy(world.up.warm)
         three = {f"seed {i}": learner for i, learner in enumerate(results.learners)}
         results.add("ensemble of three SASRec id", seed, report(Blend(three, warm).to(world.device), world.down))
+
+
+def blended(
+    world: World, final: dict[str, Method], rehearsal: World, rehearsed: dict[str, Method], results: Results
+) -> dict[str, Blend]:
+    """The fusions of the final methods, with weights fitted to what the rehearsed ones say.
+
+    The penalty of each is chosen by cross-validation: half of the validation users judge what the others fitted.
+    """
+    warm, on_gpu = torch.from_numpy(rehearsal.up.warm).to(world.device), world.device.type == "cuda"
+    used = {name: m for name, m in rehearsed.items() if not name.endswith("not adapted")}
+    clicks = last_clicks(rehearsal.down, REHEARSED, users_per_batch=BATCH)
+    seen = observe(used, warm, clicks, candidates=None if on_gpu else 1000)
+    out = {}
+    for name, (parts, context) in recipes_of_blends(used, world.up.catalog.modalities).items():
+        blend = Blend({part: rehearsed[part] for part in parts}, warm, context=context).to(world.device)
+        if f"{name}, penalty" not in results.chosen:
+            choose_penalty(name, blend, seen.of(parts), results)
+        blend.fit(seen, penalty=results.chosen[f"{name}, penalty"])
+        out[name] = Blend({part: final[part] for part in parts}, torch.from_numpy(world.up.warm), context=context)
+        out[name].to(world.device).take_weights(blend)
+    return out
+
+
+def choose_penalty(name: str, blend: Blend, seen: Observed, results: Results) -> None:
+    """The penalty under which half of the users judge best what the other half fitted."""
+    half = seen.user % 2 == 0  # codes are in the order of the file, which says nothing of a user
+    values = {}
+    for penalty in PENALTIES:
+        ndcg = []
+        for judged in (half, ~half):
+            trial = Blend(blend.methods, blend.warm, context=len(blend.weight) > 1).to(blend.warm.device)
+            trial.fit(seen.on(~judged), penalty=penalty)
+            part = seen.on(judged)
+            with torch.no_grad():
+                scores = trial.fuse(part.z, part.unknown, part.context[:, : len(blend.weight)])
+            target = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
+            ndcg.append(ndcg_at(ranks(scores, target, allowed=~part.excluded), 10))
+        values[penalty] = float(torch.cat(ndcg).mean())
+        results.tried.append({"method": name, "penalty": penalty, "cross-validated ndcg@10": values[penalty]})
+    results.chosen[f"{name}, penalty"] = max(values, key=values.__getitem__)
 
 
 def choose(rehearsal: World, results: Results) -> None:
@@ -118,12 +158,6 @@ def report(method: Method, data: Dataset, *, positions: int = 1, clicks: int | N
     if clicks is None:
         return evaluate(method, data, exclude_seen=True, positions=positions, users_per_batch=BATCH)
     return evaluate(method, data, exclude_seen=True, part="serving", max_length=clicks, users_per_batch=BATCH)
-
-
-def last_clicks(data: Dataset, count: int) -> Iterator[EpisodeBatch]:
-    """Each user's last clicks, one after the other asked for from those before it."""
-    for taken in range(count):
-        yield from EpisodeSampler(without_last(data, taken, least=4), part="serving", users_per_batch=BATCH).epoch(0)
 
 
 def weights_of(blend: Blend) -> list[dict[str, object]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -13,11 +13,10 @@ import torch
 from tqdm import tqdm
 
 from metarec.data import Dataset, EpisodeSampler
-from metarec.evaluation import without_last
+from metarec.data.cutting import without_last
 from metarec.meta import MetaLearner
 from metarec.nn import ModalityLearner
 from metarec.recipes import mml, sasrec
-from metarec.recipes.blend import Blend
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.ease import EASE
 from metarec.recipes.itemknn import ItemKNN
@@ -115,7 +114,7 @@ def trained_sasrec(
 def sasrecs(world: World, settings: Settings, seed: int) -> dict[str, Method]:
     """The non-meta learners: one a modality, their sum, and what is made of the ID learner."""
     modalities = tuple(sorted(world.up.catalog.modalities))
-    kinds = {PLAIN: ("id",)} | {f"SASRec {name}": (name,) for name in modalities}
+    kinds: dict[str, tuple[str, ...]] = {PLAIN: ("id",), **{f"SASRec {name}": (name,) for name in modalities}}
     if modalities:
         kinds |= {"SASRec " + "+".join(("id", *modalities)): ("id", *modalities)}
     out: dict[str, Method] = {
@@ -176,24 +175,22 @@ def with_steps(model: MML, *, steps: int | None = None, lr: float | None = None)
 COUNTS = ("popularity, recent", "EASE", "ItemKNN")
 
 
-def blends(world: World, scorers: Mapping[str, Method]) -> dict[str, Blend]:
-    """The fusions, not fitted yet: the baselines' over SASRec's learners, MML's over its own."""
-    modalities = sorted(world.up.catalog.modalities)
-    plain = (PLAIN, *(f"SASRec {name}" for name in modalities))
+def recipes_of_blends(scorers: Iterable[str], modalities: Iterable[str]) -> dict[str, tuple[tuple[str, ...], bool]]:
+    """The fusions: what each is made of, and whether its weights depend on the user."""
+    plain = (PLAIN, *(f"SASRec {name}" for name in sorted(modalities)))
     ours = tuple(name for name in scorers if name.startswith("MML ") and name.endswith("generator"))
     live = ("popularity, live decay",)
-    chosen = {
+    return {
         "late fusion, fitted weights": (plain, False),
         "late fusion, gate": (plain, True),
         "late fusion and counts, gate": (plain + COUNTS, True),
         "MML blend of learners": (ours, True),
+        "MML blend without a gate": (ours + COUNTS, False),
         "MML blend": (ours + COUNTS, True),
         "live late fusion, fitted weights": (plain + live, False),
         "live late fusion, gate": (plain + live, True),
-        "live MML blend": (ours + COUNTS + live, True),
-    }
-    warm = torch.from_numpy(world.up.warm)
-    return {
-        name: Blend({part: scorers[part] for part in parts}, warm, context=context).to(world.device)
-        for name, (parts, context) in chosen.items()
+        "live late fusion and ItemKNN, gate": ((*plain, "ItemKNN", *live), True),
+        "live MML blend without a gate": ((*ours, "ItemKNN", *live), False),
+        "live MML blend": ((*ours, "ItemKNN", *live), True),
+        "live MML blend with all counts": (ours + COUNTS + live, True),
     }

@@ -6,13 +6,13 @@ import copy
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metarec.data.cutting import without_last
 from metarec.data.dataset import Dataset
 from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
 from metarec.functional.ranking import ranks
@@ -143,23 +143,6 @@ def check_information(method: Method, data: Dataset) -> str:
             "information = 'later', to be reported apart"
         )
     return information
-
-
-def without_last(data: Dataset, clicks: int, *, least: int) -> Dataset:
-    """The data as if each user's last clicks had not come yet; users with fewer than ``least`` left drop out.
-
-    Example:
-        >>> from metarec.datasets import planted
-        >>> data = planted(users=60, items=40)
-        >>> len(data) - len(without_last(data, 2, least=1))
-        120
-    """
-    if not clicks:
-        return data
-    counts = np.diff(data.offsets)
-    left = np.where(counts - clicks >= least, counts - clicks, 0)
-    kept = np.arange(len(data)) - np.repeat(data.offsets[:-1], counts) < np.repeat(left, counts)
-    return replace(data, user=data.user[kept], item=data.item[kept], time=data.time[kept])
 
 
 def choose_steps(meta: MetaLearner, data: Dataset, candidates: Sequence[int] = STEPS, **settings: Any) -> int:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from metarec.comparison import compare
-from metarec.evaluation import evaluate, without_last
+from metarec.data.cutting import without_last
+from metarec.evaluation import evaluate
 from metarec.report import Report, results_table
 from metarec.types import Examples, Scorer
 from test_evaluation import ITEMS, Neighbours, clicks_of, make_data, scored

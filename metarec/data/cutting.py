@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from metarec.data.dataset import Ints, Times
+from metarec.data.dataset import Dataset, Ints, Times
 from metarec.types import Examples
 
 
@@ -75,3 +75,20 @@ def check_mass(mass: Ints, name: str) -> None:
             f"{name}: negatives need at least 2 warm items that can be drawn, got {np.count_nonzero(mass)}; "
             "take more data, or negatives=0 with a loss over the whole catalogue"
         )
+
+
+def without_last(data: Dataset, clicks: int, *, least: int) -> Dataset:
+    """The data as if each user's last clicks had not come yet; users with fewer than ``least`` left drop out.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> data = planted(users=60, items=40)
+        >>> len(data) - len(without_last(data, 2, least=1))
+        120
+    """
+    if not clicks:
+        return data
+    counts = np.diff(data.offsets)
+    left = np.where(counts - clicks >= least, counts - clicks, 0)
+    kept = np.arange(len(data)) - np.repeat(data.offsets[:-1], counts) < np.repeat(left, counts)
+    return replace(data, user=data.user[kept], item=data.item[kept], time=data.time[kept])

@@ -11,7 +11,8 @@ should be clicks of users who come after a split, as the cold users do: see :mod
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +41,10 @@ class Blend(nn.Module):
         >>> from metarec.recipes import EASE, Popularity
         >>> up, down = split_by_time(planted(users=60, items=40), at=PLANTED_SPLIT)
         >>> blend = Blend({"ease": EASE(up), "popularity": Popularity(up)}, torch.from_numpy(up.warm))
-        >>> blend.fit(EpisodeSampler(up, part="serving").epoch(0))
-        >>> next(EpisodeSampler(down, part="serving").epoch(0)).query.target.shape, blend.information
-        (torch.Size([12, 1]), 'upstream')
+        >>> blend.fit(observe(blend.methods, blend.warm, EpisodeSampler(up, part="serving").epoch(0)))
+        >>> batch = next(EpisodeSampler(down, part="serving").epoch(0))
+        >>> blend.adapt(batch.support)(batch.query).scores.shape, blend.information
+        (torch.Size([12, 1, 41]), 'upstream')
     """
 
     warm: Tensor
@@ -107,39 +109,25 @@ class Blend(nn.Module):
         weight, missing = (context @ self.weight).unsqueeze(-2), (context @ self.unknown).unsqueeze(-2)
         return (weight @ z + missing @ unknown).squeeze(-2)
 
-    def fit(
-        self,
-        episodes: Iterable[EpisodeBatch],
-        *,
-        candidates: int | None = None,
-        penalty: float = 3e-3,
-        iterations: int = 40,
-        seed: int = 0,
-    ) -> None:
-        """Choose the weights under which the queries of these users are most likely, by L-BFGS.
+    def fit(self, seen: Observed, *, penalty: float = 3e-3, iterations: int = 40) -> None:
+        """Choose the weights under which these clicks are most likely, by L-BFGS.
 
         Args:
-            episodes: users whose queries no method was fitted on.
-            candidates: items drawn once, uniformly, that each target competes with; None for all.
+            seen: clicks that no method was fitted on, from :func:`observe`, of these methods at least.
             penalty: of the squared weights.
             iterations: of L-BFGS.
-            seed: of the draw.
 
         Raises:
-            ValueError: if there is no query.
+            ValueError: if there is no click, or a method is not among those that were asked.
         """
-        generator = torch.Generator().manual_seed(seed)
-        rivals = torch.randperm(len(self.warm) - 1, generator=generator)[:candidates] + 1
-        rows = [self._rows(batch.to(self.warm.device), rivals.to(self.warm.device)) for batch in episodes]
-        if not rows or not sum(len(row[0]) for row in rows):
-            raise ValueError("Blend.fit: expected users with queries, got none")
-        z, unknown, context, excluded = (torch.cat(column) for column in zip(*rows, strict=True))
-        target = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+        seen = seen.of(self.methods)
+        context = seen.context[:, : len(self.weight)]
+        target = torch.zeros(len(seen.z), dtype=torch.int64, device=seen.z.device)
         optimizer = torch.optim.LBFGS(self._own(), max_iter=iterations, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            scores = self.fuse(z, unknown, context).masked_fill(excluded, -1e9)
+            scores = self.fuse(seen.z, seen.unknown, context).masked_fill(seen.excluded, -1e9)
             loss = F.cross_entropy(scores, target) + penalty * sum((p**2).sum() for p in self._own())
             loss.backward()
             return loss
@@ -162,16 +150,85 @@ class Blend(nn.Module):
     def _own(self) -> list[nn.Parameter]:
         return [self.weight, self.unknown]
 
-    @torch.no_grad()
-    def _rows(self, batch: EpisodeBatch, rivals: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of each real query: scores of the target and its rivals, who knows them, the context, who is left out."""
-        scorers = [method.adapt(batch.support) for method in self.methods.values()]
-        query, real = batch.query, batch.query.weight > 0
-        z, unknown = self.stacked([scorer(query) for scorer in scorers])
-        z, target = z[real], query.target[real]
-        ids = torch.cat([target[:, None], rivals.expand(len(target), -1)], 1)
-        history = query.history[:, None].expand(*query.target.shape, -1)[real]
-        seen = (ids[:, :, None] == history[:, None]).any(-1) | (ids == target[:, None])
-        seen[:, 0] = False
-        columns = ids[:, None].expand(-1, z.shape[1], -1)
-        return z.gather(2, columns), unknown[:, ids].transpose(0, 1), self.context(query)[real], seen
+
+@dataclass(frozen=True)
+class Observed:
+    """What each method says of n clicks that really came, and of their rivals.
+
+    Attributes:
+        names: of the S methods.
+        user: (n,) codes.
+        z: (n, S, C) standardised scores; the first column is the item that was clicked.
+        unknown: (n, S, C) 1 where a method does not know an item, else 0.
+        context: (n, 3), see :meth:`Blend.context`.
+        excluded: (n, C) bool, what is no rival: what the user has clicked already, and the target itself.
+    """
+
+    names: tuple[str, ...]
+    user: Tensor
+    z: Tensor
+    unknown: Tensor
+    context: Tensor
+    excluded: Tensor
+
+    def of(self, names: Iterable[str]) -> Observed:
+        """Some of the methods only.
+
+        Raises:
+            ValueError: if one of them was not asked.
+        """
+        names = tuple(names)
+        if strange := [name for name in names if name not in self.names]:
+            raise ValueError(f"Blend: nothing was observed of {strange}, only of {list(self.names)}")
+        index = [self.names.index(name) for name in names]
+        return replace(self, names=names, z=self.z[:, index], unknown=self.unknown[:, index])
+
+    def on(self, rows: Tensor) -> Observed:
+        """Some of the clicks only; ``rows`` is an (n,) bool mask."""
+        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "names"}
+        return replace(self, **columns)
+
+
+@torch.no_grad()
+def observe(
+    methods: Mapping[str, Method],
+    warm: Tensor,
+    episodes: Iterable[EpisodeBatch],
+    *,
+    candidates: int | None = None,
+    seed: int = 0,
+) -> Observed:
+    """Ask every method about the queries of some users.
+
+    Args:
+        methods: by name.
+        warm: (I,) bool, items seen upstream; where it is, the scores are kept.
+        episodes: the users.
+        candidates: rivals drawn once, uniformly; None for all items.
+        seed: of the draw.
+
+    Raises:
+        ValueError: if there is no query.
+    """
+    blend = Blend(dict(methods), warm).eval()
+    rivals = torch.randperm(len(warm) - 1, generator=torch.Generator().manual_seed(seed))[:candidates] + 1
+    rows = [_rows(blend, batch.to(warm.device), rivals.to(warm.device)) for batch in episodes]
+    if not rows or not sum(len(row[0]) for row in rows):
+        raise ValueError("Blend: expected users with queries to observe, got none")
+    return Observed(tuple(methods), *(torch.cat(column) for column in zip(*rows, strict=True)))
+
+
+def _rows(blend: Blend, batch: EpisodeBatch, rivals: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The columns of :class:`Observed` for the real queries of one batch."""
+    query, real = batch.query, batch.query.weight > 0
+    z, unknown = blend.stacked([method.adapt(batch.support)(query) for method in blend.methods.values()])
+    z, target = z[real], query.target[real]
+    ids = torch.cat([target[:, None], rivals.expand(len(target), -1)], 1)
+    history = query.history[:, None].expand(*query.target.shape, -1)[real]
+    clicked = torch.zeros(len(target), len(blend.warm), dtype=torch.bool, device=ids.device)
+    clicked = clicked.scatter(1, history, value=True).scatter(1, target[:, None], value=True)
+    excluded = clicked.gather(1, ids)
+    excluded[:, 0] = False
+    user = batch.user[:, None].expand_as(real)[real]
+    columns = ids[:, None].expand(-1, z.shape[1], -1)
+    return user, z.gather(2, columns), unknown[:, ids].transpose(0, 1), blend.context(query)[real], excluded

@@ -1,0 +1,86 @@
+"""benchmarks/quality.py from end to end on a small planted world, and its summary against hand-made reports."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from metarec.report import Report
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _benchmarks_on_the_path() -> None:
+    sys.path.insert(0, str(BENCHMARKS))
+
+
+def report(rank: list[float], information: str = "upstream") -> Report:
+    user = np.arange(len(rank))
+    return Report(user, user, np.array(rank), user % 2 == 1, k=(10,), info={"information": information, "data": "d"})
+
+
+def test_one_command_makes_everything(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import quality
+    import quality_tables
+
+    out = tmp_path / "quality_planted.json"
+    quality.main(["--data", "planted", "--tiny", "--device", "cpu", "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert {(row["information"], row["metric"]) for row in found["headline"]} == {
+        (information, metric) for information in ("upstream", "live") for metric in ("ndcg@10", "recall@10")
+    }
+    by_name = {row["method"]: row for row in found["methods"]}
+    for row in found["headline"]:
+        assert row["mml"] == pytest.approx(by_name[row["method"]]["metrics"][row["metric"]]["mean"])
+        assert row["baseline"] == pytest.approx(by_name[row["best_baseline"]]["metrics"][row["metric"]]["mean"])
+        assert row["relative_gain"] == pytest.approx(row["mml"] / row["baseline"] - 1)
+        same = [r for n, r in by_name.items() if "MML" not in n and r["information"] == row["information"]]
+        assert row["baseline"] == pytest.approx(max(r["metrics"][row["metric"]]["mean"] for r in same))
+    assert all(row["metrics"]["ndcg@10"].keys() == {"mean", "se"} and row["seed"] == 0 for row in found["methods"])
+    assert {row["information"] for row in found["methods"] if "live" in row["method"]} == {"live"}
+    assert {row["information"] for row in found["cold_items"]} == {"upstream", "live"}
+    assert [row["clicks"] for row in found["adaptation"]] == [1, 2, 3, 5, 10, 50]
+    assert found["adaptation"][0]["gain"] == 0  # one click leaves nothing to adapt to
+    assert all(row["rate_0_equals_0_steps"] for row in found["adaptation"])
+    assert {row["method"] for row in found["tried"]} >= {"EASE", "ItemKNN", "popularity, live decay", "MML blend"}
+    assert all("upstream downstream" in row["data"] for row in found["tried"] if "data" in row)  # never the test users
+    capsys.readouterr()
+    quality_tables.main([str(out)])
+    printed = capsys.readouterr().out
+    assert all(f"| {name} | 1 |" in printed for name in by_name)
+    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_headline_is_against_the_best_baseline_of_the_same_information() -> None:
+    from quality_summary import OURS, Results, summary
+
+    results = Results()
+    ranks = {
+        "weak": [9.0, 9.0, 9.0, 9.0],
+        "strong": [2.0, 2.0, 4.0, 9.0],
+        "late fusion and counts, gate": [3.0, 11.0, 3.0, 11.0],
+        "MML something": [1.0, 1.0, 1.0, 1.0],  # ours, so no baseline
+        OURS["upstream"]: [1.0, 2.0, 1.0, 9.0],
+    }
+    for name, rank in ranks.items():
+        results.add(name, 0, report(rank))
+    for name in ("live late fusion, gate", OURS["live"]):
+        results.add(name, 0, report([1.0, 2.0, 3.0, 4.0], "live"))
+    results.add("full_retrain", 0, report([1.0, 1.0, 1.0, 1.0], "later"))  # knows too much to be a baseline
+    for way in ("adapted", "0 steps", "rate 0"):
+        results.slice("MML adaptive fusion", way, 3, report([2.0, 2.0, 2.0, 2.0 if way == "adapted" else 3.0]))
+    results.more = {name: [report(ranks[name])] for name in ("MML something", "strong")}
+    found = summary(results)
+    first = found["headline"][0]
+    assert (first["best_baseline"], first["information"], first["metric"]) == ("strong", "upstream", "ndcg@10")
+    gain = lambda rank: sum(1 / np.log2(1 + r) for r in rank if r <= 10) / 4  # noqa: E731
+    assert first["mml"] == pytest.approx(gain(ranks["MML blend"]))
+    assert first["baseline"] == pytest.approx(gain(ranks["strong"]))
+    cold = found["cold_items"][0]
+    assert cold["mml"] == pytest.approx((1 / np.log2(3) + 1 / np.log2(10)) / 2)
+    assert found["adaptation"][0]["gain"] == pytest.approx((1 / np.log2(3) - 1 / np.log2(4)) / 4)
+    assert {row["information"] for row in found["against"]} == {"upstream", "live"}
+    assert len(found["methods"]) == 8
