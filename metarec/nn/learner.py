@@ -104,10 +104,14 @@ class ModalityLearner(nn.Module):
 
     def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
         """Catalogue scores (..., S, I), states (..., S, D) and whether the history is known at all (..., S)."""
-        state = self.states(examples)
+        state, active = self.stand(examples)
+        return self.items.scores(state), state, active
+
+    def stand(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """States (..., S, D) and whether the history is known at all (..., S): what scores follow from."""
         history = examples.history
         seen = (self.items.known[history] & (history > 0)).cumsum(-1)
-        return self.items.scores(state), state, seen.gather(-1, examples.position) > 0
+        return self.states(examples), seen.gather(-1, examples.position) > 0
 
     def forward(self, examples: Examples) -> Scored:
         """Scores of the whole catalogue for each example."""
