@@ -115,6 +115,20 @@ def test_closing_answers_what_waits_and_takes_no_more():
     assert asyncio.run(story()) == [[1], [4], [9]]
 
 
+def test_an_idle_worker_waits_for_as_many_as_last_time():
+    async def story():
+        async with Batcher(worker, max_wait=0.2) as batcher:
+            await batcher.submit([1, 2, 3])
+            one = asyncio.create_task(batcher.submit([4]))
+            await asyncio.sleep(0.01)
+            return await asyncio.gather(one, batcher.submit([5]))
+
+    worker = Worker()
+    worker.gate.set()
+    assert asyncio.run(story()) == [[16], [25]]
+    assert worker.batches == [[1, 2, 3], [4, 5]]
+
+
 def test_sizes_are_told_and_settings_checked():
     async def story():
         async with Batcher(lambda n: n, max_wait=0, observe=seen.append) as batcher:

@@ -38,7 +38,7 @@ class Service:
         recommender: what answers. The service alone may change it while it runs.
         limits: on requests.
         max_batch: users adapted together.
-        max_wait: seconds that an idle model waits for company.
+        max_wait: seconds that an idle model waits for as many users as it had last time.
         version: of the software, for ``/health``.
     """
 
@@ -61,11 +61,15 @@ class Service:
         self.reader = schema.Reader(self.recommender.catalog.items, self.limits)
         self.metrics.items.set(len(self.recommender.catalog.items))
 
+    def _prepare(self) -> None:
+        """Compute what is computed once: tables, and what a user without clicks is shown."""
+        self.recommender.adapt([])
+
     @asynccontextmanager
     async def running(self, app: object) -> AsyncIterator[None]:
         """From the first request to the last: computes what is computed once, and answers all that waits at the end."""
         async with self.batcher:
-            await self.batcher.call(lambda: self.recommender.adapt([]))
+            await self.batcher.call(self._prepare)
             yield
 
     async def recommend(self, request: schema.RecommendRequest) -> JSONResponse:
@@ -111,6 +115,7 @@ class Service:
     async def _changed(self, change: Callable[[], Any]) -> JSONResponse:
         """Make a change between two batches."""
         await self.batcher.call(change)
+        await self.batcher.call(self._prepare)
         self._read()
         catalog = self.recommender.catalog
         return JSONResponse({"items": len(catalog.items), "removed": len(catalog.hidden)})
@@ -136,7 +141,7 @@ def create_app(
     *,
     limits: Limits | None = None,
     max_batch: int = 64,
-    max_wait: float = 0.002,
+    max_wait: float = 0.005,
     allow_changes: bool = False,
     version: str = "",
 ) -> FastAPI:
@@ -146,7 +151,7 @@ def create_app(
         recommender: what answers.
         limits: on requests; default :class:`Limits`.
         max_batch: users adapted together.
-        max_wait: seconds that an idle model waits for company.
+        max_wait: seconds that an idle model waits for as many users as it had last time.
         allow_changes: let clients add and remove items. There is no log-in: only where all clients are trusted.
         version: shown by ``/health`` and in the documentation.
 
