@@ -134,7 +134,6 @@ def test_the_inner_loop_with_the_kernels_and_without(monkeypatch):
         expected = meta_gradient(meta, users())
     for module in (adapted, fast):
         monkeypatch.setattr(module, "kernels", lambda like: gpu)
-    monkeypatch.setattr(gpu, "tf32", lambda: True)
     found = meta_gradient(meta, users())
     assert not torch.equal(found, expected), "the kernels did not run"
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-2 if DEVICE == "cuda" else 1e-5)

@@ -21,7 +21,12 @@ DENSE_PAYS = 1.5  # a user's own matrix pays beyond so many times the numbers of
 
 def kernels(like: Tensor) -> Any | None:
     """:mod:`metarec.meta.gpu` where it runs: float32 on a GPU, with Triton, which CUDA builds of torch bring along."""
-    if like.is_cuda and like.dtype == torch.float32 and importlib.util.find_spec("triton") is not None:
+    if (
+        like.is_cuda
+        and torch.version.hip is None
+        and like.dtype == torch.float32
+        and importlib.util.find_spec("triton") is not None
+    ):
         return importlib.import_module("metarec.meta.gpu")
     return None
 
@@ -101,7 +106,7 @@ class AdaptedLinear(AdaptedPart):
         self.users, self.steps = users, steps
         self.one = float("bias" in self.base)
         gpu = kernels(base.weight)
-        self.low_rank_add = gpu.low_rank_add if gpu and gpu.tf32() else low_rank_add
+        self.low_rank_add = gpu.low_rank_add if gpu else low_rank_add
         self.rank = 0
         self.inputs = base.weight.new_empty(users, 0, base.in_features)
         self.outputs = base.weight.new_empty(users, 0, base.out_features)

@@ -19,16 +19,16 @@ from metarec.meta import adapted
 LONGEST = 64  # tokens that one program of the attention kernel holds
 
 
-def tf32() -> bool:
-    """Whether the user lets matrix products round to TF32; without it cuBLAS wins over :func:`low_rank_add`."""
-    return torch.get_float32_matmul_precision() != "highest"
+def precision() -> str:
+    """How tensor cores multiply: rounded to TF32 if the user lets them, else by three such products, good to float32."""
+    return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 # Numbers that change from batch to batch are not compiled into the kernels.
 @triton.jit(do_not_specialize=["n", "rank"])
 def _low_rank_kernel(
     y, x, X, G, n, rank, X_user, G_user, one,
-    IN: tl.constexpr, OUT: tl.constexpr, ROWS: tl.constexpr, RANKS: tl.constexpr, COLUMNS: tl.constexpr,
+    IN, OUT, ROWS: tl.constexpr, RANKS: tl.constexpr, COLUMNS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     user = tl.program_id(0).to(tl.int64)
     row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
@@ -42,18 +42,18 @@ def _low_rank_kernel(
             mask = (i + column < IN)[None, :]
             some = tl.load(x + (user * n + row[:, None]) * IN + i + column[None, :], mask=real & mask, other=0.0)
             theirs = tl.load(X + user * X_user + r[:, None] * IN + i + column[None, :], mask=own & mask, other=0.0)
-            near = tl.dot(some, tl.trans(theirs), near, input_precision="tf32")
+            near = tl.dot(some, tl.trans(theirs), near, input_precision=PRECISION)
         near += one
         for o in range(0, OUT, COLUMNS):
             mask = (o + column < OUT)[None, :]
             at = y + (user * n + row[:, None]) * OUT + o + column[None, :]
             theirs = tl.load(G + user * G_user + r[:, None] * OUT + o + column[None, :], mask=own & mask, other=0.0)
             total = tl.load(at, mask=real & mask, other=0.0)
-            tl.store(at, tl.dot(near, theirs, total, input_precision="tf32"), mask=real & mask)
+            tl.store(at, tl.dot(near, theirs, total, input_precision=PRECISION), mask=real & mask)
 
 
 def low_rank_add(y: Tensor, x: Tensor, X: Tensor, G: Tensor, one: float) -> None:
-    """``y += (x X^T + one) G`` for each of B users, products in TF32.
+    """``y += (x X^T + one) G`` for each of B users.
 
     Args:
         y: (B, n, out), contiguous.
@@ -67,7 +67,7 @@ def low_rank_add(y: Tensor, x: Tensor, X: Tensor, G: Tensor, one: float) -> None
     ranks = min(64, max(16, triton.next_power_of_2(rank)))
     warps = 2 if rank < 32 else 4
     _low_rank_kernel[(users, triton.cdiv(n, 16))](
-        y, x, X, G, n, rank, X.stride(0), G.stride(0), one, width, height, 16, ranks, 64, num_warps=warps
+        y, x, X, G, n, rank, X.stride(0), G.stride(0), one, width, height, 16, ranks, 64, precision(), num_warps=warps
     )
 
 
@@ -167,8 +167,8 @@ class _Attend(torch.autograd.Function):
             *ctx.numbers,
             bias is not None,
             dropout > 0,
-            "tf32" if tf32() else "ieee",
-            num_warps=1,
+            precision(),
+            num_warps=ctx.numbers[-1] // 16,
         )
         return out
 
@@ -180,7 +180,7 @@ class _Attend(torch.autograd.Function):
         back_bias = qkv.new_empty(len(qkv), heads, length, length) if wanted else None
         _attend_backward[(len(qkv) * heads,)](
             back, back_bias, gradient.contiguous(), qkv, keep, bias, seed, *ctx.numbers,
-            bias is not None, wanted, dropout > 0, "tf32" if tf32() else "ieee", num_warps=1,
+            bias is not None, wanted, dropout > 0, precision(), num_warps=ctx.numbers[-1] // 16,
         )  # fmt: skip
         return back, None, None, None if back_bias is None else back_bias.sum(1), None, None
 
