@@ -12,6 +12,7 @@ of one information set are compared with each other only.
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -27,6 +28,9 @@ from metarec.datasets import PLANTED_SPLIT, movietweetings, planted
 from metarec.files import write_json
 from metarec.recipes import MMLConfig
 
+SCOUTING = ROOT / "benchmarks" / "results" / "quality_scouting.json"
+"""What was tried by hand before, and is part of what was tried."""
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the command line asks for and write the JSON."""
@@ -38,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     up, down = split_by_time(data, at=at)
     world = World(data, up, down, device, day=86400.0 if real else PLANTED_SPLIT / 250)
     results = Results()
+    if real:
+        results.tried += json.loads(SCOUTING.read_text(encoding="utf-8"))["rows"]
     said = {
         "dataset": data.name,
         "split": {"at": at, "cold_users": len(down.user_codes), "upstream_users": len(up.user_codes)},

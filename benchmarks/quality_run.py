@@ -13,6 +13,7 @@ from quality_scorers import (
     World,
     counted,
     fitted_later,
+    others_upstream,
     recipes_of_blends,
     sampled,
     sasrecs,
@@ -133,8 +134,9 @@ def others(world: World, settings: Settings, seed: int, results: Results) -> Non
     """What only a full run trains, and what no blend is made of."""
     if not settings.everything:
         return
-    for name, method in {**sampled(world, settings, seed), **fitted_later(world, settings, seed)}.items():
-        results.add(name, seed, report(method, world.down))
+    for train in (sampled, fitted_later, others_upstream):
+        for name, method in train(world, settings, seed).items():
+            results.add(name, seed, report(method, world.down))
     if settings.paper is not None:
         paper = trained_mml(world, settings.paper, seed, "MML as released")
         for steps in (settings.paper.steps("id"), 0):

@@ -20,6 +20,8 @@ from metarec.recipes import mml, sasrec
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.ease import EASE
 from metarec.recipes.itemknn import ItemKNN
+from metarec.recipes.lightgcn import LightGCN
+from metarec.recipes.metalearned import maml, reptile
 from metarec.recipes.mml import MML
 from metarec.recipes.popularity import LivePopularity, Popularity
 from metarec.types import Method, Progress
@@ -134,6 +136,22 @@ def sampled(world: World, settings: Settings, seed: int) -> dict[str, Method]:
         f"SASRec id, {loss}": trained_sasrec(world, world.up, settings, seed, inputs=("id",), loss=loss)
         for loss in losses
     }
+
+
+def others_upstream(world: World, settings: Settings, seed: int) -> dict[str, Method]:
+    """LightGCN, and meta-learning of the ID learner without MML's other stages."""
+    graph = LightGCN(world.up, seed=seed).to(world.device)
+    finish(graph.train_on_edges(), "LightGCN")
+    out: dict[str, Method] = {"LightGCN": graph}
+    sampler = EpisodeSampler(world.up, seed=seed, users_per_batch=128, queries=0.5)
+    for name, train, epochs in (("MAML, MeLU-style", maml, settings.sasrec_epochs), ("Reptile", reptile, 3)):
+        learner = sasrec.build(world.up, seed=seed).to(world.device)
+        if name == "Reptile":  # it moves the encoder alone, so it starts from trained items
+            finish(sasrec.train(learner, world.up, epochs=settings.sasrec_epochs, seed=seed), "SASRec for Reptile")
+        meta = MetaLearner(learner, lr=1e-2, steps=5, objectives=("softmax", "softmax"), engine="native")
+        finish(train(meta, sampler, epochs=epochs), name)
+        out[f"{name}, adapted"], out[f"{name}, 0 steps"] = meta, learner
+    return out
 
 
 def fitted_later(world: World, settings: Settings, seed: int) -> dict[str, Method]:
