@@ -20,7 +20,7 @@ LONGEST = 64  # tokens that one program of the attention kernel holds
 
 
 def precision() -> str:
-    """How tensor cores multiply: rounded to TF32 if the user lets them, else by three such products, good to float32."""
+    """How tensor cores multiply: in TF32 if the user lets them, else as three such products, good to float32."""
     return "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
