@@ -87,7 +87,7 @@ class Recommender:
         """Adapt to one user's clicks, or to those of many users.
 
         A user with a single click has nothing to adapt to and is served by the shared weights. A user without any
-        click gets the unadapted ranking: that of the average state after one click. ``adapted`` says so of either.
+        click gets the unadapted ranking: that of the average state after one likely click. ``adapted`` says which.
 
         Args:
             history: external ids of what the user clicked, in time order, or one such sequence per user; of a longer

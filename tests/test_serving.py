@@ -185,8 +185,16 @@ def test_a_user_without_clicks_gets_the_unadapted_ranking() -> None:
     nobody = recommender.adapt([])
     assert not nobody.adapted and nobody.history == () and repr(nobody) == "User(0 clicks)"
     warm = [recommender.catalog.items.ids[c - 1] for c in np.flatnonzero(UP.warm)]
-    each = recommender.adapt([[name] for name in warm])
-    assert torch.allclose(nobody.users.standing.state, each.standing.state.mean(0, keepdim=True), atol=1e-6)
+    each = recommender.adapt([[name] for name in warm]).standing.state
+    chance = torch.zeros(41)
+    for number, name in enumerate(recommender.learners):
+        items = recommender.model.learner(name).items
+        for state in each[:, number]:
+            chance[items.known] += (items.table().detach() @ state)[items.known].softmax(0)
+    share = chance[torch.from_numpy(UP.warm)]
+    assert torch.allclose(
+        nobody.users.standing.state[0], torch.einsum("i,imd->md", share / share.sum(), each), atol=1e-5
+    )
     assert len(nobody.recommend(k=40)) == 40
     many = recommender.adapt([["item1", "item2"], [], ["item3"]])
     assert many.adapted.tolist() == [True, False, False]

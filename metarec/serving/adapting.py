@@ -11,7 +11,8 @@ from metarec.serving.snapshot import Snapshot, Standing
 
 USERS = {"cpu": 2048, "cuda": 65536}  # users adapted to at once
 FEW = {"cpu": 8, "cuda": 1}  # so few go one by one: what is made for one user beats a batch that small
-FIRST_CLICKS = 1024  # warm items whose states after one click are averaged for a user without clicks
+FIRST_CLICKS = 1024  # warm items, evenly spaced, after which the next click is asked for
+LIKELY = 256  # most likely next clicks, whose states are averaged for a user without clicks
 
 
 def adapted(snapshot: Snapshot, support: SupportMaker, clicks: Clicks, catalog: Catalog) -> Standing:
@@ -37,15 +38,26 @@ def adapted(snapshot: Snapshot, support: SupportMaker, clicks: Clicks, catalog: 
 
 
 def unadapted(snapshot: Snapshot, support: SupportMaker) -> Standing:
-    """Where a user without clicks stands: at the average state after one click on a warm item, (1, ...)."""
+    """Where a user without clicks stands: at the average state after one click on a likely item, (1, ...).
+
+    Nobody counts clicks here; what is likely is what the model itself expects next after any one click. Weighting by it
+    matters: the plain average over all items ranks what people click first at half the recall of popularity.
+    """
     if snapshot.stranger is not None:
         return snapshot.stranger
-    warm = support.warm[:: max(1, len(support.warm) // FIRST_CLICKS)]
-    each = snapshot.adapt(*support(Clicks(warm, np.arange(len(warm) + 1))))
-    state = each.state.mean(0, keepdim=True)
+    some = support.warm[:: max(1, len(support.warm) // FIRST_CLICKS)]
+    chances = snapshot.chances(snapshot.adapt(*support(_one_click_each(some))))[torch.from_numpy(support.warm)]
+    share, likely = chances.topk(min(LIKELY, len(chances)))
+    each = snapshot.adapt(*support(_one_click_each(support.warm[likely.cpu().numpy()])))
+    weight = share.unsqueeze(-1) * each.active
+    state = (each.state * weight.unsqueeze(-1)).sum(0, keepdim=True) / weight.sum(0).clamp(min=1e-30).unsqueeze(-1)
     rows, corrections = each.rows[:1, :, :0], each.corrections[:1, :, :0]
     snapshot.stranger = Standing(state, each.active.any(0, keepdim=True), rows, corrections)
     return snapshot.stranger
+
+
+def _one_click_each(codes: Ints) -> Clicks:
+    return Clicks(codes, np.arange(len(codes) + 1))
 
 
 def _checked(snapshot: Snapshot, standing: Standing, clicks: Clicks, users: Ints, catalog: Catalog) -> Standing:

@@ -96,6 +96,10 @@ class Snapshot(Protocol):
         """What ranks B users."""
         ...
 
+    def chances(self, standing: Standing) -> Tensor:
+        """(I,) how likely each item is clicked next, on average over B users and their learners."""
+        ...
+
 
 class _Unscored(TableItems):
     """A table whose catalogue scores are not wanted: serving computes them for all learners at once."""
@@ -232,6 +236,17 @@ class FusedSnapshot:
             self.tables, standing.state, standing.rows, standing.corrections, self.weights(standing), self.fusion.scale
         )
 
+    @torch.no_grad()
+    def chances(self, standing: Standing) -> Tensor:
+        """(I,) the mean over users and learners of the softmax of a learner's scores over the items it knows."""
+        total = standing.state.new_zeros(len(self.known))
+        for number, meta in enumerate(self.metas):
+            items = meta.learner.items
+            for states in standing.state[:, number].split(128):
+                scores = (states @ items.table().T).masked_fill(~items.known, -torch.inf)
+                total += scores.softmax(-1).nan_to_num().sum(0)
+        return total / (len(standing.state) * len(self.metas))
+
 
 class GivenSnapshot:
     """A method of one's own: its scores of the whole catalogue are what a user keeps.
@@ -265,6 +280,10 @@ class GivenSnapshot:
     def scores(self, standing: Standing) -> Scores:
         """The scores as they were given."""
         return GivenScores(standing.state[:, 0])
+
+    def chances(self, standing: Standing) -> Tensor:
+        """(I,) the mean over users of the softmax of their scores."""
+        return standing.state[:, 0].softmax(-1).mean(0)
 
 
 def snapshot_of(model: Servable) -> Snapshot:
