@@ -76,11 +76,12 @@ def blended(
     The penalty of each is chosen by cross-validation: half of the validation users judge what the others fitted.
     """
     warm, on_gpu = torch.from_numpy(rehearsal.up.warm).to(world.device), world.device.type == "cuda"
-    used = {name: m for name, m in rehearsed.items() if not name.endswith("not adapted")}
+    recipes = recipes_of_blends(rehearsed, world.up.catalog.modalities)
+    used = {part: rehearsed[part] for parts, _ in recipes.values() for part in parts}
     clicks = last_clicks(rehearsal.down, REHEARSED, users_per_batch=BATCH)
     seen = observe(used, warm, clicks, candidates=None if on_gpu else 1000)
     out = {}
-    for name, (parts, context) in recipes_of_blends(used, world.up.catalog.modalities).items():
+    for name, (parts, context) in recipes.items():
         blend = Blend({part: rehearsed[part] for part in parts}, warm, context=context).to(world.device)
         if f"{name}, penalty" not in results.chosen:
             choose_penalty(name, blend, seen.of(parts), results)

@@ -106,7 +106,7 @@ def trained_sasrec(
 ) -> ModalityLearner:
     """A SASRec fitted on ``data``. Sampled losses learn more slowly, and get three times the epochs."""
     drop = 0.2 if len(inputs) > 1 else 0.0
-    learner = sasrec.build(world.up, inputs, seed=seed, drop_inputs=drop).to(world.device)
+    learner = sasrec.build(world.up, inputs, dim=settings.config.dim, seed=seed, drop_inputs=drop).to(world.device)
     epochs = settings.sasrec_epochs * (1 if loss == "softmax" else 3)
     steps = sasrec.train(learner, data, objective=loss, epochs=epochs, negatives=256, seed=seed)
     finish(steps, f"SASRec {'+'.join(inputs)} {loss}")

@@ -90,6 +90,15 @@ def test_live_popularity_counts_strictly_before_each_click(half_life: float | No
     assert method.information == "live"
 
 
+def test_live_popularity_tells_seconds_apart_in_unix_time() -> None:
+    data = make_data()
+    data = replace(data, time=1_700_000_000 + data.time)
+    at = torch.tensor([1_700_000_000 + second for second in (1, 2, 30)])
+    found = LivePopularity(data, window=86400.0).counts(at)
+    assert found.sum(1).tolist() == [1, 2, 30]
+    assert LivePopularity(data, window=1.0).counts(at).sum(1).tolist() == [1, 1, 1]
+
+
 def test_live_popularity_never_sees_what_comes_later() -> None:
     data = make_data()
     batch = next(EpisodeSampler(data, part="test").epoch(0))

@@ -94,7 +94,7 @@ class LivePopularity:
                 f"{len(data)} interactions, {window} and {half_life}"
             )
         order = np.argsort(data.time, kind="stable")
-        self.time, self.item = torch.from_numpy(data.time[order]), torch.from_numpy(data.item[order])
+        self.time, self.item = torch.from_numpy(data.time[order]).double(), torch.from_numpy(data.item[order])
         self.window, self.half_life, self.size = window, half_life, data.catalog.size
 
     def adapt(self, support: Examples) -> Scorer:
@@ -103,14 +103,14 @@ class LivePopularity:
 
     def counts(self, time: Tensor) -> Tensor:
         """Clicks of each item from ``time - window`` on and before ``time``, (..., I) for times (...)."""
-        now = time.detach().cpu().reshape(-1)
+        now = time.detach().cpu().double().reshape(-1)  # float32 would put unix seconds on a grid of two minutes
         first, last = (torch.searchsorted(self.time, at.contiguous()) for at in (now - self.window, now))
         count = last - first
         row = torch.repeat_interleave(torch.arange(len(now)), count)
         event = torch.arange(len(row)) + torch.repeat_interleave(first - count.cumsum(0) + count, count)
         worth = torch.ones(len(row))
         if self.half_life is not None:
-            worth = torch.exp2(-(now[row] - self.time[event]).double() / self.half_life).float()
+            worth = torch.exp2(-(now[row] - self.time[event]) / self.half_life).float()
         out = torch.zeros(len(now) * self.size).index_add_(0, row * self.size + self.item[event], worth)
         return out.reshape(*time.shape, self.size).to(time.device)
 
