@@ -162,14 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     recommender = mr.Recommender(trained(known, options))
     training = time.perf_counter() - began
     began = time.perf_counter()
-    rows = torch.from_numpy(items.encode(ids))
-    recommender.add_items(
-        ids,
-        {
-            n: {i: v for i, v, p in zip(ids, m.features[rows], m.present[rows], strict=True) if p}
-            for n, m in views(down)
-        },
-    )
+    add(recommender, ids, down.catalog)
     adding = time.perf_counter() - began
     order = torch.from_numpy(np.append(0, recommender.catalog.items.encode(list(items.ids))))
     draw = torch.Generator().manual_seed(options.seed)
@@ -198,9 +191,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{name:20}", *(f"{metric} {v['mean']:.4f}±{v['standard_error']:.4f}" for metric, v in values.items()))
 
 
-def views(data: mr.Dataset) -> list[tuple[str, Modality]]:
-    """The modalities by name."""
-    return list(data.catalog.modalities.items())
+def add(recommender: mr.Recommender, ids: list[str], catalog: mr.Catalog) -> None:
+    """Add items of a catalogue, with the features that they have."""
+    rows = torch.from_numpy(catalog.items.encode(ids))
+    vectors = {
+        name: {i: v for i, v, own in zip(ids, m.features[rows], m.present[rows], strict=True) if own}
+        for name, m in catalog.modalities.items()
+    }
+    recommender.add_items(ids, vectors)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
