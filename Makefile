@@ -3,7 +3,7 @@
 PYTHON ?= python
 PIP = $(PYTHON) -m pip install -c constraints.txt
 
-.PHONY: help install dev extras learn2learn scatter encoders test demo-test lint types doctest lowest
+.PHONY: help install dev extras learn2learn scatter encoders test demo-test lint types doctest docs lowest
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -51,6 +51,10 @@ types:  ## mypy --strict on the library, the examples and the benchmarks
 
 doctest:  ## the examples in the docstrings
 	$(PYTHON) -m pytest --doctest-modules metarec
+
+docs:  ## the site, in build/docs/html, with the examples in it; warnings are errors
+	$(PIP) -q -e ".[docs,serve]"
+	$(MAKE) -C docs html PYTHON="$$(command -v $(PYTHON))"
 
 lowest:  ## the tests on the lowest numpy, polars, ... that setup.py allows; after make test
 	$(PYTHON) -m pip install -q --no-deps --upgrade --target .lowest -r requirements-lowest.txt

@@ -55,6 +55,8 @@ setup(
         "serve": ["fastapi>=0.115", "prometheus-client>=0.21", "uvicorn>=0.34"],
         "export": ["onnx>=1.18", "onnxruntime>=1.21", "onnxscript>=0.3"],
         "demo": ["streamlit>=1.40"],
+        # With the extra serve, whose modules have pages too.
+        "docs": ["furo>=2025.9", "myst-parser>=5", "sphinx>=9"],
         # The tools that compile learn2learn and torch-scatter.
         "build": ["cython>=3", "ninja>=1.11", "setuptools>=77", "wheel>=0.43"],
         "test": TEST,

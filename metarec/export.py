@@ -82,8 +82,8 @@ class Scoring(nn.Module):
                 ``max_length``. A user without any click scores 0 everywhere.
 
         Returns:
-            With k: codes (B, k), their scores (B, k), -inf where a user is left with fewer items. Without: scores
-            (B, I). Then the weights (B, M) that the fusion gave to the learners.
+            With ``k``, codes (B, k) and their scores (B, k), -inf where a user is left with fewer items; without it,
+            scores (B, I). Then the weights (B, M) that the fusion gave to the learners.
         """
         last = ((history > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
         nothing = torch.zeros_like(last)

@@ -87,6 +87,14 @@ def load(path: str | Path, *, device: torch.device | str = "cpu") -> MML:
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is cut off, damaged, of another version, or holds something else; names the file.
+
+    Example:
+        >>> import tempfile
+        >>> from metarec.datasets import planted
+        >>> path = Path(tempfile.mkdtemp()) / "mml.safetensors"
+        >>> save(MML.build(planted(users=60, items=40), MMLConfig(dim=8)), path)
+        >>> load(path).catalog.items
+        Vocabulary(40 item ids)
     """
     tensors, header = read_tensors(path)
     if header.get("kind") != "MML":

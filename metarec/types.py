@@ -155,6 +155,13 @@ class EpisodeBatch:
 
     Raises:
         ValueError: if the three do not hold the same number of users.
+
+    Example:
+        >>> e = Examples(torch.tensor([[3], [5]]), torch.tensor([[0], [0]]), torch.tensor([[1], [2]]),
+        ...              torch.tensor([[[2]], [[4]]]), torch.ones(2, 1))
+        >>> batch = EpisodeBatch(torch.tensor([7, 8]), support=e, query=e)
+        >>> len(batch), [part.user.tolist() for part in batch.chunks(1)]
+        (2, [[7], [8]])
     """
 
     user: Tensor
@@ -204,6 +211,11 @@ class Scored:
         state: (..., Q, D), the encoder's state from which the scores were made.
         known: (C,) bool, candidates that the learner's modality has something to say about.
         active: (..., Q) bool, examples with at least one history item that the modality knows.
+
+    Example:
+        >>> scored = Scored(torch.tensor([[0.0, 2.0, 1.0]]), torch.zeros(1, 4), torch.arange(3) > 0, torch.ones(1) > 0)
+        >>> scored.scores.masked_fill(~scored.known, -torch.inf).argmax(-1)
+        tensor([1])
     """
 
     scores: Tensor
@@ -224,6 +236,11 @@ class Progress:
         total_users: users in one epoch.
         loss: mean loss per user of this step.
         users_per_second: speed of this epoch so far.
+
+    Example:
+        >>> step = Progress("text", epoch=1, epochs=2, users=64, total_users=64, loss=0.6931, users_per_second=180.2)
+        >>> print(step, step.epoch_done)
+        text epoch 1/2 user 64/64 loss 0.6931 180 users/s True
     """
 
     stage: str
@@ -256,7 +273,13 @@ class Scorer(Protocol):
 
 @runtime_checkable
 class Method(Protocol):
-    """Anything that can be evaluated or served: adapts to users' support and returns what scores them."""
+    """Anything that can be evaluated or served: adapts to users' support and returns what scores them.
+
+    Example:
+        >>> from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
+        >>> isinstance(ModalityLearner(IdItems(size=6, dim=8), SequenceEncoder(dim=8)), Method)
+        True
+    """
 
     def adapt(self, support: Examples) -> Scorer:
         """Adapt to B users at once; the method itself is left as it was.

@@ -1,0 +1,62 @@
+"""How Sphinx builds the site: ``make docs``. Warnings are errors, and nothing is fetched from the network."""
+
+import sys
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext")]
+
+import inventories  # noqa: E402  in _ext, as the extensions below are
+import reference  # noqa: E402
+
+import metarec  # noqa: E402
+
+project = "metarec"
+author = "metarec authors"
+copyright = author  # noqa: A001
+release = version = metarec.__version__
+
+extensions = [
+    "myst_parser",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.doctest",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.napoleon",
+    "reference",
+    "executed",
+    "pictures",
+]
+root_doc = "index"
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
+exclude_patterns = ["_build", "_ext", "data", "examples", "inventories"]
+
+myst_enable_extensions = ["colon_fence", "deflist"]
+myst_heading_anchors = 3
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_mock_imports = reference.MOCKED
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+python_use_unqualified_type_names = True
+maximum_signature_line_length = 88
+doctest_test_doctest_blocks = ""  # the examples of the docstrings run under pytest, `make doctest`
+
+intersphinx_mapping = inventories.mapping(DOCS / "inventories", DOCS / "_generated")
+
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:class", r"metarec\.[\w.]+\.(T|R|C|Batch)"),  # type variables have no page
+    (r"py:class", r"(annotated_types|asyncio|fastapi|socket|starlette|uvicorn)\..*"),  # what metarec.service is made of
+    (r"py:class", r"collections\.abc\.Mapping\[str"),  # Sphinx cuts `float | Mapping[str, float]` in the wrong place
+]
+
+html_theme = "furo"
+html_title = "metarec"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_copy_source = False
+templates_path: list[str] = []
