@@ -1,7 +1,7 @@
 """From atomic files to a table of results, and to ten recommendations for someone quite new: the main job.
 
     python examples/mml_hangzhou.py
-    python examples/mml_hangzhou.py --data dataset/hangzhou --device cuda
+    torchrun --nproc-per-node 2 examples/mml_hangzhou.py --data dataset/hangzhou --device cuda
     python examples/mml_hangzhou.py --clicks "Alien (1979)" "Blade Runner (1982)" "The Matrix (1999)"
 
 Trains MML on the users before a moment in time and tests it on those who come after. The run's folder gets
@@ -17,6 +17,7 @@ upstream user clicked an item twice, or as --exclude-seen and --no-exclude-seen 
 
 import argparse
 import difflib
+import io
 import sys
 import time
 from collections.abc import Sequence
@@ -77,6 +78,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line and do the job."""
     options = parse(arguments)
     try:
+        options.device = mr.distributed.start(options.device)  # torchrun: one process per GPU, users spread over them
+        if not mr.distributed.is_first():
+            sys.stdout = io.StringIO()
         job = prepare(options)
         try:
             run(job, restart=options.restart)
@@ -91,8 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The options of the command line."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, choice = parser.add_argument, argparse.BooleanOptionalAction
     add("--data", type=Path, metavar="PATH", help="folder that holds NAME.inter and feature files, or the .inter file")
     add("--modalities", type=names, metavar="A,B", help="features, as in text,image; none for ids only (default: all)")
@@ -116,10 +119,7 @@ def names(text: str) -> tuple[str, ...]:
 
 def number(text: str) -> float:
     """A time, whole where it is written so."""
-    try:
-        return int(text)
-    except ValueError:
-        return float(text)
+    return int(text) if text.isdecimal() else float(text)
 
 
 def device(text: str) -> torch.device:
@@ -192,8 +192,7 @@ def usual_clicks(up: mr.Dataset) -> Sequence[str]:
     """Three well-known films, or the ids of the three most popular items."""
     if set(FILMS) <= set(titles(up.catalog)):
         return FILMS
-    popular = mr.Popularity(up).counts.topk(3).indices
-    return up.catalog.items.decode(popular.tolist())
+    return up.catalog.items.decode(mr.Popularity(up).counts.topk(3).indices.tolist())
 
 
 def item_ids(catalog: mr.Catalog, clicks: Sequence[str]) -> list[str]:
@@ -217,6 +216,8 @@ def run(job: Job, *, restart: bool) -> None:
         print(f"going on from {job.checkpoint} (--restart starts again)")
     model = mr.MML.build(job.up, job.config, seed=job.seed).to(job.device)
     losses, seconds = train(model, job)
+    if not mr.distributed.leave():
+        return
     began = time.perf_counter()
     model.config = tested(model, job)
     mr.save(model, job.folder / "model.safetensors")
@@ -235,14 +236,14 @@ def train(model: mr.MML, job: Job) -> tuple[dict[str, list[float]], dict[str, fl
     """All stages, each under its bar; the losses and the seconds of each."""
     losses: dict[str, list[float]] = {}
     seconds: dict[str, float] = {}
-    bar, last = tqdm(disable=True), time.perf_counter()
+    bar, last, screen = tqdm(disable=True), time.perf_counter(), sys.stderr if mr.distributed.is_first() else sys.stdout
     try:
         for step in mr.recipes.mml.train(model, mr.EpisodeSampler(job.up, seed=job.seed), checkpoint=job.checkpoint):
             before, now = (step.epoch - 1) * step.total_users, time.perf_counter()
             if step.stage not in losses:
                 bar.close()
                 total = step.epochs * step.total_users
-                bar = tqdm(total=total, initial=before, desc=step.stage, unit=" users", smoothing=0)
+                bar = tqdm(total=total, initial=before, desc=step.stage, unit=" users", smoothing=0, file=screen)
                 bar.start_t -= now - last
             losses.setdefault(step.stage, []).append(step.loss)
             seconds[step.stage], last = round(seconds.get(step.stage, 0) + now - last, 3), now

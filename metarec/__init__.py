@@ -1,6 +1,6 @@
 """Cold-start sequential recommendation by meta-learning: a new user has clicked three things; what next?"""
 
-from metarec import datasets, functional, recipes
+from metarec import datasets, distributed, functional, recipes
 from metarec.data import Catalog, Dataset, EpisodeSampler, Vocabulary, load_atomic, split_by_time, split_time
 from metarec.evaluation import evaluate
 from metarec.meta import MetaLearner
@@ -43,6 +43,7 @@ __all__ = [
     "SequenceEncoder",
     "Vocabulary",
     "datasets",
+    "distributed",
     "evaluate",
     "functional",
     "load",

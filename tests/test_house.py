@@ -25,12 +25,13 @@ SOURCES = [
 
 # What each room may import, itself aside. __init__.py may import them all.
 GROUND = {"types", "functional", "files"}
-MIDDLE = GROUND | {"data", "nn", "meta"}
+MIDDLE = GROUND | {"data", "nn", "meta", "distributed"}
 UPPER = MIDDLE | {"recipes", "evaluation", "report", "comparison"}
 LAYERS = {
     "types": set(),
     "files": set(),
     "functional": {"types"},
+    "distributed": {"types"},
     "data": GROUND,
     "nn": GROUND,
     "meta": GROUND,
@@ -73,6 +74,7 @@ PUBLIC = {
     "SequenceEncoder",
     "Vocabulary",
     "datasets",
+    "distributed",
     "evaluate",
     "functional",
     "load",

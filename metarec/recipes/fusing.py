@@ -11,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metarec import distributed
 from metarec.data.sampler import EpisodeSampler
 from metarec.functional import fuse, softmax, standardise
 from metarec.meta import MetaLearner
 from metarec.nn import AdaptiveFusion, ModalityLearner
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.training import TrainingRun
-from metarec.types import Examples, Progress, Scored, Scorer
+from metarec.types import EpisodeBatch, Examples, Progress, Scored, Scorer
+
+FLOATS = 1 << 26  # scores (users, modalities, items) at once while the fusion is trained
 
 
 class FusedMethod(nn.Module):
@@ -71,6 +74,21 @@ class _Users:
             out.append(Scored(scores, state[rows], learner.items.known, active[rows]))
         return out
 
+    def loss(
+        self, fusion: AdaptiveFusion, learners: Sequence[ModalityLearner], candidates: Tensor, rows: Tensor
+    ) -> float:
+        """Cross-entropy of some users, summed; where gradients are enabled, that of the mean is added to ``.grad``.
+
+        No more than ``FLOATS`` scores are held at once.
+        """
+        total = 0.0
+        for part in rows.split(max(1, FLOATS // (len(learners) * len(candidates)))):
+            loss = softmax(fusion(self.scored(learners, part)), self.target[part], candidates).sum()
+            if torch.is_grad_enabled():
+                (loss / len(rows)).backward()
+            total += float(loss.detach())
+        return total
+
 
 def fusion_users(sampler: EpisodeSampler, config: MMLConfig) -> tuple[EpisodeSampler, EpisodeSampler]:
     """The users that train the fusion, and those that train the learners and generators.
@@ -109,18 +127,16 @@ def train_fusion(
     training = _adapted_users(metas, sampler.for_users(chosen[held_out:])) if len(chosen) > held_out else validation
     with torch.no_grad():
         frozen = [learner.task_view("encoder") for learner in learners]
-    candidates = learners[0].candidates
+    how = fusion, frozen, learners[0].candidates
     optimizer = torch.optim.Adam(fusion.parameters(), lr=config.fusion_lr)
     best, best_loss, since = copy.deepcopy(fusion.state_dict()), float("inf"), 0
     for epoch in range(config.fusion_epochs):
         order = torch.randperm(len(training.target)).to(training.target.device)
-        loss = torch.zeros(())
         for rows in order.split(config.users_per_batch):
             optimizer.zero_grad(set_to_none=True)
-            loss = softmax(fusion(training.scored(frozen, rows)), training.target[rows], candidates).mean()
-            loss.backward()
+            distributed.backward(lambda own: training.loss(*how, own) / len(own), rows, list(fusion.parameters()))
             optimizer.step()
-        value = _loss(fusion, frozen, validation, candidates, config.users_per_batch)
+        value = _loss(validation, *how)
         yield Progress("fusion", epoch + 1, config.fusion_epochs, len(chosen), len(chosen), value, 0.0)
         since = 0 if value < best_loss - 1e-4 else since + 1
         if since == 0:
@@ -133,27 +149,28 @@ def train_fusion(
 
 def _adapted_users(metas: Sequence[MetaLearner], sampler: EpisodeSampler) -> _Users:
     """Adapt the users of a sampler and keep the states of their query examples."""
-    states: list[list[Tensor]] = [[] for _ in metas]
-    active: list[list[Tensor]] = [[] for _ in metas]
+    found: list[list[Tensor]] = [[] for _ in range(2 * len(metas))]
     targets = []
     device = next(metas[0].parameters()).device
+
+    @torch.no_grad()
+    def adapted(part: EpisodeBatch) -> list[Tensor]:
+        states, active = zip(*(meta.adapt(part.support).stand(part.query) for meta in metas), strict=True)
+        return [*states, *active]
+
     for batch in sampler.epoch(0):
         batch = batch.to(device)
         real = batch.query.weight > 0
         targets.append(batch.query.target[real])
-        for index, meta in enumerate(metas):
-            with torch.no_grad():
-                _, state, knows = meta.adapt(batch.support).rank(batch.query)
-            states[index].append(state[real])
-            active[index].append(knows[real])
-    return _Users([torch.cat(s) for s in states], [torch.cat(a) for a in active], torch.cat(targets))
+        for kept, tensor in zip(found, distributed.spread(adapted, batch), strict=True):
+            kept.append(tensor[real])
+    joined = [torch.cat(kept) for kept in found]
+    return _Users(joined[: len(metas)], joined[len(metas) :], torch.cat(targets))
 
 
 @torch.no_grad()
-def _loss(
-    fusion: AdaptiveFusion, learners: Sequence[ModalityLearner], users: _Users, candidates: Tensor, batch: int
-) -> float:
-    total = 0.0
-    for rows in torch.arange(len(users.target), device=users.target.device).split(batch):
-        total += float(softmax(fusion(users.scored(learners, rows)), users.target[rows], candidates).sum())
-    return total / len(users.target)
+def _loss(users: _Users, fusion: AdaptiveFusion, learners: Sequence[ModalityLearner], candidates: Tensor) -> float:
+    """Mean over the users, each process having computed its share."""
+    rows = distributed.share(torch.arange(len(users.target), device=users.target.device))
+    total = torch.tensor(users.loss(fusion, learners, candidates, rows), dtype=torch.float64)
+    return float(distributed.total(total.to(rows.device))) / len(users.target)

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metarec import distributed
 from metarec.data.prefetch import prefetched
 from metarec.data.sampler import EpisodeSampler
 from metarec.files import checksum, read_tensors, write_tensors
@@ -21,7 +22,8 @@ class TrainingRun:
     """The stages of one training, and the checkpoint that a later run resumes from.
 
     Every epoch starts from a random state that is a function of (seed, stage, epoch), so a resumed run goes through
-    the same numbers as one that was never stopped.
+    the same numbers as one that was never stopped. Where :func:`metarec.distributed.start` joined several processes,
+    each computes its share of every batch, and the first one reads and writes the checkpoint.
 
     Args:
         model: what is trained; all of it is in the checkpoint.
@@ -48,11 +50,14 @@ class TrainingRun:
         self._done: list[str] = []
         self._current: tuple[str, int] = ("", 0)
         self._optimizer: dict[str, Tensor] = {}
-        if checkpoint is not None and Path(checkpoint).exists():
-            self._resume(Path(checkpoint))
+        if checkpoint is not None:
+            path = Path(checkpoint)
+            found = distributed.from_first(lambda: read_tensors(path) if path.exists() else None)
+            if found is not None:
+                self._resume(path, *found)
+        distributed.copy_first(model)
 
-    def _resume(self, path: Path) -> None:
-        tensors, header = read_tensors(path)
+    def _resume(self, path: Path, tensors: dict[str, Tensor], header: Mapping[str, Any]) -> None:
         if not isinstance(found := header.get("settings"), dict):
             raise ValueError(f"{path}: not a checkpoint of a training; choose another file")
         if found != self.settings:
@@ -90,7 +95,8 @@ class TrainingRun:
         """
         if name in self._done:
             return
-        optimizer = torch.optim.Adam(list(parameters), lr=lr)
+        parameters = list(parameters)
+        optimizer = torch.optim.Adam(parameters, lr=lr)
         start = 0
         if self._current[0] == name:
             start = self._current[1]
@@ -100,7 +106,7 @@ class TrainingRun:
             began, seen = time.perf_counter(), 0
             for batch in prefetched(batches(epoch)):
                 optimizer.zero_grad(set_to_none=True)
-                loss = backward(batch)
+                loss = distributed.backward(backward, batch, parameters)
                 optimizer.step()
                 seen += len(batch)
                 speed = seen / max(time.perf_counter() - began, 1e-9)
@@ -122,7 +128,7 @@ class TrainingRun:
         self._save("", 0, None)
 
     def _save(self, stage: str, epoch: int, optimizer: torch.optim.Optimizer | None) -> None:
-        if self.checkpoint is None:
+        if self.checkpoint is None or not distributed.is_first():
             return
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         if optimizer is not None:
