@@ -13,15 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from machine import ROOT, choose_device, commit, describe
 from quality_run import one_seed, others, say
 from quality_scorers import Settings, World
-from quality_summary import Results, summary
+from quality_summary import Results, summary, together
 
 from metarec.data import split_by_time, split_time
 from metarec.datasets import PLANTED_SPLIT, movietweetings, planted
@@ -30,43 +33,84 @@ from metarec.recipes import MMLConfig
 
 SCOUTING = ROOT / "benchmarks" / "results" / "quality_scouting.json"
 """What was tried by hand before, and is part of what was tried."""
+PARTS = ("everything that is compared", "what stands beside it")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what the command line asks for and write the JSON."""
-    options = parse(arguments)
-    device, began = choose_device(options.device), time.perf_counter()
-    real = options.data == "movietweetings"
-    data = movietweetings() if real else planted(users=300)
-    at = split_time(data, cold_users=options.cold_users) if real else PLANTED_SPLIT
-    up, down = split_by_time(data, at=at)
-    world = World(data, up, down, device, day=86400.0 if real else PLANTED_SPLIT / 250)
-    results = Results()
-    if real:
-        results.tried += json.loads(SCOUTING.read_text(encoding="utf-8"))["rows"]
+    options, began = parse(arguments), time.perf_counter()
+    device, world = choose_device(options.device), make_world(options)
     said = {
-        "dataset": data.name,
-        "split": {"at": at, "cold_users": len(down.user_codes), "upstream_users": len(up.user_codes)},
+        "dataset": world.everything.name,
+        "split": {
+            "at": int(world.up.time.max()),
+            "cold_users": len(world.down.user_codes),
+            "upstream_users": len(world.up.user_codes),
+        },
         "protocol": {"part": "test", "exclude_seen": True, "fast": options.fast},
         "machine": describe(device),
         "commit": commit(),
     }
-    for seed in range(options.seeds):
-        one_seed(world, settings_of(options), seed, results)
-        write(options, data.name, results, said | {"seconds": round(time.perf_counter() - began)})
-    for seed in range(options.seeds):
-        if time.perf_counter() - began < 60 * options.minutes:
-            others(world, settings_of(options), seed, results)
-            write(options, data.name, results, said | {"seconds": round(time.perf_counter() - began)})
+    tasks = [
+        (part, seed) for part in PARTS[: 2 if settings_of(options).everything else 1] for seed in range(options.seeds)
+    ]
+    done: dict[tuple[str, int], Results] = {}
+    for task, found in results_of(tasks, options):
+        done[task] = found
+        say(f"{task[0]} of seed {task[1]} done after {time.perf_counter() - began:.0f} s")
+        if any(part == PARTS[0] for part, _ in done):
+            write(options, done, said | {"seconds": round(time.perf_counter() - began)})
 
 
-def write(options: argparse.Namespace, name: str, results: Results, said: Mapping[str, object]) -> None:
+def results_of(
+    tasks: Sequence[tuple[str, int]], options: argparse.Namespace
+) -> Iterator[tuple[tuple[str, int], Results]]:
+    """The results of each task as it is done; on a GPU the tasks run at once, a process each."""
+    workers = options.workers or (len(tasks) if choose_device(options.device).type == "cuda" else 1)
+    if workers == 1:
+        for part, seed in tasks:
+            yield (part, seed), one_task(options, part, seed)
+        return
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, spawn, initializer=torch.set_num_threads, initargs=(2,)) as pool:
+        running = {pool.submit(one_task, options, *task): task for task in tasks}
+        failed = []
+        for future in as_completed(running):
+            if future.exception() is None:
+                yield running[future], future.result()
+            else:
+                failed.append(future)
+        for future in failed:  # only now, so that one failure does not take what others found
+            future.result()
+
+
+def one_task(options: argparse.Namespace, part: str, seed: int) -> Results:
+    """Everything, or what no blend is made of, with one seed."""
+    results = Results(seed=seed)
+    work = one_seed if part == PARTS[0] else others
+    work(make_world(options), settings_of(options), seed, results)
+    return results
+
+
+def make_world(options: argparse.Namespace) -> World:
+    """The data, split."""
+    real = options.data == "movietweetings"
+    data = movietweetings() if real else planted(users=300)
+    at = split_time(data, cold_users=options.cold_users) if real else PLANTED_SPLIT
+    up, down = split_by_time(data, at=at)
+    return World(data, up, down, choose_device(options.device), day=86400.0 if real else PLANTED_SPLIT / 250)
+
+
+def write(options: argparse.Namespace, done: Mapping[tuple[str, int], Results], said: Mapping[str, object]) -> None:
     """Write what is known so far, so that a run that is cut off leaves its seeds behind."""
+    results = together([done[task] for task in sorted(done, key=lambda task: (PARTS.index(task[0]), task[1]))])
+    if options.data == "movietweetings":
+        results.tried += json.loads(SCOUTING.read_text(encoding="utf-8"))["rows"]
     found = {**said, **summary(results)}
-    write_json(options.out or ROOT / "benchmarks" / "results" / f"quality_{name}.json", found)
+    write_json(options.out or ROOT / "benchmarks" / "results" / f"quality_{said['dataset']}.json", found)
     for row in found["headline"]:
         what = f"{row['information']} {row['metric']}: {row['mml']:.4f} against {row['baseline']:.4f}"
-        say(f"{said['seconds']} s, {what} of {row['best_baseline']}")
+        say(f"{what} of {row['best_baseline']}")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -77,7 +121,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--fast", action="store_true", help="one seed, fewer epochs and baselines")
     parser.add_argument("--tiny", action="store_true", help="an epoch of a very small model, to try the command")
     parser.add_argument("--seeds", type=int, help="default: 3, or 1 with --fast or --tiny")
-    parser.add_argument("--minutes", type=float, default=7.0, help="start no optional method later than this")
+    parser.add_argument("--workers", type=int, help="processes; default: 1 on a CPU, one for each task on a GPU")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/quality_DATA.json")
     options = parser.parse_args(arguments)

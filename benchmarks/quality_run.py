@@ -8,7 +8,6 @@ from dataclasses import replace
 import torch
 from quality_scorers import (
     GRIDS,
-    PLAIN,
     Settings,
     World,
     counted,
@@ -17,6 +16,7 @@ from quality_scorers import (
     recipes_of_blends,
     sampled,
     sasrecs,
+    three_of_one,
     trained_mml,
     with_steps,
 )
@@ -48,24 +48,18 @@ def one_seed(world: World, settings: Settings, seed: int, results: Results) -> N
     """Train and evaluate everything with one seed."""
     earlier, later = split_by_time(world.up, at=split_time(world.up, cold_users=0.2))
     rehearsal = replace(world, everything=world.up, up=earlier, down=later)
-    if not results.chosen:
-        choose(rehearsal, results)
+    choose(rehearsal, results)
     rehearsed, _ = scorers(rehearsal, settings, seed, results)
     final, model = scorers(world, settings, seed, results)
     for name, method in final.items():
-        results.add(name, seed, report(method, world.down))
+        results.add(name, report(method, world.down))
     fitted = blended(world, final, rehearsal, rehearsed, results)
     for name, blend in fitted.items():
-        results.add(name, seed, report(blend, world.down))
+        results.add(name, report(blend, world.down))
         results.weights.setdefault(name, []).append(weights_of(blend))
     for name in ("MML blend", "late fusion, gate"):
         results.more[name] = [*results.more.get(name, []), report(fitted[name], world.down, positions=POSITIONS)]
-    adaptation(world, model, fitted["MML blend"], seed, results)
-    results.learners.append(final[PLAIN])
-    if len(results.learners) == 3:  # as many as the fusion has, with equal weights
-        warm = torch.from_numpy(world.up.warm)
-        three = {f"seed {i}": learner for i, learner in enumerate(results.learners)}
-        results.add("ensemble of three SASRec id", seed, report(Blend(three, warm).to(world.device), world.down))
+    adaptation(world, model, fitted["MML blend"], results)
 
 
 def blended(
@@ -83,8 +77,7 @@ def blended(
     out = {}
     for name, (parts, context) in recipes.items():
         blend = Blend({part: rehearsed[part] for part in parts}, warm, context=context).to(world.device)
-        if f"{name}, penalty" not in results.chosen:
-            choose_penalty(name, blend, seen.of(parts), results)
+        choose_penalty(name, blend, seen.of(parts), results)
         blend.fit(seen, penalty=results.chosen[f"{name}, penalty"])
         out[name] = Blend({part: final[part] for part in parts}, torch.from_numpy(world.up.warm), context=context)
         out[name].to(world.device).take_weights(blend)
@@ -106,7 +99,8 @@ def choose_penalty(name: str, blend: Blend, seen: Observed, results: Results) ->
             target = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
             ndcg.append(ndcg_at(ranks(scores, target, allowed=~part.excluded), 10))
         values[penalty] = float(torch.cat(ndcg).mean())
-        results.tried.append({"method": name, "penalty": penalty, "cross-validated ndcg@10": values[penalty]})
+        row = {"method": name, "penalty": penalty, "seed": results.seed}
+        results.tried.append({**row, "cross-validated ndcg@10": values[penalty]})
     results.chosen[f"{name}, penalty"] = max(values, key=values.__getitem__)
 
 
@@ -133,19 +127,17 @@ def scorers(world: World, settings: Settings, seed: int, results: Results) -> tu
 
 def others(world: World, settings: Settings, seed: int, results: Results) -> None:
     """What only a full run trains, and what no blend is made of."""
-    if not settings.everything:
-        return
-    for train in (sampled, fitted_later, others_upstream):
+    for train in (three_of_one, others_upstream, sampled, fitted_later):
         for name, method in train(world, settings, seed).items():
-            results.add(name, seed, report(method, world.down))
+            results.add(name, report(method, world.down))
     if settings.paper is not None:
         paper = trained_mml(world, settings.paper, seed, "MML as released")
         for steps in (settings.paper.steps("id"), 0):
             found = report(with_steps(paper, steps=steps), world.down)
-            results.add(f"MML as released, {steps} steps", seed, found)
+            results.add(f"MML as released, {steps} steps", found)
 
 
-def adaptation(world: World, model: MML, blend: Blend, seed: int, results: Results) -> None:
+def adaptation(world: World, model: MML, blend: Blend, results: Results) -> None:
     """What the gradient steps give by number of clicks, beside 0 steps and an inner rate of 0."""
     ways = {"adapted": model, "0 steps": with_steps(model, steps=0), "rate 0": with_steps(model, lr=0.0)}
     for clicks in CLICKS:
@@ -153,7 +145,7 @@ def adaptation(world: World, model: MML, blend: Blend, seed: int, results: Resul
             results.slice("MML adaptive fusion", way, clicks, report(method, world.down, clicks=clicks))
         results.slice("MML blend", "adapted", clicks, report(blend, world.down, clicks=clicks))
     for way in ("0 steps", "rate 0"):
-        results.add(f"MML adaptive fusion, {way}", seed, report(ways[way], world.down))
+        results.add(f"MML adaptive fusion, {way}", report(ways[way], world.down))
 
 
 def report(method: Method, data: Dataset, *, positions: int = 1, clicks: int | None = None) -> Report:

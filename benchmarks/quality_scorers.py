@@ -17,6 +17,7 @@ from metarec.data.cutting import without_last
 from metarec.meta import MetaLearner
 from metarec.nn import ModalityLearner
 from metarec.recipes import mml, sasrec
+from metarec.recipes.blend import Blend
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.ease import EASE
 from metarec.recipes.itemknn import ItemKNN
@@ -127,6 +128,16 @@ def sasrecs(world: World, settings: Settings, seed: int) -> dict[str, Method]:
         learner, lr=0.05, steps=5, adapts="all", objectives=("softmax", "softmax"), engine="native"
     )
     return out
+
+
+def three_of_one(world: World, settings: Settings, seed: int) -> dict[str, Method]:
+    """An ensemble as large as the fusion, of one modality and with equal weights."""
+    learners: dict[str, Method] = {
+        f"{PLAIN} {number}": trained_sasrec(world, world.up, settings, 10 * seed + number, inputs=("id",))
+        for number in range(3)
+    }
+    warm = torch.from_numpy(world.up.warm)
+    return {"ensemble of three SASRec id": Blend(learners, warm, context=False).to(world.device)}
 
 
 def sampled(world: World, settings: Settings, seed: int) -> dict[str, Method]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from metarec.comparison import compare
 from metarec.report import Report
-from metarec.types import Method
 
 OURS = {"upstream": "MML blend", "live": "live MML blend"}
 METRICS = ("ndcg@10", "recall@10")
@@ -19,41 +18,67 @@ class Results:
     """Everything as it comes in.
 
     Attributes:
+        seed: of this run.
         reports: method -> its report of each seed.
+        seeds: method -> the seeds of its reports.
         chosen: method -> the setting that validated best.
         tried: every configuration and what it did on the validation users.
         slices: method -> way of adapting -> clicks known -> reports.
         weights: fusion -> its weights by clicks and coldness, of each seed.
         more: method -> reports on several clicks of each user.
-        learners: the ID learner of each seed.
     """
 
+    seed: int = 0
     reports: dict[str, list[Report]] = field(default_factory=dict)
+    seeds: dict[str, list[int]] = field(default_factory=dict)
     chosen: dict[str, float] = field(default_factory=dict)
     tried: list[dict[str, Any]] = field(default_factory=list)
     slices: dict[str, dict[str, dict[int, list[Report]]]] = field(default_factory=dict)
     weights: dict[str, list[list[dict[str, object]]]] = field(default_factory=dict)
     more: dict[str, list[Report]] = field(default_factory=dict)
-    learners: list[Method] = field(default_factory=list)
 
-    def add(self, name: str, seed: int, report: Report) -> None:
-        """One method's report of one seed."""
+    def add(self, name: str, report: Report) -> None:
+        """One method's report with this seed."""
         self.reports.setdefault(name, []).append(report)
+        self.seeds.setdefault(name, []).append(self.seed)
 
     def try_out(self, name: str, setting: Mapping[str, object], report: Report) -> None:
         """One configuration on the validation users."""
         values = {metric: report.metrics[metric].to_dict() for metric in METRICS}
-        self.tried.append({"method": name, **setting, "data": report.info["data"], **values})
+        self.tried.append({"method": name, **setting, "seed": self.seed, "data": report.info["data"], **values})
 
     def slice(self, name: str, way: str, clicks: int, report: Report) -> None:
         """One method's report with histories cut short."""
         self.slices.setdefault(name, {}).setdefault(way, {}).setdefault(clicks, []).append(report)
 
 
+def together(runs: Sequence[Results]) -> Results:
+    """The results of several runs, in their order."""
+    out = Results()
+    for run in runs:
+        out.chosen |= {f"{name}, seed {run.seed}": value for name, value in run.chosen.items()}
+        out.tried += run.tried
+        for mine, theirs in ((out.reports, run.reports), (out.more, run.more)):
+            for name, reports in theirs.items():
+                mine.setdefault(name, []).extend(reports)
+        for name, seeds in run.seeds.items():
+            out.seeds.setdefault(name, []).extend(seeds)
+        for name, weights in run.weights.items():
+            out.weights.setdefault(name, []).extend(weights)
+        for name, ways in run.slices.items():
+            for way, by_clicks in ways.items():
+                for clicks, reports in by_clicks.items():
+                    for report in reports:
+                        out.slice(name, way, clicks, report)
+    return out
+
+
 def summary(results: Results) -> dict[str, Any]:
     """The JSON's contents."""
     return {
-        "methods": [row for name, reports in results.reports.items() for row in _rows(name, reports)],
+        "methods": [
+            row for name, reports in results.reports.items() for row in _rows(name, reports, results.seeds[name])
+        ],
         "headline": [_headline(results, information, metric) for information in OURS for metric in METRICS],
         "cold_items": [_cold(results, information) for information in OURS],
         "against": [_against(results, name) for name in results.reports if _information(results, name) in OURS],
@@ -66,7 +91,7 @@ def summary(results: Results) -> dict[str, Any]:
     }
 
 
-def _rows(name: str, reports: list[Report]) -> list[dict[str, Any]]:
+def _rows(name: str, reports: list[Report], seeds: list[int]) -> list[dict[str, Any]]:
     return [
         {
             "method": name,
@@ -77,7 +102,7 @@ def _rows(name: str, reports: list[Report]) -> list[dict[str, Any]]:
             "metrics": {key: metric.to_dict() for key, metric in report.metrics.items()},
             "cold_items": {key: metric.to_dict() for key, metric in report.cold.items()},
         }
-        for seed, report in enumerate(reports)
+        for seed, report in zip(seeds, reports, strict=True)
     ]
 
 
