@@ -1,0 +1,168 @@
+"""Cold users adapted with all their weights and ranked over the whole catalogue: seconds and peak memory.
+
+Usage::
+
+    python benchmarks/ranking.py --users 10000 --items 50000 --device cuda --out meta_test_cuda.json
+    python benchmarks/ranking.py --users 10000 --items 1000000 --device cuda --out meta_test_million_cuda.json
+
+The model is MML with three learners behind a generator each, with random weights, as serving holds it. A user takes
+its inner steps on all weights of every learner, the rows of the items it touches included; then its best items among
+all that it has not clicked are found piece by piece of the catalogue, so that no matrix of users by items exists.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from inner_loop import make_users
+from machine import choose_device, commit, describe, seconds
+from torch import Tensor
+from tqdm import tqdm
+
+import metarec as mr
+from metarec.data import Modality
+from metarec.files import write_json
+from metarec.serving.ranking import USERS, best
+from metarec.serving.snapshot import FusedSnapshot, Standing
+from metarec.types import EpisodeBatch
+
+FEATURES = {"text": 32, "image": 32}  # columns; tables are made of them beforehand, so that their width costs nothing
+NEIGHBOURS = 5
+LR = 0.05
+WARM_UP = 64  # users whose time does not count
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Read the command line, measure, write the JSON, print a summary."""
+    options = _parse(arguments)
+    torch.set_float32_matmul_precision("highest")  # lists are checked against bounds on float32 products
+    users = make_users(options.users, options.clicks, options.items).to(options.device)
+    result = {
+        **measure(make_model(options).to(options.device), users, options.k),
+        "settings": {**{n: v for n, v in vars(options).items() if n not in ("out", "commit", "device")}, "lr": LR},
+        "threads": torch.get_num_threads(),
+        "commit": options.commit or commit(),
+        "machine": describe(options.device),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_json(options.out, result)
+    print(summary(result), f"written to {options.out}", sep="\n")
+
+
+def make_model(options: argparse.Namespace) -> mr.MML:
+    """Three learners over random items, nine in ten of them warm, with random weights."""
+    draw = torch.Generator().manual_seed(0)
+    size = options.items + 1
+    present = torch.arange(size) > 0
+    features = {
+        name: Modality(name, torch.randn(size, columns, generator=draw) * present.unsqueeze(1), present)
+        for name, columns in FEATURES.items()
+    }
+    warm = (np.arange(size) > 0) & (np.arange(size) <= max(2, options.items * 9 // 10))
+    near = torch.randint(1, int(warm.sum()) + 1, (size, NEIGHBOURS), generator=draw)  # finding the real ones is slow
+    config = mr.MMLConfig(
+        dim=options.dim, max_length=options.clicks, test_steps=options.steps, test_lr=LR, test_adapts="all"
+    )
+    model = mr.MML(mr.Catalog(mr.Vocabulary(map(str, range(options.items))), features), warm, config, neighbours=near)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
+    return model.eval()
+
+
+def measure(model: mr.MML, users: EpisodeBatch, k: int) -> dict[str, Any]:
+    """Seconds of each part and the peak of memory."""
+    device = users.user.device
+    made: list[FusedSnapshot] = []
+    taken = {"tables": seconds(lambda: made.append(FusedSnapshot(model)), device), "adapt": 0.0, "rank": 0.0}
+    snapshot, warm_up = made[0], next(users.chunks(WARM_UP))
+    ranked(snapshot, warm_up, adapted(snapshot, warm_up), k)
+    before = _peak(device, restart=True)
+    bar = tqdm(total=len(users), unit=" users")
+    for part in users.chunks(USERS[device.type]):
+        standing: list[Standing] = []
+        taken["adapt"] += seconds(lambda part=part, to=standing: to.append(adapted(snapshot, part)), device)  # type: ignore[misc]
+        taken["rank"] += seconds(lambda part=part, at=standing: ranked(snapshot, part, at[0], k), device)  # type: ignore[misc]
+        bar.update(len(part))
+    bar.close()
+    both = taken["adapt"] + taken["rank"]
+    return {
+        "seconds": both,
+        "users_per_second": len(users) / both,
+        "parts": {f"{name}_seconds": value for name, value in taken.items()},
+        "peak_bytes": _peak(device),
+        "before_bytes": before,
+        "users_by_items_bytes": 4 * len(users) * model.catalog.size,
+    }
+
+
+def adapted(snapshot: FusedSnapshot, users: EpisodeBatch) -> Standing:
+    """Where users stand after all their steps."""
+    return snapshot.adapt(users.support, users.query)
+
+
+def ranked(snapshot: FusedSnapshot, users: EpisodeBatch, standing: Standing, k: int) -> tuple[Tensor, Tensor]:
+    """Codes and scores (B, k) of each user's best items without those it has clicked."""
+    clicked = users.query.history
+    who = torch.arange(len(clicked), device=clicked.device).unsqueeze(1).expand_as(clicked)
+    return best(snapshot.scores(standing), k, snapshot.known, (who.flatten(), clicked.flatten()))
+
+
+def summary(result: dict[str, Any]) -> str:
+    """The result in a few lines."""
+    what, parts, machine = result["settings"], result["parts"], result["machine"]
+    place = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
+    return (
+        f"{what['users']:,} users, {what['steps']} steps of all weights, {what['items']:,} items, on {place}: "
+        f"{result['seconds']:.2f} s ({parts['adapt_seconds']:.2f} adapting, {parts['rank_seconds']:.2f} ranking), "
+        f"after {parts['tables_seconds']:.2f} s for the tables\npeak {result['peak_bytes'] / 2**30:.2f} GiB, "
+        f"{result['before_bytes'] / 2**30:.2f} before; a users-by-items matrix alone would be "
+        f"{result['users_by_items_bytes'] / 2**30:.2f} GiB"
+    )
+
+
+def _peak(device: torch.device, *, restart: bool = False) -> int:
+    """The most bytes held so far: of the GPU since the restart, which gives what is held now, or of the process."""
+    if device.type == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if restart:
+        torch.cuda.reset_peak_memory_stats(device)
+    return torch.cuda.max_memory_allocated(device)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="where the result goes")
+    numbers = {
+        "users": (200, "cold users"),
+        "items": (2000, "items in the catalogue, more than a user's clicks and k together"),
+        "clicks": (12, "items in each user's history, at least 3"),
+        "dim": (64, "width of item vectors and states"),
+        "steps": (50, "inner steps"),
+        "k": (20, "items in each user's list"),
+    }
+    for name, (default, text) in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
+    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
+    parser.add_argument("--commit", help="the commit that runs, where git cannot be asked")
+    options = parser.parse_args(arguments)
+    for name in numbers:
+        least = {"clicks": 3, "items": options.clicks + options.k + 1}.get(name, 1)
+        if getattr(options, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
+    try:
+        options.device = choose_device(options.device)
+    except ValueError as error:
+        parser.error(str(error))
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""The benchmarks of ranking, of cost curves and of several processes run and say what they claim."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from metarec.serving.snapshot import FusedSnapshot
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "benchmarks"
+RUN = {"settings", "threads", "commit", "machine", "date"}
+
+
+@pytest.fixture(autouse=True)
+def _benchmarks_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+def run(name: str, out: Path, arguments: str) -> dict[str, Any]:
+    """What a benchmark writes, run from its command line."""
+    importlib.import_module(name).main(["--out", str(out), "--device", "cpu", "--commit", "abc", *arguments.split()])
+    found: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+    return found
+
+
+def test_ranking_writes_what_it_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run("ranking", tmp_path / "new" / "r.json", "--users 5 --items 40 --clicks 4 --dim 8 --steps 2 --k 3")
+    assert set(result) == RUN | {
+        "seconds",
+        "users_per_second",
+        "parts",
+        "peak_bytes",
+        "before_bytes",
+        "users_by_items_bytes",
+    }
+    assert result["commit"] == "abc" and result["settings"]["steps"] == 2
+    parts = result["parts"]
+    assert result["seconds"] == pytest.approx(parts["adapt_seconds"] + parts["rank_seconds"])
+    assert result["users_per_second"] == pytest.approx(5 / result["seconds"])
+    assert result["users_by_items_bytes"] == 4 * 5 * 41 and result["peak_bytes"] >= result["before_bytes"] > 0
+    assert "5 users, 2 steps of all weights, 40 items" in capsys.readouterr().out
+
+
+def test_ranked_lists_are_those_of_the_whole_score_matrix() -> None:
+    ranking = importlib.import_module("ranking")
+    model = ranking.make_model(argparse.Namespace(items=60, dim=8, clicks=5, steps=4))
+    users = importlib.import_module("inner_loop").make_users(7, 5, 60)
+    snapshot = FusedSnapshot(model)
+    codes, _ = ranking.ranked(snapshot, users, ranking.adapted(snapshot, users), 6)
+    with torch.no_grad():
+        scores = model.adapt(users.support)(users.query).scores[:, 0]
+    scores[:, 0] = -torch.inf
+    scores.scatter_(1, users.query.history, -torch.inf)
+    assert codes.tolist() == scores.topk(6).indices.tolist()
+    without_steps = ranking.make_model(argparse.Namespace(items=60, dim=8, clicks=5, steps=0))
+    plain = FusedSnapshot(without_steps)
+    assert codes.tolist() != ranking.ranked(plain, users, ranking.adapted(plain, users), 6)[0].tolist()
+
+
+def test_curves_have_speeds_and_floors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    curves, floor = importlib.import_module("curves"), importlib.import_module("floor")
+    result = run("curves", tmp_path / "c.json", "--quick --repeats 1")
+    assert set(result) == RUN | {"curves", "ceilings"}
+    assert {axis: [point["value"] for point in points] for axis, points in result["curves"].items()} == curves.QUICK
+    speed = result["ceilings"]["matmul_flops_per_second"]
+    copies = {int(size): rate for size, rate in result["ceilings"]["copy_bytes_per_second"].items()}
+    base = result["settings"]
+    for axis, points in result["curves"].items():
+        for point in points:
+            what = {**base, axis: point["value"]}
+            work = floor.work(floor.Shape(what["dim"], what["layers"], 4 * what["dim"], what["clicks"], what["steps"]))
+            least = max(work["flops"] / speed, (work["weight_bytes"] + work["activation_bytes"]) / max(copies.values()))
+            assert point["floor_users_per_second"] == pytest.approx(1 / least)
+            assert point["users_per_second"] == pytest.approx(what["users"] / point["repeats"][0])
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("ranking", "--items 30", "--items must be at least 33, got 30"),
+        ("ranking", "--steps 0", "--steps must be at least 1, got 0"),
+        ("ranking", "--device tpu", "--device 'tpu': expected one of"),
+        ("curves", "--repeats 0", "--repeats must be at least 1, got 0"),
+        ("curves", "--device tpu", "--device 'tpu': expected one of"),
+        ("distributed", "--processes 0", "--processes must be at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_refused(
+    name: str, arguments: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        importlib.import_module(name).main(["--out", str(tmp_path / "x.json"), *arguments.split()])
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_are_measured_one_number_after_another(tmp_path: Path) -> None:
+    out = tmp_path / "s.json"
+    result = run("distributed", out, "--processes 1 2 --users 3 --items 20 --repeats 1")
+    assert set(result) == RUN - {"threads"} | {"users_per_second", "speed_up", "runs", "backend", "threads_per_process"}
+    assert result["backend"] == "gloo" and result["commit"] == "abc"
+    speed = result["users_per_second"]
+    assert list(speed) == ["1", "2"]
+    assert result["speed_up"] == {"1": 1.0, "2": pytest.approx(speed["2"] / speed["1"])}
+    for found in result["runs"]:
+        assert speed[str(found["processes"])] == pytest.approx(3 / found["repeats"][0])
+        blocks = 2 * (64 * 192 + 192 + 64 * 64 + 64 + 2 * 64 * 256 + 256 + 64 + 4 * 64)
+        assert found["message_bytes"] == 4 * (21 * 64 + blocks + 12 * 64 + 2 * 64)  # items, blocks, positions, a norm
