@@ -86,7 +86,9 @@ def blended(
 
 def choose_penalty(name: str, blend: Blend, seen: Observed, results: Results) -> None:
     """The penalty under which half of the users judge best what the other half fitted."""
-    half = seen.user % 2 == 0  # codes are in the order of the file, which says nothing of a user
+    users = seen.user.unique()
+    drawn = torch.randperm(len(users), generator=torch.Generator().manual_seed(results.seed)).to(users.device)
+    half = torch.isin(seen.user, users[drawn[: len(users) // 2]])
     values = {}
     for penalty in PENALTIES:
         ndcg = []

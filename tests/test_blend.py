@@ -125,6 +125,8 @@ def test_modules_are_parts_and_weights_go_from_one_blend_to_another() -> None:
         observe(first.methods, WARM, [])
     with pytest.raises(ValueError, match=r"nothing was observed of \['id', 'ease'\], only of \['a', 'b', 'c'\]"):
         whole.fit(observe(first.methods, WARM, [users(3)]))
+    with pytest.raises(ValueError, match="expected clicks to fit to, got none"):
+        first.fit(observe(first.methods, WARM, [users(3)]).on(torch.zeros(3) > 0))
 
 
 def test_a_rehearsal_is_a_fit_on_the_later_upstream_users_and_reads_nothing_else() -> None:

@@ -121,6 +121,8 @@ class Blend(nn.Module):
             ValueError: if there is no click, or a method is not among those that were asked.
         """
         seen = seen.of(self.methods)
+        if not len(seen.z):
+            raise ValueError("Blend.fit: expected clicks to fit to, got none")
         context = seen.context[:, : len(self.weight)]
         target = torch.zeros(len(seen.z), dtype=torch.int64, device=seen.z.device)
         optimizer = torch.optim.LBFGS(self._own(), max_iter=iterations, line_search_fn="strong_wolfe")
