@@ -45,7 +45,7 @@ VALUES: dict[str, dict[str, list[int]]] = {
     },
 }
 QUICK_USERS = 4
-QUICK: dict[str, list[int]] = {"users": [2, 4], "clicks": [3, 4], "steps": [1, 2], "dim": [8, 16], "items": [10, 20]}
+QUICK: dict[str, list[int]] = {"users": [2, 4], "clicks": [3, 4], "steps": [0, 2], "dim": [8, 16], "items": [10, 20]}
 TITLES = {
     "users": "users per batch",
     "clicks": "items in a user's history",
@@ -117,6 +117,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
         panel.plot(values, [point["users_per_second"] for point in points], "o-", color="tab:blue", label="metarec")
         panel.set(xlabel=TITLES[axis], yscale="log")
         panel.set_xscale("symlog" if min(values) == 0 else "log", base=2 if max(values) < 1000 else 10)
+        panel.set_xticks(values, [f"{value:,}" for value in values])
+        panel.set_xticks([], minor=True)
         panel.grid(color="0.9")
     panels[0].set_ylabel("users per second")
     panels[0].legend()

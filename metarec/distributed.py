@@ -67,12 +67,16 @@ def is_first() -> bool:
     return _rank() == 0
 
 
+def own() -> slice:
+    """Which users of a batch this process takes: every n-th. It may be none."""
+    return slice(_rank(), None, processes())
+
+
 def share(batch: Batch) -> Batch:
-    """The users of a batch that this process takes: every n-th. It may be none."""
-    own = slice(_rank(), None, processes())
+    """The part of a batch that this process takes."""
     if isinstance(batch, Tensor):
-        return batch[own]
-    return EpisodeBatch(batch.user[own], batch.support[own], batch.query[own])
+        return batch[own()]
+    return EpisodeBatch(batch.user[own()], batch.support[own()], batch.query[own()])
 
 
 def backward(add: Callable[[Batch], float], batch: Batch, parameters: Sequence[nn.Parameter]) -> float:
@@ -86,42 +90,50 @@ def backward(add: Callable[[Batch], float], batch: Batch, parameters: Sequence[n
     Returns:
         the mean loss of the whole batch.
     """
-    if processes() == 1:
-        return add(batch)
-    own = share(batch)
-    loss = add(own) if len(own) else 0.0
-    return _add_up(parameters, loss, len(own) / len(batch))
+    return backward_own(add, share(batch), parameters)[0]
 
 
-def _add_up(parameters: Sequence[nn.Parameter], loss: float, weight: float) -> float:
-    """Weighted sums over the processes of gradients and losses, in one message.
+def backward_own(add: Callable[[Batch], float], batch: Batch, parameters: Sequence[nn.Parameter]) -> tuple[float, int]:
+    """As :func:`backward`, given this process's own users, of whom there may be none.
+
+    Returns:
+        the mean loss of the users of all processes, and how many they are.
+    """
+    loss = add(batch) if len(batch) else 0.0
+    return (loss, len(batch)) if processes() == 1 else _add_up(parameters, loss, len(batch))
+
+
+def _add_up(parameters: Sequence[nn.Parameter], loss: float, users: int) -> tuple[float, int]:
+    """Means of gradients and losses over the users of all processes, in one message; and how many they are.
 
     A parameter that has no gradient in any process is left without one: an optimizer treats that otherwise than zero.
     """
     trained = [p for p in parameters if p.requires_grad]
-    own = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    mine = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
+    message = torch.cat([gradient.flatten() for gradient in mine]).mul_(users)
     found = [float(p.grad is not None) for p in trained]
-    message = torch.cat([g.flatten() for g in own]).mul_(weight)
-    message = torch.cat([message, message.new_tensor([*found, loss * weight])])
+    message = torch.cat([message, message.new_tensor([*found, loss * users, users])])
     distributed.all_reduce(message)
-    *gradients, found_anywhere, losses = message.split([*(p.numel() for p in trained), len(trained), 1])
-    for parameter, gradient, anywhere in zip(trained, gradients, found_anywhere.tolist(), strict=True):
-        parameter.grad = gradient.view_as(parameter) if anywhere else None
-    return float(losses)
+    parts = message.split([*(p.numel() for p in trained), len(trained), 2])
+    total_loss, total = parts[-1].tolist()
+    for parameter, gradient, anywhere in zip(trained, parts[:-2], parts[-2].tolist(), strict=True):
+        parameter.grad = gradient.div_(total).view_as(parameter) if anywhere else None
+    return total_loss / total, int(total)
 
 
 def spread(compute: Callable[[EpisodeBatch], Sequence[Tensor]], batch: EpisodeBatch) -> list[Tensor]:
     """Tensors (B, ...) about the users of a batch, in every process, each having computed those of its own users."""
     if len(batch) < processes() or processes() == 1:
         return list(compute(batch))
-    return [_joined(own, len(batch)) for own in compute(share(batch))]
+    return [_joined(values, len(batch)) for values in compute(share(batch))]
 
 
-def _joined(own: Tensor, users: int) -> Tensor:
-    out = torch.zeros(users, *own.shape[1:], dtype=torch.uint8 if own.dtype == torch.bool else own.dtype).to(own.device)
-    out[_rank() :: processes()] = own.to(out.dtype)
+def _joined(values: Tensor, users: int) -> Tensor:
+    kind = torch.uint8 if values.dtype == torch.bool else values.dtype
+    out = torch.zeros(users, *values.shape[1:], dtype=kind, device=values.device)
+    out[own()] = values.to(out.dtype)
     distributed.all_reduce(out)
-    return out.to(own.dtype)
+    return out.to(values.dtype)
 
 
 def total(value: Tensor) -> Tensor:

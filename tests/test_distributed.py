@@ -120,6 +120,18 @@ def test_shares_are_every_user_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert users == [[0, 3], [1, 4], [2]]
 
 
+def test_a_sampler_cuts_the_same_users_for_one_process_as_for_all() -> None:
+    sampler = EpisodeSampler(UP, users_per_batch=23, negatives=3, seed=2)  # 48 users: two are left for the last batch
+    assert [len(batch) for batch in sampler.epoch(1)] == [23, 23, 2]
+    for rank in range(3):
+        parts = sampler.epoch(1, slice(rank, None, 3))
+        for whole, part in zip(sampler.epoch(1), parts, strict=True):
+            assert part.user.equal(whole.user[rank::3])
+            for mine, theirs in ((part.support, whole.support), (part.query, whole.query)):
+                assert all(a.equal(b[rank::3]) for a, b in zip(mine.tensors(), theirs.tensors(), strict=True))
+                assert mine.time is not None and theirs.time is not None and mine.time.equal(theirs.time[rank::3])
+
+
 def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")

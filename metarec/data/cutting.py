@@ -21,6 +21,7 @@ def cut_examples(
     negatives: int,
     rng: np.random.Generator,
     time: Times | None = None,
+    own: slice = slice(None),
 ) -> Examples:
     """Examples at positions first..last-1 of the users whose clicks begin at ``start`` of the column ``item``.
 
@@ -35,28 +36,32 @@ def cut_examples(
         negatives: N.
         rng: draws the negatives.
         time: (n,) times of all clicks, if known.
+        own: the users whose examples are wanted; negatives are drawn as if they were all.
     """
     column = np.arange(max(1, int(last.max())))
-    read = np.where(column < np.maximum(last, 1)[:, None], start[:, None] + column, -1)
     position = first[:, None] + np.arange(max(1, int((last - first).max())))
     real = position < last[:, None]
     position = np.where(real, position, 0)
     following = np.where(real, start[:, None] + position + 1, 0)
     target = np.where(real, item[following], 0)
+    point = _draw_points(target, line, negatives, rng)
+    start, last, position, real = start[own], last[own], position[own], real[own]
+    following, target, point = following[own], target[own], point[own]
+    read = np.where(column < np.maximum(last, 1)[:, None], start[:, None] + column, -1)
     history = np.where(read >= 0, item[read], 0)
-    drawn = _draw_negatives(target, line, negatives, rng) * real[..., None]
+    drawn = (np.searchsorted(line, point, side="right") - 1).astype(np.int64) * real[..., None]
     arrays = (history, position, target, drawn, real.astype(np.float32))
     clicked = None if time is None else torch.from_numpy(np.where(real, time[following], 0))
     return replace(Examples(*(torch.from_numpy(a) for a in arrays)), time=clicked)
 
 
-def _draw_negatives(target: Ints, line: Ints, n: int, rng: np.random.Generator) -> Ints:
-    """(..., n) items on which random points of the line fall, never the target: its points are cut out."""
+def _draw_points(target: Ints, line: Ints, n: int, rng: np.random.Generator) -> Ints:
+    """(..., n) random points of the line, never the target's: they are cut out."""
     first = line[target][..., None]
     own = line[target + 1][..., None] - first
-    point = rng.integers(0, np.maximum(line[-1] - own, 1), size=(*target.shape, n))
+    point: Ints = rng.integers(0, np.maximum(line[-1] - own, 1), size=(*target.shape, n))
     point += own * (point >= first)
-    return (np.searchsorted(line, point, side="right") - 1).astype(np.int64)
+    return point
 
 
 def make_line(mass: Ints) -> Ints:

@@ -130,20 +130,24 @@ class EpisodeSampler:
         _check_known(only, self.data.user_codes[self._asked], self.data.name)
         return replace(self, only=only)
 
-    def epoch(self, epoch: int) -> Iterator[EpisodeBatch]:
+    def epoch(self, epoch: int, own: slice = slice(None)) -> Iterator[EpisodeBatch]:
         """The batches of one epoch, the same however often and in whatever order epochs are asked for.
 
         Train shuffles the users; validation and test keep the order of their codes. Inside a batch the users
         with the longest histories come first, so that :meth:`EpisodeBatch.chunks` trims well.
+
+        Args:
+            epoch: from 0.
+            own: the users wanted of each batch, e.g. every second one; they are as in the whole batch.
 
         Raises:
             ValueError: if ``epoch`` is negative.
         """
         if epoch < 0:
             raise ValueError(f"EpisodeSampler: epoch must be at least 0, got {epoch}")
-        return self._batches(np.random.default_rng([self.seed, epoch]))
+        return self._batches(np.random.default_rng([self.seed, epoch]), own)
 
-    def _batches(self, rng: np.random.Generator) -> Iterator[EpisodeBatch]:
+    def _batches(self, rng: np.random.Generator, own: slice) -> Iterator[EpisodeBatch]:
         rows, train = self._rows, self.part == "train"
         count = np.minimum(self._clicks[rows], self.max_length + 1)
         spare = self._clicks[rows] - count
@@ -165,10 +169,11 @@ class EpisodeSampler:
                     negatives=self.negatives,
                     rng=rng,
                     time=self.data.time,
+                    own=own,
                 )
                 for a, b in cuts
             )
-            yield EpisodeBatch(torch.from_numpy(self.user_codes[users]), support, query)
+            yield EpisodeBatch(torch.from_numpy(self.user_codes[users[own]]), support, query)
 
     def _spans(self, n: Ints) -> tuple[Ints, Ints, Ints]:
         """Of users with n clicks: support positions 0..known-1, query positions first..last-1."""

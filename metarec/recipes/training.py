@@ -78,7 +78,7 @@ class TrainingRun:
         epochs: int,
         parameters: Iterable[nn.Parameter],
         lr: float,
-        batches: Callable[[int], Iterator[EpisodeBatch]],
+        batches: Callable[[int, slice], Iterator[EpisodeBatch]],
         users: int,
         backward: Callable[[EpisodeBatch], float],
     ) -> Iterator[Progress]:
@@ -89,7 +89,7 @@ class TrainingRun:
             epochs: in total.
             parameters: what the optimizer moves.
             lr: its learning rate.
-            batches: the batches of an epoch.
+            batches: the batches of an epoch, of which a process asks for its own users: ``sampler.epoch``.
             users: in one epoch.
             backward: adds the gradient of a batch's loss and returns the loss.
         """
@@ -104,11 +104,11 @@ class TrainingRun:
         for epoch in range(start, epochs):
             self.reseed(name, epoch)
             began, seen = time.perf_counter(), 0
-            for batch in prefetched(batches(epoch)):
+            for batch in prefetched(batches(epoch, distributed.own())):
                 optimizer.zero_grad(set_to_none=True)
-                loss = distributed.backward(backward, batch, parameters)
+                loss, count = distributed.backward_own(backward, batch, parameters)
                 optimizer.step()
-                seen += len(batch)
+                seen += count
                 speed = seen / max(time.perf_counter() - began, 1e-9)
                 yield Progress(name, epoch + 1, epochs, seen, users, loss, speed)
             self._save(name, epoch + 1, optimizer)
