@@ -72,7 +72,7 @@ class Scoring(nn.Module):
         self.register_buffer("usable", usable, persistent=False)
         if k is not None and not 1 <= k <= int(usable.sum()):
             raise ValueError(f"export: k must be at least 1 and at most {int(usable.sum())}, the items known, got {k}")
-        self.k = k
+        self.k, self.max_length = k, model.config.max_length
 
     def forward(self, history: Tensor) -> tuple[Tensor, ...]:
         """Score users after their last click.
@@ -87,7 +87,10 @@ class Scoring(nn.Module):
         """
         last = ((history > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
         nothing = torch.zeros_like(last)
-        examples = Examples(history, last, nothing, nothing.unsqueeze(-1), nothing.to(torch.float32))
+        place = torch.arange(self.max_length, device=history.device)
+        inside = place < history.shape[1]
+        whole = history[:, place * inside] * inside  # of one length, so that the program holds for every length
+        examples = Examples(whole, last, nothing, nothing.unsqueeze(-1), nothing.to(torch.float32))
         scored = fused([learner(examples) for learner in self.learners], self.fusion)
         scores, weights = scored.scores.squeeze(1), scored.state.squeeze(1)
         if self.k is None:

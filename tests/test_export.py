@@ -107,6 +107,11 @@ def test_the_best_leave_out_clicked_and_removed_items(model):
     assert scores[0, 34:].tolist() == [-float("inf")] * 4
 
 
+def test_a_history_that_is_too_long_is_refused(scores_file):
+    with pytest.raises(Exception, match=r"(?i)onnxruntime|dimension|shape|index"):
+        run(scores_file, torch.ones(1, 51, dtype=torch.int64))
+
+
 def test_the_file_says_what_its_codes_are(model, scores_file):
     session = onnxruntime.InferenceSession(scores_file, providers=["CPUExecutionProvider"])
     about = json.loads(session.get_modelmeta().custom_metadata_map["metarec"])
