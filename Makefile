@@ -9,7 +9,7 @@ PIP = $(PYTHON) -m pip install -c constraints.txt
 help:  ## list the targets
 	@grep -E '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## / - /'
 
-install:  ## the library alone: wheels only, no compiler
+install:  ## the library alone; needs no compiler, but uses one
 	$(PIP) .
 
 dev:  ## the library, editable, with the tools for tests, lint and types and those that compile the extras

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
 TEST = [
@@ -13,6 +13,17 @@ TEST = [
     # The GPU kernels are tested in its interpreter; CUDA builds of torch bring it along.
     "triton>=3.5; platform_system == 'Linux' and platform_machine == 'x86_64'",
 ]
+
+# Plain C without Python.h, loaded by ctypes. Where it does not compile, metarec does without it, only slower on a CPU.
+KERNEL = Extension(
+    "metarec.meta._encoder_kernel",
+    ["metarec/meta/encoder_kernel.c"],
+    depends=["metarec/meta/encoder_kernel.h"],
+    extra_compile_args=["-O3", "-g0", "-fno-math-errno", "-pthread"],
+    extra_link_args=["-pthread"],
+    libraries=["m"],
+    optional=True,
+)
 
 
 def version() -> str:
@@ -35,6 +46,7 @@ setup(
     packages=find_packages(include=["metarec", "metarec.*"]),
     package_data={"metarec": ["py.typed"], "metarec.datasets": ["files/**"]},
     entry_points={"console_scripts": ["metarec=metarec.__main__:main"]},
+    ext_modules=[KERNEL],
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.11",

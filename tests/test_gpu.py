@@ -1,11 +1,10 @@
 """Triton's kernels against the lines of torch that they replace, and CUDA graphs.
 
-Without a GPU the kernels run in Triton's interpreter, and what needs CUDA itself is tested up to its door.
+Without a GPU the kernels run in Triton's interpreter (tests/conftest.py), and what needs CUDA itself is tested up to
+its door.
 """
 
 from __future__ import annotations
-
-import os
 
 import pytest
 import torch
@@ -13,14 +12,11 @@ from torch import Tensor
 
 from helpers import ITEMS, ragged_episodes
 from metarec.functional import attend
-from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
-from metarec.types import EpisodeBatch, Examples
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
-
 from metarec.meta import MetaLearner, adapted, fast, gpu
 from metarec.meta.graphs import padded
+from metarec.meta.kernel import KernelStack
+from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
+from metarec.types import EpisodeBatch, Examples
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -128,6 +124,7 @@ def meta_gradient(meta: MetaLearner, batch: EpisodeBatch) -> Tensor:
 
 def test_the_inner_loop_with_the_kernels_and_without(monkeypatch):
     meta = MetaLearner(learner(), lr=0.05, steps=3, engine="native")
+    monkeypatch.setattr(KernelStack, "fits", lambda view: False)  # the compiled kernel, for CPUs
     with monkeypatch.context() as patch:
         for module in (adapted, fast):
             patch.setattr(module, "kernels", lambda like: None)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from metarec.meta.fast import FastStack
 from metarec.meta.graphs import Gradients, Graphs
+from metarec.meta.kernel import KernelStack
 from metarec.meta.memory import bytes_per_user, chunk_sizes
 from metarec.meta.stack import TaskStack
 from metarec.types import EpisodeBatch, Examples, Scored
@@ -45,7 +46,7 @@ class Adapted:
         stacks: the users' weights, in the chunks in which they were adapted.
     """
 
-    def __init__(self, stacks: Sequence[TaskStack | FastStack], known: Tensor) -> None:
+    def __init__(self, stacks: Sequence[TaskStack | FastStack | KernelStack], known: Tensor) -> None:
         self.stacks = tuple(stacks)
         self.known = known
 
@@ -174,20 +175,30 @@ class MetaLearner(nn.Module):
         with torch.enable_grad():
             view = self.learner.task_view(self.adapts)
             stacks, start = [], 0
-            for size in chunk_sizes(view, support, self._graph_steps(keep_graph), self.memory_budget):
+            for size in self._chunk_sizes(view, support, keep_graph):
                 part = support[start : start + size].trim()
                 stack = self._adapt_chunk(view, part, self.steps if steps is None else steps)
                 stacks.append(stack if keep_graph else stack.detached())
                 start += size
         return Adapted(stacks, view.items.known)
 
+    def _chunk_sizes(self, view: nn.Module, support: Examples, keep_graph: bool) -> list[int]:
+        each = KernelStack.bytes_per_user if self._plain and KernelStack.fits(view) else bytes_per_user
+        return chunk_sizes(view, support, self._graph_steps(keep_graph), self.memory_budget, each)
+
     def _graph_steps(self, keep_graph: bool) -> int:
         """How many inner steps' activations are held at once."""
         return max(1, self.steps) if keep_graph and self.second_order else 1
 
-    def _adapt_chunk(self, view: Any, support: Examples, steps: int) -> TaskStack | FastStack:
-        plain = self.adapts == "encoder" and not self.learn2learn and not self.second_order
-        if plain and FastStack.fits(view):
+    @property
+    def _plain(self) -> bool:
+        """Whether the users' changes of the encoder are all there is to keep."""
+        return self.adapts == "encoder" and not self.learn2learn and not self.second_order
+
+    def _adapt_chunk(self, view: Any, support: Examples, steps: int) -> TaskStack | FastStack | KernelStack:
+        if self._plain and KernelStack.fits(view):
+            return KernelStack(view, len(support)).steps(support, self.objectives[0], steps, self.lr).attached()
+        if self._plain and FastStack.fits(view):
             fast = FastStack(view, len(support), steps)
             for _ in range(steps):
                 fast = fast.step(fast("loss", support, self.objectives[0]).sum(), self.lr)
@@ -220,7 +231,7 @@ class MetaLearner(nn.Module):
         """
         with torch.no_grad():  # a graph that leads to the parameters would keep a CUDA graph from being recorded
             view = self.learner.task_view(self.adapts)
-        sizes = chunk_sizes(view, episodes.support, self._graph_steps(True), self.memory_budget)
+        sizes = self._chunk_sizes(view, episodes.support, True)
         total = 0.0
         for part in episodes.chunks(*sizes):
             need = len(part) * bytes_per_user(view, part.support, self._graph_steps(True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -12,44 +14,7 @@ COPIES = 4  # weights before and after a step, their gradient, and one temporary
 ACTIVATIONS = 40  # floats kept for the backward pass per layer, token and unit of width, feed-forward included
 
 
-def chunk_sizes(view: nn.Module, support: Examples, graph_steps: int, budget: int | None = None) -> list[int]:
-    """Users to adapt at once, chunk by chunk, as many as fit by the longest history of each chunk.
-
-    Where longer histories come first, as the sampler puts them, later chunks are larger.
-
-    Args:
-        view: one user's task.
-        support: of all users.
-        graph_steps: inner steps whose graphs are alive at once.
-        budget: bytes; see :func:`users_in_budget`.
-
-    Returns:
-        sizes that add up to the number of users.
-    """
-    sizes: list[int] = []
-    start = 0
-    while start < len(support):
-        rest = support[start:].trim()
-        sizes.append(min(len(rest), users_in_budget(view, rest, graph_steps, budget)))
-        start += sizes[-1]
-    return sizes
-
-
-def users_in_budget(view: nn.Module, support: Examples, graph_steps: int, budget: int | None = None) -> int:
-    """Users that can be adapted at once.
-
-    Args:
-        view: one user's task.
-        support: of all users; its shape says how long they are.
-        graph_steps: inner steps whose graphs are alive at once.
-        budget: bytes; default half of the free memory of a GPU, 128 MiB on a CPU.
-
-    Returns:
-        at least 1.
-    """
-    if budget is None:
-        budget = free(support.history.device) // 2 if support.history.is_cuda else CPU_BUDGET
-    return max(1, int(budget // bytes_per_user(view, support, graph_steps)))
+Bytes = Callable[[nn.Module, Examples, int], int]
 
 
 def bytes_per_user(view: nn.Module, support: Examples, graph_steps: int) -> int:
@@ -65,6 +30,52 @@ def bytes_per_user(view: nn.Module, support: Examples, graph_steps: int) -> int:
     per_step = ACTIVATIONS * tokens * width + weights
     size = parameters[0].element_size() if parameters else 4
     return max(1, size * (COPIES * weights + graph_steps * per_step))
+
+
+def users_in_budget(
+    view: nn.Module, support: Examples, graph_steps: int, budget: int | None = None, each: Bytes = bytes_per_user
+) -> int:
+    """Users that can be adapted at once.
+
+    Args:
+        view: one user's task.
+        support: of all users; its shape says how long they are.
+        graph_steps: inner steps whose graphs are alive at once.
+        budget: bytes; default half of the free memory of a GPU, 128 MiB on a CPU.
+        each: bytes of one user, from the other three arguments.
+
+    Returns:
+        at least 1.
+    """
+    if budget is None:
+        budget = free(support.history.device) // 2 if support.history.is_cuda else CPU_BUDGET
+    return max(1, int(budget // each(view, support, graph_steps)))
+
+
+def chunk_sizes(
+    view: nn.Module, support: Examples, graph_steps: int, budget: int | None = None, each: Bytes = bytes_per_user
+) -> list[int]:
+    """Users to adapt at once, chunk by chunk, as many as fit by the longest history of each chunk.
+
+    Where longer histories come first, as the sampler puts them, later chunks are larger.
+
+    Args:
+        view: one user's task.
+        support: of all users.
+        graph_steps: inner steps whose graphs are alive at once.
+        budget: bytes; see :func:`users_in_budget`.
+        each: bytes of one user; see :func:`users_in_budget`.
+
+    Returns:
+        sizes that add up to the number of users.
+    """
+    sizes: list[int] = []
+    start = 0
+    while start < len(support):
+        rest = support[start:].trim()
+        sizes.append(min(len(rest), users_in_budget(view, rest, graph_steps, budget, each)))
+        start += sizes[-1]
+    return sizes
 
 
 def free(device: torch.device) -> int:

@@ -72,6 +72,7 @@ class SequenceEncoder(nn.Module):
     context_scale = 0.001
     broadcasts = ("position",)
     takes_positions = True
+    kernel = "post-norm transformer"  # the compiled kernel that computes just this; a subclass does not inherit it
 
     def __init__(
         self,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from metarec.functional import losses
@@ -72,11 +74,13 @@ class ModalityLearner(nn.Module):
         """
         history = examples.history
         context = None if self.context is None else self.context(history)
-        read = (items or self.items)(history), history > 0, context
+        return self._states([(items or self.items)(history), history > 0, context], examples.position)
+
+    def _states(self, read: Sequence[Tensor | None], position: Tensor) -> Tensor:
         if getattr(self.encoder, "takes_positions", False):
-            state: Tensor = self.encoder(*read, examples.position)
+            state: Tensor = self.encoder(*read, position)
             return state
-        return rows(self.encoder(*read), examples.position)
+        return rows(self.encoder(*read), position)
 
     def loss(self, examples: Examples, objective: Objective = "bpr") -> Tensor:
         """Mean loss of each user's examples, (...).
@@ -90,17 +94,39 @@ class ModalityLearner(nn.Module):
             ValueError: if the objective is not one of the three.
         """
         items = self.items.frozen() if isinstance(self.items, ColdItemGenerator) else self.items  # one draw for all
-        state = self.states(examples, items)
-        positive = (state * items(examples.target)).sum(-1)
+        *read, position, vectors, weight = self.products(examples, items, negatives=objective != "softmax")
+        state = self._states(read, position)
+        scores = (state.unsqueeze(-2) * vectors).sum(-1)
         if objective == "softmax":
             others = items.scores(state, self.candidate_codes())
-            each = losses.softmax_among(positive, others, self.candidates[examples.target])
+            each = losses.softmax_among(scores[..., 0], others, self.candidates[examples.target])
         elif objective in ("bpr", "sampled_softmax"):
-            negatives = (state.unsqueeze(-2) * items(examples.negatives)).sum(-1)
-            each = getattr(losses, objective)(positive, negatives)
+            each = getattr(losses, objective)(scores[..., 0], scores[..., 1:])
         else:
             raise ValueError(f"objective must be 'bpr', 'sampled_softmax' or 'softmax', got {objective!r}")
-        return losses.weighted_mean(each, examples.weight)
+        return losses.weighted_mean(each, weight)
+
+    def products(
+        self, examples: Examples, items: Items | None = None, *, negatives: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]:
+        """What the losses are made of: products of states and item vectors.
+
+        Args:
+            examples: of any leading dimensions.
+            items: where the vectors come from; the learner's items by default.
+            negatives: compare with the examples' negatives.
+
+        Returns:
+            the vectors of the history (..., L, D), which of them are real (..., L), those of the context, the positions
+            of the states (..., S), the vectors of target and negatives (..., S, 1 + N, D) and the weights (..., S).
+        """
+        history, among = examples.history, examples.target.unsqueeze(-1)
+        if negatives:
+            among = torch.cat([among, examples.negatives], -1)
+        ids = torch.cat([history, among.flatten(-2)], -1)  # gathered at once: so is the gradient of a table
+        x, vectors = (items or self.items)(ids).split([history.shape[-1], ids.shape[-1] - history.shape[-1]], -2)
+        context = None if self.context is None else self.context(history)
+        return x, history > 0, context, examples.position, vectors.unflatten(-2, among.shape[-2:]), examples.weight
 
     def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
         """Catalogue scores (..., S, I), states (..., S, D) and whether the history is known at all (..., S)."""

@@ -1,0 +1,231 @@
+/* The SASRec encoder of many users, forward and backward, where every user has weights of its own.
+
+   One user at a time, so that its weights and activations stay in a core's cache. In the inner loop the backward pass
+   takes the SGD step itself, while the weight it has just used is at hand: no gradient of a weight is ever written.
+   Loaded by kernel.py, which says what each field of Job is. */
+
+#include <math.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define ALWAYS inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#define MAX_WIDE 1024 /* of a layer norm */
+#define BLOCK 12 /* rows of a weight matrix; a multiple of 4 */
+
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC target("avx2,fma")
+#endif
+#endif
+
+typedef struct {
+    int64_t users, length, asked, dim, heads, layers, feedforward, positions, threads;
+    int64_t stride, inner, back, failed, steps, objective, compared;
+    uint64_t seed;
+    double rate;
+    const double *drop, *eps;
+    const void *weights;
+    void *moved;
+    const void *x;
+    const uint8_t *keep;
+    const void *bias;
+    const int64_t *at;
+    void *saved, *state;
+    const void *dstate;
+    void *dx, *dbias;
+    const void *vectors, *weight;
+} Job;
+
+enum { BPR, SAMPLED_SOFTMAX };
+
+/* Offsets in a user's row of weights, in a block of it, in its saved activations, in a block of them; padded widths. */
+typedef struct {
+    long D, F, T, N, depth;
+    long norm, block, out, norm1, wide, narrow, norm2, block_size, row;
+    long s_unit, s_block, s_three, s_weights, s_heads, s_unit1, s_mid, s_gelu, s_slope, s_unit2, s_inverse, s_size;
+    long saved;
+} Layout;
+
+/* The finaliser of MurmurHash3. */
+#define MIX(h) (h ^= h >> 16, h *= 0x85EBCA6Bu, h ^= h >> 13, h *= 0xC2B2AE35u, h ^= h >> 16)
+static ALWAYS uint32_t mixed(uint32_t h) { return MIX(h); }
+
+typedef float V_f32 __attribute__((vector_size(32), aligned(4), may_alias));
+typedef int32_t I_f32 __attribute__((vector_size(32)));
+typedef double V_f64 __attribute__((vector_size(32), aligned(8), may_alias));
+
+typedef uint32_t U_f32 __attribute__((vector_size(32)));
+typedef int64_t I_f64 __attribute__((vector_size(32)));
+typedef float H_f32 __attribute__((vector_size(16), aligned(4), may_alias));
+
+/* 0 where the hash of a key and of places from j on is below the bar, else the scale. */
+static ALWAYS V_f32 drawn_f32(uint32_t j, uint32_t key, uint32_t bar, float scale) {
+    U_f32 h = ((U_f32){0, 1, 2, 3, 4, 5, 6, 7} + j) * 0x9E3779B9u ^ key;
+    MIX(h);
+    return (V_f32)((I_f32)(h >= bar) & (I_f32)((V_f32){0} + scale));
+}
+
+static ALWAYS V_f64 drawn_f64(uint32_t j, uint32_t key, uint32_t bar, double scale) {
+    V_f64 out;
+    for (int k = 0; k < 4; k++) out[k] = mixed((j + k) * 0x9E3779B9u ^ key) >= bar ? scale : 0;
+    return out;
+}
+
+#if defined(__clang__)
+#define SHUFFLE_f32(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#define SHUFFLE_f64(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define SHUFFLE_f32(a, b, ...) __builtin_shuffle(a, b, (I_f32){__VA_ARGS__})
+#define SHUFFLE_f64(a, b, ...) __builtin_shuffle(a, b, (I_f64){__VA_ARGS__})
+#endif
+
+/* out[0..3] += the sums of four vectors. */
+static ALWAYS void add_sums_f32(V_f32 a, V_f32 b, V_f32 c, V_f32 d, float *out) {
+    V_f32 ab = SHUFFLE_f32(a, b, 0, 8, 1, 9, 4, 12, 5, 13) + SHUFFLE_f32(a, b, 2, 10, 3, 11, 6, 14, 7, 15);
+    V_f32 cd = SHUFFLE_f32(c, d, 0, 8, 1, 9, 4, 12, 5, 13) + SHUFFLE_f32(c, d, 2, 10, 3, 11, 6, 14, 7, 15);
+    union { V_f32 all; H_f32 half[2]; } s;
+    s.all = SHUFFLE_f32(ab, cd, 0, 1, 8, 9, 4, 5, 12, 13) + SHUFFLE_f32(ab, cd, 2, 3, 10, 11, 6, 7, 14, 15);
+    *(H_f32 *)out += s.half[0] + s.half[1];
+}
+
+static ALWAYS void add_sums_f64(V_f64 a, V_f64 b, V_f64 c, V_f64 d, double *out) {
+    V_f64 ab = SHUFFLE_f64(a, b, 0, 4, 2, 6) + SHUFFLE_f64(a, b, 1, 5, 3, 7);
+    V_f64 cd = SHUFFLE_f64(c, d, 0, 4, 2, 6) + SHUFFLE_f64(c, d, 1, 5, 3, 7);
+    *(V_f64 *)out += SHUFFLE_f64(ab, cd, 0, 1, 4, 5) + SHUFFLE_f64(ab, cd, 2, 3, 6, 7);
+}
+
+static ALWAYS float root_f32(float x) { return sqrtf(x); }
+static ALWAYS double root_f64(double x) { return sqrt(x); }
+
+/* e^x for x <= 0, to two units in the last place; below -87 it is the smallest normal number or less. */
+static ALWAYS V_f32 exp_f32(V_f32 x) {
+    I_f32 low = x > -87.0f;
+    x = (V_f32)((I_f32)x & low);
+    V_f32 shifted = x * 1.44269504f + 12582912.0f; /* rounds to the nearest integer in the low bits */
+    V_f32 whole = shifted - 12582912.0f;
+    x = x - whole * 0.693359375f - whole * -2.12194440e-4f;
+    V_f32 y = x * 1.9875691500e-4f + 1.3981999507e-3f;
+    y = y * x + 8.3334519073e-3f;
+    y = y * x + 4.1665795894e-2f;
+    y = y * x + 1.6666665459e-1f;
+    y = y * x + 5.0000001201e-1f;
+    y = y * x * x + x + 1.0f;
+    I_f32 power = ((I_f32)shifted << 23) + (I_f32)y;
+    return (V_f32)(power & low);
+}
+
+static ALWAYS V_f64 exp_f64(V_f64 x) {
+    for (int j = 0; j < 4; j++) x[j] = exp(x[j]);
+    return x;
+}
+
+/* Phi and phi of the normal distribution; Abramowitz and Stegun 7.1.26, to 1e-7. */
+static ALWAYS void normal_f32(V_f32 x, V_f32 *cdf, V_f32 *pdf) {
+    I_f32 sign = (I_f32)x & INT32_MIN;
+    V_f32 size = (V_f32)((I_f32)x ^ sign), bell = exp_f32(-0.5f * x * x);
+    V_f32 t = 1.0f / (size * (0.3275911f * 0.70710678f) + 1.0f);
+    V_f32 y = t * 1.061405429f - 1.453152027f;
+    y = y * t + 1.421413741f;
+    y = y * t - 0.284496736f;
+    y = y * t + 0.254829592f;
+    V_f32 tail = 0.5f * y * t * bell;
+    I_f32 right = x > 0.0f;
+    *cdf = (V_f32)(((I_f32)(1.0f - tail) & right) | ((I_f32)tail & ~right));
+    *pdf = bell * 0.39894228f;
+}
+
+static ALWAYS void normal_f64(V_f64 x, V_f64 *cdf, V_f64 *pdf) {
+    for (int j = 0; j < 4; j++) {
+        (*cdf)[j] = 0.5 * erfc(-x[j] * 0.70710678118654752440);
+        (*pdf)[j] = exp(-0.5 * x[j] * x[j]) * 0.39894228040143267794;
+    }
+}
+
+/* Scores of the target and of what it is compared with become `share` times the gradient of the loss by them. */
+#define SCORE_BACK(name, real, exponential)                                                      \
+    static void name(int64_t objective, long many, real share, real *score) {                    \
+        real top = score[0], total = 0, target = 0;                                              \
+        if (objective == BPR) {                                                                  \
+            for (long c = 1; c < many; c++) {                                                    \
+                real chance = 1 / (1 + exponential(score[c] - score[0]));                        \
+                score[c] = share / (many - 1) * chance * (1 - chance) / ((real)1e-10 + chance);  \
+                target -= score[c];                                                              \
+            }                                                                                    \
+            score[0] = target;                                                                   \
+            return;                                                                              \
+        }                                                                                        \
+        for (long c = 1; c < many; c++) top = score[c] > top ? score[c] : top;                   \
+        for (long c = 0; c < many; c++) total += score[c] = exponential(score[c] - top);         \
+        for (long c = 0; c < many; c++) score[c] *= share / total;                               \
+        score[0] -= share;                                                                       \
+    }
+SCORE_BACK(score_back_f32, float, expf)
+SCORE_BACK(score_back_f64, double, exp)
+
+#define real float
+#define NAME(x) x##_f32
+#include "encoder_kernel.h"
+#undef real
+#undef NAME
+#define real double
+#define NAME(x) x##_f64
+#include "encoder_kernel.h"
+
+typedef struct {
+    const Job *job;
+    int64_t thread, wide;
+} Part;
+
+static void *work(void *given) {
+    const Part *part = given;
+    (part->wide ? share_f64 : share_f32)(part->job, part->thread);
+    return NULL;
+}
+
+/* The whole job on its threads; 0 if there was memory for it. */
+int encoder_run(Job *job, int64_t wide) {
+    pthread_t *threads = malloc(job->threads * sizeof(pthread_t));
+    Part *parts = malloc(job->threads * sizeof(Part));
+    if (!threads || !parts) job->failed = 1;
+    else {
+        for (int64_t j = 0; j < job->threads; j++) parts[j] = (Part){job, j, wide};
+        int64_t started = 1;
+        while (started < job->threads && !pthread_create(&threads[started], NULL, work, &parts[started])) started++;
+        work(&parts[0]);
+        for (int64_t j = started; j < job->threads; j++) work(&parts[j]); /* those that could not be started */
+        for (int64_t j = 1; j < started; j++) pthread_join(threads[j], NULL);
+    }
+    free(threads), free(parts);
+    return (int)job->failed;
+}
+
+/* Numbers in a user's row of weights, and in what is kept of its forward pass. */
+void encoder_sizes(const Job *job, int64_t wide, int64_t *sizes) {
+    Layout o = wide ? layout_f64(job) : layout_f32(job);
+    sizes[0] = o.row, sizes[1] = o.saved;
+}
+
+/* A row from parameters, or with `back` parameters from a row. */
+void encoder_convert(const Job *job, int64_t wide, void *row, void *const *parameters, int64_t back) {
+    if (wide) convert_f64(job, row, (double *const *)parameters, (int)back);
+    else convert_f32(job, row, (float *const *)parameters, (int)back);
+}
+
+/* Whether this machine can run what is above. */
+int encoder_runs(void) {
+#if defined(__x86_64__)
+    __builtin_cpu_init();
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+#else
+    return 1;
+#endif
+}
+
+#if defined(__x86_64__) && defined(__clang__)
+#pragma clang attribute pop
+#endif

@@ -1,0 +1,300 @@
+"""Many users' first-order weights in a compiled function: the fastest way on a CPU.
+
+``encoder_kernel.c`` runs the encoder of one user after another under the user's own weights, forward and backward, and
+takes the SGD step while it is at it. All inner steps of a user go together if the loss is one that it knows; other
+losses stay in torch, step by step. Where the library was not built (no compiler at installation),
+:class:`~metarec.meta.fast.FastStack` takes its place.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from metarec.meta.library import KERNEL, MOST_WIDE, OBJECTIVES, Pass, library
+from metarec.types import Examples
+
+Products = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]  # see KernelEncoder.descend
+
+
+class _Encode(torch.autograd.Function):
+    """States of B users; the backward pass steps the users' weights or gives the gradients of the shared ones."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, encoder: KernelEncoder, task: Pass, x: Tensor, bias: Tensor | None, *leaves: Tensor
+    ) -> Tensor:
+        ctx.encoder, ctx.task, ctx.turn = encoder, task, encoder.turn
+        ctx.shapes = x.shape, None if bias is None else bias.shape
+        state = x.new_empty(task.job.users, task.job.asked, task.job.dim)
+        task.point(x=x, bias=bias, state=state)
+        task.run()
+        task.point(x=None, bias=None, state=None)
+        return state
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        encoder, task, needed = ctx.encoder, ctx.task, ctx.needs_input_grad
+        task.point(dstate=gradient.contiguous())
+        task.set(back=1)
+        if encoder.mode == "inner":
+            if ctx.turn != encoder.turn:
+                raise RuntimeError(
+                    "a loss may read the encoder once in an inner step; engine='learn2learn' allows more"
+                )
+            encoder.move(task, encoder.lr)
+            return (None,) * len(needed)
+        dx, dbias = (gradient.new_zeros(s) if n else None for s, n in zip(ctx.shapes, needed[2:4], strict=True))
+        moved = gradient.new_zeros(task.job.threads, encoder.size) if any(needed[4:]) else None
+        task.point(dx=dx, dbias=dbias, moved=moved)
+        task.set(inner=0, rate=1.0)
+        task.run()
+        given: list[Tensor | None] = [None] * len(needed[4:])
+        if moved is not None:
+            given = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in encoder.base.values()]
+            task.convert(moved.sum(0), given, back=True)
+        return None, None, dx, dbias, *given
+
+
+class KernelEncoder(nn.Module):
+    """An encoder of B users; each one's weights are a row of numbers in the order that suits the library.
+
+    ``mode`` is ``inner`` while steps are taken, ``graph`` when gradients of an outer loss are to reach the shared
+    parameters, and ``values`` when nothing does.
+
+    Args:
+        base: an encoder whose class names the ``kernel``.
+        users: B.
+    """
+
+    mode = "inner"
+    takes_positions = True
+
+    def __init__(self, base: Any, users: int) -> None:
+        super().__init__()
+        self.base: dict[str, Tensor] = dict(base.named_parameters())
+        self.users, self.context_scale, self.max_length = users, base.context_scale, base.max_length
+        self.eps = [module.eps for module in base.modules() if isinstance(module, nn.LayerNorm)]
+        self.drop = [d.p if d.training else 0.0 for d in (base.dropout, *(block.dropout for block in base.blocks))]
+        self.sizes = {"users": users, **encoder_sizes(base)}
+        self.turn, self.lr = 0, 0.0
+        self.anchor = torch.zeros((), requires_grad=True)  # the leaf for whose sake backward passes get here
+        task = Pass(base.position, self.sizes, self.drop, self.eps)
+        self.size = task.sizes()[0]
+        self.row = base.position.detach().new_zeros(self.size)  # or of each user, once a step is taken
+        task.convert(self.row, [p.detach().contiguous() for p in self.base.values()], back=False)
+
+    def forward(self, x: Tensor, keep: Tensor, context: Tensor | None = None, at: Tensor | None = None) -> Tensor:
+        """States (B, S, D), as the encoder of one user gives them.
+
+        Args:
+            x: (B, L, D) item vectors of the history.
+            keep: (B, L) bool, False at padding.
+            context: (B, L, E) feature vectors for feature-aware attention.
+            at: (B, S) positions; all L by default.
+
+        Raises:
+            ValueError: if L is more than the encoder's ``max_length``, or there are not B users.
+            IndexError: if a position is not within the history.
+        """
+        at = torch.arange(x.shape[-2]).expand(len(x), -1) if at is None else at
+        task = self._task(keep, at)
+        self.turn += 1
+        task.point(saved=self.row.new_empty(self.users, task.sizes()[1]))
+        leaves = {"inner": (self.anchor,), "graph": (*self.base.values(),)}.get(self.mode, ())
+        bias = self._bias(context)
+        out: Tensor = _Encode.apply(self, task, self._plain(x), bias, *leaves)  # type: ignore[no-untyped-call]
+        return out
+
+    def descend(self, products: Products, objective: str, steps: int, lr: float) -> None:
+        """All inner steps at once, on a loss of products of states and vectors.
+
+        Args:
+            products: x, keep, context and at, as the forward pass takes them, the vectors (B, S, 1 + N, D) of target
+                and negatives, and the examples' weights (B, S).
+            objective: one of ``OBJECTIVES``.
+            steps: at least 1.
+            lr: step size.
+        """
+        x, keep, context, at, vectors, weight = products
+        task = self._task(keep, at)
+        task.set(steps=steps, objective=OBJECTIVES[objective], compared=vectors.shape[2])
+        task.point(x=self._plain(x), bias=self._bias(context), vectors=self._plain(vectors), weight=self._plain(weight))
+        task.point(saved=self.row.new_empty(task.job.threads, task.sizes()[1]))
+        self.move(task, lr)
+
+    def move(self, task: Pass, lr: float) -> None:
+        """A backward pass of the inner loop: every user's weights move on."""
+        moved = self.row if self.row.ndim > 1 else _rows(self)
+        task.point(moved=moved)
+        task.set(inner=1, rate=-lr)
+        task.run()
+        self.row = moved
+        self.turn += 1  # this pass is used up
+
+    def _task(self, keep: Tensor, at: Tensor) -> Pass:
+        """A pass over users with these tokens."""
+        users, length = keep.shape
+        if length > self.max_length:
+            raise ValueError(f"SequenceEncoder: history of {length} items, but max_length is {self.max_length}")
+        if users != self.users:
+            raise ValueError(f"adapted to {self.users} users, but got the histories of {users}")
+        task = Pass(self.row, self.sizes, self.drop, self.eps)
+        threads = max(1, min(torch.get_num_threads(), users))
+        stride = self.size if self.row.ndim > 1 else 0
+        task.set(length=length, asked=at.shape[1], threads=threads, stride=stride)
+        if any(self.drop):
+            task.set(seed=int(torch.randint(2**63 - 1, ())))
+        task.point(keep=keep.contiguous(), at=at.contiguous(), weights=self.row)
+        return task
+
+    def _plain(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.row.dtype).contiguous()
+
+    def _bias(self, context: Tensor | None) -> Tensor | None:
+        return None if context is None else self._plain(self.context_scale * (context @ context.transpose(-2, -1)))
+
+    def weights(self) -> dict[str, Tensor]:
+        """The adapted parameters, (B, ...)."""
+        own = [torch.empty(self.users, *p.shape, dtype=p.dtype) for p in self.base.values()]
+        task = Pass(self.row, self.sizes, self.drop, self.eps)
+        for user, row in enumerate(self.row.expand(self.users, -1)):
+            task.convert(row, [p[user] for p in own], back=True)
+        if self.mode == "graph":
+            own = [p + (mine - p.detach()) for p, mine in zip(self.base.values(), own, strict=True)]
+        return dict(zip(self.base, own, strict=True))
+
+
+class KernelStack:
+    """B users' first-order weights, each in one row; the interface of :class:`~metarec.meta.fast.FastStack`.
+
+    Takes views on a CPU whose parameters all sit in one encoder, whose class names the ``kernel`` that the library
+    has.
+
+    Args:
+        view: one user's task.
+        users: B.
+    """
+
+    def __init__(self, view: nn.Module, users: int) -> None:
+        self.users = users
+        ((self.path, base),) = _kernels(view)
+        self.encoder = KernelEncoder(base, users)
+        self.twin: Any = _replaced(view, base, self.encoder)
+
+    @staticmethod
+    def fits(view: nn.Module) -> bool:
+        """Whether a view is of the kind that the library computes, and the library is there."""
+        found = _kernels(view)
+        if len(found) != 1 or library() is None:
+            return False
+        base, parameters = found[0][1], list(view.parameters())
+        kinds = {(p.device.type, p.dtype) for p in parameters}
+        return (
+            len(parameters) == len(list(base.parameters()))
+            and (kinds == {("cpu", torch.float32)} or kinds == {("cpu", torch.float64)})
+            and len(base.blocks) > 0
+            and base.position.shape[1] <= MOST_WIDE
+        )
+
+    @staticmethod
+    def bytes_per_user(view: nn.Module, support: Examples, graph_steps: int) -> int:
+        """What adapting one user takes: a row of weights and what the query pass saves.
+
+        Args:
+            view: one user's task.
+            support: of all users; its shape says how long they are.
+            graph_steps: of no account here.
+        """
+        base = _kernels(view)[0][1]
+        sizes = {**encoder_sizes(base), "length": support.history.shape[-1] + 1}  # a query reads a click more
+        size: int = base.position.element_size()
+        return size * sum(Pass(base.position, sizes, (), ()).sizes())
+
+    def __call__(self, method: str, examples: Examples, *args: Any) -> Any:
+        """``view.method(examples, *args)`` of every user under its own weights; the result has a leading B."""
+        return getattr(self.twin, method)(examples, *args)
+
+    def steps(self, support: Examples, objective: str, steps: int, lr: float) -> KernelStack:
+        """The SGD steps of every user on its own support loss."""
+        if steps and objective in OBJECTIVES and _made_of_products(self.twin):
+            with torch.no_grad():
+                self.encoder.descend(self.twin.products(support), objective, steps, lr)
+            return self
+        for _ in range(steps):
+            self.step(self("loss", support, objective).sum(), lr)
+        return self
+
+    def step(self, loss: Tensor, lr: float) -> KernelStack:
+        """One SGD step of every user on the sum of their losses."""
+        self.encoder.lr = lr
+        torch.autograd.grad(loss, self.encoder.anchor, allow_unused=True)
+        return self
+
+    def attached(self) -> KernelStack:
+        """After the last step: gradients of an outer loss reach the shared weights."""
+        self.encoder.mode = "graph"
+        return self
+
+    def detached(self) -> KernelStack:
+        """After the last step: plain values, which later changes of the shared weights do not reach."""
+        self.encoder.mode = "values"
+        return self
+
+    def weights(self) -> dict[str, Tensor]:
+        """The adapted weights by their name in the view, each (B, ...)."""
+        return {f"{self.path}.{name}": value for name, value in self.encoder.weights().items()}
+
+
+_spare: list[Tensor] = []  # the rows of users who are gone: new memory costs a third of the time of the steps
+
+
+def _rows(encoder: KernelEncoder) -> Tensor:
+    """A row (B, size) for each user of an encoder; another encoder gets the memory when this one is gone."""
+    count = encoder.users * encoder.size
+    flat = _spare.pop() if _spare else None
+    if flat is None or flat.dtype != encoder.row.dtype or flat.numel() < count:
+        flat = encoder.row.new_empty(count)
+    weakref.finalize(encoder, _give_back, flat).atexit = False
+    return flat[:count].view(encoder.users, encoder.size)
+
+
+def _give_back(flat: Tensor) -> None:
+    _spare[:] = [flat]
+
+
+def encoder_sizes(base: Any) -> dict[str, int]:
+    """What the library wants to know of an encoder."""
+    return {
+        "dim": base.position.shape[1],
+        "heads": base.blocks[0].heads,
+        "layers": len(base.blocks),
+        "feedforward": base.blocks[0].feedforward_in.out_features,
+        "positions": len(base.position),
+    }
+
+
+def _kernels(view: nn.Module) -> list[tuple[str, Any]]:
+    """Modules of a view whose own class says that the library computes them, by name."""
+    return [(name, module) for name, module in view.named_modules() if vars(type(module)).get("kernel") == KERNEL]
+
+
+def _made_of_products(view: nn.Module) -> bool:
+    """Whether the class that wrote the view's loss says what products it is made of."""
+    writer = next(c for c in type(view).__mro__ if "loss" in vars(c))
+    return "products" in vars(writer)
+
+
+def _replaced(module: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """A copy of a module tree with one module exchanged."""
+    if module is old:
+        return new
+    twin = copy.copy(module)
+    twin._modules = {name: m and _replaced(m, old, new) for name, m in module._modules.items()}
+    return twin

@@ -1,0 +1,132 @@
+"""The compiled encoder of ``encoder_kernel.c``, by ctypes: finding it, describing a pass to it, running it."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KERNEL = "post-norm transformer"  # what an encoder's class says of itself if the library computes just that
+MOST_WIDE = 1024  # D; the library's MAX_WIDE
+OBJECTIVES = {"bpr": 0, "sampled_softmax": 1}  # losses that the library knows
+
+_SIZES = ("users", "length", "asked", "dim", "heads", "layers", "feedforward", "positions", "threads")
+_MODES = ("stride", "inner", "back", "failed", "steps", "objective", "compared")
+_GIVEN = ("drop", "eps", "weights", "moved", "x", "keep", "bias", "at")
+_MADE = ("saved", "state", "dstate", "dx", "dbias", "vectors", "weight")
+
+
+class Job(ctypes.Structure):
+    """One pass of one encoder over B users; the ``Job`` of the C file.
+
+    Attributes:
+        users: B; length: L; asked: S; positions: rows of the position table.
+        stride: numbers from one user's weights to the next's; 0 while all users share them.
+        inner: write each user's stepped weights to its row of ``moved``; otherwise ``moved``, if any, is a row for
+            each thread to add the gradients of the users' weights to.
+        back: the backward pass.
+        failed: 1 if there was not enough memory, 2 if a position is out of range.
+        rate: minus the step size, or 1.
+        drop: (1 + layers) dropout probabilities; eps: (1 + 2 layers) of the norms.
+        x: (B, L, D); keep: (B, L); bias: (B, L, L) or null; at: (B, S); state, dstate: (B, S, D); dx, dbias: like x and
+            bias, or null where not wanted.
+        saved: what the backward pass needs of the forward pass, of each user.
+        steps: if any, take so many inner steps, on the ``objective`` (a number from ``OBJECTIVES``) of the products of
+            the states with ``compared`` vectors (B, S, compared, D), of which the first is the target's, and with a
+            weight (B, S) for each example. Then ``saved`` is of each thread.
+    """
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in (*_SIZES, *_MODES)),
+        ("seed", ctypes.c_uint64),
+        ("rate", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in (*_GIVEN, *_MADE)),
+    )
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernel, or None where it was not built or this processor cannot run it."""
+    for suffix in EXTENSION_SUFFIXES:
+        path = Path(__file__).with_name(f"_encoder_kernel{suffix}")
+        if path.exists():
+            return _opened(path)
+    return None
+
+
+def _opened(path: Path) -> ctypes.CDLL | None:
+    try:
+        found = ctypes.CDLL(str(path))
+    except OSError:
+        return None
+    job, number, place = ctypes.POINTER(Job), ctypes.c_int64, ctypes.c_void_p
+    found.encoder_run.argtypes = [job, number]
+    found.encoder_sizes.argtypes = [job, number, place]
+    found.encoder_convert.argtypes = [job, number, place, place, number]
+    return found if found.encoder_runs() else None
+
+
+class Pass:
+    """A job and the tensors that its addresses point to.
+
+    Args:
+        like: of the weights' type.
+        sizes: of the encoder, by the names of :class:`Job`.
+        drop: dropout probabilities.
+        eps: of the norms.
+
+    Raises:
+        RuntimeError: if there is no compiled kernel.
+    """
+
+    def __init__(self, like: Tensor, sizes: Mapping[str, int], drop: Sequence[float], eps: Sequence[float]) -> None:
+        found = library()
+        if found is None:
+            raise RuntimeError("the encoder's kernel was not built; installing builds it where there is a C compiler")
+        self.library, self.job, self.wide = found, Job(), int(like.dtype == torch.float64)
+        self.held: dict[str, Any] = {}
+        self.set(**sizes)
+        for name, numbers in (("drop", drop), ("eps", eps)):
+            self.held[name] = (ctypes.c_double * len(numbers))(*numbers)
+            setattr(self.job, name, ctypes.addressof(self.held[name]))
+
+    def set(self, **numbers: float) -> None:
+        """Set numbers of the job."""
+        for name, number in numbers.items():
+            setattr(self.job, name, number)
+
+    def point(self, **tensors: Tensor | None) -> None:
+        """Set addresses; tensors must be contiguous."""
+        self.held.update(tensors)
+        for name, tensor in tensors.items():
+            setattr(self.job, name, None if tensor is None else tensor.data_ptr())
+
+    def sizes(self) -> tuple[int, int]:
+        """Numbers of a row of weights and of what a forward pass saves, per user."""
+        out = (ctypes.c_int64 * 2)()
+        self.library.encoder_sizes(self.job, self.wide, out)
+        return out[0], out[1]
+
+    def convert(self, row: Tensor, parameters: Sequence[Tensor], *, back: bool) -> None:
+        """Fill a row of weights from the encoder's parameters, or with ``back`` the parameters from a row."""
+        places = (ctypes.c_void_p * len(parameters))(*(p.data_ptr() for p in parameters))
+        self.library.encoder_convert(self.job, self.wide, row.data_ptr(), places, back)
+
+    def run(self) -> None:
+        """The pass, on torch's number of threads.
+
+        Raises:
+            IndexError: if a position is not within the history.
+            MemoryError: if there was no memory for what is at hand.
+        """
+        failed = self.library.encoder_run(self.job, self.wide)
+        if failed == 1:
+            raise MemoryError("the encoder's kernel got no memory for its scratch numbers")
+        if failed:
+            raise IndexError(f"encoder: positions must be from 0 to {self.job.length - 1}, got others")
