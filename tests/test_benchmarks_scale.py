@@ -90,6 +90,7 @@ def test_curves_have_speeds_and_floors(tmp_path: Path, monkeypatch: pytest.Monke
         ("ranking", "--device tpu", "--device 'tpu': expected one of"),
         ("curves", "--repeats 0", "--repeats must be at least 1, got 0"),
         ("curves", "--device tpu", "--device 'tpu': expected one of"),
+        ("peers", "--loop-users 0", "--loop-users must be at least 1, got 0"),
         ("distributed", "--processes 0", "--processes must be at least 1, got 0"),
     ],
 )
@@ -114,3 +115,17 @@ def test_processes_are_measured_one_number_after_another(tmp_path: Path) -> None
         assert speed[str(found["processes"])] == pytest.approx(3 / found["repeats"][0])
         blocks = 2 * (64 * 192 + 192 + 64 * 64 + 64 + 2 * 64 * 256 + 256 + 64 + 4 * 64)
         assert found["message_bytes"] == 4 * (21 * 64 + blocks + 12 * 64 + 2 * 64)  # items, blocks, positions, a norm
+
+
+def test_peers_compute_the_same_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peers = importlib.import_module("peers")
+    monkeypatch.setattr(peers, "SHAPE", {**peers.SHAPE, "clicks": 4, "dim": 8, "feedforward": 16, "items": 20})
+    result = run("peers", tmp_path / "p.json", "--users 3 --loop-users 2 --repeats 1")
+    ways = {"metarec", "torch.func", "learn2learn"}
+    assert set(result["users_per_second"]) == set(result["gradient_error"]) == set(result["repeats"]) == ways
+    assert all(0 < error < 1e-5 for error in result["gradient_error"].values())
+    for name, speed in result["users_per_second"].items():
+        assert speed == pytest.approx((2 if name == "learn2learn" else 3) / result["repeats"][name][0])
+        ratio = result["users_per_second"]["metarec"] / speed
+        assert result["times_slower_than_metarec"][name] == pytest.approx(ratio)
+    assert (tmp_path / "p.png").read_bytes().startswith(b"\x89PNG")
