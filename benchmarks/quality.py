@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         },
         "protocol": {"part": "test", "exclude_seen": True, "fast": options.fast},
         "machine": describe(device),
-        "commit": commit(),
+        "commit": options.commit or commit(),
     }
     tasks = [
         (part, seed) for part in PARTS[: 2 if settings_of(options).everything else 1] for seed in range(options.seeds)
@@ -123,6 +123,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="default: 3, or 1 with --fast or --tiny")
     parser.add_argument("--workers", type=int, help="processes; default: 1 on a CPU, one for each task on a GPU")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--commit", help="the commit that runs, where git cannot be asked")
     parser.add_argument("--out", type=Path, help="default: benchmarks/results/quality_DATA.json")
     options = parser.parse_args(arguments)
     options.seeds = options.seeds or (1 if options.fast or options.tiny else 3)
