@@ -1,5 +1,6 @@
 """How Sphinx builds the site: ``make docs``. Warnings are errors, and nothing is fetched from the network."""
 
+import doctest
 import sys
 from pathlib import Path
 
@@ -7,6 +8,7 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext")]
 
 import inventories  # noqa: E402  in _ext, as the extensions below are
+import plots  # noqa: E402
 import reference  # noqa: E402
 
 import metarec  # noqa: E402
@@ -28,7 +30,7 @@ extensions = [
 ]
 root_doc = "index"
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-exclude_patterns = ["_build", "_ext", "data", "examples", "inventories"]
+exclude_patterns = ["_build", "_ext", "_generated/sources.md", "data", "examples", "inventories"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -43,6 +45,7 @@ napoleon_use_ivar = True
 python_use_unqualified_type_names = True
 maximum_signature_line_length = 88
 doctest_test_doctest_blocks = ""  # the examples of the docstrings run under pytest, `make doctest`
+doctest_default_flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 intersphinx_mapping = inventories.mapping(DOCS / "inventories", DOCS / "_generated")
 
@@ -60,3 +63,8 @@ html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
 templates_path: list[str] = []
+
+
+def setup(app: object) -> None:
+    """Called by Sphinx: write what pages include."""
+    (DOCS / "_generated" / "sources.md").write_text(plots.sources(), encoding="utf-8")

@@ -36,7 +36,8 @@ class Picture(Directive):
         caption = nodes.caption()
         text, _ = self.state.inline_text(" ".join(self.content), self.lineno)
         caption += text
-        return [figure + caption]
+        figure += caption
+        return [figure]
 
 
 def draw_all(app: Sphinx) -> None:

@@ -105,6 +105,11 @@ class Catalog:
 
     Raises:
         ValueError: if a modality or attribute does not have one row per item, or a hidden id is not known.
+
+    Example:
+        >>> catalog = Catalog(Vocabulary(["B004", "B017"]), attributes={"title": ["Alien", "Heat"]})
+        >>> catalog.size, catalog.attributes["title"][catalog.items.encode(["B017"])[0] - 1]
+        (3, 'Heat')
     """
 
     items: Vocabulary
