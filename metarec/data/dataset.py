@@ -182,8 +182,9 @@ class Dataset:
         ValueError: if the columns differ in length or are not sorted.
 
     Example:
-        >>> data = Dataset(Vocabulary(["ann", "bob"], "user"), Catalog(Vocabulary("abc")), user=np.array([1, 1, 2]),
-        ...                item=np.array([3, 1, 3]), time=np.array([5, 8, 7]), warm=np.array([False, True, False, True]))
+        >>> people, catalog = Vocabulary(["ann", "bob"], "user"), Catalog(Vocabulary("abc"))
+        >>> data = Dataset(people, catalog, user=np.array([1, 1, 2]), item=np.array([3, 1, 3]),
+        ...                time=np.array([5, 8, 7]), warm=np.array([False, True, False, True]))
         >>> data, data.cold_items.tolist()
         (Dataset(data: 3 interactions, 2 users, 3 items, modalities []), [2])
     """
