@@ -89,6 +89,7 @@ def sources() -> str:
         found = json.loads(path.read_text(encoding="utf-8"))
         machine = found.get("machine", {})
         where = machine.get("device", "-") if machine.get("cuda") else f"{machine.get('cpu', '-')}"
-        commit = str(found.get("commit", "-"))[:8]
-        rows.append(f"| `{path.name}` | {str(found.get('date', '-'))[:10]} | `{commit}` | {where} |")
+        commit, _, dirty = str(found.get("commit", "")).partition("-")
+        state = (commit[:8] or "-") + (" and changes" if dirty else "")
+        rows.append(f"| `{path.name}` | {str(found.get('date', '-'))[:10]} | {state} | {where} |")
     return "\n".join(rows) + "\n"
