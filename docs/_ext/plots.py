@@ -39,9 +39,9 @@ def bars(rows: Mapping[str, tuple[float, str]], title: str, *, log: bool = False
     return figure
 
 
-def inner_loop(colours: Colours) -> Figure:
+def inner_loop(name: str) -> Figure:
     """Users per second of the batched loop, learn2learn's loop and the floor."""
-    found = read("inner_loop_cpu")
+    found = read(name)
     rows = {
         "learn2learn, one by one": (found["learn2learn_users_per_second"], GREY),
         "all at once": (found["users_per_second"], BLUE),
@@ -75,7 +75,8 @@ def memory(colours: Colours) -> Figure:
 
 
 PLOTS: Mapping[str, Callable[[Colours], Figure]] = {
-    "inner_loop": inner_loop,
+    "inner_loop_cpu": lambda colours: inner_loop("inner_loop_cpu"),
+    "inner_loop_h200": lambda colours: inner_loop("inner_loop_h200"),
     "data_scale": data_scale,
     "new_items": new_items,
     "memory": memory,
