@@ -75,7 +75,7 @@ def done(script: ModuleType, toy: Path, tmp_path_factory: pytest.TempPathFactory
 def table(printed: str, title: str) -> dict[str, list[float]]:
     """The means of a printed table by method."""
     lines = printed[printed.index(title) :].split("\n\n")[0].splitlines()
-    assert re.split(r" {2,}", lines[1]) == ["method", "users", *METRICS]
+    assert re.split(r" {2,}", lines[1]) == ["method (upstream)", "users", *METRICS]
     rows = [re.split(r" {2,}", line) for line in lines[2:]]
     return {name: [float(cell.split("±")[0]) for cell in cells] for name, _, *cells in rows}
 

@@ -233,7 +233,9 @@ def committed() -> list[Path]:
     top = [path for path in ROOT.iterdir() if path.is_file()]
     folders = [ROOT / folder for folder in (".ci", "metarec", "tests", "examples", "benchmarks", "docs")]
     inside = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    return [path for path in [*top, *inside] if "__pycache__" not in path.parts and path.name != ".git"]
+    made = {"__pycache__", "_build", "_generated"}  # by running, building and compiling
+    files = [path for path in [*top, *inside] if not made & set(path.parts) and path.suffix != ".so"]
+    return [path for path in files if path.name != ".git"]
 
 
 @pytest.mark.parametrize("place", ["/work" + "/", "/tmp" + "/w", "/root" + "/", "/opt" + "/", "/home" + "/"])
