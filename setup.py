@@ -52,7 +52,7 @@ setup(
         "torch>=2.11",
         "numpy>=1.26.4",
         "polars>=1.30",
-        "safetensors>=0.5",
+        "safetensors>=0.8",
         "tqdm>=4.66",
         "matplotlib>=3.9",
     ],
