@@ -79,7 +79,11 @@ def generate(file: Path, interactions: int) -> None:
             item = (items * rng.random(rows) ** 2).astype(np.int64)
             moment = starts[user] + rng.integers(0, 1_000_000, rows)
             frame = pl.DataFrame({"user": user, "item": item, "time": moment})
-            names = (pl.format("user_{}", "user"), pl.format("item_{}", "item"), pl.col("time"))
+            names = (
+                pl.format("user_{}", "user").alias("user"),
+                pl.format("item_{}", "item").alias("item"),
+                pl.col("time"),
+            )
             frame.select(*names).write_csv(out, separator="\t", include_header=False)
 
 

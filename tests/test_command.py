@@ -14,7 +14,7 @@ import pytest
 import metarec
 from metarec.__main__ import main
 from metarec.recommender import Recommender
-from serving import ask
+from service_helpers import ask
 from tiny import TWO_LEARNERS, UP
 
 ROOT = Path(__file__).parents[1]

@@ -62,7 +62,7 @@ def test_the_file_is_plain_safetensors_with_json(tmp_path: Path) -> None:
     write_tensors(tmp_path / "x.safetensors", TENSORS, HEADER)
     with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
         assert equal({name: file.get_tensor(name) for name in file.keys()}, TENSORS)  # noqa: SIM118
-        assert json.loads(file.metadata()["metarec"]) == {"format": 1, **HEADER}
+        assert json.loads(file.metadata()["metarec"]) == {"format": 2, **HEADER}
 
 
 def test_gradients_and_views_are_written_as_values(tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_every_changed_byte_is_noticed_or_changes_nothing(small: Path) -> None:
 
 
 def test_another_format_version(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "FORMAT", 2)
-    with pytest.raises(ValueError, match="small: format version 1, this metarec reads version 2"):
+    monkeypatch.setattr(files, "READABLE", (3, 4))
+    with pytest.raises(ValueError, match="small: format version 2, this metarec reads versions 3 and 4"):
         read_tensors(small)
 
 

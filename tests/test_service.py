@@ -15,7 +15,7 @@ import pytest
 from metarec.recommender import Recommender
 from metarec.service import Limits, create_app
 from metarec.service.answering import Answer, Filters, Job, answers
-from serving import QUICK, Gated, ask, running, talk
+from service_helpers import QUICK, Gated, ask, running, talk
 from tiny import trained
 
 CLICKS = ["item3", "item14", "item15"]
