@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from metarec.data.cutting import without_last
 from metarec.data.dataset import Dataset
 from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
+from metarec.functional.histories import seen_items
 from metarec.functional.ranking import ranks
 from metarec.meta import MetaLearner
 from metarec.report import Report
-from metarec.types import EpisodeBatch, Examples, Method
+from metarec.types import EpisodeBatch, Method
 
 STEPS = (0, 1, 2, 5, 10, 20, 50)
 INFORMATION = ("upstream", "live", "later")
@@ -194,18 +195,13 @@ def _rank(method: Method, batch: EpisodeBatch, items: int, *, exclude_seen: bool
         scores = method.adapt(batch.support)(query).scores
         if scores.shape != (*query.target.shape, items):
             raise ValueError(f"expected scores {(*query.target.shape, items)}, got {tuple(scores.shape)}")
-        allowed = ~_seen(query, items) if exclude_seen else torch.ones(items, dtype=torch.bool, device=scores.device)
+        allowed = (
+            ~seen_items(query, items) if exclude_seen else torch.ones(items, dtype=torch.bool, device=scores.device)
+        )
         allowed[..., 0] = False
         rank = ranks(scores, query.target, allowed=allowed)
     real = query.weight > 0
     return batch.user[:, None].expand_as(real)[real], query.target[real], rank[real]
-
-
-def _seen(query: Examples, items: int) -> Tensor:
-    """(B, Q, I) bool, the items of the history that each example may read."""
-    read = torch.arange(query.history.shape[1], device=query.history.device) <= query.position[..., None]
-    seen = torch.zeros(*query.target.shape, items, dtype=torch.bool, device=query.history.device)
-    return seen.scatter(-1, query.history[:, None] * read, value=True)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarec.functional import standardise
+from metarec.functional.histories import readable
 from metarec.types import EpisodeBatch, Examples, Method, Scored, Scorer
 
 INFORMATION = ("upstream", "live", "later")  # what each knows, the next knows too
@@ -92,8 +93,7 @@ class Blend(nn.Module):
 
     def context(self, examples: Examples) -> Tensor:
         """(B, Q, 1 or 3): 1, log of the clicks so far about their mean of about 5, share of them that is cold."""
-        read = torch.arange(examples.history.shape[1], device=examples.history.device) <= examples.position[..., None]
-        read = read & (examples.history > 0)[:, None]
+        read = readable(examples) & (examples.history > 0)[:, None]
         clicks = read.sum(-1).clamp(min=1).float()
         cold = (read & ~self.warm[examples.history][:, None]).sum(-1) / clicks
         full = torch.stack([torch.ones_like(clicks), clicks.log() - 1.5, cold], -1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metarec.data.dataset import Dataset
+from metarec.functional.histories import seen_items
 from metarec.types import Examples, Scored, Scorer
 
 
@@ -62,11 +63,7 @@ def cooccurrences(data: Dataset, device: torch.device | str = "cpu") -> Tensor:
 
 def from_history(examples: Examples, weight: Tensor, known: Tensor) -> Scored:
     """What the items of each history say together: the sum of their rows of ``weight``, (I, I)."""
-    device, history = examples.history.device, examples.history
-    read = torch.arange(history.shape[1], device=device) <= examples.position[..., None]
-    seen = torch.zeros(*examples.target.shape, len(weight), device=device)
-    seen = seen.scatter(-1, (history[:, None] * read), 1.0)
-    seen[..., 0] = 0
-    known = known.to(device)
-    active = (seen.bool() & known).any(-1)
-    return Scored(seen @ weight.to(device), seen.new_zeros(*examples.target.shape, 1), known, active)
+    seen = seen_items(examples, len(weight))
+    known, weight = known.to(seen.device), weight.to(seen.device)
+    state = weight.new_zeros(*examples.target.shape, 1)
+    return Scored(seen.to(weight.dtype) @ weight, state, known, (seen & known).any(-1))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarec.data.dataset import Dataset
+from metarec.functional.histories import seen_items
 from metarec.types import Examples, Progress, Scored, Scorer
 
 
@@ -95,9 +96,7 @@ class LightGCN(nn.Module):
     @torch.no_grad()
     def _score(self, examples: Examples) -> Scored:
         items = self.propagated()[1]
-        read = torch.arange(examples.history.shape[1], device=self.items.device) <= examples.position[..., None]
-        seen = torch.zeros(*examples.target.shape, len(self.items), device=self.items.device)
-        seen = seen.scatter(-1, examples.history[:, None] * read, 1.0) * self.known
+        seen = seen_items(examples, len(self.items)).to(self.items.dtype) * self.known
         weight = seen * self.degree.clamp(min=1).rsqrt() / seen.sum(-1, keepdim=True).clamp(min=1).sqrt()
         state = weight @ torch.stack(items[: self.layers]).sum(0) / (self.layers + 1)
         return Scored(state @ torch.stack(items).mean(0).T, state, self.known, seen.any(-1))
