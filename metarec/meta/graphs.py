@@ -36,8 +36,8 @@ class Graphs:
         self.recorded: dict[Hashable, Recorded | None] = {}
         self.pool: Any = None  # one memory pool for all: they run one after another
 
-    def of(self, meta: Trained, part: EpisodeBatch, need: int) -> Recorded | None:
-        """The graph for a batch that needs so many bytes; None if it should run without."""
+    def gradients(self, meta: Trained, part: EpisodeBatch, need: int) -> Gradients | None:
+        """What a graph finds for a batch that needs so many bytes; None if it should run without."""
         device = part.user.device
         if device.type != "cuda":
             return None
@@ -55,22 +55,21 @@ class Graphs:
         if graph is None:
             graph = self.recorded[key] = Recorded(meta, part, self.pool)
             self.pool = graph.graph.pool()
-        return graph
+        return graph.replayed(part)
 
 
 class Recorded:
     """One shape's graph, its inputs and its results, which the next replay overwrites."""
 
     def __init__(self, meta: Trained, part: EpisodeBatch, pool: Any) -> None:
-        self.longest = getattr(meta.learner, "max_length", None)
         self.part = EpisodeBatch(part.user, _copied(part.support), _copied(part.query))
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool):
             self.found = meta.gradients(self.part)
 
     def replayed(self, part: EpisodeBatch) -> Gradients:
-        """What it finds for other users."""
-        for mine, given in zip(_tensors(self.part), _tensors(padded(part, self.longest)), strict=True):
+        """What it finds for other users, padded to its shape."""
+        for mine, given in zip(_tensors(self.part), _tensors(part), strict=True):
             mine.copy_(given)
         self.graph.replay()
         return self.found

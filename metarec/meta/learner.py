@@ -235,9 +235,9 @@ class MetaLearner(nn.Module):
         total = 0.0
         for part in episodes.chunks(*sizes):
             need = len(part) * bytes_per_user(view, part.support, self._graph_steps(True))
-            for losses, parameters, gradients in self._gradients(part, need):
+            for users_done, (losses, parameters, gradients) in self._gradients(part, need):
                 if not bool(torch.isfinite(losses).all()):
-                    users = part.user[~torch.isfinite(losses)].tolist()
+                    users = users_done[~torch.isfinite(losses)].tolist()
                     raise FloatingPointError(
                         f"query loss of user codes {users[:5]} is not finite after {self.steps} inner steps of "
                         f"lr={self.lr}; lower the inner or outer learning rate"
@@ -247,17 +247,18 @@ class MetaLearner(nn.Module):
                 total += float(losses.sum())
         return total / len(episodes)
 
-    def _gradients(self, part: EpisodeBatch, need: int) -> Iterator[Gradients]:
-        """Query losses and gradients of some users, in halves where the GPU's memory turns out too small."""
+    def _gradients(self, part: EpisodeBatch, need: int) -> Iterator[tuple[Tensor, Gradients]]:
+        """User codes with their losses and gradients, in halves where the GPU's memory turns out too small."""
+        found = None
         try:
-            graph = self.graphs and self.adapts == "encoder" and self.graphs.of(self, part, need)
-            found = graph.replayed(part) if graph else self.gradients(part)
+            if self.graphs and self.adapts == "encoder":
+                found = self.graphs.gradients(self, part, need)
+            found = found or self.gradients(part)
         except torch.OutOfMemoryError:
             if len(part) == 1:
                 raise
-            found = None
-        if found is not None:
-            yield found
+        if found:
+            yield part.user, found
             return
         torch.cuda.empty_cache()
         for half in part.chunks(-(-len(part) // 2)):
