@@ -14,7 +14,7 @@ from helpers import ITEMS, ragged_episodes
 from metarec.functional import attend
 from metarec.meta import MetaLearner, adapted, fast, gpu
 from metarec.meta.graphs import padded
-from metarec.meta.kernel import KernelStack
+from metarec.meta.kernel_stack import KernelStack
 from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from metarec.types import EpisodeBatch, Examples
 

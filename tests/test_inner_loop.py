@@ -11,7 +11,7 @@ from torch import Tensor
 
 from helpers import id_learner, one_user, ragged_episodes, text_learner
 from metarec.meta import MetaLearner
-from metarec.meta.kernel import KernelStack
+from metarec.meta.kernel_stack import KernelStack
 from metarec.nn import ColdItemGenerator, ModalityLearner
 from metarec.types import EpisodeBatch, Modality
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from helpers import id_learner, one_user, ragged_episodes
-from metarec.meta import MetaLearner, kernel
+from metarec.meta import MetaLearner, kernel_stack
 from metarec.meta.fast import FastStack
-from metarec.meta.kernel import KernelEncoder, KernelStack
+from metarec.meta.kernel import KernelEncoder
+from metarec.meta.kernel_stack import KernelStack
 from metarec.meta.library import library
 from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from metarec.types import EpisodeBatch
@@ -90,12 +91,46 @@ def test_any_shape_equals_the_loop(shape):
         close(weights[f"encoder.{name}"][2], expected)
 
 
+def both_ways(meta: MetaLearner, episodes: EpisodeBatch) -> None:
+    """`backward`, where all of a user's passes may follow each other, gives what the passes one by one give."""
+    torch.manual_seed(7)
+    _, losses, expected = run(meta, episodes)
+    torch.manual_seed(7)
+    meta.learner.zero_grad()
+    close(torch.tensor(meta.backward(episodes), dtype=torch.float64), losses.mean())
+    found = gradients(meta.learner)
+    assert found.keys() == expected.keys() and max(float(g.abs().max()) for g in found.values()) > 1e-3
+    for name, value in expected.items():
+        close(found[name], value)
+
+
+@pytest.mark.parametrize("outer", ["bpr", "sampled_softmax", "softmax"])
+@pytest.mark.parametrize("kind", ["plain", "context", "dropout", "no steps", "no query"])
+def test_query_and_steps_in_one_pass_equal_two(monkeypatch, kind, outer):
+    learned, learn = [], KernelEncoder.learn
+    monkeypatch.setattr(KernelEncoder, "learn", lambda *given: learned.append(1) or learn(*given))
+    learner, episodes = id_learner(context=kind == "context"), ragged_episodes(LENGTHS, negatives=3)
+    learner.encoder.dropout.p = learner.encoder.blocks[0].dropout.p = 0.3 if kind == "dropout" else 0.0
+    learner.train()
+    if kind == "no query":
+        weight = episodes.query.weight.clone()
+        weight[1] = 0
+        episodes = replace(episodes, query=replace(episodes.query, weight=weight))
+    steps = 0 if kind == "no steps" else STEPS
+    both_ways(MetaLearner(learner, lr=LR, steps=steps, objectives=("bpr", outer), engine="native"), episodes)
+    assert len(learned) == (outer != "softmax")
+
+
+def test_the_threads_are_torchs():
+    assert library().encoder_threads()
+
+
 @pytest.mark.parametrize("inner", ["bpr", "softmax"])  # at once, and step by step
 def test_without_the_library_the_numbers_are_the_same(monkeypatch, inner):
     learner, episodes = id_learner(), ragged_episodes(LENGTHS)
     meta = MetaLearner(learner, lr=LR, steps=STEPS, objectives=(inner, "softmax"), engine="native")
     compiled = run(meta, episodes)
-    monkeypatch.setattr(kernel, "library", lambda: None)
+    monkeypatch.setattr(kernel_stack, "library", lambda: None)
     assert [type(stack) for stack in meta.adapt(episodes.support).stacks] == [FastStack]
     plain = run(meta, episodes)
     close(compiled[1], plain[1])

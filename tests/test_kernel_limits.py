@@ -7,7 +7,8 @@ import torch
 
 from helpers import id_learner, ragged_episodes
 from metarec.meta import MetaLearner, library
-from metarec.meta.kernel import KernelEncoder, KernelStack
+from metarec.meta.kernel import KernelEncoder
+from metarec.meta.kernel_stack import KernelStack
 from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from test_inner_loop import LR, STEPS, close
 from test_kernel import LENGTHS

@@ -2,10 +2,9 @@
 
    One user at a time, so that its weights and activations stay in a core's cache. In the inner loop the backward pass
    takes the SGD step itself, while the weight it has just used is at hand: no gradient of a weight is ever written.
-   Loaded by kernel.py, which says what each field of Job is. */
+   Loaded by library.py, which says what each field of Job is. */
 
 #include <math.h>
-#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -23,9 +22,9 @@
 #endif
 #endif
 
-typedef struct {
+typedef struct Job {
     int64_t users, length, asked, dim, heads, layers, feedforward, positions, threads;
-    int64_t stride, inner, back, failed, steps, objective, compared;
+    int64_t stride, what, failed, steps, objective, compared;
     uint64_t seed;
     double rate;
     const double *drop, *eps;
@@ -39,8 +38,11 @@ typedef struct {
     const void *dstate;
     void *dx, *dbias;
     const void *vectors, *weight;
+    void *dvectors, *losses;
+    const struct Job *query;
 } Job;
 
+enum { FORWARD, BACKWARD, STEP, DESCEND, LEARN };
 enum { BPR, SAMPLED_SOFTMAX };
 
 /* Offsets in a user's row of weights, in a block of it, in its saved activations, in a block of them; padded widths. */
@@ -147,25 +149,28 @@ static ALWAYS void normal_f64(V_f64 x, V_f64 *cdf, V_f64 *pdf) {
 }
 
 /* Scores of the target and of what it is compared with become `share` times the gradient of the loss by them. */
-#define SCORE_BACK(name, real, exponential)                                                      \
-    static void name(int64_t objective, long many, real share, real *score) {                    \
-        real top = score[0], total = 0, target = 0;                                              \
+#define LOSS_BACK(name, real, exponential, logarithm)                                            \
+    static real name(int64_t objective, long many, real share, real *score) {                    \
+        real top = score[0], total = 0, target = 0, loss = 0;                                    \
         if (objective == BPR) {                                                                  \
             for (long c = 1; c < many; c++) {                                                    \
                 real chance = 1 / (1 + exponential(score[c] - score[0]));                        \
+                loss -= logarithm((real)1e-10 + chance) / (many - 1);                            \
                 score[c] = share / (many - 1) * chance * (1 - chance) / ((real)1e-10 + chance);  \
                 target -= score[c];                                                              \
             }                                                                                    \
             score[0] = target;                                                                   \
-            return;                                                                              \
+            return share * loss;                                                                 \
         }                                                                                        \
         for (long c = 1; c < many; c++) top = score[c] > top ? score[c] : top;                   \
+        loss = top - score[0];                                                                   \
         for (long c = 0; c < many; c++) total += score[c] = exponential(score[c] - top);         \
         for (long c = 0; c < many; c++) score[c] *= share / total;                               \
         score[0] -= share;                                                                       \
+        return share * (loss + logarithm(total));                                                \
     }
-SCORE_BACK(score_back_f32, float, expf)
-SCORE_BACK(score_back_f64, double, exp)
+LOSS_BACK(score_back_f32, float, expf, logf)
+LOSS_BACK(score_back_f64, double, exp, log)
 
 #define real float
 #define NAME(x) x##_f32
@@ -176,33 +181,32 @@ SCORE_BACK(score_back_f64, double, exp)
 #define NAME(x) x##_f64
 #include "encoder_kernel.h"
 
-typedef struct {
-    const Job *job;
-    int64_t thread, wide;
-} Part;
+/* Runs a function on the threads of the OpenMP that torch has loaded: a pool of our own would compete with them. */
+extern void GOMP_parallel(void (*function)(void *), void *given, unsigned threads, unsigned flags) __attribute__((weak));
 
-static void *work(void *given) {
-    const Part *part = given;
-    (part->wide ? share_f64 : share_f32)(part->job, part->thread);
-    return NULL;
+typedef struct {
+    Job *job;
+    int64_t wide, next; /* the next thread's users, which whoever comes takes */
+} Parts;
+
+static void work(void *given) {
+    Parts *parts = given;
+    for (int64_t j; (j = __atomic_fetch_add(&parts->next, 1, __ATOMIC_RELAXED)) < parts->job->threads;) {
+        int failed = (parts->wide ? share_f64 : share_f32)(parts->job, j);
+        if (failed) parts->job->failed = failed;
+    }
 }
 
-/* The whole job on its threads; 0 if there was memory for it. */
+/* The whole job; 0 if all went well. */
 int encoder_run(Job *job, int64_t wide) {
-    pthread_t *threads = malloc(job->threads * sizeof(pthread_t));
-    Part *parts = malloc(job->threads * sizeof(Part));
-    if (!threads || !parts) job->failed = 1;
-    else {
-        for (int64_t j = 0; j < job->threads; j++) parts[j] = (Part){job, j, wide};
-        int64_t started = 1;
-        while (started < job->threads && !pthread_create(&threads[started], NULL, work, &parts[started])) started++;
-        work(&parts[0]);
-        for (int64_t j = started; j < job->threads; j++) work(&parts[j]); /* those that could not be started */
-        for (int64_t j = 1; j < started; j++) pthread_join(threads[j], NULL);
-    }
-    free(threads), free(parts);
+    Parts parts = {job, wide, 0};
+    if (GOMP_parallel && job->threads > 1) GOMP_parallel(work, &parts, (unsigned)job->threads, 0);
+    else work(&parts);
     return (int)job->failed;
 }
+
+/* Whether there are threads but the caller's. */
+int encoder_threads(void) { return GOMP_parallel != NULL; }
 
 /* Numbers in a user's row of weights, and in what is kept of its forward pass. */
 void encoder_sizes(const Job *job, int64_t wide, int64_t *sizes) {

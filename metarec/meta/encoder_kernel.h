@@ -223,11 +223,15 @@ typedef struct {
     real *saved;
     const real *bias;
     const uint8_t *keep;
+    const int64_t *at;
     real *one, *two, *three, *hidden, *scratch; /* (L, D), (L, D), (L, T), (L, F), (L, max(T, F)) */
     real *q, *k, *v, *flip, *near;              /* of one head: (L, depth) three times, (depth, N), (L, N) */
     real *back;                                 /* (L, depth) */
     real *state, *dstate, *score;               /* (S, D) twice, (compared) */
 } NAME(User);
+
+/* A user's part of the numbers of all, if there are any. */
+static ALWAYS real *NAME(of)(const void *all, long user, long size) { return all ? (real *)all + user * size : NULL; }
 
 static uint32_t NAME(key)(const NAME(User) * u, long site) {
     uint64_t seed = u->job->seed;
@@ -362,8 +366,10 @@ static long NAME(height)(const NAME(User) * u, long layer, const long **rows) {
     return few ? u->m : u->n;
 }
 
-static void NAME(forward_user)(NAME(User) * u, const real *x, const int64_t *at, real *state) {
+static void NAME(forward_user)(NAME(User) * u, real *state) {
     const Job *job = u->job;
+    const int64_t *at = u->at;
+    const real *x = (const real *)job->x + u->user * job->length * job->dim;
     const Layout *o = &u->o;
     long D = o->D, n = u->n, width = job->dim;
     real *unit = u->saved + o->s_unit, *next = u->saved + o->s_block;
@@ -440,8 +446,9 @@ static void NAME(back_block)(NAME(User) * u, long layer, real *g, real *in, real
 #undef SINK
 }
 
-static void NAME(backward_user)(NAME(User) * u, const int64_t *at, const real *dstate, real *dx, real *dbias) {
+static void NAME(backward_user)(NAME(User) * u, const real *dstate, real *dx, real *dbias) {
     const Job *job = u->job;
+    const int64_t *at = u->at;
     const Layout *o = &u->o;
     long D = o->D, width = job->dim, n = u->n;
     const long *rows;
@@ -468,37 +475,53 @@ static void NAME(backward_user)(NAME(User) * u, const int64_t *at, const real *d
         for (long t = 0; t < n; t++) memcpy(dx + t * width, g + t * D, width * sizeof(real));
 }
 
-/* The gradient of a user's loss by its states (S, D), where the loss is one of products of states and vectors. */
-static void NAME(loss_back)(const NAME(User) * u, const real *state, const real *vectors, const real *weight,
-                            real *dstate) {
+/* A user's loss, if it is one of products of states (S, D) and vectors, and its gradients by the states and, if
+   wanted, by the vectors. */
+static real NAME(loss_back)(const NAME(User) * u, const real *state, real *dstate, real *dvectors) {
     const Job *job = u->job;
-    long D = job->dim, many = job->compared, whole = D / LANES * LANES;
-    real total = 0, *score = u->score;
-    for (long s = 0; s < job->asked; s++) total += weight[s];
-    for (long s = 0; s < job->asked; s++, state += D, dstate += D, vectors += many * D) {
+    long D = job->dim, S = job->asked, many = job->compared, whole = D / LANES * LANES;
+    const real *vector = (const real *)job->vectors + u->user * S * many * D;
+    const real *weight = (const real *)job->weight + u->user * S;
+    real total = 0, loss = 0, *score = u->score;
+    for (long s = 0; s < S; s++) total += weight[s];
+    for (long s = 0; s < S; s++, state += D, dstate += D, vector += many * D) {
         memset(dstate, 0, D * sizeof(real));
         if (weight[s] == 0) continue;
         for (long c = 0; c < many; c++) {
-            const real *vector = vectors + c * D;
+            const real *other = vector + c * D;
             V sum = {0};
-            for (long j = 0; j < whole; j += LANES) sum += GET(state + j) * GET(vector + j);
+            for (long j = 0; j < whole; j += LANES) sum += GET(state + j) * GET(other + j);
             score[c] = NAME(sum)(sum);
-            for (long j = whole; j < D; j++) score[c] += state[j] * vector[j];
+            for (long j = whole; j < D; j++) score[c] += state[j] * other[j];
         }
-        NAME(score_back)(job->objective, many, weight[s] / (total > 1 ? total : 1), score);
+        loss += NAME(score_back)(job->objective, many, weight[s] / (total > 1 ? total : 1), score);
         for (long c = 0; c < many; c++)
-            for (long j = 0; j < D; j++) dstate[j] += score[c] * vectors[c * D + j];
+            for (long j = 0; j < D; j++) dstate[j] += score[c] * vector[c * D + j];
+        if (dvectors)
+            for (long c = 0; c < many; c++)
+                for (long j = 0; j < D; j++) dvectors[(s * many + c) * D + j] = score[c] * state[j];
     }
+    return loss;
 }
 
 /* All inner steps of one user, from the shared weights to its own. */
-static void NAME(descend)(NAME(User) * u, const real *x, const int64_t *at, const real *vectors, const real *weight) {
+static void NAME(descend)(NAME(User) * u) {
     for (u->step = 0; u->step < u->job->steps; u->step++) {
-        NAME(forward_user)(u, x, at, u->state);
-        NAME(loss_back)(u, u->state, vectors, weight, u->dstate);
-        NAME(backward_user)(u, at, u->dstate, NULL, NULL);
+        NAME(forward_user)(u, u->state);
+        NAME(loss_back)(u, u->state, u->dstate, NULL);
+        NAME(backward_user)(u, u->dstate, NULL, NULL);
         u->w = u->sink.from = u->sink.to;
     }
+}
+
+/* A user's loss, and its gradients by everything that it was computed from. */
+static void NAME(learn)(NAME(User) * u) {
+    const Job *job = u->job;
+    real *dvectors = (real *)job->dvectors + u->user * job->asked * job->compared * job->dim;
+    NAME(forward_user)(u, u->state);
+    ((real *)job->losses)[u->user] = NAME(loss_back)(u, u->state, u->dstate, dvectors);
+    NAME(backward_user)(u, u->dstate, NAME(of)(job->dx, u->user, job->length * job->dim),
+                        NAME(of)(job->dbias, u->user, job->length * job->length));
 }
 
 /* ---- many users ---- */
@@ -515,17 +538,17 @@ static int NAME(start)(NAME(User) * u, const Job *job) {
     u->job = job, u->o = o, u->step = 0;
     u->rows = malloc(2 * L * sizeof(long));
     real *block = u->rows ? calloc(total, sizeof(real)) : NULL;
-    if (!block) {
-        free(u->rows);
-        return 0;
-    }
+    if (!block) return 0;
     for (int j = 0; j < 14; j++) *places[j] = block, block += sizes[j] + PANEL;
     return 1;
 }
 
+static void NAME(stop)(NAME(User) * u) { free(u->rows), free(u->one); }
+
 /* Which tokens and rows a user needs: nothing after the last position asked for, unless a token sees nothing. */
-static int NAME(pick)(NAME(User) * u, const int64_t *at) {
+static int NAME(pick)(NAME(User) * u) {
     const Job *job = u->job;
+    const int64_t *at = u->at;
     long L = job->length, *row_of = u->rows + L;
     u->n = 0, u->m = 0;
     for (long t = 0; t < L; t++) row_of[t] = -1;
@@ -542,34 +565,41 @@ static int NAME(pick)(NAME(User) * u, const int64_t *at) {
     return 1;
 }
 
-static void NAME(share)(const Job *job, long thread) {
-    NAME(User) u;
-    if (!NAME(start)(&u, job)) {
-        ((Job *)job)->failed = 1;
-        return;
+/* Points at what belongs to a user; 0 if it asks for a position that is not there. */
+static int NAME(turn_to)(NAME(User) * u, long user, long thread) {
+    const Job *job = u->job;
+    long L = job->length;
+    u->user = user;
+    u->w = (const real *)job->weights + user * job->stride;
+    u->saved = (real *)job->saved + (job->what < DESCEND ? user : thread) * u->o.saved;
+    u->bias = NAME(of)(job->bias, user, L * L);
+    u->keep = job->keep + user * L;
+    u->at = job->at + user * job->asked;
+    u->sink = (NAME(Sink)){NULL, NULL, job->rate};
+    if (job->what == STEP || job->what == DESCEND) {
+        u->sink.from = u->w;
+        u->sink.to = (real *)job->moved + (job->query ? thread : user) * u->o.row;
+    } else if (job->moved) u->sink.from = u->sink.to = (real *)job->moved + thread * u->o.row;
+    return NAME(pick)(u);
+}
+
+/* The users of one thread. */
+static int NAME(share)(const Job *job, long thread) {
+    NAME(User) u = {0}, query = {0};
+    int failed = NAME(start)(&u, job) && (!job->query || NAME(start)(&query, job->query)) ? 0 : 1;
+    for (long b = thread; b < job->users && !failed; b += job->threads) {
+        if (!NAME(turn_to)(&u, b, thread) || (job->query && !NAME(turn_to)(&query, b, thread))) failed = 2;
+        else if (job->what == FORWARD) NAME(forward_user)(&u, NAME(of)(job->state, b, job->asked * job->dim));
+        else if (job->what == DESCEND) {
+            NAME(descend)(&u);
+            if (job->query) query.w = u.w, NAME(learn)(&query);
+        } else
+            NAME(backward_user)(&u, NAME(of)(job->dstate, b, job->asked * job->dim),
+                                NAME(of)(job->dx, b, job->length * job->dim),
+                                NAME(of)(job->dbias, b, job->length * job->length));
     }
-    long L = job->length, D = job->dim, S = job->asked;
-    for (long b = thread; b < job->users; b += job->threads) {
-        const int64_t *at = job->at + b * S;
-        real *dbias = job->dbias ? (real *)job->dbias + b * L * L : NULL;
-        u.user = b;
-        u.w = (const real *)job->weights + b * job->stride;
-        u.saved = (real *)job->saved + (job->steps ? thread : b) * u.o.saved;
-        u.bias = job->bias ? (const real *)job->bias + b * L * L : NULL;
-        u.keep = job->keep + b * L;
-        u.sink = (NAME(Sink)){NULL, NULL, job->rate};
-        if (job->inner) u.sink.from = u.w, u.sink.to = (real *)job->moved + b * u.o.row;
-        else if (job->moved) u.sink.from = u.sink.to = (real *)job->moved + thread * u.o.row;
-        if (!NAME(pick)(&u, at)) ((Job *)job)->failed = 2;
-        else if (job->steps)
-            NAME(descend)(&u, (const real *)job->x + b * L * D, at, (const real *)job->vectors + b * S * job->compared * D,
-                          (const real *)job->weight + b * S);
-        else if (job->back)
-            NAME(backward_user)(&u, at, (const real *)job->dstate + b * S * D,
-                                job->dx ? (real *)job->dx + b * L * D : NULL, dbias);
-        else NAME(forward_user)(&u, (const real *)job->x + b * L * D, at, (real *)job->state + b * S * D);
-    }
-    free(u.rows), free(u.one);
+    NAME(stop)(&u), NAME(stop)(&query);
+    return failed;
 }
 
 /* One matrix (out, in) of torch to or from its place (or with `back` the other way). */

@@ -8,7 +8,6 @@ losses stay in torch, step by step. Where the library was not built (no compiler
 
 from __future__ import annotations
 
-import copy
 import weakref
 from typing import Any
 
@@ -16,8 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from metarec.meta.library import KERNEL, MOST_WIDE, OBJECTIVES, Pass, library
-from metarec.types import Examples
+from metarec.meta.library import BACKWARD, DESCEND, LEARN, OBJECTIVES, STEP, Pass
 
 Products = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]  # see KernelEncoder.descend
 
@@ -42,24 +40,20 @@ class _Encode(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         encoder, task, needed = ctx.encoder, ctx.task, ctx.needs_input_grad
         task.point(dstate=gradient.contiguous())
-        task.set(back=1)
         if encoder.mode == "inner":
             if ctx.turn != encoder.turn:
                 raise RuntimeError(
                     "a loss may read the encoder once in an inner step; engine='learn2learn' allows more"
                 )
-            encoder.move(task, encoder.lr)
+            encoder.move(task, STEP, encoder.lr)
             return (None,) * len(needed)
         dx, dbias = (gradient.new_zeros(s) if n else None for s, n in zip(ctx.shapes, needed[2:4], strict=True))
-        moved = gradient.new_zeros(task.job.threads, encoder.size) if any(needed[4:]) else None
-        task.point(dx=dx, dbias=dbias, moved=moved)
-        task.set(inner=0, rate=1.0)
-        task.run()
-        given: list[Tensor | None] = [None] * len(needed[4:])
-        if moved is not None:
-            given = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in encoder.base.values()]
-            task.convert(moved.sum(0), given, back=True)
-        return None, None, dx, dbias, *given
+        task.point(dx=dx, dbias=dbias)
+        task.set(what=BACKWARD)
+        if not any(needed[4:]):
+            task.run()
+            return None, None, dx, dbias, *(None for _ in needed[4:])
+        return None, None, dx, dbias, *encoder.shared_gradients(task, task)
 
 
 class KernelEncoder(nn.Module):
@@ -122,21 +116,69 @@ class KernelEncoder(nn.Module):
             steps: at least 1.
             lr: step size.
         """
-        x, keep, context, at, vectors, weight = products
-        task = self._task(keep, at)
-        task.set(steps=steps, objective=OBJECTIVES[objective], compared=vectors.shape[2])
-        task.point(x=self._plain(x), bias=self._bias(context), vectors=self._plain(vectors), weight=self._plain(weight))
-        task.point(saved=self.row.new_empty(task.job.threads, task.sizes()[1]))
-        self.move(task, lr)
+        task = self._of_products(products, objective)
+        task.set(steps=steps)
+        self.move(task, DESCEND, lr)
 
-    def move(self, task: Pass, lr: float) -> None:
-        """A backward pass of the inner loop: every user's weights move on."""
+    def learn(
+        self, support: Products, query: Products, objectives: tuple[str, str], steps: int, lr: float
+    ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """Query losses at the weights that all inner steps lead to, and the gradients of the losses' sum.
+
+        No user's weights are kept: what follows the last step runs while they are in the cache.
+
+        Args:
+            support: what :meth:`descend` takes.
+            query: likewise; gradients reach those of its tensors that want them.
+            objectives: inner and outer, of ``OBJECTIVES``.
+            steps: 0 or more.
+            lr: step size.
+
+        Returns:
+            the losses (B,), and tensors with their gradients: of the query's tensors, and of the shared weights.
+        """
+        x, _, context, _, vectors, _ = query
+        bias = self._bias(context)
+        task, then = self._of_products(support, objectives[0]), self._of_products(query, objectives[1])
+        task.set(what=DESCEND, steps=steps, rate=-lr)
+        task.point(moved=self.row.new_empty(task.job.threads, self.size))
+        reached = {"dx": x, "dbias": bias, "dvectors": vectors}
+        made = {name: torch.zeros(t.shape, dtype=self.row.dtype) for name, t in reached.items() if t is not None}
+        losses = self.row.new_empty(self.users)
+        then.set(what=LEARN)
+        then.point(losses=losses, **made)
+        task.followed(then)
+        shared = self.shared_gradients(task, then)
+        pairs = [(reached[name], gradient) for name, gradient in made.items()]
+        return losses, [(t, g) for t, g in (*pairs, *zip(self.base.values(), shared, strict=True)) if t.requires_grad]
+
+    def shared_gradients(self, task: Pass, last: Pass) -> list[Tensor]:
+        """Runs a pass; the gradients of the shared weights, which its last part adds up."""
+        added = self.row.new_zeros(task.job.threads, self.size)
+        last.point(moved=added)
+        last.set(rate=1.0)
+        task.run()
+        given = [torch.empty_like(p, memory_format=torch.contiguous_format) for p in self.base.values()]
+        task.convert(added.sum(0), given, back=True)
+        return given
+
+    def move(self, task: Pass, what: int, lr: float) -> None:
+        """A pass of the inner loop: every user's weights move on."""
         moved = self.row if self.row.ndim > 1 else _rows(self)
         task.point(moved=moved)
-        task.set(inner=1, rate=-lr)
+        task.set(what=what, rate=-lr)
         task.run()
         self.row = moved
         self.turn += 1  # this pass is used up
+
+    def _of_products(self, products: Products, objective: str) -> Pass:
+        """A pass over users with a loss of products; it keeps what is saved of one user in each thread."""
+        x, keep, context, at, vectors, weight = products
+        task = self._task(keep, at)
+        task.set(objective=OBJECTIVES[objective], compared=vectors.shape[2])
+        task.point(x=self._plain(x), bias=self._bias(context), vectors=self._plain(vectors), weight=self._plain(weight))
+        task.point(saved=self.row.new_empty(task.job.threads, task.sizes()[1]))
+        return task
 
     def _task(self, keep: Tensor, at: Tensor) -> Pass:
         """A pass over users with these tokens."""
@@ -171,87 +213,6 @@ class KernelEncoder(nn.Module):
         return dict(zip(self.base, own, strict=True))
 
 
-class KernelStack:
-    """B users' first-order weights, each in one row; the interface of :class:`~metarec.meta.fast.FastStack`.
-
-    Takes views on a CPU whose parameters all sit in one encoder, whose class names the ``kernel`` that the library
-    has.
-
-    Args:
-        view: one user's task.
-        users: B.
-    """
-
-    def __init__(self, view: nn.Module, users: int) -> None:
-        self.users = users
-        ((self.path, base),) = _kernels(view)
-        self.encoder = KernelEncoder(base, users)
-        self.twin: Any = _replaced(view, base, self.encoder)
-
-    @staticmethod
-    def fits(view: nn.Module) -> bool:
-        """Whether a view is of the kind that the library computes, and the library is there."""
-        found = _kernels(view)
-        if len(found) != 1 or library() is None:
-            return False
-        base, parameters = found[0][1], list(view.parameters())
-        kinds = {(p.device.type, p.dtype) for p in parameters}
-        return (
-            len(parameters) == len(list(base.parameters()))
-            and (kinds == {("cpu", torch.float32)} or kinds == {("cpu", torch.float64)})
-            and len(base.blocks) > 0
-            and base.position.shape[1] <= MOST_WIDE
-        )
-
-    @staticmethod
-    def bytes_per_user(view: nn.Module, support: Examples, graph_steps: int) -> int:
-        """What adapting one user takes: a row of weights and what the query pass saves.
-
-        Args:
-            view: one user's task.
-            support: of all users; its shape says how long they are.
-            graph_steps: of no account here.
-        """
-        base = _kernels(view)[0][1]
-        sizes = {**encoder_sizes(base), "length": support.history.shape[-1] + 1}  # a query reads a click more
-        size: int = base.position.element_size()
-        return size * sum(Pass(base.position, sizes, (), ()).sizes())
-
-    def __call__(self, method: str, examples: Examples, *args: Any) -> Any:
-        """``view.method(examples, *args)`` of every user under its own weights; the result has a leading B."""
-        return getattr(self.twin, method)(examples, *args)
-
-    def steps(self, support: Examples, objective: str, steps: int, lr: float) -> KernelStack:
-        """The SGD steps of every user on its own support loss."""
-        if steps and objective in OBJECTIVES and _made_of_products(self.twin):
-            with torch.no_grad():
-                self.encoder.descend(self.twin.products(support), objective, steps, lr)
-            return self
-        for _ in range(steps):
-            self.step(self("loss", support, objective).sum(), lr)
-        return self
-
-    def step(self, loss: Tensor, lr: float) -> KernelStack:
-        """One SGD step of every user on the sum of their losses."""
-        self.encoder.lr = lr
-        torch.autograd.grad(loss, self.encoder.anchor, allow_unused=True)
-        return self
-
-    def attached(self) -> KernelStack:
-        """After the last step: gradients of an outer loss reach the shared weights."""
-        self.encoder.mode = "graph"
-        return self
-
-    def detached(self) -> KernelStack:
-        """After the last step: plain values, which later changes of the shared weights do not reach."""
-        self.encoder.mode = "values"
-        return self
-
-    def weights(self) -> dict[str, Tensor]:
-        """The adapted weights by their name in the view, each (B, ...)."""
-        return {f"{self.path}.{name}": value for name, value in self.encoder.weights().items()}
-
-
 _spare: list[Tensor] = []  # the rows of users who are gone: new memory costs a third of the time of the steps
 
 
@@ -278,23 +239,3 @@ def encoder_sizes(base: Any) -> dict[str, int]:
         "feedforward": base.blocks[0].feedforward_in.out_features,
         "positions": len(base.position),
     }
-
-
-def _kernels(view: nn.Module) -> list[tuple[str, Any]]:
-    """Modules of a view whose own class says that the library computes them, by name."""
-    return [(name, module) for name, module in view.named_modules() if vars(type(module)).get("kernel") == KERNEL]
-
-
-def _made_of_products(view: nn.Module) -> bool:
-    """Whether the class that wrote the view's loss says what products it is made of."""
-    writer = next(c for c in type(view).__mro__ if "loss" in vars(c))
-    return "products" in vars(writer)
-
-
-def _replaced(module: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """A copy of a module tree with one module exchanged."""
-    if module is old:
-        return new
-    twin = copy.copy(module)
-    twin._modules = {name: m and _replaced(m, old, new) for name, m in module._modules.items()}
-    return twin

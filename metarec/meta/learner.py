@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metarec.meta.fast import FastStack
 from metarec.meta.graphs import Gradients, Graphs
-from metarec.meta.kernel import KernelStack
+from metarec.meta.kernel_stack import KernelStack
 from metarec.meta.memory import bytes_per_user, chunk_sizes
 from metarec.meta.stack import TaskStack
 from metarec.types import EpisodeBatch, Examples, Scored
@@ -266,10 +266,13 @@ class MetaLearner(nn.Module):
 
     def gradients(self, part: EpisodeBatch) -> Gradients:
         """Query losses (B,) of users that fit into memory, parameters, and the gradients of the losses' sum."""
-        stack = self._adapt_chunk(self.learner.task_view(self.adapts), part.support, self.steps)
-        losses: Tensor = stack("loss", part.query, self.objectives[1])
         trained = [p for p in self.learner.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
+        view = self.learner.task_view(self.adapts)
+        if self._plain and KernelStack.fits(view) and (stack := KernelStack(view, len(part))).knows(*self.objectives):
+            losses, gradients = stack.gradients(part, self.objectives, self.steps, self.lr, trained)
+        else:
+            losses = self._adapt_chunk(view, part.support, self.steps)("loss", part.query, self.objectives[1])
+            gradients = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
         used = [(p, g) for p, g in zip(trained, gradients, strict=True) if g is not None]
         return losses.detach(), [p for p, _ in used], [g for _, g in used]
 

@@ -15,11 +15,12 @@ from torch import Tensor
 KERNEL = "post-norm transformer"  # what an encoder's class says of itself if the library computes just that
 MOST_WIDE = 1024  # D; the library's MAX_WIDE
 OBJECTIVES = {"bpr": 0, "sampled_softmax": 1}  # losses that the library knows
+FORWARD, BACKWARD, STEP, DESCEND, LEARN = range(5)  # what a job is to do
 
 _SIZES = ("users", "length", "asked", "dim", "heads", "layers", "feedforward", "positions", "threads")
-_MODES = ("stride", "inner", "back", "failed", "steps", "objective", "compared")
+_MODES = ("stride", "what", "failed", "steps", "objective", "compared")
 _GIVEN = ("drop", "eps", "weights", "moved", "x", "keep", "bias", "at")
-_MADE = ("saved", "state", "dstate", "dx", "dbias", "vectors", "weight")
+_MADE = ("saved", "state", "dstate", "dx", "dbias", "vectors", "weight", "dvectors", "losses", "query")
 
 
 class Job(ctypes.Structure):
@@ -28,18 +29,23 @@ class Job(ctypes.Structure):
     Attributes:
         users: B; length: L; asked: S; positions: rows of the position table.
         stride: numbers from one user's weights to the next's; 0 while all users share them.
-        inner: write each user's stepped weights to its row of ``moved``; otherwise ``moved``, if any, is a row for
-            each thread to add the gradients of the users' weights to.
-        back: the backward pass.
+        what: ``FORWARD``; ``BACKWARD``, which adds the gradients of the users' weights to rows of ``moved``, if any,
+            one for each thread; ``STEP``, a backward pass that writes each user's stepped weights to its row of
+            ``moved``; ``DESCEND``, all inner steps; ``LEARN``, loss and gradients at the weights that another job led
+            to.
         failed: 1 if there was not enough memory, 2 if a position is out of range.
         rate: minus the step size, or 1.
         drop: (1 + layers) dropout probabilities; eps: (1 + 2 layers) of the norms.
         x: (B, L, D); keep: (B, L); bias: (B, L, L) or null; at: (B, S); state, dstate: (B, S, D); dx, dbias: like x and
             bias, or null where not wanted.
-        saved: what the backward pass needs of the forward pass, of each user.
-        steps: if any, take so many inner steps, on the ``objective`` (a number from ``OBJECTIVES``) of the products of
-            the states with ``compared`` vectors (B, S, compared, D), of which the first is the target's, and with a
-            weight (B, S) for each example. Then ``saved`` is of each thread.
+        saved: what the backward pass needs of the forward pass, of each user, or of each thread if one pass follows the
+            other at once.
+        steps: of ``DESCEND``.
+        objective: a number from ``OBJECTIVES``; a loss of the products of the states with ``compared`` vectors (B, S,
+            compared, D), of which the first is the target's, and with a weight (B, S) for each example.
+        dvectors: like vectors; losses: (B,).
+        query: of a job that descends, one that learns: with each user's weights as soon as they are found. ``moved``
+            is then a row for each thread.
     """
 
     _fields_ = (
@@ -106,6 +112,11 @@ class Pass:
         self.held.update(tensors)
         for name, tensor in tensors.items():
             setattr(self.job, name, None if tensor is None else tensor.data_ptr())
+
+    def followed(self, query: Pass) -> None:
+        """Let another pass learn from the weights that this one leads to."""
+        self.held["query"] = query
+        self.job.query = ctypes.addressof(query.job)
 
     def sizes(self) -> tuple[int, int]:
         """Numbers of a row of weights and of what a forward pass saves, per user."""

@@ -1,0 +1,137 @@
+"""Users' first-order weights where all that adapts is an encoder that the compiled kernel knows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metarec.meta.kernel import KernelEncoder, encoder_sizes
+from metarec.meta.library import KERNEL, MOST_WIDE, OBJECTIVES, Pass, library
+from metarec.types import EpisodeBatch, Examples
+
+
+class KernelStack:
+    """B users' first-order weights, each in one row; the interface of :class:`~metarec.meta.fast.FastStack`.
+
+    Takes views on a CPU whose parameters all sit in one encoder, whose class names the ``kernel`` that the library
+    has.
+
+    Args:
+        view: one user's task.
+        users: B.
+    """
+
+    def __init__(self, view: nn.Module, users: int) -> None:
+        self.users = users
+        ((self.path, base),) = _kernels(view)
+        self.encoder = KernelEncoder(base, users)
+        self.twin: Any = _replaced(view, base, self.encoder)
+
+    @staticmethod
+    def fits(view: nn.Module) -> bool:
+        """Whether a view is of the kind that the library computes, and the library is there."""
+        found = _kernels(view)
+        if len(found) != 1 or library() is None:
+            return False
+        base, parameters = found[0][1], list(view.parameters())
+        kinds = {(p.device.type, p.dtype) for p in parameters}
+        return (
+            len(parameters) == len(list(base.parameters()))
+            and (kinds == {("cpu", torch.float32)} or kinds == {("cpu", torch.float64)})
+            and len(base.blocks) > 0
+            and base.position.shape[1] <= MOST_WIDE
+        )
+
+    @staticmethod
+    def bytes_per_user(view: nn.Module, support: Examples, graph_steps: int) -> int:
+        """What adapting one user takes: a row of weights and what the query pass saves.
+
+        Args:
+            view: one user's task.
+            support: of all users; its shape says how long they are.
+            graph_steps: of no account here.
+        """
+        base = _kernels(view)[0][1]
+        sizes = {**encoder_sizes(base), "length": support.history.shape[-1] + 1}  # a query reads a click more
+        size: int = base.position.element_size()
+        return size * sum(Pass(base.position, sizes, (), ()).sizes())
+
+    def __call__(self, method: str, examples: Examples, *args: Any) -> Any:
+        """``view.method(examples, *args)`` of every user under its own weights; the result has a leading B."""
+        return getattr(self.twin, method)(examples, *args)
+
+    def steps(self, support: Examples, objective: str, steps: int, lr: float) -> KernelStack:
+        """The SGD steps of every user on its own support loss."""
+        if steps and self.knows(objective):
+            with torch.no_grad():
+                self.encoder.descend(self.twin.products(support), objective, steps, lr)
+            return self
+        for _ in range(steps):
+            self.step(self("loss", support, objective).sum(), lr)
+        return self
+
+    def knows(self, *objectives: str) -> bool:
+        """Whether the library computes the view's losses too."""
+        return all(objective in OBJECTIVES for objective in objectives) and _made_of_products(self.twin)
+
+    def gradients(
+        self, part: EpisodeBatch, objectives: tuple[str, str], steps: int, lr: float, trained: Sequence[Tensor]
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """Query losses (B,) after the steps, and the gradients of their sum by what is trained.
+
+        Args:
+            part: the B users.
+            objectives: inner and outer; the library must know them.
+            steps: 0 or more.
+            lr: step size.
+            trained: parameters.
+        """
+        with torch.no_grad():
+            support = self.twin.products(part.support)
+        losses, pairs = self.encoder.learn(support, self.twin.products(part.query), objectives, steps, lr)
+        reached, given = zip(*pairs, strict=True)
+        return losses, list(torch.autograd.grad(reached, trained, given, allow_unused=True))
+
+    def step(self, loss: Tensor, lr: float) -> KernelStack:
+        """One SGD step of every user on the sum of their losses."""
+        self.encoder.lr = lr
+        torch.autograd.grad(loss, self.encoder.anchor, allow_unused=True)
+        return self
+
+    def attached(self) -> KernelStack:
+        """After the last step: gradients of an outer loss reach the shared weights."""
+        self.encoder.mode = "graph"
+        return self
+
+    def detached(self) -> KernelStack:
+        """After the last step: plain values, which later changes of the shared weights do not reach."""
+        self.encoder.mode = "values"
+        return self
+
+    def weights(self) -> dict[str, Tensor]:
+        """The adapted weights by their name in the view, each (B, ...)."""
+        return {f"{self.path}.{name}": value for name, value in self.encoder.weights().items()}
+
+
+def _kernels(view: nn.Module) -> list[tuple[str, Any]]:
+    """Modules of a view whose own class says that the library computes them, by name."""
+    return [(name, module) for name, module in view.named_modules() if vars(type(module)).get("kernel") == KERNEL]
+
+
+def _made_of_products(view: nn.Module) -> bool:
+    """Whether the class that wrote the view's loss says what products it is made of."""
+    writer = next(c for c in type(view).__mro__ if "loss" in vars(c))
+    return "products" in vars(writer)
+
+
+def _replaced(module: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """A copy of a module tree with one module exchanged."""
+    if module is old:
+        return new
+    twin = copy.copy(module)
+    twin._modules = {name: m and _replaced(m, old, new) for name, m in module._modules.items()}
+    return twin
