@@ -142,8 +142,8 @@ class KernelEncoder(nn.Module):
         task, then = self._of_products(support, objectives[0]), self._of_products(query, objectives[1])
         task.set(what=DESCEND, steps=steps, rate=-lr)
         task.point(moved=self.row.new_empty(task.job.threads, self.size))
-        reached = {"dx": x, "dbias": bias, "dvectors": vectors}
-        made = {name: torch.zeros(t.shape, dtype=self.row.dtype) for name, t in reached.items() if t is not None}
+        reached = {"dx": x, "dvectors": vectors, **({} if bias is None else {"dbias": bias})}
+        made = {name: torch.zeros(t.shape, dtype=self.row.dtype) for name, t in reached.items()}
         losses = self.row.new_empty(self.users)
         then.set(what=LEARN)
         then.point(losses=losses, **made)

@@ -272,7 +272,7 @@ class MetaLearner(nn.Module):
             losses, gradients = stack.gradients(part, self.objectives, self.steps, self.lr, trained)
         else:
             losses = self._adapt_chunk(view, part.support, self.steps)("loss", part.query, self.objectives[1])
-            gradients = torch.autograd.grad(losses.sum(), trained, allow_unused=True)
+            gradients = list(torch.autograd.grad(losses.sum(), trained, allow_unused=True))
         used = [(p, g) for p, g in zip(trained, gradients, strict=True) if g is not None]
         return losses.detach(), [p for p, _ in used], [g for _, g in used]
 
