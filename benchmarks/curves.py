@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,7 +21,17 @@ from typing import Any
 import torch
 from floor import Shape, users_per_second, work
 from inner_loop import make_learner, make_users, native
-from machine import ROOT, choose_device, commit, copy_rates, describe, matmul_rate, samples
+from machine import (
+    ROOT,
+    add_machine_options,
+    add_numbers,
+    command_line,
+    copy_rates,
+    matmul_rate,
+    place,
+    samples,
+    stamp,
+)
 
 from metarec.files import write_json
 
@@ -79,9 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "settings": {**base, "repeats": options.repeats, "quick": options.quick, "tf32": device.type == "cuda"},
         "ceilings": ceilings,
         "threads": torch.get_num_threads(),
-        "commit": options.commit or commit(),
-        "machine": describe(device),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(device, options.commit),
     }
     write_json(options.out, result)
     draw(result, options.out.with_suffix(".png"))
@@ -122,10 +129,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
         panel.grid(color="0.9")
     panels[0].set_ylabel("users per second")
     panels[0].legend()
-    base, machine = result["settings"], result["machine"]
-    place = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
+    base, where = result["settings"], place(result["machine"])
     usual = ", ".join(f"{TITLES[axis]} {base[axis]:,}" for axis in result["curves"])
-    figure.suptitle(f"{place}, {result['threads']} threads, commit {result['commit'][:10]}; if not changed: {usual}")
+    figure.suptitle(f"{where}, {result['threads']} threads, commit {result['commit'][:10]}; if not changed: {usual}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
@@ -135,26 +141,19 @@ def summary(result: dict[str, Any]) -> str:
     """The curves as a table."""
     lines = [f"{'':26}{'':>11}{'users/s':>12}{'floor':>12}"]
     for axis, points in result["curves"].items():
-        for place, point in enumerate(points):
+        for row, point in enumerate(points):
             speeds = f"{point['users_per_second']:12,.0f}{point['floor_users_per_second']:12,.0f}"
-            lines.append(f"{'' if place else TITLES[axis]:26}{point['value']:11,}{speeds}")
+            lines.append(f"{'' if row else TITLES[axis]:26}{point['value']:11,}{speeds}")
     return "\n".join(lines)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="default: benchmarks/results/curves_DEVICE.json")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="timed repeats; the median counts")
+    add_numbers(parser, {"repeats": (3, "timed repeats; the median counts")})
     parser.add_argument("--quick", action="store_true", help="two tiny values of everything, to see it run")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
-    parser.add_argument("--commit", help="the commit that runs, where git cannot be asked")
+    add_machine_options(parser)
     options = parser.parse_args(arguments)
-    if options.repeats < 1:
-        parser.error(f"--repeats must be at least 1, got {options.repeats}")
-    try:
-        options.device = choose_device(options.device)
-    except ValueError as error:
-        parser.error(str(error))
     options.out = options.out or ROOT / "benchmarks" / "results" / f"curves_{options.device.type}.json"
     return options
 

@@ -16,14 +16,13 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import polars as pl
 import torch
-from machine import choose_device, commit, describe
+from machine import AtLeast, add_machine_options, add_numbers, command_line, stamp
 from tqdm import tqdm
 
 from metarec.data import EpisodeSampler, load_atomic, prefetched, split_by_time, split_time
@@ -55,9 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "settings": {"batches": options.batches, "users_per_batch": options.users_per_batch, "clicks": CLICKS},
         "threads": torch.get_num_threads(),
         "polars_threads": pl.thread_pool_size(),
-        "commit": options.commit or commit(),
-        "machine": describe(options.device),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(options.device, options.commit),
     }
     write_json(options.out, result)
     print(summary(result), f"written to {options.out}", sep="\n")
@@ -175,25 +172,15 @@ def summary(result: dict[str, Any]) -> str:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--out", type=Path, metavar="FILE.json", help="where the result goes")
     what.add_argument("--file", type=Path, metavar="FILE.inter", help="measure this file here and print the JSON")
-    parser.add_argument("--interactions", type=int, nargs="+", default=[1_000_000, 10_000_000], metavar="N")
-    parser.add_argument("--batches", type=int, default=20, metavar="N", help="timed training batches (default: 20)")
-    parser.add_argument("--users-per-batch", type=int, default=128, metavar="N", help="(default: 128)")
-    parser.add_argument("--device", default="cpu", help="where training runs: cpu, cuda or auto (default: cpu)")
-    parser.add_argument("--commit", help="the commit that runs, where git cannot be asked")
-    options = parser.parse_args(arguments)
-    for name, least in (("batches", 1), ("users_per_batch", 1), ("interactions", 1000)):
-        given = getattr(options, name)
-        if min(given if isinstance(given, list) else [given]) < least:
-            parser.error(f"--{name.replace('_', '-')} must be at least {least}, got {given}")
-    try:
-        options.device = choose_device(options.device)
-    except ValueError as error:
-        parser.error(str(error))
-    return options
+    sizes = [1_000_000, 10_000_000]
+    parser.add_argument("--interactions", action=AtLeast, least=1000, nargs="+", default=sizes, metavar="N")
+    add_numbers(parser, {"batches": (20, "timed training batches"), "users-per-batch": (128, "in training")})
+    add_machine_options(parser, device="cpu")
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

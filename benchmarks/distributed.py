@@ -18,14 +18,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from inner_loop import make_learner, make_users, native
-from machine import choose_device, commit, describe, seconds
+from machine import AtLeast, add_machine_options, add_numbers, command_line, seconds, stamp
 from tqdm import tqdm
 
 from metarec import distributed
@@ -51,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "settings": {**SHAPE, "steps": STEPS, "users": options.users, "items": options.items, "tf32": options.tf32},
         "backend": "nccl" if options.device.type == "cuda" else "gloo",
         "threads_per_process": 1,
-        "commit": options.commit or commit(),
-        "machine": describe(options.device),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(options.device, options.commit),
     }
     write_json(options.out, result)
     for count, speed in result["users_per_second"].items():
@@ -106,28 +103,20 @@ def work(options: argparse.Namespace) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="where the result goes")
-    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], metavar="N", help="numbers of processes")
-    for name, default, text in (
-        ("users", 512, "users in one step, all processes together"),
-        ("items", 4000, "items in the catalogue"),
-        ("repeats", 5, "timed steps; the median counts"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
+    told = "numbers of processes (default: 1 2)"
+    parser.add_argument("--processes", action=AtLeast, nargs="+", default=[1, 2], metavar="N", help=told)
+    numbers = {
+        "users": (512, "users in one step, all processes together"),
+        "items": (4000, "items in the catalogue"),
+        "repeats": (5, "timed steps; the median counts"),
+    }
+    add_numbers(parser, numbers)
+    add_machine_options(parser)
     parser.add_argument("--tf32", action="store_true", help="let matrix products on a GPU round to TF32")
-    parser.add_argument("--commit", help="the commit that runs, where git cannot be asked")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
-    for name, values in (("processes", options.processes), ("users", [options.users]), ("repeats", [options.repeats])):
-        if min(values) < 1:
-            parser.error(f"--{name} must be at least 1, got {min(values)}")
-    try:
-        options.device = choose_device(options.device)
-    except ValueError as error:
-        parser.error(str(error))
-    return options
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ full, like any file that somebody else has written.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import resource
@@ -19,12 +18,11 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from machine import commit, describe
+from machine import add_numbers, command_line, stamp
 from safetensors.torch import save as pack
 from torch import Tensor
 from tqdm import tqdm
@@ -206,10 +204,10 @@ def attack(files: int, seed: int, *, progress: bool = True) -> dict[str, Counter
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, attack, write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="where the result goes")
-    parser.add_argument("--files", type=int, default=10_000, metavar="N", help="mutated files (default: 10000)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the mutations (default: 0)")
+    numbers = {"files": (10_000, "mutated files"), "seed": (0, "of the mutations")}
+    add_numbers(parser, numbers, least={"seed": 0})
     options = parser.parse_args(arguments)
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     found = attack(options.files, options.seed)
@@ -223,9 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "peak_rss_growth_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
         "seconds": time.perf_counter() - began,
         "seed": options.seed,
-        "commit": commit(),
-        "machine": describe(torch.device("cpu")),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(torch.device("cpu")),
     }
     write_json(options.out, result)
     print(f"{options.files} files: {dict(total)}; bad: {bad or 'none'}; written to {options.out}")

@@ -16,14 +16,23 @@ import copy
 import importlib.util
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from floor import Shape, users_per_second, work
-from machine import choose_device, commit, copy_rates, describe, matmul_rate, samples, seconds
+from machine import (
+    add_machine_options,
+    add_numbers,
+    command_line,
+    copy_rates,
+    matmul_rate,
+    place,
+    samples,
+    seconds,
+    stamp,
+)
 from torch import Tensor
 
 from metarec.files import write_json
@@ -52,9 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "ceilings": ceilings,
         "settings": settings(options),
         "threads": torch.get_num_threads(),
-        "commit": options.commit or commit(),
-        "machine": describe(device),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(device, options.commit),
     }
     write_json(options.out, result)
     print(summary(result), f"written to {options.out}", sep="\n")
@@ -207,9 +214,8 @@ def stages(learner: ModalityLearner, users: EpisodeBatch, options: argparse.Name
 def summary(result: dict[str, Any]) -> str:
     """The result in a few lines."""
     machine, what = result["machine"], result["settings"]
-    place = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
     lines = [
-        f"{what['users']} users, {what['clicks']}-item histories, {what['steps']} steps, on {place}, "
+        f"{what['users']} users, {what['clicks']}-item histories, {what['steps']} steps, on {place(machine)}, "
         f"{result['threads']} threads, commit {result['commit'][:10]}",
         f"{'':13}{'users/s':>12}{'learn2learn':>13}{'ratio':>9}{'floor':>12}{'share':>8}{'gradient error':>16}",
     ]
@@ -243,7 +249,7 @@ def _error(found: Tensor, expected: Tensor) -> float:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="where the result goes")
     numbers = {
         "users": (256, "users in one meta-gradient of the batched loop"),
@@ -257,23 +263,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "loop-users": (16, "users that the learn2learn loop takes in each repeat"),
         "repeats": (5, "timed repeats; the median counts"),
     }
-    for name, (default, text) in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
+    add_numbers(parser, numbers, least={"items": 2, "clicks": 2})
+    add_machine_options(parser)
     parser.add_argument("--tf32", action="store_true", help="let matrix products on a GPU round to TF32")
     parser.add_argument("--skip-learn2learn", action="store_true", help="measure the batched loop alone")
-    parser.add_argument("--commit", help="the commit that runs, where git cannot be asked")
     options = parser.parse_args(arguments)
-    for name in numbers:
-        least = 2 if name in ("items", "clicks") else 1
-        if getattr(options, name.replace("-", "_")) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(options, name.replace('-', '_'))}")
     if options.dim % options.heads:
         parser.error(f"--heads must divide --dim, got {options.heads} and {options.dim}")
-    try:
-        options.device = choose_device(options.device)
-    except ValueError as error:
-        parser.error(str(error))
     if options.tf32 and options.device.type != "cuda":
         parser.error("--tf32 needs a GPU")
     if not options.skip_learn2learn and importlib.util.find_spec("learn2learn") is None:

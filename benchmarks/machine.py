@@ -1,13 +1,16 @@
-"""What every benchmark needs of its machine: which it is, which commit ran, how fast it can be, and a stopwatch."""
+"""What every benchmark needs: options, its machine and commit, how fast the machine can be, and a stopwatch."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -18,6 +21,69 @@ COPIES = {"cpu": range(18, 29, 2), "cuda": range(20, 31, 2)}  # log2 of the byte
 COPIED = {"cpu": 1 << 28, "cuda": 1 << 34}  # bytes copied per sample, so that small copies are timed in numbers
 SAMPLES = 3
 WARM_UP = 2  # calls before those that count
+
+
+class AtLeast(argparse.Action):
+    """Refuses whole numbers that are too small.
+
+    Args:
+        option_strings: the option's names.
+        dest: the attribute that it sets.
+        least: the smallest number that is taken.
+        options: what every action takes.
+    """
+
+    def __init__(self, option_strings: Sequence[str], dest: str, least: int = 1, **options: Any) -> None:
+        super().__init__(option_strings, dest, **{**options, "type": int})
+        self.least = least
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        """Called by argparse."""
+        smallest = min(values) if isinstance(values, list) else values
+        if smallest < self.least:
+            parser.error(f"{option} must be at least {self.least}, got {smallest}")
+        setattr(namespace, self.dest, values)
+
+
+def command_line(text: str | None) -> argparse.ArgumentParser:
+    """A parser that shows a module's docstring as it is written."""
+    return argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_numbers(
+    parser: argparse.ArgumentParser, numbers: Mapping[str, tuple[int, str]], least: Mapping[str, int] | None = None
+) -> None:
+    """Options for whole numbers.
+
+    Args:
+        parser: gets them.
+        numbers: name without dashes in front -> default and meaning.
+        least: name -> the smallest that is taken, if not 1.
+    """
+    for name, (default, text) in numbers.items():
+        told = f"{text} (default: {default})"
+        smallest = (least or {}).get(name, 1)
+        parser.add_argument(f"--{name}", action=AtLeast, least=smallest, default=default, metavar="N", help=told)
+
+
+def add_machine_options(parser: argparse.ArgumentParser, device: str = "auto") -> None:
+    """``--device``, which is parsed to a device, and ``--commit``."""
+    told = f"cpu, cuda or auto (default: {device})"
+    parser.add_argument("--device", type=_device, default=device, metavar="NAME", help=told)
+    parser.add_argument("--commit", help="the commit that runs, where git cannot be asked")
+
+
+def stamp(device: torch.device, given: str | None = None) -> dict[str, object]:
+    """Which commit ran, where and when; ``given`` says the commit where git cannot."""
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    return {"commit": given or commit(), "machine": describe(device), "date": date}
+
+
+def place(machine: Mapping[str, Any]) -> str:
+    """What ran a benchmark, in a few words: the processor, or the GPU."""
+    return str(machine["cpu"] if machine["device"] == "cpu" else machine["device"])
 
 
 def choose_device(name: str) -> torch.device:
@@ -110,6 +176,13 @@ def copy_rates(device: torch.device) -> dict[int, float]:
 
         rates[size] = 2 * size * times / _fastest(copy, device)
     return rates
+
+
+def _device(name: str) -> torch.device:
+    try:
+        return choose_device(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _fastest(function: Callable[[], object], device: torch.device) -> float:

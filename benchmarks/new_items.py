@@ -17,13 +17,12 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from machine import commit, describe
+from machine import command_line, stamp
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -182,9 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "seconds": {"training": training, "adding": adding},
         "settings": {**SETTINGS, "seed": options.seed, "exclude_seen": True, "least_clicks": LEAST},
         "information": "upstream clicks; features of all items; of a case, the user's earlier clicks only",
-        "commit": commit(),
-        "machine": describe(torch.device("cpu")),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(torch.device("cpu")),
     }
     write_json(options.out, result)
     for name, values in methods.items():
@@ -202,7 +199,7 @@ def add(recommender: mr.Recommender, ids: list[str], catalog: mr.Catalog) -> Non
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="where the result goes")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of training (default: 0)")
     parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="training goes on from here if it was stopped")

@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 from inner_loop import LR, loop, make_learner, make_users, native
-from machine import choose_device, commit, describe, samples
+from machine import add_machine_options, add_numbers, command_line, place, samples, stamp
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -59,9 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "settings": {**SHAPE, "steps": STEPS, "lr": LR, "users": options.users, "loop_users": len(few)}
         | {"tf32": options.tf32},
         "threads": torch.get_num_threads(),
-        "commit": options.commit or commit(),
-        "machine": describe(options.device),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(options.device, options.commit),
     }
     write_json(options.out, result)
     draw(result, options.out.with_suffix(".png"))
@@ -136,9 +133,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     names, speeds = zip(*reversed(result["users_per_second"].items()), strict=True)
     bars = panel.barh(names, speeds, color="tab:blue")
     panel.bar_label(bars, [f"{speed:,.0f}" for speed in speeds], padding=3)
-    machine = result["machine"]
-    place = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
-    panel.set(xscale="log", xlabel="users meta-trained per second", title=f"{place}, commit {result['commit'][:10]}")
+    title = f"{place(result['machine'])}, commit {result['commit'][:10]}"
+    panel.set(xscale="log", xlabel="users meta-trained per second", title=title)
     panel.margins(x=0.15)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
@@ -146,27 +142,17 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="where the result goes")
     numbers = {
         "users": (256, "users at once"),
         "loop-users": (16, "users that the learn2learn loop takes in each repeat"),
         "repeats": (5, "timed repeats; the median counts"),
     }
-    for name, (default, text) in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
+    add_numbers(parser, numbers)
+    add_machine_options(parser)
     parser.add_argument("--tf32", action="store_true", help="let matrix products on a GPU round to TF32")
-    parser.add_argument("--commit", help="the commit that runs, where git cannot be asked")
-    options = parser.parse_args(arguments)
-    for name in numbers:
-        if getattr(options, name.replace("-", "_")) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(options, name.replace('-', '_'))}")
-    try:
-        options.device = choose_device(options.device)
-    except ValueError as error:
-        parser.error(str(error))
-    return options
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,13 @@ from __future__ import annotations
 import argparse
 import resource
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from inner_loop import make_users
-from machine import choose_device, commit, describe, seconds
+from machine import add_machine_options, add_numbers, command_line, place, seconds, stamp
 from torch import Tensor
 from tqdm import tqdm
 
@@ -48,9 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         **measure(make_model(options).to(options.device), users, options.k),
         "settings": {**{n: v for n, v in vars(options).items() if n not in ("out", "commit", "device")}, "lr": LR},
         "threads": torch.get_num_threads(),
-        "commit": options.commit or commit(),
-        "machine": describe(options.device),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(options.device, options.commit),
     }
     write_json(options.out, result)
     print(summary(result), f"written to {options.out}", sep="\n")
@@ -117,10 +114,9 @@ def ranked(snapshot: FusedSnapshot, users: EpisodeBatch, standing: Standing, k: 
 
 def summary(result: dict[str, Any]) -> str:
     """The result in a few lines."""
-    what, parts, machine = result["settings"], result["parts"], result["machine"]
-    place = machine["cpu"] if machine["device"] == "cpu" else machine["device"]
+    what, parts, where = result["settings"], result["parts"], place(result["machine"])
     return (
-        f"{what['users']:,} users, {what['steps']} steps of all weights, {what['items']:,} items, on {place}: "
+        f"{what['users']:,} users, {what['steps']} steps of all weights, {what['items']:,} items, on {where}: "
         f"{result['seconds']:.2f} s ({parts['adapt_seconds']:.2f} adapting, {parts['rank_seconds']:.2f} ranking), "
         f"after {parts['tables_seconds']:.2f} s for the tables\npeak {result['peak_bytes'] / 2**30:.2f} GiB, "
         f"{result['before_bytes'] / 2**30:.2f} before; a users-by-items matrix alone would be "
@@ -138,7 +134,7 @@ def _peak(device: torch.device, *, restart: bool = False) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="where the result goes")
     numbers = {
         "users": (200, "cold users"),
@@ -148,19 +144,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "steps": (50, "inner steps"),
         "k": (20, "items in each user's list"),
     }
-    for name, (default, text) in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
-    parser.add_argument("--device", default="auto", help="cpu, cuda or auto (default: auto)")
-    parser.add_argument("--commit", help="the commit that runs, where git cannot be asked")
+    add_numbers(parser, numbers, least={"clicks": 3})
+    add_machine_options(parser)
     options = parser.parse_args(arguments)
-    for name in numbers:
-        least = {"clicks": 3, "items": options.clicks + options.k + 1}.get(name, 1)
-        if getattr(options, name) < least:
-            parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
-    try:
-        options.device = choose_device(options.device)
-    except ValueError as error:
-        parser.error(str(error))
+    if options.items < (least := options.clicks + options.k + 1):
+        parser.error(f"--items must be at least {least}, got {options.items}")
     return options
 
 

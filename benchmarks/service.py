@@ -26,13 +26,12 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 from clients import answer, garbage, got, oversized, post, slow
-from machine import commit, describe
+from machine import AtLeast, add_numbers, command_line, stamp
 
 import metarec as mr
 from metarec.files import write_json
@@ -110,9 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "learners": list(model.learners),
         },
         "threads": options.threads,
-        "commit": options.commit or commit(),
-        "machine": describe(torch.device("cpu")),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **stamp(torch.device("cpu"), options.commit),
     }
     write_json(options.out, result)
     print(summary(result), f"written to {options.out}", sep="\n")
@@ -224,17 +221,21 @@ def _untrained(path: Path) -> Path:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     add = parser.add_argument
     add("--model", type=Path, metavar="PATH", help="a saved model (default: an untrained one)")
-    add("--clients", type=int, nargs="+", default=[1, 8, 64], metavar="N", help="levels of load (default: 1 8 64)")
-    add("--requests", type=int, default=1024, metavar="N", help="at each level, of all clients (default: 1024)")
-    add("--users", type=int, default=256, metavar="N", help="asked about (default: 256)")
-    add("--clicks", type=int, default=20, metavar="N", help="of a user, at most; at least 3 (default: 20)")
-    add("--k", type=int, default=10, metavar="N", help="length of a list (default: 10)")
-    add("--bad", type=int, default=60, metavar="N", help="misbehaving clients of each kind (default: 60)")
+    levels = "levels of load (default: 1 8 64)"
+    add("--clients", action=AtLeast, nargs="+", default=[1, 8, 64], metavar="N", help=levels)
+    numbers = {
+        "requests": (1024, "at each level, of all clients"),
+        "users": (256, "asked about"),
+        "clicks": (20, "of a user, at most; at least 3"),
+        "k": (10, "length of a list"),
+        "bad": (60, "misbehaving clients of each kind"),
+        "threads": (1, "of torch in the server"),
+    }
+    add_numbers(parser, numbers, least={"clicks": 3})
     add("--read-timeout", type=float, default=10.0, metavar="S", help="of the server (default: 10)")
-    add("--threads", type=int, default=1, metavar="N", help="of torch in the server (default: 1)")
     add("--commit", help="if git is not there to tell")
     add("--out", type=Path, required=True, metavar="PATH", help="the JSON file")
     return parser.parse_args(arguments)

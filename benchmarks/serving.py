@@ -22,13 +22,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from machine import choose_device, commit, describe, seconds
+from machine import add_machine_options, add_numbers, command_line, seconds, stamp
 from tqdm import tqdm
 
 import metarec as mr
@@ -184,9 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.part == "stream":
         print(stream(options.items, options.bulk_users, options.k))
         return
-    common = {"commit": options.commit or commit(), "date": datetime.now(UTC).isoformat(timespec="seconds")}
     if options.part == "join":
-        result = {**join(options.parts), **common, "machine": describe(torch.device("cpu"))}
+        result = {**join(options.parts), **stamp(torch.device("cpu"), options.commit)}
     else:
         load = os.getloadavg()[0]
         settings = {"items": options.items, "k": options.k, "device": options.device.type, "clicks": CLICKS, "dim": 64}
@@ -195,31 +193,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "figures": measure(options),
             "settings": {**settings, "inner_steps": 5, "users": options.users, "load_average_before": load},
             "threads": torch.get_num_threads(),
-            "machine": describe(options.device),
-            **common,
+            **stamp(options.device, options.commit),
         }
     write_json(options.out, result)
     print(json.dumps(result.get("figures", result), indent=1), f"written to {options.out}", sep="\n")
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--part", choices=("one", "bulk", "memory", "stream", "join"), required=True)
     parser.add_argument("--out", type=Path, metavar="FILE.json", help="where the result goes")
-    for name, default, text in (
-        ("items", 50_000, "items in the catalogue"),
-        ("users", 300, "users served one by one"),
-        ("bulk-users", 10_000, "users served in bulk"),
-        ("k", 10, "length of a list"),
-    ):
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or auto (default: cpu)")
-    parser.add_argument("--commit", help="the commit that runs, where git cannot be asked")
+    numbers = {
+        "items": (50_000, "items in the catalogue"),
+        "users": (300, "users served one by one"),
+        "bulk-users": (10_000, "users served in bulk"),
+        "k": (10, "length of a list"),
+    }
+    add_numbers(parser, numbers)
+    add_machine_options(parser, device="cpu")
     parser.add_argument("parts", nargs="*", type=Path, help="files to join")
     options = parser.parse_args(arguments)
     if options.out is None and options.part != "stream":
         parser.error("--out is needed")
-    options.device = choose_device(options.device)
     return options
 
 
