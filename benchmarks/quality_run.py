@@ -20,7 +20,7 @@ from quality_scorers import (
     trained_mml,
     with_steps,
 )
-from quality_summary import Results
+from quality_summary import FUSION, Results
 from tqdm import tqdm
 
 from metarec.data import Dataset, split_by_time, split_time
@@ -35,7 +35,6 @@ from metarec.types import Method
 CLICKS = (1, 2, 3, 5, 10, 50)  # histories are cut to their last so many; 50 are all that a model reads
 REHEARSED = 3  # last clicks of each validation user that fit the blends
 PENALTIES = (1e-3, 1e-2, 1e-1)
-POSITIONS = 3  # last clicks of each test user in the comparison with more power
 BATCH = 256  # users whose scores of the catalogue are held at once
 
 
@@ -51,15 +50,11 @@ def one_seed(world: World, settings: Settings, seed: int, results: Results) -> N
     choose(rehearsal, results)
     rehearsed, _ = scorers(rehearsal, settings, seed, results)
     final, model = scorers(world, settings, seed, results)
-    for name, method in final.items():
-        results.add(name, report(method, world.down))
     fitted = blended(world, final, rehearsal, rehearsed, results)
-    for name, blend in fitted.items():
-        results.add(name, report(blend, world.down))
-        results.weights.setdefault(name, []).append(weights_of(blend))
-    for name in ("MML blend", "late fusion, gate"):
-        results.more[name] = [*results.more.get(name, []), report(fitted[name], world.down, positions=POSITIONS)]
-    adaptation(world, model, fitted["MML blend"], results)
+    for name, method in {**final, **fitted}.items():
+        results.reports[name] = report(method, world.down, positions=settings.positions)
+    results.weights = {name: weights_of(blend) for name, blend in fitted.items()}
+    adaptation(world, settings, model, fitted["MML blend"], results)
 
 
 def blended(
@@ -131,23 +126,23 @@ def others(world: World, settings: Settings, seed: int, results: Results) -> Non
     """What only a full run trains, and what no blend is made of."""
     for train in (three_of_one, others_upstream, sampled, fitted_later):
         for name, method in train(world, settings, seed).items():
-            results.add(name, report(method, world.down))
+            results.reports[name] = report(method, world.down, positions=settings.positions)
     if settings.paper is not None:
         paper = trained_mml(world, settings.paper, seed, "MML as released")
         for steps in (settings.paper.steps("id"), 0):
-            found = report(with_steps(paper, steps=steps), world.down)
-            results.add(f"MML as released, {steps} steps", found)
+            found = report(with_steps(paper, steps=steps), world.down, positions=settings.positions)
+            results.reports[f"MML as released, {steps} steps"] = found
 
 
-def adaptation(world: World, model: MML, blend: Blend, results: Results) -> None:
+def adaptation(world: World, settings: Settings, model: MML, blend: Blend, results: Results) -> None:
     """What the gradient steps give by number of clicks, beside 0 steps and an inner rate of 0."""
     ways = {"adapted": model, "0 steps": with_steps(model, steps=0), "rate 0": with_steps(model, lr=0.0)}
     for clicks in CLICKS:
         for way, method in ways.items():
-            results.slice("MML adaptive fusion", way, clicks, report(method, world.down, clicks=clicks))
-        results.slice("MML blend", "adapted", clicks, report(blend, world.down, clicks=clicks))
+            results.slices[FUSION, way, clicks] = report(method, world.down, clicks=clicks)
+        results.slices["MML blend", "adapted", clicks] = report(blend, world.down, clicks=clicks)
     for way in ("0 steps", "rate 0"):
-        results.add(f"MML adaptive fusion, {way}", report(ways[way], world.down))
+        results.reports[f"{FUSION}, {way}"] = report(ways[way], world.down, positions=settings.positions)
 
 
 def report(method: Method, data: Dataset, *, positions: int = 1, clicks: int | None = None) -> Report:

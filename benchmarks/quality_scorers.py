@@ -17,12 +17,15 @@ from metarec.data.cutting import without_last
 from metarec.meta import MetaLearner
 from metarec.nn import ModalityLearner
 from metarec.recipes import mml, sasrec
+from metarec.recipes.anil import HeadLearner
 from metarec.recipes.blend import Blend
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.ease import EASE
 from metarec.recipes.itemknn import ItemKNN
 from metarec.recipes.lightgcn import LightGCN
 from metarec.recipes.metalearned import maml, reptile
+from metarec.recipes.metasgd import MetaSGD
+from metarec.recipes.metatl import TransitionLearner
 from metarec.recipes.mml import MML
 from metarec.recipes.popularity import LivePopularity, Popularity
 from metarec.types import Method, Progress
@@ -56,12 +59,14 @@ class Settings:
         paper: of MML as released.
         sasrec_epochs: of every SASRec.
         everything: also what only a full run trains: the methods fitted on later clicks, and MML's other modes.
+        positions: last clicks of each test user that are asked for.
     """
 
     config: MMLConfig
     paper: MMLConfig | None
     sasrec_epochs: int
     everything: bool
+    positions: int = 1
 
 
 def counted(world: World) -> dict[str, Callable[[float], Method]]:
@@ -150,7 +155,7 @@ def sampled(world: World, settings: Settings, seed: int) -> dict[str, Method]:
 
 
 def others_upstream(world: World, settings: Settings, seed: int) -> dict[str, Method]:
-    """LightGCN, and meta-learning of the ID learner without MML's other stages."""
+    """LightGCN, and meta-learning without MML's other stages."""
     graph = LightGCN(world.up, seed=seed).to(world.device)
     finish(graph.train_on_edges(), "LightGCN")
     out: dict[str, Method] = {"LightGCN": graph}
@@ -162,6 +167,29 @@ def others_upstream(world: World, settings: Settings, seed: int) -> dict[str, Me
         meta = MetaLearner(learner, lr=1e-2, steps=5, objectives=("softmax", "softmax"), engine="native")
         finish(train(meta, sampler, epochs=epochs), name)
         out[f"{name}, adapted"], out[f"{name}, 0 steps"] = meta, learner
+    return out | more_meta_learners(world, settings, seed)
+
+
+def more_meta_learners(world: World, settings: Settings, seed: int) -> dict[str, Method]:
+    """ANIL and Meta-SGD from the weights of a trained SASRec, and MetaTL, which starts from nothing."""
+    start = trained_sasrec(world, world.up, settings, seed, inputs=("id",))
+    sampler = EpisodeSampler(world.up, seed=seed, users_per_batch=128, queries=0.5, negatives=16)
+    softmax = ("softmax", "softmax")
+    head = HeadLearner(copy.deepcopy(start))
+    metas: dict[str, tuple[MetaLearner | MetaSGD, int, float]] = {
+        "ANIL": (MetaLearner(head, lr=1e-2, steps=5, objectives=softmax, engine="native"), 3, 1e-3),
+        "Meta-SGD": (MetaSGD(copy.deepcopy(start), lr=1e-2, steps=5), 3, 1e-3),
+    }
+    for loss in ("softmax", "margin"):
+        chain = TransitionLearner(world.up, dim=settings.config.dim, seed=seed).to(world.device)
+        meta = MetaLearner(chain, lr=0.1, steps=1, objectives=(loss, loss), engine="native")
+        metas[f"MetaTL, {loss}"] = meta, 2 * settings.sasrec_epochs, 1e-2
+    out: dict[str, Method] = {}
+    for name, (learned, epochs, lr) in metas.items():
+        finish(maml(learned, sampler, epochs=epochs, lr=lr), name)
+        still = copy.copy(learned)
+        still.steps = 0
+        out[f"{name}, adapted"], out[f"{name}, 0 steps"] = learned, still
     return out
 
 

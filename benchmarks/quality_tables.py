@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("results", type=Path)
     path: Path = parser.parse_args(arguments).results
     found = json.loads(path.read_text(encoding="utf-8"))
-    print("\n\n".join([*tables(found["methods"]), headline(found["headline"]), adaptation(found["adaptation"])]))
+    parts = [*tables(found["methods"]), headline(found["headline"]), headline(found["several_positions"])]
+    parts += [f"Split with {100 * s['cold_users']:g}% cold users\n\n{headline(s['headline'])}" for s in found["splits"]]
+    print("\n\n".join([*parts, adaptation(found["adaptation"])]))
     replace_file(path.with_suffix(".png"), picture(found))
 
 
@@ -62,10 +64,13 @@ def cell(values: Sequence[dict[str, float | None]]) -> str:
 
 def headline(rows: Sequence[dict[str, Any]]) -> str:
     """MML against the best baseline of each information set."""
-    lines = ["| information | metric | best baseline | its value | MML | gain | 95% interval |", "|---" * 7 + "|"]
+    lines = [
+        "| information | users | clicks | metric | best baseline | its value | MML | gain | 95% interval |",
+        "|---" * 9 + "|",
+    ]
     cells = (
-        f"| {row['information']} | {row['metric']} | {row['best_baseline']} | {row['baseline']:.4f} | "
-        f"{row['mml']:.4f} | {percent(row['relative_gain'])} | {interval(row)} |"
+        f"| {row['information']} | {row['users']} | {row['clicks']} | {row['metric']} | {row['best_baseline']} | "
+        f"{row['baseline']:.4f} | {row['mml']:.4f} | {percent(row['relative_gain'])} | {interval(row)} |"
         for row in rows
     )
     return "\n".join([*lines, *cells])

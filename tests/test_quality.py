@@ -29,6 +29,10 @@ def test_one_command_makes_everything(tmp_path: Path, capsys: pytest.CaptureFixt
     out = tmp_path / "quality_planted.json"
     quality.main(["--data", "planted", "--tiny", "--device", "cpu", "--out", str(out)])
     found = json.loads(out.read_text())
+    assert {(row["users"], row["clicks"]) for row in found["headline"]} == {(60, 60)}
+    assert {(row["users"], row["clicks"]) for row in found["several_positions"]} == {(60, 180)}
+    (split,) = found["splits"]
+    assert split["headline"] == found["headline"] and split["cold_users"] == 0.2
     assert {(row["information"], row["metric"]) for row in found["headline"]} == {
         (information, metric) for information in ("upstream", "live") for metric in ("ndcg@10", "recall@10")
     }
@@ -55,7 +59,7 @@ def test_one_command_makes_everything(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_headline_is_against_the_best_baseline_of_the_same_information() -> None:
-    from quality_summary import OURS, Results, summary, together
+    from quality_summary import FUSION, OURS, Results, complete, summary
 
     results = Results()
     ranks = {
@@ -65,15 +69,15 @@ def test_the_headline_is_against_the_best_baseline_of_the_same_information() -> 
         "MML something": [1.0, 1.0, 1.0, 1.0],  # ours, so no baseline
         OURS["upstream"]: [1.0, 2.0, 1.0, 9.0],
     }
-    for name, rank in ranks.items():
-        results.add(name, report(rank))
+    results.reports |= {name: report(rank) for name, rank in ranks.items()}
+    assert not complete([results])
     for name in ("live late fusion, gate", OURS["live"]):
-        results.add(name, report([1.0, 2.0, 3.0, 4.0], "live"))
-    results.add("full_retrain", report([1.0, 1.0, 1.0, 1.0], "later"))  # knows too much to be a baseline
+        results.reports[name] = report([1.0, 2.0, 3.0, 4.0], "live")
+    results.reports["full_retrain"] = report([1.0, 1.0, 1.0, 1.0], "later")  # knows too much to be a baseline
     for way in ("adapted", "0 steps", "rate 0"):
-        results.slice("MML adaptive fusion", way, 3, report([2.0, 2.0, 2.0, 2.0 if way == "adapted" else 3.0]))
-    results.more = {name: [report(ranks[name])] for name in ("MML something", "strong")}
-    found = summary(together([results]))
+        results.slices[FUSION, way, 3] = report([2.0, 2.0, 2.0, 2.0 if way == "adapted" else 3.0])
+    assert complete([results])
+    found = summary([results])
     first = found["headline"][0]
     assert (first["best_baseline"], first["information"], first["metric"]) == ("strong", "upstream", "ndcg@10")
     gain = lambda rank: sum(1 / np.log2(1 + r) for r in rank if r <= 10) / 4  # noqa: E731
@@ -84,3 +88,39 @@ def test_the_headline_is_against_the_best_baseline_of_the_same_information() -> 
     assert found["adaptation"][0]["gain"] == pytest.approx((1 / np.log2(3) - 1 / np.log2(4)) / 4)
     assert {row["information"] for row in found["against"]} == {"upstream", "live"}
     assert len(found["methods"]) == 8
+
+
+def test_splits_are_pooled_seed_by_seed_and_users_stay_together() -> None:
+    from quality_summary import Results, pool
+
+    users = {0.1: [7, 7, 9], 0.2: [4, 7, 7, 9]}  # the last click of each user first
+    ranks = {0.1: [1.0, 2.0, 3.0], 0.2: [4.0, 5.0, 6.0, 7.0]}
+    runs = []
+    for seed, splits in ((0, (0.2, 0.1)), (1, (0.1,))):  # the second seed has not been through both splits
+        for split in splits:
+            user, rank = np.array(users[split]), np.array(ranks[split]) + 10 * seed
+            runs.append(Results(seed, split, {"a": Report(user, user + 100, rank, user > 8, k=(10,))}))
+    runs.append(Results(0, 0.1, {"b": report([1.0])}))  # only at one split
+    pooled = pool(runs)
+    assert pooled.seeds == {"a": [0]} and set(pooled.reports) == {"a"}
+    (last,), (every,) = pooled.reports["a"], pooled.all_clicks["a"]
+    assert (last.user.tolist(), last.rank.tolist()) == ([4, 7, 7, 9, 9], [4.0, 1.0, 5.0, 3.0, 7.0])
+    assert (every.user.tolist(), every.rank.tolist()) == ([4, 7, 7, 7, 7, 9, 9], [4.0, 1.0, 2.0, 5.0, 6.0, 3.0, 7.0])
+    assert every.target.tolist() == (every.user + 100).tolist()
+    assert every.is_cold.tolist() == (every.user > 8).tolist()
+
+
+def test_any_atomic_files_with_features_can_be_compared(tmp_path: Path) -> None:
+    import quality
+
+    rows = ["user_id:token\titem_id:token\ttimestamp:float"]
+    rows += [f"u{user}\ti{(user + click) % 7}\t{100 * user + click}" for user in range(10) for click in range(8)]
+    (tmp_path / "toy.inter").write_text("\n".join(rows))
+    options = ["--data", str(tmp_path / "toy.inter"), "--first-clicks", "5", "--day", "10", "--device", "cpu"]
+    with pytest.raises(ValueError, match="no item has features; put text"):
+        quality.main(options)
+    np.savez(tmp_path / "text.npz", ids=np.array([f"i{i}" for i in range(7)]), feat=np.eye(7, dtype=np.float32))
+    world = quality.make_world(quality.parse(options), 0.3)
+    assert world.day == 10 and len(world.everything) == 50
+    assert sorted(world.down.users.decode(world.down.user_codes)) == ["u7", "u8", "u9"]
+    assert world.down.time.tolist() == [100 * user + click for user in (7, 8, 9) for click in range(5)]

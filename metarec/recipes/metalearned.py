@@ -1,4 +1,4 @@
-"""Meta-learning without MML's other stages: first-order MAML (MeLU's way) and Reptile, of any learner.
+"""Meta-learning without MML's other stages: MAML (MeLU's way, and that of ANIL, Meta-SGD, MetaTL) and Reptile.
 
 MeLU (Lee et al., KDD 2019) is MAML over users whose item vectors do not adapt, which is what ``adapts="encoder"`` of a
 :class:`~metarec.meta.MetaLearner` is. Reptile (Nichol et al., 2018) needs no query at all: it moves the shared weights
@@ -14,12 +14,15 @@ import torch
 
 from metarec.data.sampler import EpisodeSampler
 from metarec.meta import MetaLearner
+from metarec.recipes.metasgd import MetaSGD
 from metarec.recipes.sasrec import every_click
 from metarec.recipes.training import TrainingRun
 from metarec.types import Progress
 
 
-def maml(meta: MetaLearner, sampler: EpisodeSampler, *, epochs: int = 10, lr: float = 1e-3) -> Iterator[Progress]:
+def maml(
+    meta: MetaLearner | MetaSGD, sampler: EpisodeSampler, *, epochs: int = 10, lr: float = 1e-3
+) -> Iterator[Progress]:
     """Outer steps of Adam on the query loss at the adapted weights.
 
     Args:
