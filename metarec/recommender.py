@@ -22,7 +22,8 @@ from metarec.serving.additions import Vectors, new_items
 from metarec.serving.clicks import Clicks, SupportMaker
 from metarec.serving.listing import Wanted, listed
 from metarec.serving.servable import Servable
-from metarec.serving.snapshot import Snapshot, Standing, snapshot_of
+from metarec.serving.snapshot import Snapshot, snapshot_of
+from metarec.serving.standing import Standing
 from metarec.serving.storage import read_users, write_users
 from metarec.serving.users import Ids, Recommendation, Recommendations, User, Users
 
@@ -80,10 +81,10 @@ class Recommender:
         return self._current().names
 
     @overload
-    def adapt(self, history: Sequence[str]) -> User: ...  # type: ignore[overload-overlap]
+    def adapt(self, history: Sequence[str], *, keep_weights: bool = False) -> User: ...  # type: ignore[overload-overlap]
     @overload
-    def adapt(self, history: Sequence[Sequence[str]]) -> Users: ...
-    def adapt(self, history: Sequence[str] | Sequence[Sequence[str]]) -> User | Users:
+    def adapt(self, history: Sequence[Sequence[str]], *, keep_weights: bool = False) -> Users: ...
+    def adapt(self, history: Sequence[str] | Sequence[Sequence[str]], *, keep_weights: bool = False) -> User | Users:
         """Adapt to one user's clicks, or to those of many users.
 
         A user with a single click has nothing to adapt to and is served by the shared weights. A user without any
@@ -93,16 +94,19 @@ class Recommender:
             history: external ids of what the user clicked, in time order, or one such sequence per user; of a longer
                 history than the model reads, the last clicks count. ``[]`` is one user without clicks, ``[[]]`` the
                 same as many.
+            keep_weights: let the handle carry the adapted weights, about a megabyte a user instead of a kilobyte at
+                the default sizes, so that :meth:`Users.update` goes on from them; see there.
 
         Raises:
             ValueError: if an id is not known (naming it and the nearest known ones), no modality knows any of a user's
-                items, or a score is not finite.
+                items, a score is not finite, or weights are to be kept of a model that adapts item rows too.
         """
         if isinstance(history, str):
             raise ValueError(f"adapt: expected a sequence of item ids, got the string {history!r}; write [{history!r}]")
         one = all(isinstance(entry, str) for entry in history)
         clicks = Clicks.of([history] if one else history, self.catalog.items)  # type: ignore[list-item]
-        users = self._adapted(clicks)
+        start = self._current().start().expand(len(clicks), -1, -1) if keep_weights else None
+        users = self._adapted(clicks, start)
         return User(users) if one else users
 
     def stream(self, histories: Iterable[Sequence[str]], *, users: int = 4096) -> Iterator[Users]:
@@ -156,9 +160,11 @@ class Recommender:
         if not len(new):
             return users
         whole = users.clicks.extended(more)
+        held = users.standing.weights
+        start = None if held is None else held[torch.from_numpy(new)]
         if len(new) == len(users):
-            return self._adapted(whole)
-        fresh, old = self._adapted(whole[new]), np.flatnonzero(more.counts == 0)
+            return self._adapted(whole, start)
+        fresh, old = self._adapted(whole[new], start), np.flatnonzero(more.counts == 0)
         order = torch.from_numpy(np.argsort(np.concatenate([new, old])))
         standing = Standing.join([fresh.standing, users.standing[torch.from_numpy(old)]])[order]
         return Users(self, whole, standing, users.version)
@@ -235,7 +241,7 @@ class Recommender:
             ValueError: if the file is damaged, holds something else, or its users belong to another model.
         """
         snapshot = self._current()
-        clicks, standing = read_users(path, self.model, self.catalog.size, snapshot.shape)
+        clicks, standing = read_users(path, self.model, self.catalog.size, snapshot)
         return Users(self, clicks, standing.to(snapshot.device), self.version)
 
     def save_users(self, users: Users, path: str | Path) -> None:
@@ -243,9 +249,9 @@ class Recommender:
         self._of(users)
         write_users(path, self.model, users.clicks, users.standing)
 
-    def _adapted(self, clicks: Clicks) -> Users:
+    def _adapted(self, clicks: Clicks, start: Tensor | None = None) -> Users:
         snapshot = self._current()
-        standing = adapted(snapshot, self._support, clicks, self.catalog)
+        standing = adapted(snapshot, self._support, clicks, self.catalog, start)
         return Users(self, clicks, standing, self.version)
 
     def _current(self) -> Snapshot:

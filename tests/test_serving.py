@@ -16,7 +16,9 @@ from metarec.meta import MetaLearner
 from metarec.recipes import MML, MMLConfig
 from metarec.recommender import Recommender
 from metarec.serving.clicks import Clicks
+from metarec.serving.compiled import CompiledUser
 from metarec.serving.snapshot import FusedSnapshot
+from metarec.serving.stacked import OneUser
 from tiny import CONFIG, UP, trained
 
 HISTORIES = [
@@ -147,13 +149,19 @@ def test_allow_deny_and_candidates() -> None:
         many.recommend(k=3, allow=["item30", "item33"])
 
 
-def test_one_user_by_all_learners_at_once_equals_each_learner_by_itself() -> None:
+@pytest.mark.parametrize("kind", [OneUser, CompiledUser])
+def test_one_user_by_all_learners_at_once_equals_each_learner_by_itself(
+    kind: type[OneUser | CompiledUser],
+) -> None:
     model = lively(UP, replace(CONFIG, heads=2, layers=2, inner_steps=4))
-    snapshot = FusedSnapshot(model)
-    assert snapshot.one is not None
+    metas = FusedSnapshot(model).metas
+    if not kind.fits(metas):
+        pytest.skip("no compiled kernel here")
+    one = kind(metas)
     recommender = Recommender(model)
     support, query = recommender._support(Clicks.of([HISTORIES[3]], model.catalog.items))
-    state, active = snapshot.one.adapt(support, query)
+    one.adapt(support, query)  # leaves nothing behind
+    state, active = one.adapt(support, query)
     for number, name in enumerate(model.learners):
         meta = MetaLearner(model.learner(name), lr=0.1, steps=4, engine="native")
         with torch.no_grad():
@@ -162,22 +170,6 @@ def test_one_user_by_all_learners_at_once_equals_each_learner_by_itself() -> Non
         assert torch.allclose(state[0, number], expected.state[0, 0], atol=1e-5)
         assert (expected.state - before.state).abs().max() > 0.01
         assert bool(active[0, number]) == bool(expected.active[0, 0])
-
-
-@pytest.mark.parametrize("adapts", ["encoder", "all"])
-def test_an_update_equals_a_fresh_adaptation(adapts: str) -> None:
-    recommender = Recommender(lively(UP, replace(CONFIG, test_adapts=adapts, test_lr=0.3, max_length=6)))
-    more = [["item5"], ["item8", "item9"], [], ["item0"], [], ["item2", "item2"]]
-    whole = [a + b for a, b in zip(HISTORIES, more, strict=True)]
-    updated, fresh = recommender.adapt(HISTORIES).update(more), recommender.adapt(whole)
-    assert np.array_equal(updated.clicks.codes, fresh.clicks.codes)
-    assert torch.allclose(updated.standing.state, fresh.standing.state, atol=1e-5)
-    assert np.array_equal(updated.recommend(k=10).codes, fresh.recommend(k=10).codes)
-    one = recommender.adapt(HISTORIES[0]).update(["item5"]).update(["item6", "item7"])
-    again = recommender.adapt([*HISTORIES[0], "item5", "item6", "item7"])
-    assert one.history == again.history and one.recommend(k=5) == again.recommend(k=5)
-    with pytest.raises(ValueError, match="update: expected clicks for each of the 6 users, got 1 sequences"):
-        recommender.adapt(HISTORIES).update([["item1"]])
 
 
 def test_a_user_without_clicks_gets_the_unadapted_ranking() -> None:

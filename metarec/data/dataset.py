@@ -72,7 +72,7 @@ class Vocabulary:
             ValueError: if an id is not known; names it and the nearest known ids.
         """
         try:
-            return np.fromiter((self._code[name] for name in ids), dtype=np.int64, count=len(ids))
+            return np.fromiter(map(self._code.__getitem__, ids), dtype=np.int64, count=len(ids))
         except KeyError:
             position, name = next((i, n) for i, n in enumerate(ids) if n not in self._code)
             near = difflib.get_close_matches(str(name), self.ids, n=3, cutoff=0.5)

@@ -9,6 +9,7 @@ losses stay in torch, step by step. Where the library was not built (no compiler
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -201,6 +202,13 @@ class KernelEncoder(nn.Module):
 
     def _bias(self, context: Tensor | None) -> Tensor | None:
         return None if context is None else self._plain(self.context_scale * (context @ context.transpose(-2, -1)))
+
+    def start(self, weights: Mapping[str, Tensor]) -> None:
+        """Before the first step: each user starts from weights of its own, (B, ...) by the parameters' names."""
+        task, rows = Pass(self.row, self.sizes, self.drop, self.eps), _rows(self).copy_(self.row)
+        for user, row in enumerate(rows):
+            task.convert(row, [weights[name][user].contiguous() for name in self.base], back=False)
+        self.row = rows
 
     def weights(self) -> dict[str, Tensor]:
         """The adapted parameters, (B, ...)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,12 +23,15 @@ class KernelStack:
     Args:
         view: one user's task.
         users: B.
+        own: where each user starts, (B, ...) by name in the view; the shared weights by default.
     """
 
-    def __init__(self, view: nn.Module, users: int) -> None:
+    def __init__(self, view: nn.Module, users: int, own: Mapping[str, Tensor] | None = None) -> None:
         self.users = users
         ((self.path, base),) = _kernels(view)
         self.encoder = KernelEncoder(base, users)
+        if own:
+            self.encoder.start({name.removeprefix(f"{self.path}."): weights for name, weights in own.items()})
         self.twin: Any = _replaced(view, base, self.encoder)
 
     @staticmethod

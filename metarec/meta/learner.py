@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 import torch
@@ -161,7 +161,9 @@ class MetaLearner(nn.Module):
         self.memory_budget = memory_budget
         self.graphs = Graphs() if graphs else None
 
-    def adapt(self, support: Examples, *, steps: int | None = None) -> Adapted:
+    def adapt(
+        self, support: Examples, *, steps: int | None = None, weights: Mapping[str, Tensor] | None = None
+    ) -> Adapted:
         """Adapt to B users at once; the shared weights stay as they are.
 
         Under ``torch.no_grad()`` the adapted weights are plain values; otherwise their graph leads back to the shared
@@ -170,6 +172,8 @@ class MetaLearner(nn.Module):
         Args:
             support: what each user has clicked.
             steps: inner steps, if not the usual number; 0 gives the shared weights.
+            weights: where each user starts, as :meth:`Adapted.weights` gives them, (B, ...) by name; the shared
+                weights by default.
         """
         keep_graph = torch.is_grad_enabled()
         with torch.enable_grad():
@@ -177,7 +181,8 @@ class MetaLearner(nn.Module):
             stacks, start = [], 0
             for size in self._chunk_sizes(view, support, keep_graph):
                 part = support[start : start + size].trim()
-                stack = self._adapt_chunk(view, part, self.steps if steps is None else steps)
+                own = {name: w[start : start + size] for name, w in (weights or {}).items()}
+                stack = self._adapt_chunk(view, part, self.steps if steps is None else steps, own)
                 stacks.append(stack if keep_graph else stack.detached())
                 start += size
         return Adapted(stacks, view.items.known)
@@ -195,15 +200,17 @@ class MetaLearner(nn.Module):
         """Whether the users' changes of the encoder are all there is to keep."""
         return self.adapts == "encoder" and not self.learn2learn and not self.second_order
 
-    def _adapt_chunk(self, view: Any, support: Examples, steps: int) -> TaskStack | FastStack | KernelStack:
+    def _adapt_chunk(
+        self, view: Any, support: Examples, steps: int, own: Mapping[str, Tensor] | None = None
+    ) -> TaskStack | FastStack | KernelStack:
         if self._plain and KernelStack.fits(view):
-            return KernelStack(view, len(support)).steps(support, self.objectives[0], steps, self.lr).attached()
-        if self._plain and FastStack.fits(view):
+            return KernelStack(view, len(support), own).steps(support, self.objectives[0], steps, self.lr).attached()
+        if self._plain and FastStack.fits(view) and not own:
             fast = FastStack(view, len(support), steps)
             for _ in range(steps):
                 fast = fast.step(fast("loss", support, self.objectives[0]).sum(), self.lr)
             return fast.attached()
-        stack = TaskStack(view, len(support), view.task_tensors(support))
+        stack = TaskStack(view, len(support), {**view.task_tensors(support), **(own or {})})
         if self.learn2learn:
             return self._learn2learn_steps(stack, support, steps)
         for _ in range(steps):

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from metarec.data.dataset import Catalog, Ints
 from metarec.serving.clicks import Clicks, SupportMaker
-from metarec.serving.snapshot import Snapshot, Standing
+from metarec.serving.snapshot import Snapshot
+from metarec.serving.standing import Standing
 
 USERS = {"cpu": 2048, "cuda": 65536}  # users adapted to at once
 FEW = {"cpu": 8, "cuda": 1}  # so few go one by one: what is made for one user beats a batch that small
@@ -15,8 +19,17 @@ FIRST_CLICKS = 1024  # warm items, evenly spaced, after which the next click is 
 LIKELY = 256  # most likely next clicks, whose states are averaged for a user without clicks
 
 
-def adapted(snapshot: Snapshot, support: SupportMaker, clicks: Clicks, catalog: Catalog) -> Standing:
+def adapted(
+    snapshot: Snapshot, support: SupportMaker, clicks: Clicks, catalog: Catalog, start: Tensor | None = None
+) -> Standing:
     """Where B users stand after their clicks.
+
+    Args:
+        snapshot: the model.
+        support: makes the examples.
+        clicks: of each user.
+        catalog: the items.
+        start: (B, M, P) weights that each user's steps start from; the weights that they lead to are kept.
 
     Raises:
         ValueError: if no modality knows any of a user's items, or a score is not finite.
@@ -25,12 +38,15 @@ def adapted(snapshot: Snapshot, support: SupportMaker, clicks: Clicks, catalog: 
     order, without = order[clicks.counts[order] > 0], np.flatnonzero(clicks.counts == 0)
     parts = []
     step = 1 if len(order) <= FEW[snapshot.device.type] else USERS[snapshot.device.type]
-    for start in range(0, len(order), step):
-        users = order[start : start + step]
-        standing = snapshot.adapt(*support(clicks[users]))
+    for first in range(0, len(order), step):
+        users = order[first : first + step]
+        own = None if start is None else start[torch.from_numpy(users).to(start.device)]
+        standing = snapshot.adapt(*support(clicks[users]), own)
         parts.append(_checked(snapshot, standing, clicks, users, catalog))
     if len(without):
-        parts.append(unadapted(snapshot, support)[torch.zeros(len(without), dtype=torch.int64)])
+        stranger = unadapted(snapshot, support)[torch.zeros(len(without), dtype=torch.int64)]
+        own = None if start is None else start[torch.from_numpy(without).to(start.device)]
+        parts.append(replace(stranger, weights=own))
     if not parts:
         raise ValueError("adapt: there is no user; pass at least one sequence of item ids")
     back = torch.from_numpy(np.argsort(np.concatenate([order, without]), kind="stable"))

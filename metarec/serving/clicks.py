@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -38,26 +39,24 @@ class Clicks:
         Raises:
             ValueError: if a history is a single string, or an id is not known (naming user, id and the nearest ids).
         """
-        parts = []
         for number, history in enumerate(histories):
             if isinstance(history, str):
                 raise ValueError(
                     f"adapt: expected a sequence of item ids per user, got the string {history!r} as user {number}"
                 )
-            try:
-                parts.append(items.encode(history))
-            except ValueError as error:
-                if len(histories) == 1:
-                    raise
-                raise ValueError(f"user {number}: {error}") from None
-        return cls.join(parts)
+        try:
+            codes = items.encode(list(chain.from_iterable(histories)))
+        except ValueError:
+            if len(histories) > 1:
+                _blame(histories, items)
+            raise
+        return cls(codes, _offsets(np.fromiter(map(len, histories), dtype=np.int64, count=len(histories))))
 
     @classmethod
     def join(cls, parts: Sequence[Ints]) -> Clicks:
         """One array of codes per user."""
         counts = np.fromiter(map(len, parts), dtype=np.int64, count=len(parts))
-        codes = np.concatenate(parts) if len(parts) else np.zeros(0, dtype=np.int64)
-        return cls(codes, np.append(0, np.cumsum(counts)))
+        return cls(np.concatenate(parts) if len(parts) else np.zeros(0, dtype=np.int64), _offsets(counts))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -70,7 +69,10 @@ class Clicks:
                 first, last = self.offsets[start], self.offsets[max(start, stop)]
                 return Clicks(self.codes[first:last], self.offsets[start : max(start, stop) + 1] - first)
             users = np.arange(start, stop, step)
-        return Clicks.join([self.user(int(user)) for user in users])
+        counts = self.counts[users]
+        offsets = _offsets(counts)
+        read = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][users] - offsets[:-1], counts)
+        return Clicks(self.codes[read], offsets)
 
     @property
     def counts(self) -> Ints:
@@ -92,6 +94,19 @@ class Clicks:
         owners = np.concatenate([self.owners(), more.owners()])
         order = np.argsort(owners, kind="stable")
         return Clicks(np.concatenate([self.codes, more.codes])[order], self.offsets + more.offsets)
+
+
+def _offsets(counts: Ints) -> Ints:
+    return np.append(0, np.cumsum(counts))
+
+
+def _blame(histories: Sequence[Sequence[str]], items: Vocabulary) -> None:
+    """Raises the error of the first history with an unknown id, naming its user."""
+    for number, history in enumerate(histories):
+        try:
+            items.encode(history)
+        except ValueError as error:
+            raise ValueError(f"user {number}: {error}") from None
 
 
 class SupportMaker:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 FLOATS = {"cpu": 1 << 22, "cuda": 1 << 28}  # scores held at once
-USERS = {"cpu": 128, "cuda": 4096}  # users at once
+USERS = {"cpu": 256, "cuda": 4096}  # users at once
 _STRIDE = 64
 _EXACT = 2048  # candidates at once in the exact pass
 LOWEST = -3e38  # stands for a score of an item that no modality of the user knows

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,55 +14,13 @@ from metarec.meta import MetaLearner
 from metarec.nn import ModalityLearner, TableItems
 from metarec.nn.touched import TouchedRows
 from metarec.recipes.mml import MML
+from metarec.serving.compiled import CompiledUser
 from metarec.serving.ranking import Scores
 from metarec.serving.scores import FusedScores, GivenScores, Tables
 from metarec.serving.servable import Servable
 from metarec.serving.stacked import OneUser
+from metarec.serving.standing import Standing
 from metarec.types import Examples, Method, Scored
-
-
-@dataclass(frozen=True, eq=False)
-class Standing:
-    """Where B users stand: what scoring needs of them.
-
-    Attributes:
-        state: (B, M, D) each learner's state after the last click.
-        active: (B, M) bool, learners that know something of the history.
-        rows: (B, M, U) int64, item rows that the user has changed, -1 where there are fewer.
-        corrections: (B, M, U) what that adds to their scores.
-    """
-
-    state: Tensor
-    active: Tensor
-    rows: Tensor
-    corrections: Tensor
-
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The four tensors in the order of the constructor."""
-        return self.state, self.active, self.rows, self.corrections
-
-    def __getitem__(self, users: slice | Tensor) -> Self:
-        """Some of the users."""
-        return type(self)(*(t[users] for t in self.tensors()))
-
-    def to(self, device: torch.device) -> Self:
-        """The same on another device."""
-        return type(self)(*(t.to(device) for t in self.tensors()))
-
-    @classmethod
-    def join(cls, parts: Sequence[Standing]) -> Standing:
-        """Users one after the other, with room for the most rows."""
-        if len(parts) == 1:
-            return parts[0]
-        room = max(part.rows.shape[2] for part in parts)
-        rows = [F.pad(p.rows, (0, room - p.rows.shape[2]), value=-1) for p in parts]
-        corrections = [F.pad(p.corrections, (0, room - p.corrections.shape[2])) for p in parts]
-        return cls(
-            torch.cat([p.state for p in parts]),
-            torch.cat([p.active for p in parts]),
-            torch.cat(rows),
-            torch.cat(corrections),
-        )
 
 
 class Snapshot(Protocol):
@@ -75,7 +31,7 @@ class Snapshot(Protocol):
         known: (I,) bool, items that can be ranked.
         device: where it computes.
         shape: M and D of a user's states.
-        stranger: where a user without clicks stands, once somebody has asked.
+        stranger: where a user without clicks stands, once somebody has asked; without weights.
     """
 
     names: tuple[str, ...]
@@ -84,8 +40,12 @@ class Snapshot(Protocol):
     stranger: Standing | None
     device: torch.device
 
-    def adapt(self, support: Examples, query: Examples) -> Standing:
-        """Adapt to B users."""
+    def adapt(self, support: Examples, query: Examples, start: Tensor | None = None) -> Standing:
+        """Adapt to B users; those that start from weights (B, M, P) of their own keep the weights that they end at."""
+        ...
+
+    def start(self) -> Tensor:
+        """(M, P) the shared weights, from which a user starts."""
         ...
 
     def weights(self, standing: Standing) -> Tensor:
@@ -172,7 +132,8 @@ class FusedSnapshot:
                     engine="native",
                 ).eval()
             )
-        self.one = OneUser(self.metas) if OneUser.fits(self.metas) else None
+        kind = next((kind for kind in (CompiledUser, OneUser) if kind.fits(self.metas)), None)
+        self.one = None if kind is None else kind(self.metas)
         self.known = torch.stack(known).any(0)
         self.tables = Tables.of(tables, known)
         self.shape = (len(self.names), tables[0].shape[1])
@@ -193,19 +154,36 @@ class FusedSnapshot:
         items = _Unscored(table, learner.items.known.clone())
         return _Served(items, encoder, context=context, candidates=learner.candidates)
 
-    def adapt(self, support: Examples, query: Examples) -> Standing:
+    def start(self) -> Tensor:
+        """(M, P) the shared weights of the encoders, one after the other.
+
+        Raises:
+            ValueError: if item rows adapt too.
+        """
+        if self.adapts != "encoder":
+            raise ValueError(
+                f"keep_weights: this model adapts item rows too (test_adapts={self.adapts!r}), whose updates start "
+                "again; leave keep_weights out"
+            )
+        return torch.stack([torch.cat([p.detach().flatten() for _, p in _named(meta)]) for meta in self.metas])
+
+    def adapt(self, support: Examples, query: Examples, start: Tensor | None = None) -> Standing:
         """Adapt to B users."""
         support, query = support.to(self.device), query.to(self.device)
-        if len(support) == 1 and self.one is not None:
+        if len(support) == 1 and self.one is not None and start is None:
             state, knows = self.one.adapt(support, query)
             none = state[..., :0]
             return Standing(state, knows, none.long(), none)
         room = support.history.shape[1] + support.target.shape[1] + support.negatives[0].numel()
-        corrections, states, active = [], [], []
+        corrections, states, active, weights = [], [], [], []
         with torch.no_grad():
-            for meta in self.metas:
+            for number, meta in enumerate(self.metas):
                 meta.learner.room = room
-                added, state, knows = meta.adapt(support).rank(query)
+                own = None if start is None else _split(meta, start[:, number])
+                found = meta.adapt(support, weights=own)
+                if start is not None:
+                    weights.append(torch.cat([w.flatten(1) for _, w in sorted(found.weights().items())], 1))
+                added, state, knows = found.rank(query)
                 corrections.append(added[:, 0])
                 states.append(state[:, 0])
                 active.append(knows[:, 0])
@@ -216,7 +194,8 @@ class FusedSnapshot:
             touched = TouchedRows(self.metas[0].learner.items).per_user(support)["touched"]
             added = added[..., : touched.shape[1]]
             rows = touched.unsqueeze(1).expand(added.shape)
-        return Standing(torch.stack(states, 1), torch.stack(active, 1), rows, added)
+        kept = torch.stack(weights, 1) if weights else None
+        return Standing(torch.stack(states, 1), torch.stack(active, 1), rows, added, kept)
 
     def weights(self, standing: Standing) -> Tensor:
         """(B, M) the weights of the fusion."""
@@ -248,6 +227,18 @@ class FusedSnapshot:
         return total / (len(standing.state) * len(self.metas))
 
 
+def _named(meta: MetaLearner) -> list[tuple[str, Tensor]]:
+    """What adapts of a learner, by its name in the task view, in the order of the names."""
+    return sorted((name, p) for name, p in meta.learner.named_parameters() if name.startswith("encoder."))
+
+
+def _split(meta: MetaLearner, flat: Tensor) -> dict[str, Tensor]:
+    """Weights (B, P) as tensors (B, ...) by name."""
+    named = _named(meta)
+    parts = flat.split([p.numel() for _, p in named], 1)
+    return {name: part.unflatten(1, p.shape) for (name, p), part in zip(named, parts, strict=True)}
+
+
 class GivenSnapshot:
     """A method of one's own: its scores of the whole catalogue are what a user keeps.
 
@@ -265,7 +256,15 @@ class GivenSnapshot:
             self.shape = (1, items)
             self.known = torch.ones(items, dtype=torch.bool, device=self.device)
 
-    def adapt(self, support: Examples, query: Examples) -> Standing:
+    def start(self) -> Tensor:
+        """Nothing that could be kept.
+
+        Raises:
+            ValueError: always.
+        """
+        raise ValueError(f"keep_weights: only an MML has weights to keep, got {type(self.method).__name__}")
+
+    def adapt(self, support: Examples, query: Examples, start: Tensor | None = None) -> Standing:
         """Adapt to B users and score the catalogue."""
         with evaluating(self.method) as device, torch.no_grad():
             scored = self.method.adapt(support.to(device))(query.to(device))

@@ -117,6 +117,13 @@ class StackedEncoder(nn.Module):
         return x
 
 
+def contexts_of(tables: Sequence[Tensor | None], history: Tensor) -> Tensor | None:
+    """Context vectors (M, L, E) of a history (L,), zero for learners without; None if no learner has any."""
+    found = [None if table is None else F.embedding(history, table) for table in tables]
+    some = next((vectors for vectors in found if vectors is not None), None)
+    return None if some is None else torch.stack([torch.zeros_like(some) if v is None else v for v in found])
+
+
 class OneUser:
     """Adapts one user with M learners at once; equal to their own :meth:`MetaLearner.adapt` up to rounding.
 
@@ -154,7 +161,7 @@ class OneUser:
         """One user's states (1, M, D) after its last click, and which learners know something of it, (1, M)."""
         history = query.history[0]
         x = torch.stack([F.embedding(history, table) for table in self.tables])
-        bias = self.encoder.bias(x, self._context(history))
+        bias = self.encoder.bias(x, contexts_of(self.contexts, history))
         with self.lock:
             for own, shared in zip(self.parameters, self.shared.parameters(), strict=True):
                 own.copy_(shared)
@@ -162,11 +169,6 @@ class OneUser:
                 self._step(x, bias, support)
             state = self.encoder(x, bias)[:, -1]
         return state.unsqueeze(0), self.known[:, history].any(1).unsqueeze(0)
-
-    def _context(self, history: Tensor) -> Tensor | None:
-        found = [None if table is None else F.embedding(history, table) for table in self.contexts]
-        some = next((vectors for vectors in found if vectors is not None), None)
-        return None if some is None else torch.stack([torch.zeros_like(some) if v is None else v for v in found])
 
     def _step(self, x: Tensor, bias: Tensor, support: Examples) -> None:
         """All inner steps."""

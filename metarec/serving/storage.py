@@ -11,7 +11,8 @@ from torch import Tensor
 from metarec.files import checksum, read_tensors, write_tensors
 from metarec.recipes.mml import MML
 from metarec.serving.clicks import Clicks
-from metarec.serving.snapshot import Standing
+from metarec.serving.snapshot import Snapshot
+from metarec.serving.standing import Standing
 
 _NAMES = ("state", "active", "rows", "corrections")
 
@@ -41,18 +42,20 @@ def write_users(path: str | Path, model: object, clicks: Clicks, standing: Stand
     """Write users; see :meth:`Users.save <metarec.recommender.Users.save>`."""
     tensors = dict(zip(_NAMES, standing.tensors(), strict=True))
     tensors["rows"] = tensors["rows"].to(torch.int32)
+    if standing.weights is not None:
+        tensors["weights"] = standing.weights.contiguous()
     tensors |= {"codes": torch.from_numpy(clicks.codes.astype(np.int32)), "offsets": torch.from_numpy(clicks.offsets)}
     write_tensors(path, tensors, {"kind": "users", "model": fingerprint(model)})
 
 
-def read_users(path: str | Path, model: object, items: int, shape: tuple[int, int]) -> tuple[Clicks, Standing]:
+def read_users(path: str | Path, model: object, items: int, snapshot: Snapshot) -> tuple[Clicks, Standing]:
     """Users that :func:`write_users` wrote.
 
     Args:
         path: the file.
         model: that they should belong to.
         items: I of its catalogue.
-        shape: M and D of its learners' states.
+        snapshot: of the model.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -64,21 +67,21 @@ def read_users(path: str | Path, model: object, items: int, shape: tuple[int, in
     if header.get("model") != fingerprint(model):
         raise ValueError(f"{path}: these users were adapted from another model; load that one, or adapt to them again")
     try:
-        return _read(tensors, items, shape)
+        return _read(tensors, items, snapshot)
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its contents make no users ({error}); take another copy or adapt again") from error
 
 
-def _read(tensors: dict[str, Tensor], items: int, shape: tuple[int, int]) -> tuple[Clicks, Standing]:
+def _read(tensors: dict[str, Tensor], items: int, snapshot: Snapshot) -> tuple[Clicks, Standing]:
     clicks = Clicks(tensors["codes"].numpy().astype(np.int64), tensors["offsets"].numpy().astype(np.int64))
     state, active, rows, corrections = (tensors[name] for name in _NAMES)
-    users, *learners_and_width = state.shape
+    users, weights, shape = len(state), tensors.get("weights"), snapshot.shape
     right = (
         clicks.offsets.shape == (users + 1,)
         and clicks.offsets[0] == 0
         and clicks.offsets[-1] == len(clicks.codes)
         and bool((np.diff(clicks.offsets) >= 0).all())
-        and tuple(learners_and_width) == shape
+        and state.shape == (users, *shape)
         and active.shape == (users, shape[0])
         and active.dtype == torch.bool
         and rows.shape == corrections.shape
@@ -86,6 +89,7 @@ def _read(tensors: dict[str, Tensor], items: int, shape: tuple[int, int]) -> tup
         and rows.dtype == torch.int32
         and bool(torch.isfinite(state).all())
         and bool(torch.isfinite(corrections).all())
+        and (weights is None or _are_weights(weights, users, snapshot.start()))
     )
     if not right:
         raise ValueError("the tensors do not belong together")
@@ -94,4 +98,8 @@ def _read(tensors: dict[str, Tensor], items: int, shape: tuple[int, int]) -> tup
         or max(clicks.codes.max(initial=0), int(rows.max()) if rows.numel() else 0) >= items
     ):
         raise ValueError("they have clicked items that this model does not have; add the items first")
-    return clicks, Standing(state, active, rows.long(), corrections)
+    return clicks, Standing(state, active, rows.long(), corrections, weights)
+
+
+def _are_weights(given: Tensor, users: int, start: Tensor) -> bool:
+    return given.shape == (users, *start.shape) and given.dtype == start.dtype and bool(torch.isfinite(given).all())

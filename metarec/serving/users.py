@@ -15,7 +15,7 @@ from torch import Tensor
 
 from metarec.data.dataset import Catalog, Ints, Vocabulary
 from metarec.serving.clicks import Clicks
-from metarec.serving.snapshot import Standing
+from metarec.serving.standing import Standing
 
 Ids = Collection[str]
 
@@ -123,6 +123,8 @@ class Server(Protocol):
 class Users:
     """B users that a model has adapted to: their clicks and where they stand, about a kilobyte each.
 
+    With ``adapt(..., keep_weights=True)`` also their adapted weights, about a megabyte each.
+
     Made by :meth:`Recommender.adapt <metarec.Recommender.adapt>`. Stays valid when items are added or removed.
 
     Attributes:
@@ -190,8 +192,15 @@ class Users:
     def update(self, clicks: Sequence[Sequence[str]]) -> Users:
         """The same users after more clicks, one sequence per user (empty where there are none).
 
-        Users with new clicks adapt to their whole history, and the result equals adapting to it afresh; the others are
-        as they were.
+        Users with new clicks take their inner steps on their whole history; the others are as they were. The steps
+        start
+
+        - from the shared weights, where the users do not carry theirs. The result always equals adapting afresh to the
+          whole history, however the clicks were cut into updates.
+        - from where the user stood, if it was adapted to with ``keep_weights=True``. Every update moves the weights
+          further from the shared ones, the early clicks count in each, and the order of updates matters. The result
+          equals adapting afresh only if the user had not moved yet: it had at most one click, or the model takes no
+          steps.
 
         Raises:
             ValueError: if there is not one sequence per user, or as for ``adapt``.
