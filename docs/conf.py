@@ -8,8 +8,8 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext")]
 
 import inventories  # noqa: E402  in _ext, as the extensions below are
-import plots  # noqa: E402
 import reference  # noqa: E402
+import tables  # noqa: E402
 
 import metarec  # noqa: E402
 
@@ -27,10 +27,11 @@ extensions = [
     "reference",
     "executed",
     "pictures",
+    "notebook",
 ]
 root_doc = "index"
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
-exclude_patterns = ["_build", "_ext", "_generated/sources.md", "data", "examples", "inventories"]
+exclude_patterns = ["_build", "_ext", "_generated/tables", "data", "examples", "inventories"]
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
@@ -67,4 +68,4 @@ templates_path: list[str] = []
 
 def setup(app: object) -> None:
     """Called by Sphinx: write what pages include."""
-    (DOCS / "_generated" / "sources.md").write_text(plots.sources(), encoding="utf-8")
+    tables.write(DOCS / "_generated" / "tables")

@@ -101,16 +101,74 @@ def numbers(found: Any) -> set[float]:
 
 
 def test_plots_show_committed_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    plots = extension("plots", monkeypatch)
-    committed = set().union(*(numbers(json.loads(p.read_text("utf-8"))) for p in plots.RESULTS.glob("*.json")))
+    plots, results = extension("plots", monkeypatch), extension("results", monkeypatch)
+    files = {path.stem: json.loads(path.read_text("utf-8")) for path in results.RESULTS.glob("*.json")}
+    committed = set().union(*map(numbers, files.values()))
+    committed |= {number / 1e9 for number in numbers([files["meta_test_h200"], files["meta_test_million_h200"]])}
+    pages = page("benchmarks") + page("results")
     for name, make in plots.PLOTS.items():
         figure = make({"ink": "black", "faint": "grey"})
         widths = [bar.get_width() for axes in figure.axes for bar in axes.patches]
+        heights = [y for axes in figure.axes for line in axes.lines for y in line.get_ydata()]
         plt.close(figure)
-        assert widths, name
+        assert widths or heights, name
         assert set(widths) <= committed, name
-        assert f"{{picture}} {name}\n:alt:" in page("benchmarks")
-    assert all(path.name in plots.sources() for path in plots.RESULTS.glob("*.json"))
+        assert not name.startswith("curves") or set(heights) <= committed, name
+        assert f"{{picture}} {name}\n:alt:" in pages
+
+
+@pytest.mark.parametrize(("name", "information"), [("quality_upstream", "upstream"), ("quality_live_cold", "live")])
+def test_the_plot_of_methods_has_their_means_in_order(
+    name: str, information: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plots, results = extension("plots", monkeypatch), extension("results", monkeypatch)
+    part = "cold_items" if name.endswith("cold") else "metrics"
+    values = defaultdict(list)
+    for row in results.read(results.QUALITY)["methods"]:
+        if row["information"] == information:
+            values[row["method"]].append(row[part]["ndcg@10"]["mean"])
+    means = {method: sum(found) / len(found) for method, found in values.items()}
+    expected = sorted((mean for mean in means.values() if mean > 0), reverse=True)
+    figure = plots.PLOTS[name]({"ink": "black", "faint": "grey"})
+    axes = figure.axes[0]
+    drawn = [line.get_xdata()[0] for line in axes.lines if line.get_marker() == "o"]
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    plt.close(figure)
+    assert drawn == pytest.approx(expected)
+    assert [means[label] for label in labels] == pytest.approx(expected)
+
+
+def test_tables_are_included_and_have_the_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tables, results = extension("tables", monkeypatch), extension("results", monkeypatch)
+    pages = page("benchmarks") + page("results")
+    assert [name for name in tables.TABLES if f"_generated/tables/{name}.md" not in pages] == []
+    tables.write(tmp_path)
+    assert {path.stem for path in tmp_path.iterdir()} == set(tables.TABLES)
+    assert all(path.name in tables.sources() for path in results.RESULTS.glob("*.json"))
+    row = results.read(results.QUALITY)["headline"][0]
+    line = next(line for line in tables.headlines().splitlines() if line.startswith("- upstream, NDCG@10"))
+    assert f"*{row['method']}* {row['mml']:.3f}".replace(" 0.", " .") in line
+    shown = "Ours wins" if row["gain_low"] > 0 else "The baseline wins" if row["gain_high"] < 0 else "No difference"
+    assert f"{100 * row['relative_gain']:+.1f}%" in line and shown in line
+
+
+def test_tables_take_results_of_several_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables, results = extension("tables", monkeypatch), extension("results", monkeypatch)
+    found = results.read(results.QUALITY)
+    split = {"cold_users": 1234, "upstream_users": 5678}
+    two = [{"cold_users": share, "headline": found["headline"][:1]} for share in (0.1, 0.3)]
+    monkeypatch.setattr(tables, "read", lambda name: {**found, "split": [split, split], "splits": two})
+    assert "2 splits in time, pooled. Cold users: 1,234 after 5,678 others and 1,234" in tables.protocol()
+    assert [line.split(" | ")[0] for line in tables.splits().splitlines()[4:]] == ["| 10%", "| 30%"]
+    monkeypatch.setattr(tables, "read", lambda name: {**found, "split": split, "splits": two[:1]})
+    assert "a split in time. Cold users: 1,234 after" in tables.protocol()
+    assert tables.splits() == ""
+
+
+def test_a_verdict_needs_an_interval_beside_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdict = extension("results", monkeypatch).verdict
+    rows = [{"gain_low": low, "gain_high": high} for low, high in ((0.1, 0.3), (-0.3, -0.1), (-0.1, 0.3), (0.0, 0.0))]
+    assert [verdict(row, "a", "b") for row in rows] == ["a.", "b.", *["No difference is shown."] * 2]
 
 
 def test_drawings_are_on_the_concepts_page(monkeypatch: pytest.MonkeyPatch) -> None:

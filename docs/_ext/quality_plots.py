@@ -1,0 +1,103 @@
+"""The plots of who recommends best, from ``quality_movietweetings.json``, whatever methods it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from results import QUALITY, Standing, read, standings
+
+Colours = Mapping[str, str]
+BLUE, ORANGE, GREY = "#3b8fd0", "#e07b39", "#8a8a8a"
+WIDTH = 5.2  # inches; a phone shows them at about this size
+Z = 1.96  # standard errors to each side of a mean
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A value with its interval, and what it is of."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    colour: str
+
+
+def dots(axes: Axes, rows: Sequence[Dot], colours: Colours) -> None:
+    """Values with their intervals, one below the other, the first on top."""
+    for place, row in enumerate(rows):
+        axes.plot([row.low, row.high], [place, place], color=row.colour, lw=1.2)
+        axes.plot(row.value, place, "o", color=row.colour, ms=4.5)
+    axes.set_yticks(range(len(rows)), [row.label for row in rows], fontsize=8.5)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="x", color=colours["faint"], alpha=0.3, lw=0.6)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(left=False, labelsize=8.5)
+
+
+def column(rows: Sequence[Dot], title: str, colours: Colours) -> Figure:
+    """One column of dots; the title stands over the names, too."""
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.75 + 0.2 * len(rows)), layout="constrained")
+    dots(axes, rows, colours)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=9.5)
+    return figure
+
+
+def methods(information: str, colours: Colours, *, cold: bool = False) -> Figure:
+    """NDCG@10 of every method that knew the same."""
+    found = [(s.method, (s.cold if cold else s.values)["ndcg@10"], shade(s)) for s in standings(information)]
+    shown = sorted((row for row in found if row[1][0] > 0), key=lambda row: row[1][0], reverse=True)
+    rows = [Dot(name, mean, mean - Z * se, mean + Z * se, colour) for name, (mean, se), colour in shown]
+    kind = "NDCG@10, cold next item" if cold else "NDCG@10"
+    rest = f"; {len(found) - len(shown)} methods at 0 left out" if len(shown) < len(found) else ""
+    return column(rows, f"{kind}; blue: made of MML's parts{rest}", colours)
+
+
+def shade(standing: Standing) -> str:
+    """The colour of a method."""
+    return BLUE if standing.ours else GREY
+
+
+def adaptation(colours: Colours) -> Figure:
+    """The gain of adapting over the shared weights by the clicks known, with paired intervals."""
+    rows = [
+        Dot(
+            f"{row['clicks']} click{'s' * (row['clicks'] > 1)}",
+            *(100 * row[key] for key in ("relative_gain", "interval_low", "interval_high")),
+            BLUE,
+        )
+        for row in read(QUALITY)["adaptation"]
+    ]
+    return around_zero(rows, "Gain of the inner steps in NDCG@10, percent", colours)
+
+
+def ablation(colours: Colours) -> Figure:
+    """MML's parts and fusions against its fixed blend, with paired intervals."""
+    found = [row for row in read(QUALITY)["against"] if row["information"] == "upstream" and "MML" in row["name"]]
+    found = [row for row in found if row["name"] != row["reference"]]
+    rows = [
+        Dot(row["name"], row["gain"], row["gain_low"], row["gain_high"], BLUE)
+        for row in sorted(found, key=lambda row: float(row["gain"]), reverse=True)
+    ]
+    return around_zero(rows, f"NDCG@10 more than {found[0]['reference']}", colours)
+
+
+def around_zero(rows: Sequence[Dot], title: str, colours: Colours) -> Figure:
+    """Differences, with a line where there is none."""
+    figure = column(rows, title, colours)
+    figure.axes[0].axvline(0, color=colours["ink"], lw=0.8)
+    return figure
+
+
+PLOTS: Mapping[str, Callable[[Colours], Figure]] = {
+    "quality_upstream": lambda colours: methods("upstream", colours),
+    "quality_live": lambda colours: methods("live", colours),
+    "quality_upstream_cold": lambda colours: methods("upstream", colours, cold=True),
+    "quality_live_cold": lambda colours: methods("live", colours, cold=True),
+    "quality_adaptation": adaptation,
+    "quality_ablation": ablation,
+}
