@@ -4,6 +4,7 @@ PYTHON ?= python
 PIP = $(PYTHON) -m pip install -c constraints.txt
 
 .PHONY: help install dev extras learn2learn scatter encoders test demo-test lint types doctest docs lowest
+.PHONY: notebook
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -61,3 +62,8 @@ lowest:  ## the tests on the lowest numpy, polars, ... that setup.py allows; aft
 	$(PYTHON) -m pip install -q --no-deps --upgrade --target .lowest -r requirements-lowest.txt
 	PYTHONPATH=.lowest $(PYTHON) -m pytest -o filterwarnings=default \
 		--ignore=tests/test_encoders.py --ignore=tests/test_demo.py
+
+notebook:  ## run examples/tour.ipynb, which must not fail; what it shows is then in build/tour.ipynb
+	$(PIP) -q -e ".[notebook]"
+	mkdir -p build
+	$(PYTHON) -m jupyter execute examples/tour.ipynb --output=../build/tour.ipynb

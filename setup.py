@@ -69,6 +69,8 @@ setup(
         "demo": ["streamlit>=1.40"],
         # With the extra serve, whose modules have pages too.
         "docs": ["furo>=2025.9", "myst-parser>=5", "sphinx>=9"],
+        # What runs examples/tour.ipynb.
+        "notebook": ["ipykernel>=7", "nbclient>=0.11"],
         # The tools that compile learn2learn and torch-scatter.
         "build": ["cython>=3", "ninja>=1.11", "setuptools>=77", "wheel>=0.43"],
         "test": TEST,
