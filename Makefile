@@ -3,8 +3,8 @@
 PYTHON ?= python
 PIP = $(PYTHON) -m pip install -c constraints.txt
 
-.PHONY: help install dev extras learn2learn scatter encoders test demo-test lint types doctest docs lowest
-.PHONY: notebook
+.PHONY: help install dev extras learn2learn scatter encoders test coverage mutation demo-test lint types doctest docs
+.PHONY: lowest package notebook
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -38,6 +38,18 @@ encoders: learn2learn  ## sentence-transformers and timm, and the small models t
 test: extras encoders  ## set everything up and run the tests
 	$(PYTHON) -m pytest
 
+coverage:  ## the tests, after make test, with line and branch coverage in build/coverage; fails below 95%
+	mkdir -p build/coverage
+	$(PYTHON) -m pytest --cov --cov-report=term --cov-report=html --cov-report=json
+
+# In a copy, since mutmut writes one of its own beside the sources. Settings and files: pyproject.toml.
+mutation:  ## what the tests do not notice in the functions, the split and the inner loop; after make test
+	$(PIP) mutmut
+	rm -rf build/mutation && mkdir -p build/mutation
+	cp -r metarec tests pyproject.toml setup.py README.md build/mutation
+	cd build/mutation && PYTHONPATH=. $(PYTHON) -m mutmut run
+	cd build/mutation && PYTHONPATH=. $(PYTHON) -m mutmut results
+
 # Wants Chromium and its driver: apt-get install chromium chromium-driver
 demo-test: dev  ## the demo page in a headless Chromium
 	$(PIP) selenium
@@ -62,6 +74,10 @@ lowest:  ## the tests on the lowest numpy, polars, ... that setup.py allows; aft
 	$(PYTHON) -m pip install -q --no-deps --upgrade --target .lowest -r requirements-lowest.txt
 	PYTHONPATH=.lowest $(PYTHON) -m pytest -o filterwarnings=default \
 		--ignore=tests/test_encoders.py --ignore=tests/test_demo.py
+
+package:  ## wheel and source archive, in build/dist
+	rm -rf build/dist
+	$(PYTHON) -m build --outdir build/dist
 
 notebook:  ## run examples/tour.ipynb, which must not fail; what it shows is then in build/tour.ipynb
 	$(PIP) -q -e ".[notebook]"

@@ -41,7 +41,7 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     author="metarec authors",
-    license="MIT",
+    license_expression="MIT",
     license_files=["LICENSE"],
     packages=find_packages(include=["metarec", "metarec.*"]),
     package_data={"metarec": ["py.typed"], "metarec.datasets": ["files/**"]},
@@ -74,13 +74,12 @@ setup(
         # The tools that compile learn2learn and torch-scatter.
         "build": ["cython>=3", "ninja>=1.11", "setuptools>=77", "wheel>=0.43"],
         "test": TEST,
-        "dev": [*TEST, "mypy>=1.15", "ruff>=0.11"],
+        "dev": [*TEST, "build>=1.2", "mypy>=1.15", "pytest-cov>=7", "ruff>=0.11"],
     },
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
-        "License :: OSI Approved :: MIT License",
         "Operating System :: OS Independent",
         "Programming Language :: Python :: 3",
         "Programming Language :: Python :: 3 :: Only",

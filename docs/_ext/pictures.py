@@ -1,16 +1,17 @@
-"""The directive ``picture``: what :mod:`drawings` and :mod:`plots` make, in a light and a dark version."""
+"""The directive ``picture``: what drawings, architecture and plots make, in a light and a dark version."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import architecture
 import drawings
 import plots
 from docutils import nodes
 from docutils.parsers.rst import Directive, directives
 from sphinx.application import Sphinx
 
-MAKERS = {**drawings.DRAWINGS, **plots.PLOTS}
+MAKERS = {**architecture.ARCHITECTURE, **drawings.DRAWINGS, **plots.PLOTS}
 STYLES = {
     "light": {"ink": "#1b1b1b", "faint": "#8a8a8a", "paper": "#ffffff"},
     "dark": {"ink": "#e6e6e6", "faint": "#8a8a8a", "paper": "#131416"},

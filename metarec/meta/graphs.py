@@ -38,9 +38,9 @@ class Graphs:
 
     def gradients(self, meta: Trained, part: EpisodeBatch, need: int) -> Gradients | None:
         """What a graph finds for a batch that needs so many bytes; None if it should run without."""
-        device = part.user.device
-        if device.type != "cuda":
-            return None
+        return self._replayed(meta, part, need) if part.user.device.type == "cuda" else None
+
+    def _replayed(self, meta: Trained, part: EpisodeBatch, need: int) -> Gradients | None:  # pragma: no cover
         part = padded(part, getattr(meta.learner, "max_length", None))
         key = (
             tuple(t.shape for t in _tensors(part)),
@@ -48,7 +48,7 @@ class Graphs:
             tuple((p.data_ptr(), p.requires_grad) for p in meta.learner.parameters()),
         )
         if key not in self.recorded:
-            if len(self.recorded) < MOST and need < SHARE * free(device):
+            if len(self.recorded) < MOST and need < SHARE * free(part.user.device):
                 self.recorded[key] = None
             return None
         graph = self.recorded[key]
@@ -58,7 +58,7 @@ class Graphs:
         return graph.replayed(part)
 
 
-class Recorded:
+class Recorded:  # pragma: no cover
     """One shape's graph, its inputs and its results, which the next replay overwrites."""
 
     def __init__(self, meta: Trained, part: EpisodeBatch, pool: Any) -> None:
