@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import product
 
 import torch
 from quality_scorers import (
@@ -26,14 +27,14 @@ from tqdm import tqdm
 from metarec.data import Dataset, split_by_time, split_time
 from metarec.evaluation import evaluate
 from metarec.functional.ranking import ndcg_at, ranks
-from metarec.recipes import MML, Popularity
+from metarec.recipes import MML, Popularity, Transitions
 from metarec.recipes.blend import Blend, Observed, observe
 from metarec.recipes.rehearsal import last_clicks
 from metarec.report import Report
 from metarec.types import Method
 
 CLICKS = (1, 2, 3, 5, 10, 50)  # histories are cut to their last so many; 50 are all that a model reads
-REHEARSED = 3  # last clicks of each validation user that fit the blends
+REHEARSED = 5  # last clicks of each validation user that fit the blends
 PENALTIES = (1e-3, 1e-2, 1e-1)
 BATCH = 256  # users whose scores of the catalogue are held at once
 
@@ -92,7 +93,7 @@ def choose_penalty(name: str, blend: Blend, seen: Observed, results: Results) ->
             trial.fit(seen.on(~judged), penalty=penalty)
             part = seen.on(judged)
             with torch.no_grad():
-                scores = trial.fuse(part.z, part.unknown, part.context[:, : len(blend.weight)])
+                scores = trial.fuse(part.z, part.unknown, part.context)
             target = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
             ndcg.append(ndcg_at(ranks(scores, target, allowed=~part.excluded), 10))
         values[penalty] = float(torch.cat(ndcg).mean())
@@ -114,7 +115,10 @@ def choose(rehearsal: World, results: Results) -> None:
 
 def scorers(world: World, settings: Settings, seed: int, results: Results) -> tuple[dict[str, Method], MML]:
     """Everything trained on one upstream side, by name, and the MML among it."""
-    out: dict[str, Method] = {"popularity, all": Popularity(world.up)}
+    out: dict[str, Method] = {
+        "popularity, all": Popularity(world.up),
+        "transitions": Transitions(world.up).to(world.device),
+    }
     out |= {name: make(results.chosen[name]) for name, make in counted(world).items()}
     out |= sasrecs(world, settings, seed)
     model = trained_mml(world, settings.config, seed, "MML")
@@ -130,8 +134,7 @@ def others(world: World, settings: Settings, seed: int, results: Results) -> Non
     if settings.paper is not None:
         paper = trained_mml(world, settings.paper, seed, "MML as released")
         for steps in (settings.paper.steps("id"), 0):
-            found = report(with_steps(paper, steps=steps), world.down, positions=settings.positions)
-            results.reports[f"MML as released, {steps} steps"] = found
+            results.reports[f"MML as released, {steps} steps"] = report(with_steps(paper, steps=steps), world.down)
 
 
 def adaptation(world: World, settings: Settings, model: MML, blend: Blend, results: Results) -> None:
@@ -153,13 +156,15 @@ def report(method: Method, data: Dataset, *, positions: int = 1, clicks: int | N
 
 
 def weights_of(blend: Blend) -> list[dict[str, object]]:
-    """The weight of each method, by clicks so far and by the share of them on items unseen upstream."""
-    columns, rows = len(blend.weight), []
-    for clicks in CLICKS:
-        for cold in (0.0, 0.5, 1.0):
-            context = torch.tensor([1.0, float(torch.tensor(clicks).log()) - 1.5, cold])[:columns]
-            values = (context.to(blend.weight.device) @ blend.weight).tolist()
-            rows.append(
-                {"clicks": clicks, "cold_share": cold, "weights": dict(zip(blend.methods, values, strict=True))}
-            )
+    """The weight of each method, by clicks so far, the share of them on items unseen upstream, and the gap.
+
+    The gap before the click asked for is in deviations of its log from what is usual.
+    """
+    rows: list[dict[str, object]] = []
+    mean, deviation = blend.usual.tolist()
+    for clicks, cold, gap in product(CLICKS, (0.0, 0.5, 1.0), (-1.0, 0.0, 1.0)):
+        context = torch.tensor([float(clicks), cold, mean + gap * deviation], device=blend.weight.device)
+        values = (blend.features(context) @ blend.weight).tolist()
+        said = {"clicks": clicks, "cold_share": cold, "gap": gap}
+        rows.append({**said, "weights": dict(zip(blend.methods, values, strict=True))})
     return rows

@@ -28,6 +28,7 @@ from metarec.recipes.metasgd import MetaSGD
 from metarec.recipes.metatl import TransitionLearner
 from metarec.recipes.mml import MML
 from metarec.recipes.popularity import LivePopularity, Popularity
+from metarec.recipes.transitions import LiveTransitions
 from metarec.types import Method, Progress
 
 
@@ -80,6 +81,7 @@ def counted(world: World) -> dict[str, Callable[[float], Method]]:
         ),
         "EASE": lambda penalty: EASE(up, penalty=penalty, device=device),
         "ItemKNN": lambda shrink: ItemKNN(up, shrink=shrink, device=device),
+        "transitions, live": lambda days: LiveTransitions(world.everything, half_life=days * world.day).to(device),
     }
 
 
@@ -90,6 +92,7 @@ GRIDS = {
     "popularity, live decay": (0.5, 1.0, 2.0, 4.0),
     "EASE": (100.0, 500.0),
     "ItemKNN": (5.0, 20.0),
+    "transitions, live": (1.0, 3.0, 10.0),
 }
 
 
@@ -183,7 +186,7 @@ def more_meta_learners(world: World, settings: Settings, seed: int) -> dict[str,
     for loss in ("softmax", "margin"):
         chain = TransitionLearner(world.up, dim=settings.config.dim, seed=seed).to(world.device)
         meta = MetaLearner(chain, lr=0.1, steps=1, objectives=(loss, loss), engine="native")
-        metas[f"MetaTL, {loss}"] = meta, 2 * settings.sasrec_epochs, 1e-2
+        metas[f"MetaTL, {loss}"] = meta, settings.sasrec_epochs, 1e-3
     out: dict[str, Method] = {}
     for name, (learned, epochs, lr) in metas.items():
         finish(maml(learned, sampler, epochs=epochs, lr=lr), name)
@@ -229,25 +232,29 @@ def with_steps(model: MML, *, steps: int | None = None, lr: float | None = None)
     return other
 
 
-COUNTS = ("popularity, recent", "EASE", "ItemKNN")
+COUNTS = ("popularity, recent", "EASE", "ItemKNN", "transitions")
+LIVE = ("popularity, live decay", "transitions, live")
 
 
 def recipes_of_blends(scorers: Iterable[str], modalities: Iterable[str]) -> dict[str, tuple[tuple[str, ...], bool]]:
-    """The fusions: what each is made of, and whether its weights depend on the user."""
+    """The fusions: what each is made of, and whether its weights depend on the user.
+
+    Those called ``control`` are the MML blends with SASRec in the place of the meta-learners.
+    """
     plain = (PLAIN, *(f"SASRec {name}" for name in sorted(modalities)))
     ours = tuple(name for name in scorers if name.startswith("MML ") and name.endswith("generator"))
-    live = ("popularity, live decay",)
     return {
         "late fusion, fitted weights": (plain, False),
         "late fusion, gate": (plain, True),
-        "late fusion and counts, gate": (plain + COUNTS, True),
+        "counts alone, gate (control)": (COUNTS, True),
+        "late fusion and counts, gate (control)": (plain + COUNTS, True),
         "MML blend of learners": (ours, True),
         "MML blend without a gate": (ours + COUNTS, False),
         "MML blend": (ours + COUNTS, True),
-        "live late fusion, fitted weights": (plain + live, False),
-        "live late fusion, gate": (plain + live, True),
-        "live late fusion and ItemKNN, gate": ((*plain, "ItemKNN", *live), True),
-        "live MML blend without a gate": ((*ours, "ItemKNN", *live), False),
-        "live MML blend": ((*ours, "ItemKNN", *live), True),
-        "live MML blend with all counts": (ours + COUNTS + live, True),
+        "live late fusion, fitted weights": (plain + LIVE[:1], False),
+        "live late fusion, gate": (plain + LIVE[:1], True),
+        "live counts alone, gate (control)": (COUNTS + LIVE, True),
+        "live late fusion and counts, gate (control)": (plain + COUNTS + LIVE, True),
+        "live MML blend without a gate": (ours + COUNTS + LIVE, False),
+        "live MML blend": (ours + COUNTS + LIVE, True),
     }

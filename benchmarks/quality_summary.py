@@ -12,6 +12,10 @@ from metarec.comparison import compare
 from metarec.report import Report
 
 OURS = {"upstream": "MML blend", "live": "live MML blend"}
+CONTROLS = {  # the same blends with plain learners in the place of ours
+    "upstream": "late fusion and counts, gate (control)",
+    "live": "live late fusion and counts, gate (control)",
+}
 METRICS = ("ndcg@10", "recall@10")
 COLUMNS = ("user", "target", "rank", "is_cold")
 FUSION = "MML adaptive fusion"
@@ -163,7 +167,13 @@ def _means(reports: Mapping[str, list[Report]]) -> dict[str, dict[str, float]]:
 
 def _comparisons(reports: Mapping[str, list[Report]]) -> dict[str, list[dict[str, Any]]]:
     cold = [information for information, ours in OURS.items() if reports[ours][0].cold_users]
-    return {"headline": _headlines(reports), "cold_items": [_cold(reports, information) for information in cold]}
+    return {
+        "headline": _headlines(reports),
+        "controls": [
+            _ours_against(reports, each, name, metric) for each, name in CONTROLS.items() for metric in METRICS
+        ],
+        "cold_items": [_cold(reports, information) for information in cold],
+    }
 
 
 def _headlines(reports: Mapping[str, list[Report]]) -> list[dict[str, Any]]:
@@ -175,7 +185,8 @@ def _information(reports: Mapping[str, list[Report]], name: str) -> str:
 
 
 def _is_baseline(name: str) -> bool:
-    return "MML" not in name
+    """Not a method of ours, nor one made of the parts of ours to see what they give."""
+    return "MML" not in name and "(control)" not in name
 
 
 def _best_baseline(reports: Mapping[str, list[Report]], information: str, metric: str, *, cold: bool = False) -> str:
@@ -193,15 +204,21 @@ def _headline(
     reports: Mapping[str, list[Report]], information: str, metric: str, *, cold: bool = False
 ) -> dict[str, Any]:
     best = _best_baseline(reports, information, metric, cold=cold)
+    return _ours_against(reports, information, best, metric, cold=cold)
+
+
+def _ours_against(
+    reports: Mapping[str, list[Report]], information: str, other: str, metric: str, *, cold: bool = False
+) -> dict[str, Any]:
     ours = OURS[information]
-    found = compare(reports[ours], reports[best], metric, cold=cold).to_dict()
+    found = compare(reports[ours], reports[other], metric, cold=cold).to_dict()
     clicks = int(reports[ours][0].is_cold.sum()) if cold else len(reports[ours][0])
-    return {**found, "clicks": clicks, "best_baseline": best, "mml": found.pop("method"), "method": ours}
+    return {**found, "clicks": clicks, "best_baseline": other, "mml": found.pop("method"), "method": ours}
 
 
 def _cold(reports: Mapping[str, list[Report]], information: str) -> dict[str, Any]:
     """Cold targets, and what all users pay: against the same fusion of learners that know no cold item."""
-    plain = "late fusion and counts, gate" if information == "upstream" else "live late fusion, gate"
+    plain = CONTROLS[information]
     everyone = compare(reports[OURS[information]], reports[plain], "ndcg@10").to_dict()
     return {
         **_headline(reports, information, "ndcg@10", cold=True),

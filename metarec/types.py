@@ -6,7 +6,7 @@ N negatives, I catalogue rows (row 0 is padding), C candidates, M modalities, D 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import chain, repeat
 from typing import Protocol, Self, runtime_checkable
@@ -30,6 +30,7 @@ class Examples:
         weight: (B, S) float, 1 for an example and 0 for padding.
         time: (B, S) when the target was clicked, in the units of the data; None where it is not known. Scorers of
             what is popular at the moment read it; learners do not.
+        gap: (B, S) how long before that the user clicked last, in the same units; None where it is not known.
 
     Raises:
         ValueError: if the shapes do not belong together.
@@ -49,12 +50,13 @@ class Examples:
     negatives: Tensor
     weight: Tensor
     time: Tensor | None = None
+    gap: Tensor | None = None
 
     def __post_init__(self) -> None:
         users, shape = self.history.shape[:-1], self.position.shape
         ok = (
             shape[:-1] == users
-            and (self.time is None or self.time.shape == shape)
+            and all(tensor.shape == shape for tensor in self._clock().values())
             and self.target.shape == shape
             and self.weight.shape == shape
             and self.negatives.shape[:-1] == shape
@@ -63,7 +65,7 @@ class Examples:
             given = {f.name: getattr(self, f.name) for f in fields(self)}
             got = {name: tuple(tensor.shape) for name, tensor in given.items() if tensor is not None}
             raise ValueError(
-                "Examples: expected history (B,L), position, target, weight and time (B,S), negatives (B,S,N), "
+                "Examples: expected history (B,L), position, target, weight, time and gap (B,S), negatives (B,S,N), "
                 f"got {got}"
             )
 
@@ -74,15 +76,20 @@ class Examples:
         """The five tensors that a learner reads, in the order of the constructor."""
         return self.history, self.position, self.target, self.negatives, self.weight
 
+    def _clock(self) -> dict[str, Tensor]:
+        """What is known of time and gap."""
+        return {name: tensor for name, tensor in (("time", self.time), ("gap", self.gap)) if tensor is not None}
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        return type(self)(*map(change, self.tensors()), **{name: change(t) for name, t in self._clock().items()})
+
     def to(self, device: torch.device | str) -> Self:
         """The same examples on another device."""
-        time = None if self.time is None else self.time.to(device)
-        return replace(type(self)(*(t.to(device) for t in self.tensors())), time=time)
+        return self._each(lambda tensor: tensor.to(device))
 
     def __getitem__(self, users: slice | Tensor) -> Self:
         """The examples of some users, in the order asked for."""
-        time = None if self.time is None else self.time[users]
-        return replace(type(self)(*(t[users] for t in self.tensors())), time=time)
+        return self._each(lambda tensor: tensor[users])
 
     def trim(self) -> Self:
         """The same examples without the trailing columns that only pad."""
@@ -94,7 +101,7 @@ class Examples:
             target=self.target[:, :examples],
             negatives=self.negatives[:, :examples],
             weight=self.weight[:, :examples],
-            time=None if self.time is None else self.time[:, :examples],
+            **{name: tensor[:, :examples] for name, tensor in self._clock().items()},
         ).trim_history()
 
     def trim_history(self) -> Self:

@@ -1,6 +1,7 @@
 """The blend against loops, a fusion whose weights are known, and a rehearsal written out."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -42,9 +43,9 @@ def users(count: int, seed: int = 0) -> EpisodeBatch:
     generator = torch.Generator().manual_seed(seed)
     n = torch.randint(1, 9, (count, 1), generator=generator)
     history = torch.randint(1, ITEMS + 1, (count, 8), generator=generator) * (torch.arange(8) < n)
-    query = Examples(
-        history, n - 1, torch.ones_like(n), torch.zeros(count, 1, 0, dtype=torch.int64), torch.ones(count, 1)
-    )
+    gap = torch.randint(1, 100_000, (count, 1), generator=generator).double()
+    negatives = torch.zeros(count, 1, 0, dtype=torch.int64)
+    query = Examples(history, n - 1, torch.ones_like(n), negatives, torch.ones(count, 1), gap=gap)
     return EpisodeBatch(torch.arange(count), query, query)
 
 
@@ -54,6 +55,7 @@ def blend(*, context: bool = True) -> Blend:
     with torch.no_grad():
         for parameter in (out.weight, out.unknown):
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)))
+        out.usual.copy_(torch.tensor([10.5, 1.1]))
     return out
 
 
@@ -64,7 +66,9 @@ def test_fused_scores_are_those_of_a_loop_over_users_and_items(context: bool) ->
         found = method.adapt(batch.support)(batch.query)
     for row in range(12):
         clicks = [i for i in batch.query.history[row].tolist() if i]
-        features = [1.0, math.log(len(clicks)) - 1.5, sum(i >= 25 for i in clicks) / len(clicks)][: 3 if context else 1]
+        z = min(3.0, max(-3.0, (math.log(1 + float(batch.query.gap[row, 0])) - 10.5) / 1.1))  # type: ignore[index]
+        cold = sum(i >= 25 for i in clicks) / len(clicks)
+        features = [1.0, math.log(len(clicks)) - 1.5, cold, z, z**2 - 1][: 5 if context else 1]
         expected = np.zeros(ITEMS + 1)
         for s, part in enumerate(method.methods.values()):
             weight = sum(f * w for f, w in zip(features, method.weight[:, s].tolist(), strict=False))
@@ -78,16 +82,19 @@ def test_fused_scores_are_those_of_a_loop_over_users_and_items(context: bool) ->
 
 def test_fitting_finds_the_weights_that_made_the_clicks() -> None:
     truth, batch = blend(), users(6000, seed=3)
+    gap = batch.query.gap.log1p()  # type: ignore[union-attr]
+    truth.usual.copy_(torch.stack([gap.mean(), gap.std()]))
     with torch.no_grad():
         scores = truth.adapt(batch.support)(batch.query).scores[:, 0]
     seen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, batch.query.history, value=True)
     seen[:, 0] = True
     drawn = torch.multinomial(scores.masked_fill(seen, -1e9).softmax(-1), 1, generator=torch.Generator().manual_seed(0))
-    query = Examples(batch.query.history, batch.query.position, drawn, batch.query.negatives, batch.query.weight)
+    query = replace(batch.query, target=drawn)
     found = blend()
     with torch.no_grad():
         found.weight.zero_(), found.unknown.zero_()
     found.fit(observe(found.methods, WARM, [EpisodeBatch(batch.user, query, query)]), penalty=1e-6, iterations=100)
+    torch.testing.assert_close(found.usual, truth.usual)
     torch.testing.assert_close(found.weight, truth.weight, atol=0.2, rtol=0)
     torch.testing.assert_close(found.unknown[:, 1], truth.unknown[:, 1], atol=0.3, rtol=0)
     assert not found.unknown[:, [0, 2]].abs().gt(1e-3).any()  # nobody lacks an item there: the penalty keeps them at 0

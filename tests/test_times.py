@@ -38,6 +38,8 @@ def test_each_example_carries_the_time_of_its_target(
             assert examples.time is not None and examples.time.numpy().dtype == dtype
             for row, column in (examples.weight > 0).nonzero().tolist():
                 user, item = of[int(examples.time[row, column])]
+                before = examples.time[row, column] - examples.gap[row, column]
+                assert of[int(before)] == (user, int(examples.history[row, examples.position[row, column]]))
                 assert (user, item) == (int(batch.user[row]), int(examples.target[row, column]))
                 seen += 1
             assert not examples.time[examples.weight == 0].any()
@@ -80,5 +82,5 @@ def test_times_follow_the_examples_and_are_unknown_for_new_users() -> None:
     assert trimmed.time is not None and trimmed.time.shape == trimmed.target.shape
     assert support_of([[1, 2]], warm=np.arange(10) > 0)[1].time is None
     one = torch.zeros(1, 1, dtype=torch.int64)
-    with pytest.raises(ValueError, match=r"weight and time \(B,S\).*'time': \(1, 2\)"):
+    with pytest.raises(ValueError, match=r"weight, time and gap \(B,S\).*'time': \(1, 2\)"):
         Examples(one, one, one, one[..., None], torch.ones(1, 1), torch.zeros(1, 2))

@@ -51,8 +51,11 @@ def cut_examples(
     history = np.where(read >= 0, item[read], 0)
     drawn = (np.searchsorted(line, point, side="right") - 1).astype(np.int64) * real[..., None]
     arrays = (history, position, target, drawn, real.astype(np.float32))
-    clicked = None if time is None else torch.from_numpy(np.where(real, time[following], 0))
-    return replace(Examples(*(torch.from_numpy(a) for a in arrays)), time=clicked)
+    examples = Examples(*(torch.from_numpy(a) for a in arrays))
+    if time is None:
+        return examples
+    clicked, before = (np.where(real, time[at], 0) for at in (following, np.maximum(following - 1, 0)))
+    return replace(examples, time=torch.from_numpy(clicked), gap=torch.from_numpy(clicked - before))
 
 
 def _draw_points(target: Ints, line: Ints, n: int, rng: np.random.Generator) -> Ints:

@@ -7,5 +7,18 @@ from metarec.recipes.ease import EASE
 from metarec.recipes.itemknn import ItemKNN
 from metarec.recipes.mml import MML
 from metarec.recipes.popularity import LivePopularity, Popularity
+from metarec.recipes.transitions import LiveTransitions, Transitions
 
-__all__ = ["EASE", "MML", "Blend", "ItemKNN", "LivePopularity", "MMLConfig", "Popularity", "mml", "sasrec"]
+__all__ = [
+    "EASE",
+    "MML",
+    "Blend",
+    "ItemKNN",
+    "LivePopularity",
+    "LiveTransitions",
+    "MMLConfig",
+    "Popularity",
+    "Transitions",
+    "mml",
+    "sasrec",
+]

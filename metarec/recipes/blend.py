@@ -1,9 +1,11 @@
 """Late fusion of any scorers, with weights that depend on how much of a user is known.
 
 ``score_i = sum_s w_s z_si + b_s [s does not know i]``, where z is the scorer's standardised score. Each of w and b is a
-constant plus a linear function of the user's context: the log of the clicks so far, and the share of them on items
-unseen upstream. So a scorer that knows nothing of an item says how much that means, instead of the item's being
-buried, and it says so more or less loudly for a user of new items.
+constant plus a linear function of the user's context: the log of the clicks so far, the share of them on items unseen
+upstream, and the time since the last click (its log, standardised, and the square of that). So a scorer that knows
+nothing of an item says how much that means, instead of the item's being buried, and it says so more or less loudly for
+a user of new items; and someone who clicks one old favourite after another is served otherwise than someone who comes
+back after a week.
 
 The weights maximise the likelihood of clicks that no scorer was fitted on. Where cold items and time matter, those
 should be clicks of users who come after a split, as the cold users do: see :mod:`metarec.recipes.rehearsal`.
@@ -23,6 +25,8 @@ from metarec.functional.histories import readable
 from metarec.types import EpisodeBatch, Examples, Method, Scored, Scorer
 
 INFORMATION = ("upstream", "live", "later")  # what each knows, the next knows too
+FEATURES = 5  # that the weights are linear in
+FARTHEST = 3.0  # deviations of the gap's log that count
 
 
 class Blend(nn.Module):
@@ -49,6 +53,7 @@ class Blend(nn.Module):
     """
 
     warm: Tensor
+    usual: Tensor
 
     def __init__(self, methods: dict[str, Method], warm: Tensor, *, context: bool = True) -> None:
         super().__init__()
@@ -57,7 +62,8 @@ class Blend(nn.Module):
         self.methods = dict(methods)
         self.parts = nn.ModuleList(m for m in methods.values() if isinstance(m, nn.Module))
         self.register_buffer("warm", warm, persistent=False)
-        columns = 3 if context else 1
+        self.register_buffer("usual", torch.tensor([0.0, 1.0]))  # mean and deviation of the log of the gap
+        columns = FEATURES if context else 1
         self.weight = nn.Parameter(torch.zeros(columns, len(methods)))
         self.unknown = nn.Parameter(torch.zeros(columns, len(methods)))
         with torch.no_grad():
@@ -84,7 +90,7 @@ class Blend(nn.Module):
             z, unknown = self.stacked(scored)
             return Scored(
                 scores=self.fuse(z, unknown, context),
-                state=context @ self.weight,
+                state=self.features(context) @ self.weight,
                 known=torch.stack([s.known for s in scored]).any(0),
                 active=torch.stack([s.active for s in scored]).any(0),
             )
@@ -92,12 +98,19 @@ class Blend(nn.Module):
         return score
 
     def context(self, examples: Examples) -> Tensor:
-        """(B, Q, 1 or 3): 1, log of the clicks so far about their mean of about 5, share of them that is cold."""
+        """(B, Q, 3): clicks so far, share of them that is cold, log of the time since the last (NaN if not known)."""
         read = readable(examples) & (examples.history > 0)[:, None]
         clicks = read.sum(-1).clamp(min=1).float()
         cold = (read & ~self.warm[examples.history][:, None]).sum(-1) / clicks
-        full = torch.stack([torch.ones_like(clicks), clicks.log() - 1.5, cold], -1)
-        return full[..., : len(self.weight)]
+        gap = torch.full_like(clicks, torch.nan) if examples.gap is None else examples.gap.clamp(min=0).log1p().float()
+        return torch.stack([clicks, cold, gap], -1)
+
+    def features(self, context: Tensor) -> Tensor:
+        """(..., 1 or 5) that the weights are linear in, from contexts (..., 3). What is not known is as usual."""
+        clicks, cold, gap = context.unbind(-1)
+        z = ((gap - self.usual[0]) / self.usual[1]).clamp(-FARTHEST, FARTHEST)
+        full = [torch.ones_like(clicks), clicks.log() - 1.5, cold, z.nan_to_num(), (z**2 - 1).nan_to_num()]
+        return torch.stack(full, -1)[..., : len(self.weight)]
 
     def stacked(self, scored: Sequence[Scored]) -> tuple[Tensor, Tensor]:
         """Standardised scores (B, Q, S, I), and who does not know what, (S, I)."""
@@ -105,8 +118,9 @@ class Blend(nn.Module):
         return z, torch.stack([~s.known for s in scored]).to(z.dtype)
 
     def fuse(self, z: Tensor, unknown: Tensor, context: Tensor) -> Tensor:
-        """(..., S, C) and (..., S, C) or (S, C), with contexts (..., G), to fused scores (..., C)."""
-        weight, missing = (context @ self.weight).unsqueeze(-2), (context @ self.unknown).unsqueeze(-2)
+        """(..., S, C) and (..., S, C) or (S, C), with contexts (..., 3), to fused scores (..., C)."""
+        features = self.features(context)
+        weight, missing = (features @ self.weight).unsqueeze(-2), (features @ self.unknown).unsqueeze(-2)
         return (weight @ z + missing @ unknown).squeeze(-2)
 
     def fit(self, seen: Observed, *, penalty: float = 3e-3, iterations: int = 40) -> None:
@@ -123,13 +137,15 @@ class Blend(nn.Module):
         seen = seen.of(self.methods)
         if not len(seen.z):
             raise ValueError("Blend.fit: expected clicks to fit to, got none")
-        context = seen.context[:, : len(self.weight)]
+        gap = seen.context[:, 2][~seen.context[:, 2].isnan()]
+        if len(gap) > 1:
+            self.usual.copy_(torch.stack([gap.mean(), gap.std().clamp(min=1e-3)]))
         target = torch.zeros(len(seen.z), dtype=torch.int64, device=seen.z.device)
         optimizer = torch.optim.LBFGS(self._own(), max_iter=iterations, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            scores = self.fuse(seen.z, seen.unknown, context).masked_fill(seen.excluded, -1e9)
+            scores = self.fuse(seen.z, seen.unknown, seen.context).masked_fill(seen.excluded, -1e9)
             loss = F.cross_entropy(scores, target) + penalty * sum((p**2).sum() for p in self._own())
             loss.backward()
             return loss
@@ -146,7 +162,7 @@ class Blend(nn.Module):
         if list(self.methods) != list(other.methods):
             raise ValueError(f"Blend: expected the methods {list(self.methods)}, got {list(other.methods)}")
         with torch.no_grad():
-            for mine, theirs in zip(self._own(), other._own(), strict=True):
+            for mine, theirs in zip([*self._own(), self.usual], [*other._own(), other.usual], strict=True):
                 mine.copy_(theirs)
 
     def _own(self) -> list[nn.Parameter]:

@@ -1,0 +1,174 @@
+"""A baseline and a scorer of blends: what others clicked soon after what this user clicked."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metarec.data.dataset import Dataset
+from metarec.functional.histories import readable
+from metarec.types import Examples, Scored, Scorer
+
+REACH = 10
+"""A click leads to each of the same user's next so many."""
+READ = 20
+"""A user's last so many clicks are looked at."""
+FORGET = 0.9
+"""An earlier click counts so much of the one after it."""
+SHRINK = 30.0
+"""Transitions that an item is taken to have led nowhere with, so that few say little."""
+LEAST = 1e-4
+"""What an item gets that nothing leads to. The log ranks as the chances do, and adds up with other scores."""
+FORGOTTEN = 12
+"""Half-lives after which a transition is left out."""
+AT_ONCE = 1 << 23
+"""Transitions that are summed at once."""
+
+
+class Transitions(nn.Module):
+    """Scores an item by how often it followed the user's last clicks, among the clicks of others (log of a sum).
+
+    ``score_i = log(LEAST + sum_r FORGET^r n(x_r, i) / (n(x_r) + SHRINK))``, where x_r is the user's r-th last click,
+    n(x, i) how often users clicked i among the ``REACH`` clicks after x, and n(x) the sum over i.
+
+    Args:
+        data: the upstream side of a split. Counting later clicks is another information set:
+            :class:`LiveTransitions`.
+
+    Raises:
+        ValueError: if no user has two clicks.
+
+    Example:
+        >>> from metarec.data.dataset import Catalog, Vocabulary
+        >>> data = Dataset(Vocabulary(["u", "v"], "user"), Catalog(Vocabulary(["a", "b", "c"])),
+        ...                user=np.array([1, 1, 2, 2]), item=np.array([1, 2, 1, 3]), time=np.array([1, 5, 2, 9]),
+        ...                warm=np.array([False, True, True, True]))
+        >>> asked = Examples(torch.tensor([[1]]), torch.zeros(1, 1, dtype=torch.int64),
+        ...                  torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, 0, dtype=torch.int64),
+        ...                  torch.ones(1, 1), time=torch.tensor([[7]]))
+        >>> Transitions(data).adapt(asked)(asked).scores[0, 0].exp()  # 1 / (2 + SHRINK) for b and for c
+        tensor([1.0000e-04, 1.0000e-04, 3.1350e-02, 3.1350e-02])
+        >>> LiveTransitions(data, half_life=2).adapt(asked)(asked).scores[0, 0].exp()  # only b so far, a half-life ago
+        tensor([1.0000e-04, 1.0000e-04, 1.6493e-02, 1.0000e-04])
+    """
+
+    information = "upstream"
+    clicked: Tensor
+    key: Tensor
+    following: Tensor
+    at: Tensor
+
+    def __init__(self, data: Dataset) -> None:
+        super().__init__()
+        self.size, self.half_life = data.catalog.size, math.inf
+        self.fitted_until: float | None = float(data.time.max()) if len(data) else None
+        time = np.sort(data.time.astype(np.float64))
+        pairs = [self._pairs(data, apart) for apart in range(1, REACH + 1)]
+        before, after, at = (np.concatenate(column) for column in zip(*pairs, strict=True))
+        if not len(at):
+            raise ValueError(f"transitions: {data.name} has no user with two clicks, so nothing follows anything")
+        key = before * (len(time) + 1) + np.searchsorted(time, at)  # by item, then by time: clicks before it
+        order = np.argsort(key, kind="stable")
+        for name, column in (("clicked", time), ("key", key[order]), ("following", after[order]), ("at", at[order])):
+            self.register_buffer(name, torch.from_numpy(column), persistent=False)
+
+    @staticmethod
+    def _pairs(data: Dataset, apart: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Items, those that the same users clicked so many clicks later, and when."""
+        same = data.user[apart:] == data.user[:-apart]
+        before, after = data.item[:-apart][same].astype(np.int64), data.item[apart:][same].astype(np.int64)
+        return before, after, data.time[apart:][same].astype(np.float64)
+
+    def adapt(self, support: Examples) -> Scorer:
+        """Nothing to adapt: what follows what is the same for every user."""
+        return self._score
+
+    def now(self, examples: Examples) -> Tensor:
+        """(B, Q) float64, the time that each example is asked at: after all clicks."""
+        return torch.full(examples.target.shape, math.inf, dtype=torch.float64, device=examples.target.device)
+
+    def _score(self, examples: Examples) -> Scored:
+        shape, device = examples.target.shape, examples.target.device
+        recent, forgotten = self._recent(examples)
+        chance = self._chances(recent.flatten(0, -2), forgotten.flatten(0, -2), self.now(examples).flatten())
+        return Scored(
+            scores=(chance + LEAST).log().reshape(*shape, self.size),
+            state=chance.new_zeros(*shape, 1),
+            known=torch.arange(self.size, device=device) > 0,
+            active=torch.ones(shape, dtype=torch.bool, device=device),
+        )
+
+    def _recent(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """The last clicks (B, Q, READ) that each example reads, the last one first, 0 after them, and their weights."""
+        read = (readable(examples) & (examples.history > 0)[:, None]).int()
+        back = read.flip(-1).cumsum(-1).flip(-1) * read  # 1 for the last click, 2 for that before it
+        slot = torch.where(back > READ, 0, back).long()
+        items = examples.history[:, None].expand_as(slot)
+        recent = items.new_zeros(*slot.shape[:-1], READ + 1).scatter(-1, slot, items)[..., 1:]
+        return recent, FORGET ** torch.arange(READ, device=recent.device) * (recent > 0)
+
+    def _chances(self, recent: Tensor, weight: Tensor, now: Tensor) -> Tensor:
+        """(n, I) from the last clicks of n examples (n, READ), their weights and the times (n,)."""
+        last = torch.searchsorted(self.clicked, now.contiguous())
+        old = torch.searchsorted(
+            self.clicked, (now - FORGOTTEN * self.half_life).nan_to_num(nan=-math.inf).contiguous()
+        )
+        low, high = (
+            torch.searchsorted(self.key, recent * (len(self.clicked) + 1) + bound[:, None]) for bound in (old, last)
+        )
+        count = (high - low) * (recent > 0)
+        out = weight.new_zeros(len(recent), self.size)
+        per_row = count.sum(-1).cumsum(0)
+        start = 0
+        while start < len(recent):
+            done = 0 if start == 0 else int(per_row[start - 1])
+            stop = max(start + 1, int(torch.searchsorted(per_row, done + AT_ONCE)))
+            rows = slice(start, stop)
+            out[rows] = self._summed(low[rows].flatten(), count[rows].flatten(), weight[rows].flatten(), now[rows])
+            start = stop
+        return out
+
+    def _summed(self, low: Tensor, count: Tensor, weight: Tensor, now: Tensor) -> Tensor:
+        """(n, I) sums over ranges of transitions, READ of them for each of n examples."""
+        place = torch.repeat_interleave(torch.arange(len(low), device=low.device), count)
+        event = torch.arange(len(place), device=low.device) + (low - count.cumsum(0) + count)[place]
+        row = place // READ
+        worth = torch.ones_like(event, dtype=weight.dtype)
+        if math.isfinite(self.half_life):
+            worth = torch.exp2((self.at[event] - now[row]) / self.half_life).to(weight.dtype)
+        total = weight.new_zeros(len(low)).index_add_(0, place, worth)
+        share = (weight / (total + SHRINK))[place] * worth
+        flat = weight.new_zeros(len(now) * self.size).index_add_(0, row * self.size + self.following[event], share)
+        return flat.reshape(len(now), self.size)
+
+
+class LiveTransitions(Transitions):
+    """Scores an item by how often it followed the user's last clicks lately, strictly before what is asked for.
+
+    The information is ``"live"``: the clicks of all users until then count. It reads the time of each example; examples
+    without one, of users served now, are asked for after the last click.
+
+    Args:
+        data: all clicks there are, before any split.
+        half_life: age at which a transition counts half, in the units of the data.
+
+    Raises:
+        ValueError: if no user has two clicks, or the half-life is not above 0.
+    """
+
+    information = "live"
+
+    def __init__(self, data: Dataset, *, half_life: float) -> None:
+        if not half_life > 0:
+            raise ValueError(f"live transitions: half_life must be above 0, got {half_life}")
+        super().__init__(data)
+        self.half_life, self.fitted_until = half_life, None
+
+    def now(self, examples: Examples) -> Tensor:
+        """(B, Q) float64, the time that each example is asked at."""
+        if examples.time is not None:
+            return examples.time.double()
+        return torch.full(examples.target.shape, float(self.clicked[-1]) + 1, dtype=torch.float64).to(self.at.device)
