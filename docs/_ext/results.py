@@ -90,7 +90,7 @@ def gain(row: Mapping[str, Any]) -> str:
 
 def plus_minus(value: tuple[float, float]) -> str:
     """A mean and its standard error."""
-    return f"{number(value[0])}\N{NO-BREAK SPACE}±\N{NO-BREAK SPACE}{number(value[1])}"
+    return f"{number(value[0])}±{number(value[1])}"
 
 
 def verdict(row: Mapping[str, Any], ours: str, theirs: str) -> str:
