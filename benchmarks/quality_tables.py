@@ -24,6 +24,11 @@ from metarec.files import replace_file
 
 METRICS = ("recall@10", "mrr@10", "ndcg@10")
 FUSION = "MML blend"
+TITLES = {
+    "headline": "Last click of each user, against the best baseline",
+    "controls": "Last click of each user, against the same blend of learners that are not meta-learned",
+    "several_positions": "Several clicks of each user, against the best baseline",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -32,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("results", type=Path)
     path: Path = parser.parse_args(arguments).results
     found = json.loads(path.read_text(encoding="utf-8"))
-    parts = [*tables(found["methods"]), headline(found["headline"]), headline(found["several_positions"])]
+    parts = tables(found["methods"])
+    parts += [f"{title}\n\n{headline(found[name])}" for name, title in TITLES.items()]
     parts += [f"Split with {100 * s['cold_users']:g}% cold users\n\n{headline(s['headline'])}" for s in found["splits"]]
     print("\n\n".join([*parts, adaptation(found["adaptation"])]))
     replace_file(path.with_suffix(".png"), picture(found))
@@ -137,7 +143,7 @@ def draw_ablation(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
 def draw_weights(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
     """Each method's weight by clicks, for histories without cold items and for those of nothing else."""
     for share, style in ((0.0, "-"), (1.0, "--")):
-        own = [row for row in rows if math.isclose(row["cold_share"], share)]
+        own = [row for row in rows if math.isclose(row["cold_share"], share) and not row.get("gap")]
         for number, name in enumerate(own[0]["weights"]):
             values = [row["weights"][name] for row in own]
             label = name if share == 0 else None

@@ -59,19 +59,19 @@ def test_one_command_makes_everything(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_the_headline_is_against_the_best_baseline_of_the_same_information() -> None:
-    from quality_summary import FUSION, OURS, Results, complete, summary
+    from quality_summary import CONTROLS, FUSION, OURS, Results, complete, summary
 
     results = Results()
     ranks = {
         "weak": [9.0, 9.0, 9.0, 9.0],
         "strong": [2.0, 2.0, 4.0, 9.0],
-        "late fusion and counts, gate": [3.0, 11.0, 3.0, 11.0],
+        CONTROLS["upstream"]: [3.0, 11.0, 3.0, 11.0],
         "MML something": [1.0, 1.0, 1.0, 1.0],  # ours, so no baseline
         OURS["upstream"]: [1.0, 2.0, 1.0, 9.0],
     }
     results.reports |= {name: report(rank) for name, rank in ranks.items()}
     assert not complete([results])
-    for name in ("live late fusion, gate", OURS["live"]):
+    for name in ("live late fusion, gate", CONTROLS["live"], OURS["live"]):
         results.reports[name] = report([1.0, 2.0, 3.0, 4.0], "live")
     results.reports["full_retrain"] = report([1.0, 1.0, 1.0, 1.0], "later")  # knows too much to be a baseline
     for way in ("adapted", "0 steps", "rate 0"):
@@ -83,11 +83,13 @@ def test_the_headline_is_against_the_best_baseline_of_the_same_information() -> 
     gain = lambda rank: sum(1 / np.log2(1 + r) for r in rank if r <= 10) / 4  # noqa: E731
     assert first["mml"] == pytest.approx(gain(ranks["MML blend"]))
     assert first["baseline"] == pytest.approx(gain(ranks["strong"]))
+    control = found["controls"][0]
+    assert control["baseline"] == pytest.approx(gain(ranks[CONTROLS["upstream"]])) and control["mml"] == first["mml"]
     cold = found["cold_items"][0]
     assert cold["mml"] == pytest.approx((1 / np.log2(3) + 1 / np.log2(10)) / 2)
     assert found["adaptation"][0]["gain"] == pytest.approx((1 / np.log2(3) - 1 / np.log2(4)) / 4)
     assert {row["information"] for row in found["against"]} == {"upstream", "live"}
-    assert len(found["methods"]) == 8
+    assert len(found["methods"]) == 9
 
 
 def test_splits_are_pooled_seed_by_seed_and_users_stay_together() -> None:
