@@ -105,7 +105,7 @@ def test_plots_show_committed_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     files = {path.stem: json.loads(path.read_text("utf-8")) for path in results.RESULTS.glob("*.json")}
     committed = set().union(*map(numbers, files.values()))
     committed |= {number / 1e9 for number in numbers([files["meta_test_h200"], files["meta_test_million_h200"]])}
-    pages = page("benchmarks") + page("results")
+    pages = page("benchmarks") + page("results") + extension("tables", monkeypatch).serving()
     for name, make in plots.PLOTS.items():
         figure = make({"ink": "black", "faint": "grey"})
         widths = [bar.get_width() for axes in figure.axes for bar in axes.patches]
@@ -163,6 +163,33 @@ def test_tables_take_results_of_several_splits(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(tables, "read", lambda name: {**found, "split": split, "splits": two[:1]})
     assert "a split in time. Cold users: 1,234 after" in tables.protocol()
     assert tables.splits() == ""
+
+
+def test_what_was_measured_of_serving_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tables, plots = extension("tables", monkeypatch), extension("speed_plots", monkeypatch)
+    one = {"one_by_one_users_per_second": 40.0, "adapt_recommend_p50_ms": 24.0, "adapt_recommend_p99_ms": 31.0}
+    levels = [
+        {"clients": n, "requests_per_second": 10.0 * n, "p50_ms": 5.0 * n, "p99_ms": 9.0 * n, "wrong": 0, "lost": n - 1}
+        for n in (1, 8)
+    ]
+    files = {
+        "serving_cpu": {**one, "runs": {"one cpu": {"settings": {"items": 777}}}},
+        "service_cpu": {"levels": levels},
+    }
+    for module in (tables, plots):
+        monkeypatch.setattr(module, "read", files.__getitem__)
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    assert "24.0 ms (p50; p99 31.0 ms)" in tables.serving() and "over 777 items" in tables.serving()
+    assert "{picture} served\n:alt:" in tables.serving() and "service" not in tables.serving()
+    (tmp_path / "service_cpu.json").touch()
+    assert "10 with 1 and 80 with 8; 7 answers" in tables.serving()
+    for make, expected in ((plots.served, [40.0]), (plots.service, [5.0, 9.0, 40.0, 72.0])):
+        figure = make({"ink": "black", "faint": "grey"})
+        widths = [bar.get_width() for bar in figure.axes[0].patches]
+        plt.close(figure)
+        assert widths == expected
+    files["serving_cpu"] = {}
+    assert "{picture} served" not in tables.serving()
 
 
 def test_a_verdict_needs_an_interval_beside_zero(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from results import read
+from results import RESULTS, read
 
 Colours = Mapping[str, str]
 BLUE, ORANGE, GREEN, GREY = "#3b8fd0", "#e07b39", "#2fa884", "#8a8a8a"
@@ -132,7 +132,25 @@ def memory(colours: Colours) -> Figure:
     return bars(rows, "peak memory of the process, MB")
 
 
-PLOTS: Mapping[str, Callable[[Colours], Figure]] = {
+def served(colours: Colours) -> Figure:
+    """New users served per second in the ways that were measured."""
+    found = read("serving_cpu")
+    ways = {"a plain loop": "plain_loop", "one by one": "one_by_one", "in bulk": "bulk"}
+    keys = {label: f"{way}_users_per_second" for label, way in ways.items()}
+    rows = {label: (found[key], BLUE if "plain" not in key else GREY) for label, key in keys.items() if key in found}
+    return bars(rows, "users adapted and recommended to, per second (log scale)", log=True)
+
+
+def service(colours: Colours) -> Figure:
+    """Milliseconds until the web service has answered, by how many clients ask at once."""
+    rows = {}
+    for level in read("service_cpu")["levels"]:
+        for key, colour in (("p50_ms", BLUE), ("p99_ms", GREY)):
+            rows[f"{level['clients']} at once, {key[:3]}"] = (level[key], colour)
+    return bars(rows, "milliseconds until an answer (log scale)", log=True)
+
+
+PLOTS: dict[str, Callable[[Colours], Figure]] = {
     "inner_loop_cpu": lambda colours: inner_loop("inner_loop_cpu"),
     "inner_loop_h200": lambda colours: inner_loop("inner_loop_h200"),
     "peers_cpu": lambda colours: peers("peers_cpu"),
@@ -144,3 +162,7 @@ PLOTS: Mapping[str, Callable[[Colours], Figure]] = {
     "new_items": new_items,
     "memory": memory,
 }
+if "one_by_one_users_per_second" in read("serving_cpu"):
+    PLOTS["served"] = served
+if (RESULTS / "service_cpu.json").exists():
+    PLOTS["service"] = service

@@ -190,6 +190,31 @@ def speeds() -> str:
     return bullets(f"{line}." for line in lines)
 
 
+def serving() -> str:
+    """One user, many, and the web service, as far as they were measured on two cores."""
+    found, parts = read("serving_cpu"), []
+    if "one_by_one_users_per_second" in found:
+        items = next(run["settings"]["items"] for part, run in found["runs"].items() if part.startswith("one"))
+        parts += [
+            f"One new user is adapted to and gets a list over {items:,} items in "
+            f"{found['adapt_recommend_p50_ms']:.1f} ms (p50; p99 {found['adapt_recommend_p99_ms']:.1f} ms).",
+            "```{picture} served\n:alt: Bars of users served per second on a CPU: one by one, and above that in bulk.\n"
+            "From `serving_cpu.json`: the default recipe, users of 3 to 20 clicks.\n```",
+        ]
+    if (RESULTS / "service_cpu.json").exists():
+        levels = read("service_cpu")["levels"]
+        speeds = listed(f"{level['requests_per_second']:,.0f} with {level['clients']}" for level in levels)
+        wrong = sum(level["wrong"] + level["lost"] for level in levels)
+        parts += [
+            f"The web service answers so many requests per second, by clients that ask at once: {speeds}; "
+            f"{wrong} answers were wrong or lost.",
+            "```{picture} service\n:alt: Bars of milliseconds until an answer, by clients that ask at once; "
+            "more clients wait longer, and the slowest hundredth longer than the middle.\n"
+            "From `service_cpu.json`: clients and server share two cores.\n```",
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
 def sources() -> str:
     """All committed results: where, when and from which commit."""
     rows = []
@@ -212,6 +237,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "live": lambda: ranking("live"),
     "not_shown": not_shown,
     "protocol": protocol,
+    "serving": serving,
     "sources": sources,
     "speeds": speeds,
     "splits": splits,
