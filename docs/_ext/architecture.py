@@ -77,7 +77,7 @@ def flow() -> set[tuple[str, str, str]]:
 
 def data_flow(colours: Colours) -> Figure:
     """The values that pass between the parts, and what turns one into another."""
-    figure, axes = canvas(4.6, 5.4, columns=9, rows=9.6)
+    figure, axes = canvas(5.2, 5.6, columns=9, rows=9.6)
     across, down, wide, tall = 3.15, 1.75, 2.5, 0.6
     places = {name: (column * across, row * down) for name, (column, row, _) in VALUES.items()}
     for name, (x, y) in places.items():
@@ -129,7 +129,7 @@ def layers(colours: Colours) -> Figure:
     """The rooms, each above all that it imports."""
     rows = levels()
     most = max(map(len, rows))
-    figure, axes = canvas(4.6, 0.45 * len(rows), columns=most, rows=0.8 * len(rows))
+    figure, axes = canvas(5.6, 0.45 * len(rows), columns=most, rows=0.8 * len(rows))
     for number, row in enumerate(reversed(rows)):
         for place, name in enumerate(row):
             x, y = (most - len(row)) / 2 + place, number * 0.8
