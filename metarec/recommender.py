@@ -20,9 +20,10 @@ from metarec.recipes.mml import MML
 from metarec.serving.adapting import adapted
 from metarec.serving.additions import Vectors, new_items
 from metarec.serving.clicks import Clicks, SupportMaker
+from metarec.serving.exposure import shift_of
 from metarec.serving.listing import Wanted, listed
 from metarec.serving.servable import Servable
-from metarec.serving.snapshot import Snapshot, snapshot_of
+from metarec.serving.snapshot import FusedSnapshot, Snapshot, snapshot_of
 from metarec.serving.standing import Standing
 from metarec.serving.storage import read_users, write_users
 from metarec.serving.users import Ids, Recommendation, Recommendations, User, Users
@@ -39,6 +40,12 @@ class Recommender:
 
     Args:
         model: e.g. an :class:`~metarec.MML`, trained or loaded.
+        new_share: of the places in lists of ten, what items that training has not seen get, on average over typical
+            users: one number is added to all their scores. Choose it on upstream data, see
+            ``benchmarks/new_items.py``. By default scores stay as the model gives them.
+
+    Raises:
+        ValueError: if ``new_share`` is not between 0 and 1, or the model is not an MML.
 
     Example:
         >>> from metarec.data import split_by_time
@@ -61,8 +68,13 @@ class Recommender:
         (Users(2 users, 4 clicks), Recommendations(2 users, 5 items each), True)
     """
 
-    def __init__(self, model: Servable) -> None:
+    def __init__(self, model: Servable, *, new_share: float | None = None) -> None:
+        if new_share is not None and not (0 < new_share < 1 and isinstance(model, MML)):
+            raise ValueError(
+                f"Recommender: new_share must be between 0 and 1, of an MML, got {new_share} of {type(model).__name__}"
+            )
         self.model = model
+        self.new_share = new_share
         self.version = 0
         self._watched: object = None
         self._parameters: list[nn.Parameter] = []
@@ -202,9 +214,9 @@ class Recommender:
         if len(ids):
             self.model = with_items(self.model, added)
             version = self.version
+            self._support = self._support.grown(self.catalog.size)
             self._current()
             self.version = version
-            self._support = self._support.grown(self.catalog.size)
 
     def remove_items(self, ids: Sequence[str]) -> None:
         """Recommend these items no more. They keep their codes and stay known as clicks.
@@ -263,7 +275,16 @@ class Recommender:
         if self._snapshot is None or key != self._key:
             self.version += self._snapshot is not None
             self._snapshot, self._key = snapshot_of(self.model), key
+            self._balance(self._snapshot)
         return self._snapshot
+
+    def _balance(self, snapshot: Snapshot) -> None:
+        """Give new items their share of the lists."""
+        if self.new_share is None or not isinstance(snapshot, FusedSnapshot):
+            return
+        new = snapshot.known & ~torch.from_numpy(self.model.warm).to(snapshot.device)
+        shift = new * shift_of(snapshot, self._support, new, self.new_share)
+        snapshot.tables = replace(snapshot.tables, shift=shift)
 
     def _of(self, users: Users) -> Snapshot:
         """The snapshot that users belong to."""

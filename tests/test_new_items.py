@@ -15,7 +15,7 @@ from metarec.recipes import MML
 from metarec.recipes.growing import with_items
 from metarec.recommender import Recommender
 from metarec.serialization import load, save
-from test_serving import HISTORIES, lively, some_without_features
+from test_serving import HISTORIES, WORLDS, lively, some_without_features
 from tiny import CONFIG, UP
 
 TEXT, IMAGE = (UP.catalog[name].features for name in ("text", "image"))
@@ -184,3 +184,33 @@ def test_neighbours_from_an_item_on_are_the_tail_of_all_neighbours() -> None:
     x, allowed = torch.randn(30, 4), torch.arange(30) % 3 > 0
     for first in (0, 1, 17, 29):
         assert torch.equal(nearest_items(x, allowed, k=3, chunk=4, first=first), nearest_items(x, allowed, k=3)[first:])
+
+
+@pytest.mark.parametrize("share", [0.02, 0.1, 0.3])
+@pytest.mark.parametrize("world", ["default", "other items known"])
+def test_new_items_get_the_share_of_the_places_that_is_asked_for(world: str, share: float) -> None:
+    data, config = WORLDS[world]
+    model = lively(data, config)
+    plain, shared = Recommender(model), Recommender(model, new_share=share)
+    for recommender in (plain, shared):
+        recommender.add_items(["n0", "n1", "n2"], **new_vectors(3))
+    typical = [[name] for name, warm in zip(UP.catalog.items.ids, data.warm[1:], strict=True) if warm]
+    lists = shared.adapt(typical).recommend(k=10, exclude_seen=False)
+    new = ~shared.model.warm
+    assert new[lists.codes].sum() == round(share * 10 * len(typical))
+    user, other = shared.adapt(HISTORIES[0]), plain.adapt(HISTORIES[0])
+    for kind in (new, ~new):
+        ids = [name for name, own in zip(shared.catalog.items.ids, kind[1:], strict=True) if own]
+        known = [i for i in ids if plain._current().known[int(plain.catalog.items.encode([i])[0])]]
+        k = len(set(known) - set(HISTORIES[0]))
+        assert [r.id for r in user.recommend(k, allow=known)] == [r.id for r in other.recommend(k, allow=known)]
+    assert torch.allclose(other.scores[~new], user.scores[~new])
+
+
+def test_a_share_is_of_an_mml() -> None:
+    from test_recommender import ByHand
+
+    with pytest.raises(ValueError, match=r"new_share must be between 0 and 1, of an MML, got 1\.5 of MML"):
+        Recommender(lively(UP, CONFIG), new_share=1.5)
+    with pytest.raises(ValueError, match=r"got 0\.1 of ByHand"):
+        Recommender(ByHand("abc"), new_share=0.1)

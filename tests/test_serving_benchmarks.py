@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from metarec.data import split_by_time
 from metarec.datasets import PLANTED_SPLIT, planted
@@ -46,6 +47,7 @@ def test_the_parts_join_to_the_promised_keys(
     found = json.loads((tmp_path / "all").read_text())
     assert 0 < found["adapt_recommend_p50_ms"] <= found["adapt_recommend_p99_ms"]
     assert found["bulk_ratio"] == found["bulk_users_per_second"] / found["beside_users_per_second"]
+    assert found["bulk_ratio_to_plain_loop"] > 0 and found["bulk_ratio_at_most"] > 0
     assert found["gpu_users_per_second"] is None and found["fuzz"]["files"] == 2
     assert found["runs"]["one cpu"]["settings"]["items"] == 60 and found["commit"]
     assert "written to" in capsys.readouterr().out
@@ -90,7 +92,27 @@ def test_the_standard_error_counts_users(new_items: ModuleType) -> None:
 
 def test_nearest_by_features(new_items: ModuleType) -> None:
     catalog = planted(users=60, items=40).catalog
-    scores = new_items.nearest(catalog)([["item3"], ["item3", "item13"]])
+    cases = new_items.Cases([["item3"], ["item3", "item13"]], np.array([1, 1]), np.array([0, 1]))
+    scores = new_items.nearest(catalog, cases)
     cluster = np.array([-1, *map(int, catalog.attributes["cluster"])])
     top = scores[:, 1:].argsort(dim=1, descending=True)[:, :4] + 1
     assert (cluster[top.numpy()] == 3).mean() > 0.7
+
+
+def test_the_chosen_share_is_the_largest_that_costs_little(new_items: ModuleType) -> None:
+    def row(recall: float, ndcg: float) -> dict[str, float]:
+        return {"recall@10 known": recall, "ndcg@10 known": ndcg, "recall@10 new": 0.0}
+
+    curve = {str(share): row(0.05, 0.05) for share in new_items.SHARES} | {"none": row(0.1, 0.05)}
+    assert new_items.chosen(curve) == new_items.SHARES[0], "none is cheap enough"
+    curve |= {"0.02": row(0.0991, 0.0496), "0.05": row(0.2, 0.0496), "0.1": row(0.0989, 0.06), "0.2": row(0.2, 0.0494)}
+    assert new_items.chosen(curve) == 0.05
+
+
+def test_the_least_work_of_a_user(serving: ModuleType) -> None:
+    """One learner of one block without steps: the last click's row through its matrices, and the catalogue."""
+    with FlopCounterMode(display=False) as counted:
+        torch.randn(1, 8) @ torch.randn(8, 3 * 8 + 8 + 4 * 8)  # queries, keys, values; output; hidden layer
+        torch.randn(1, 4 * 8) @ torch.randn(4 * 8, 8)
+        torch.randn(1, 8) @ torch.randn(8, 100)
+    assert serving.least_work(100, dim=8, layers=1, learners=1, steps=0) == counted.get_total_flops()

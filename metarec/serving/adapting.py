@@ -61,15 +61,20 @@ def unadapted(snapshot: Snapshot, support: SupportMaker) -> Standing:
     """
     if snapshot.stranger is not None:
         return snapshot.stranger
-    some = support.warm[:: max(1, len(support.warm) // FIRST_CLICKS)]
-    chances = snapshot.chances(snapshot.adapt(*support(_one_click_each(some))))[torch.from_numpy(support.warm)]
-    share, likely = chances.topk(min(LIKELY, len(chances)))
-    each = snapshot.adapt(*support(_one_click_each(support.warm[likely.cpu().numpy()])))
+    each, share = likely_users(snapshot, support)
     weight = share.unsqueeze(-1) * each.active
     state = (each.state * weight.unsqueeze(-1)).sum(0, keepdim=True) / weight.sum(0).clamp(min=1e-30).unsqueeze(-1)
     rows, corrections = each.rows[:1, :, :0], each.corrections[:1, :, :0]
     snapshot.stranger = Standing(state, each.active.any(0, keepdim=True), rows, corrections)
     return snapshot.stranger
+
+
+def likely_users(snapshot: Snapshot, support: SupportMaker) -> tuple[Standing, Tensor]:
+    """Users of one click each on the items that the model expects most, and how likely these are, (n,)."""
+    some = support.warm[:: max(1, len(support.warm) // FIRST_CLICKS)]
+    chances = snapshot.chances(snapshot.adapt(*support(_one_click_each(some))))[torch.from_numpy(support.warm)]
+    share, likely = chances.topk(min(LIKELY, len(chances)))
+    return snapshot.adapt(*support(_one_click_each(support.warm[likely.cpu().numpy()]))), share
 
 
 def _one_click_each(codes: Ints) -> Clicks:

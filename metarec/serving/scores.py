@@ -31,6 +31,7 @@ class Tables:
         count: (M,) items that each learner knows.
         alike: whether all learners know the same items.
         longest: the largest length of a row.
+        shift: (I,) what is added to an item's fused score, whoever the user is; None for nothing.
     """
 
     rows: Tensor
@@ -41,6 +42,7 @@ class Tables:
     count: Tensor
     alike: bool
     longest: float
+    shift: Tensor | None = None
 
     @classmethod
     def of(cls, tables: Sequence[Tensor], known: Sequence[Tensor]) -> Tables:
@@ -112,6 +114,8 @@ class FusedScores:
         if not self.tables.alike:
             least = self.share.masked_fill(self.share <= 0, torch.inf).amin(1)
             bound = bound / least.double().clamp(min=1e-30)
+        if self.tables.shift is not None:
+            bound = bound + 4 * step * float(self.tables.shift.abs().max())
         return bound
 
     def approximate(self, start: int, stop: int) -> Tensor:
@@ -124,7 +128,7 @@ class FusedScores:
         if not self.tables.alike:
             total = self.share @ self.tables.known[start:stop].T
             out = torch.where(total > 0, out / total, LOWEST)
-        return out
+        return out if self.tables.shift is None else out.add_(self.tables.shift[start:stop])
 
     def exact(self, codes: Tensor) -> Tensor:
         """(B, K) float64 of item codes (B, K)."""
@@ -135,7 +139,7 @@ class FusedScores:
         if not self.tables.alike:
             total = (self.tables.known[codes] * self.share.unsqueeze(1)).double().sum(-1)
             out = torch.where(total > 0, out / total, LOWEST)
-        return out
+        return out if self.tables.shift is None else out + self.tables.shift[codes].double()
 
 
 def _moved(
