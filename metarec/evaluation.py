@@ -6,6 +6,7 @@ import copy
 import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -214,7 +215,7 @@ def evaluating(method: Method) -> Iterator[torch.device]:
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
-        yield next((p.device for p in module.parameters()), torch.device("cpu"))
+        yield next((t.device for t in chain(module.parameters(), module.buffers())), torch.device("cpu"))
     finally:
         for part, training in modes.items():
             part.training = training
