@@ -120,9 +120,10 @@ def data_scale(colours: Colours) -> Figure:
 
 def new_items(colours: Colours) -> Figure:
     """Ranking a new item among the new items."""
-    names = {"random": GREY, "nearest by features": ORANGE, "add_items": BLUE}
-    methods = read("new_items")["methods"]
-    rows = {name: (methods[name]["recall@10 among new items"]["mean"], colour) for name, colour in names.items()}
+    shades = {"random": GREY, "nearest by features": ORANGE}
+    methods = {name: found for name, found in read("new_items")["methods"].items() if name != "not rankable"}
+    metric = "recall@10 among new items"
+    rows = {name: (found[metric]["mean"], shades.get(name, BLUE)) for name, found in methods.items()}
     return bars(rows, "Recall@10 of a new item among the new items")
 
 
