@@ -154,13 +154,17 @@ def test_tables_are_included_and_have_the_figures(monkeypatch: pytest.MonkeyPatc
 
 def test_tables_take_results_of_several_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     tables, results = extension("tables", monkeypatch), extension("results", monkeypatch)
-    found = results.read(results.QUALITY)
+    found = {key: value for key, value in results.read(results.QUALITY).items() if key != "controls"}
     split = {"cold_users": 1234, "upstream_users": 5678}
     two = [{"cold_users": share, "headline": found["headline"][:1]} for share in (0.1, 0.3)]
     monkeypatch.setattr(tables, "read", lambda name: {**found, "split": [split, split], "splits": two})
+    assert tables.controls() == ""
     assert "2 splits in time, pooled. Cold users: 1,234 after 5,678 others and 1,234" in tables.protocol()
     assert [line.split(" | ")[0] for line in tables.splits().splitlines()[4:]] == ["| 10%", "| 30%"]
-    monkeypatch.setattr(tables, "read", lambda name: {**found, "split": split, "splits": two[:1]})
+    control = {**found["headline"][0], "best_baseline": "plain (control)", "gain_low": 0.001, "gain_high": 0.002}
+    one = {**found, "split": split, "splits": two[:1], "controls": [control]}
+    monkeypatch.setattr(tables, "read", lambda name: one)
+    assert "*plain (control)*" in tables.controls() and "**Ours wins.**" in tables.controls()
     assert "a split in time. Cold users: 1,234 after" in tables.protocol()
     assert tables.splits() == ""
 

@@ -76,11 +76,12 @@ def adaptation(colours: Colours) -> Figure:
 
 
 def ablation(colours: Colours) -> Figure:
-    """MML's parts and fusions against its fixed blend, with paired intervals."""
-    found = [row for row in read(QUALITY)["against"] if row["information"] == "upstream" and "MML" in row["name"]]
+    """MML's parts and fusions, and its blends without its learners, against its fixed blend, with paired intervals."""
+    found = [row for row in read(QUALITY)["against"] if row["information"] == "upstream"]
+    found = [row for row in found if "MML" in row["name"] or "(control)" in row["name"]]
     found = [row for row in found if row["name"] != row["reference"]]
     rows = [
-        Dot(row["name"], row["gain"], row["gain_low"], row["gain_high"], BLUE)
+        Dot(row["name"], row["gain"], row["gain_low"], row["gain_high"], BLUE if "MML" in row["name"] else GREY)
         for row in sorted(found, key=lambda row: float(row["gain"]), reverse=True)
     ]
     return around_zero(rows, f"NDCG@10 more than {found[0]['reference']}", colours)

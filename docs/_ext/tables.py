@@ -46,6 +46,13 @@ def headlines() -> str:
     return bullets(f"{row['information']}, {title(row['metric'])}: {against(row)}" for row in read(QUALITY)["headline"])
 
 
+def controls() -> str:
+    """Ours against the same fusions of learners that are not meta-learned, where they ran."""
+    rows = read(QUALITY).get("controls", [])
+    lines = bullets(f"{row['information']}, {title(row['metric'])}: {against(row)}" for row in rows)
+    return f"The same fusions with plain learners in the place of MML's:\n\n{lines}" if rows else ""
+
+
 def splits() -> str:
     """The same at each split alone, where there are several."""
     rows = [(part["cold_users"], row) for part in read(QUALITY).get("splits", []) for row in part["headline"]]
@@ -113,8 +120,8 @@ def not_shown() -> str:
     lines = [
         f"{row['information']}, {title(row['metric'])}{kind}: "
         f"*{row['method']}* over *{row['best_baseline']}*, {gain(row)}"
-        for kind, rows in (("", found["headline"]), (", cold next item", found["cold_items"]))
-        for row in rows
+        for kind, part in (("", "headline"), ("", "controls"), (", cold next item", "cold_items"))
+        for row in found.get(part, [])
         if row["gain_low"] <= 0
     ]
     steps = [row for row in found["adaptation"] if row["gain_low"] <= 0]
@@ -243,6 +250,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "adaptation": adaptation,
     "choose": choose,
     "cold_items": cold_items,
+    "controls": controls,
     "headlines": headlines,
     "later": later,
     "live": lambda: ranking("live"),
