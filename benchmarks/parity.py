@@ -38,6 +38,7 @@ from metarec.types import Method
 K = 10
 PENALTY = 500.0
 NEIGHBOURS = 100
+BATCH = 32  # users
 METRICS = (f"ndcg@{K}", f"recall@{K}")
 Lists = dict[int, list[int]]  # user code -> item codes, best first
 
@@ -130,7 +131,7 @@ def our_itemknn(known: Dataset, whole: Dataset, options: argparse.Namespace, see
 def our_sasrec(known: Dataset, whole: Dataset, options: argparse.Namespace, seed: int) -> Lists:
     """SASRec with the full softmax."""
     learner = sasrec.build(known, max_length=options.clicks, seed=seed).to(options.device)
-    for _ in sasrec.train(learner, known, epochs=options.epochs, seed=seed):
+    for _ in sasrec.train(learner, known, epochs=options.epochs, users_per_batch=BATCH, seed=seed):
         pass
     return best(learner, whole, known, options)
 
@@ -182,7 +183,7 @@ class Theirs:
                 session_max_len=self.options.clicks,
                 loss="softmax",
                 lr=1e-3,
-                batch_size=128,
+                batch_size=BATCH,
                 epochs=self.options.epochs,
                 recommend_torch_device=str(self.options.device),
             )
@@ -233,7 +234,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser,
         {
             "clicks": (50, "last clicks of each user that are read"),
-            "epochs": (100, "of SASRec"),
+            "epochs": (40, "of SASRec"),
             "seeds": (3, "of SASRec"),
         },
     )
