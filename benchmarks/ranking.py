@@ -29,7 +29,8 @@ import metarec as mr
 from metarec.data import Modality
 from metarec.files import write_json
 from metarec.serving.ranking import USERS, best
-from metarec.serving.snapshot import FusedSnapshot, Standing
+from metarec.serving.snapshot import FusedSnapshot
+from metarec.serving.standing import Standing
 from metarec.types import EpisodeBatch
 
 FEATURES = {"text": 32, "image": 32}  # columns; tables are made of them beforehand, so that their width costs nothing
