@@ -233,6 +233,19 @@ def serving() -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def parity() -> str:
+    """Our baselines beside those of another library on the same clicks."""
+    found = read("parity")
+    what = found["data"]
+    rows = [
+        (name, title(row["metric"]), number(row["method"]), number(row["baseline"]), gain(row))
+        for name, compared in found["comparisons"].items()
+        for row in compared
+    ]
+    said = f"On {what['name']}, {what['users']:,} users, beside RecTools {found['rectools']}:"
+    return f"{said}\n\n{table(('method', 'metric', 'ours', 'theirs', 'difference'), rows)}"
+
+
 def sources() -> str:
     """All committed results: where, when and from which commit."""
     rows = []
@@ -255,6 +268,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "later": later,
     "live": lambda: ranking("live"),
     "not_shown": not_shown,
+    "parity": parity,
     "protocol": protocol,
     "serving": serving,
     "sources": sources,
