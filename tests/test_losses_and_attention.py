@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -44,6 +45,27 @@ def test_sampled_softmax_is_cross_entropy():
     positive, negatives = scores(6), scores(6, 4, seed=1)
     expected = F.cross_entropy(torch.cat([positive[:, None], negatives], 1), torch.zeros(6).long(), reduction="none")
     torch.testing.assert_close(sampled_softmax(positive, negatives), expected)
+
+
+def test_each_example_has_a_loss_of_its_own_whatever_stands_before_it():
+    positive, negatives = scores(2, 3, 4), scores(2, 3, 4, 5, seed=1)
+    for function in (bpr, sampled_softmax):
+        found = function(positive, negatives)
+        assert found.shape == (2, 3, 4)
+        for where in np.ndindex(2, 3, 4):
+            margins = [float(positive[where] - other) for other in negatives[where]]
+            by_hand = {
+                bpr: sum(math.log1p(math.exp(-m)) for m in margins) / 5,
+                sampled_softmax: math.log(1 + sum(math.exp(-m) for m in margins)),
+            }
+            assert float(found[where]) == pytest.approx(by_hand[function], abs=1e-6)
+
+
+@pytest.mark.parametrize("real", [0, 1, 2, 5])
+def test_the_mean_of_one_example_is_that_example(real):
+    loss, weight = scores(2, 3, 5), (torch.arange(5) < real).double().expand(2, 3, 5)
+    expected = loss[..., :real].mean(-1) if real else torch.zeros(2, 3).double()
+    torch.testing.assert_close(weighted_mean(loss, weight), expected)
 
 
 def test_softmax_is_cross_entropy_over_the_allowed_and_the_target():

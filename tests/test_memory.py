@@ -110,3 +110,16 @@ def test_out_of_memory_halves_the_users_and_changes_nothing(monkeypatch):
     monkeypatch.setattr(meta, "gradients", lambda part: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         meta.backward(episodes)
+
+
+def test_a_measure_of_ones_own_cuts_the_chunks():
+    each = lambda view, users, steps: 10 * steps  # noqa: E731
+    assert chunk_sizes(nn.Linear(8, 4), support(), 1, 20, each) == [2, 1]
+    assert chunk_sizes(nn.Linear(8, 4), support(), 2, 20, each) == [1, 1, 1]
+    assert users_in_budget(nn.Linear(8, 4), support(), 1, 30, each) == 3
+
+
+def test_a_view_that_does_not_adapt_takes_its_activations():
+    # No weights, width 1: 40 x 28 floats of 4 bytes; and with a graph of no step at all, one byte at least.
+    assert users_in_budget(nn.Identity(), support(), 1, 7 * 4 * 40 * 28) == 7
+    assert users_in_budget(nn.Identity(), support(), 0, 7) == 7

@@ -116,3 +116,43 @@ def test_edges(name: str) -> None:
     for grad in (False, True):
         with pytest.raises((RuntimeError, IndexError), match="out of"):  # torch's own words
             function(torch.ones(2, requires_grad=grad), torch.tensor([0, 3]), 3)
+
+
+@pytest.mark.parametrize("name", OURS)
+@pytest.mark.parametrize("index", [[0, 1, 2], [0, 2, 1], [2, 0, 0], [1, 1, 1]])
+def test_segments_of_one_row_and_rows_out_of_order(name: str, index: list[int]) -> None:
+    values = torch.tensor([[1.5], [-2.0], [4.0]], dtype=torch.float64, requires_grad=True)
+    expected = torch.zeros(3, 1, dtype=torch.float64)
+    for segment in set(index):
+        rows = values.detach()[torch.tensor(index) == segment]
+        expected[segment] = {"sum": rows.sum(0), "mean": rows.mean(0), "max": rows.amax(0)}[name]
+    torch.testing.assert_close(OURS[name](values, torch.tensor(index), 3).detach(), expected)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_sorted_rows_without_torch_scatter(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    values, index = make_rows(3, sort=True)
+    leaf = values.requires_grad_()
+    expected = OURS[name](leaf, index, SEGMENTS)
+    monkeypatch.setattr(segments, "_has_torch_scatter", lambda: False)
+    monkeypatch.setattr(torch_scatter, "segment_csr", None)
+    torch.testing.assert_close(OURS[name](leaf, index, SEGMENTS), expected)
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_gradients_under_functorch_are_those_outside(name: str) -> None:
+    values, index = make_rows(2, sort=True)
+    total = lambda rows: (OURS[name](rows, index, SEGMENTS) ** 2).sum()  # noqa: E731
+    leaf = values.clone().requires_grad_()
+    outside = torch.autograd.grad(total(leaf), leaf)[0]
+    torch.testing.assert_close(torch.func.grad(total)(values), outside)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(total))(values[None]), outside[None])
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_no_segments_and_an_index_past_the_end(name: str) -> None:
+    assert OURS[name](torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 0).shape == (0, 2)
+    with pytest.raises((RuntimeError, IndexError), match="out of"):
+        OURS[name](torch.ones(3, requires_grad=True), torch.tensor([0, 1, 3]), 3)
+    with pytest.raises(ValueError, match=rf"^segment_{name}: expected"):
+        OURS[name](torch.ones(3), torch.zeros(2, dtype=torch.int64), 3)

@@ -108,6 +108,12 @@ def test_times_next_to_each_other_stay_apart() -> None:
     assert triples(split_by_time(between, at=1.5, min_interactions=1)[0]) == [(1, 1, 1)]
 
 
+def test_times_that_are_no_integers_are_not_rounded() -> None:
+    data = dataset([(1, 1, 0.25), (1, 2, 0.5), (2, 3, 0.75)])
+    up, down = split_by_time(data, at=0.5, min_interactions=1)
+    assert (triples(up), triples(down)) == ([(1, 1, 0.25), (1, 2, 0.5)], [(2, 3, 0.75)])
+
+
 @settings(max_examples=200, deadline=None)
 @given(EVENTS, st.floats(0.05, 0.95))
 def test_split_time_is_the_latest_that_leaves_the_share(events: list[Event], share: float) -> None:

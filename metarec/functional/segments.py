@@ -50,6 +50,7 @@ def segment_mean(values: Tensor, index: Tensor, segments: int) -> Tensor:
         >>> segment_mean(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([2, 0, 2]), 3).tolist()
         [2.0, 0.0, 2.5]
     """
+    _check("segment_mean", values, index, segments)
     rows = segment_sum(torch.ones_like(index), index, segments).clamp(min=1)
     total = segment_sum(values, index, segments)
     return total / rows.reshape(-1, *[1] * (values.ndim - 1)).to(values.dtype)

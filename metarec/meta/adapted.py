@@ -86,7 +86,7 @@ class _Linear(torch.autograd.Function):
         part, gradient = ctx.part, gradient.contiguous()
         back = part.transposed(gradient, weight) if ctx.needs_input_grad[0] else None
         if part.mode == "inner":
-            part.calls.append((x, gradient))
+            part.calls.append((x.detach(), gradient))
             return back, None, None, None, None
         flat = gradient.flatten(0, -2)
         own_weight = flat.t() @ x.flatten(0, -2) if ctx.needs_input_grad[1] else None

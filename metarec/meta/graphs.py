@@ -96,9 +96,9 @@ def _padded(examples: Examples, longest: int | None) -> Examples:
     )
 
 
-def _copied(examples: Examples) -> Examples:
+def _copied(examples: Examples) -> Examples:  # pragma: no cover
     return Examples(*(tensor.clone() for tensor in examples.tensors()))
 
 
-def _tensors(part: EpisodeBatch) -> tuple[Tensor, ...]:
+def _tensors(part: EpisodeBatch) -> tuple[Tensor, ...]:  # pragma: no cover
     return part.support.tensors() + part.query.tensors()

@@ -78,7 +78,7 @@ def chunk_sizes(
     return sizes
 
 
-def free(device: torch.device) -> int:
+def free(device: torch.device) -> int:  # pragma: no cover
     """Bytes of a GPU that nobody uses or that torch keeps for reuse."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + kept
