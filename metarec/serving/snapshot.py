@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from metarec.evaluation import evaluating
 from metarec.meta import MetaLearner
+from metarec.meta.library import library
 from metarec.nn import ModalityLearner, TableItems
 from metarec.nn.touched import TouchedRows
 from metarec.recipes.mml import MML
@@ -59,6 +60,9 @@ class Snapshot(Protocol):
     def chances(self, standing: Standing) -> Tensor:
         """(I,) how likely each item is clicked next, on average over B users and their learners."""
         ...
+
+
+BUDGET = 16 << 20  # bytes of users' weights at once: their query follows while a cache still holds them
 
 
 class _Unscored(TableItems):
@@ -116,6 +120,7 @@ class FusedSnapshot:
         self.adapts = model.config.test_adapts
         self.fusion = copy.deepcopy(model.fusion).eval().requires_grad_(requires_grad=False)
         self.metas: list[MetaLearner] = []
+        compiled = library() is not None and self.device.type == "cpu" and self.adapts == "encoder"
         tables, known = [], []
         for name in self.names:
             learner = self._prepared(copy.copy(model.learner(name)))
@@ -130,6 +135,7 @@ class FusedSnapshot:
                     adapts=config.test_adapts,
                     objectives=config.objectives,
                     engine="native",
+                    memory_budget=BUDGET if compiled else None,
                 ).eval()
             )
         kind = next((kind for kind in (CompiledUser, OneUser) if kind.fits(self.metas)), None)
