@@ -16,7 +16,7 @@ def plain(learner: nn.Module, episodes, user: int, steps: int, lr: float) -> dic
     """One user's weights after plain SGD steps."""
     own = copy.deepcopy(learner).task_view("encoder")
     for _ in range(steps):
-        names, parameters = zip(*own.named_parameters(), strict=True)
+        parameters = list(own.parameters())
         gradients = torch.autograd.grad(own.loss(one_user(episodes.support, user)).sum(), parameters, allow_unused=True)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, gradients, strict=True):
