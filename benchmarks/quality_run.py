@@ -27,7 +27,7 @@ from tqdm import tqdm
 from metarec.data import Dataset, split_by_time, split_time
 from metarec.evaluation import evaluate
 from metarec.functional.ranking import ndcg_at, ranks
-from metarec.recipes import MML, Popularity, Transitions
+from metarec.recipes import MML, CoClicks, Popularity, Transitions
 from metarec.recipes.blend import Blend, Observed, observe
 from metarec.recipes.rehearsal import last_clicks
 from metarec.report import Report
@@ -35,7 +35,7 @@ from metarec.types import Method
 
 CLICKS = (1, 2, 3, 5, 10, 50)  # histories are cut to their last so many; 50 are all that a model reads
 REHEARSED = 5  # last clicks of each validation user that fit the blends
-PENALTIES = (1e-3, 1e-2, 1e-1)
+PENALTIES = (1e-4, 1e-3, 1e-2)
 BATCH = 256  # users whose scores of the catalogue are held at once
 
 
@@ -118,6 +118,8 @@ def scorers(world: World, settings: Settings, seed: int, results: Results) -> tu
     out: dict[str, Method] = {
         "popularity, all": Popularity(world.up),
         "transitions": Transitions(world.up).to(world.device),
+        "co-clicks": CoClicks(world.up).to(world.device),
+        "co-clicks, live": CoClicks(world.everything, live=True).to(world.device),
     }
     out |= {name: make(results.chosen[name]) for name, make in counted(world).items()}
     out |= sasrecs(world, settings, seed)

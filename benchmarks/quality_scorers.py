@@ -28,7 +28,7 @@ from metarec.recipes.metasgd import MetaSGD
 from metarec.recipes.metatl import TransitionLearner
 from metarec.recipes.mml import MML
 from metarec.recipes.popularity import LivePopularity, Popularity
-from metarec.recipes.transitions import LiveTransitions
+from metarec.recipes.transitions import Transitions
 from metarec.types import Method, Progress
 
 
@@ -81,7 +81,9 @@ def counted(world: World) -> dict[str, Callable[[float], Method]]:
         ),
         "EASE": lambda penalty: EASE(up, penalty=penalty, device=device),
         "ItemKNN": lambda shrink: ItemKNN(up, shrink=shrink, device=device),
-        "transitions, live": lambda days: LiveTransitions(world.everything, half_life=days * world.day).to(device),
+        "transitions, live": lambda days: Transitions(world.everything, half_life=days * world.day, live=True).to(
+            device
+        ),
     }
 
 
@@ -232,8 +234,8 @@ def with_steps(model: MML, *, steps: int | None = None, lr: float | None = None)
     return other
 
 
-COUNTS = ("popularity, recent", "EASE", "ItemKNN", "transitions")
-LIVE = ("popularity, live decay", "transitions, live")
+COUNTS = ("popularity, all", "popularity, recent", "EASE", "transitions", "co-clicks")
+LIVE = ("popularity, live decay", "transitions, live", "co-clicks, live")
 
 
 def recipes_of_blends(scorers: Iterable[str], modalities: Iterable[str]) -> dict[str, tuple[tuple[str, ...], bool]]:

@@ -93,11 +93,38 @@ def test_fitting_finds_the_weights_that_made_the_clicks() -> None:
     found = blend()
     with torch.no_grad():
         found.weight.zero_(), found.unknown.zero_()
-    found.fit(observe(found.methods, WARM, [EpisodeBatch(batch.user, query, query)]), penalty=1e-6, iterations=100)
+    found.fit(
+        observe(found.methods, WARM, [EpisodeBatch(batch.user, query, query)]), penalty=1e-6, top=0, iterations=100
+    )
     torch.testing.assert_close(found.usual, truth.usual)
     torch.testing.assert_close(found.weight, truth.weight, atol=0.2, rtol=0)
     torch.testing.assert_close(found.unknown[:, 1], truth.unknown[:, 1], atol=0.3, rtol=0)
     assert not found.unknown[:, [0, 2]].abs().gt(1e-3).any()  # nobody lacks an item there: the penalty keeps them at 0
+
+
+def test_clicks_that_nobody_can_foresee_do_not_turn_the_weights() -> None:
+    """Half of the clicks follow a method, half are drawn against it: the top of the list is still the method's."""
+    batch = users(600, seed=5)
+    table = Table(0, torch.arange(ITEMS + 1) > 0)
+    scores = table.score(batch.query).scores[:, 0].clone()
+    scores.scatter_(1, batch.query.history, -1e9)[:, 0] = -1e9
+    order = scores.argsort(-1, descending=True)
+    place = torch.where(torch.arange(600) % 2 == 0, 0, 20)  # the first of the list, or one far down
+    query = replace(batch.query, target=order.gather(1, place[:, None]))
+    seen = observe({"a": table}, WARM, [EpisodeBatch(batch.user, query, query)])
+    weights = {}
+    for top in (0.0, 0.4):
+        found = Blend({"a": table}, WARM, context=False)
+        found.fit(seen, penalty=1e-6, top=top)
+        weights[top] = found.weight[0, 0].item()
+        tried = [_lost(w * seen.z[:, 0], seen.excluded, top) for w in np.linspace(0, 8, 81)]
+        assert _lost(weights[top] * seen.z[:, 0], seen.excluded, top) <= min(tried) + 1e-4
+    assert weights[0.4] > 2 * weights[0.0] > 0
+
+
+def _lost(scores: Tensor, excluded: Tensor, top: float) -> float:
+    chance = scores.masked_fill(excluded, -1e9).softmax(-1)[:, 0]
+    return float((-chance.log() if top == 0 else (1 - chance**top) / top).mean())
 
 
 def test_a_blend_knows_what_its_richest_method_knows() -> None:

@@ -12,7 +12,7 @@ from metarec.data import EpisodeSampler, split_by_time
 from metarec.data.dataset import Catalog, Dataset, Vocabulary
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.evaluation import evaluate
-from metarec.recipes import LiveTransitions, Transitions, transitions
+from metarec.recipes import CoClicks, Transitions, transitions
 from metarec.types import Examples
 
 HALF_LIFE = 40.0
@@ -31,7 +31,7 @@ def by_hand(data: Dataset, history: list[int], now: float, half_life: float) -> 
                 if age <= transitions.FORGOTTEN * half_life:
                     led[data.item[second]] += 0.5 ** (age / half_life)
         chance += transitions.FORGET**back * led / (led.sum() + transitions.SHRINK)
-    return np.log(transitions.LEAST + chance)
+    return np.log(Transitions.least + chance)
 
 
 @pytest.mark.parametrize("live", [False, True])
@@ -40,7 +40,7 @@ def test_scores_are_those_of_a_loop_over_clicks(monkeypatch, live):
     monkeypatch.setattr(transitions, "READ", 4)
     data = planted(users=25, items=20)
     up, down = split_by_time(data, at=PLANTED_SPLIT)
-    method = LiveTransitions(data, half_life=HALF_LIFE) if live else Transitions(up)
+    method = Transitions(data, half_life=HALF_LIFE, live=True) if live else Transitions(up)
     batch = next(EpisodeSampler(down, part="serving").epoch(0))
     found = method.adapt(batch.support)(batch.query)
     for row in range(len(batch)):
@@ -49,6 +49,32 @@ def test_scores_are_those_of_a_loop_over_clicks(monkeypatch, live):
         expected = by_hand(data if live else up, read, now, HALF_LIFE if live else math.inf)
         np.testing.assert_allclose(found.scores[row, 0].numpy(), expected, atol=1e-4)
     assert found.known.tolist() == [False] + [True] * 20
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_co_clicks_are_those_of_a_loop_over_clicks(live):
+    data = planted(users=25, items=20)
+    up, down = split_by_time(data, at=PLANTED_SPLIT)
+    counted = data if live else up
+    batch = next(EpisodeSampler(down, part="serving").epoch(0))
+    method = CoClicks(counted, live=live)
+    found = method.adapt(batch.support)(batch.query).scores[:, 0].numpy()
+    for row in range(len(batch)):
+        now = float(batch.query.time[row, 0]) if live else math.inf
+        clicks = np.bincount(counted.item[counted.time < now], minlength=21) + transitions.FEW
+        beside = np.zeros((21, 21))
+        for first in range(len(counted)):
+            for second in range(first + 1, min(first + transitions.REACH, len(counted) - 1) + 1):
+                if counted.user[first] == counted.user[second] and counted.time[second] < now:
+                    one, other = counted.item[first], counted.item[second]
+                    beside[one, other] += 1
+                    beside[other, one] += 1
+        read = [i for i in batch.query.history[row, : int(batch.query.position[row, 0]) + 1].tolist() if i]
+        chance = sum(
+            transitions.FORGET**back * beside[item] / np.sqrt(clicks[item] * clicks)
+            for back, item in enumerate(read[::-1][: transitions.READ])
+        )
+        np.testing.assert_allclose(found[row], np.log(CoClicks.least + chance), atol=1e-4)
 
 
 def test_several_examples_of_one_history_read_what_they_may():
@@ -73,12 +99,12 @@ def test_nothing_of_the_future_is_read_and_new_users_are_asked_for_after_all():
     row = int(batch.query.time[:, 0].argmin())
     of = batch.query[row : row + 1]
     torch.testing.assert_close(
-        LiveTransitions(data, half_life=9.0).adapt(of)(of).scores,
-        LiveTransitions(cut, half_life=9.0).adapt(of)(of).scores,
+        Transitions(data, half_life=9.0, live=True).adapt(of)(of).scores,
+        Transitions(cut, half_life=9.0, live=True).adapt(of)(of).scores,
     )
     later = Examples(*of.tensors())
     at_the_end = Examples(*of.tensors(), time=torch.full((1, 1), float(data.time.max()) + 1))
-    method = LiveTransitions(data, half_life=9.0)
+    method = Transitions(data, half_life=9.0, live=True)
     torch.testing.assert_close(method.adapt(of)(later).scores, method.adapt(of)(at_the_end).scores)
     assert evaluate(method, down).information == "live" and evaluate(Transitions(up), down).information == "upstream"
 
@@ -90,5 +116,6 @@ def test_what_cannot_be_counted_is_refused():
     )  # fmt: skip
     with pytest.raises(ValueError, match="alone has no user with two clicks"):
         Transitions(alone)
-    with pytest.raises(ValueError, match="half_life must be above 0, got 0"):
-        LiveTransitions(planted(users=25, items=20), half_life=0)
+    for given in ({"half_life": 0, "live": True}, {"half_life": 5.0}):
+        with pytest.raises(ValueError, match="expected a half-life above 0, and live, got"):
+            Transitions(planted(users=25, items=20), **given)

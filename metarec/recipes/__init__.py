@@ -7,15 +7,15 @@ from metarec.recipes.ease import EASE
 from metarec.recipes.itemknn import ItemKNN
 from metarec.recipes.mml import MML
 from metarec.recipes.popularity import LivePopularity, Popularity
-from metarec.recipes.transitions import LiveTransitions, Transitions
+from metarec.recipes.transitions import CoClicks, Transitions
 
 __all__ = [
     "EASE",
     "MML",
     "Blend",
+    "CoClicks",
     "ItemKNN",
     "LivePopularity",
-    "LiveTransitions",
     "MMLConfig",
     "Popularity",
     "Transitions",

@@ -7,8 +7,10 @@ nothing of an item says how much that means, instead of the item's being buried,
 a user of new items; and someone who clicks one old favourite after another is served otherwise than someone who comes
 back after a week.
 
-The weights maximise the likelihood of clicks that no scorer was fitted on. Where cold items and time matter, those
-should be clicks of users who come after a split, as the cold users do: see :mod:`metarec.recipes.rehearsal`.
+The weights are fitted to clicks that no scorer was fitted on. Most clicks nobody can foresee, and their likelihood is
+all in the depths of the list; so the loss is one that a click far down hardly moves, and the weights serve the top of
+the list. Where cold items and time matter, those should be clicks of users who come after a split, as the cold users
+do: see :mod:`metarec.recipes.rehearsal`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from metarec.functional import standardise
 from metarec.functional.histories import readable
@@ -123,16 +124,20 @@ class Blend(nn.Module):
         weight, missing = (features @ self.weight).unsqueeze(-2), (features @ self.unknown).unsqueeze(-2)
         return (weight @ z + missing @ unknown).squeeze(-2)
 
-    def fit(self, seen: Observed, *, penalty: float = 3e-3, iterations: int = 40) -> None:
-        """Choose the weights under which these clicks are most likely, by L-BFGS.
+    def fit(self, seen: Observed, *, penalty: float = 1e-3, top: float = 0.4, iterations: int = 40) -> None:
+        """Choose the weights that foresee these clicks best, by L-BFGS.
 
         Args:
             seen: clicks that no method was fitted on, from :func:`observe`, of these methods at least.
             penalty: of the squared weights.
+            top: q of the loss ``(1 - p^q) / q``, p the probability of a click: how much more it counts to foresee what
+                can be foreseen. 0 for the likelihood.
             iterations: of L-BFGS.
 
         Raises:
             ValueError: if there is no click, or a method is not among those that were asked.
+
+        Source of the loss: Zhang and Sabuncu, "Generalized Cross Entropy Loss", NeurIPS 2018.
         """
         seen = seen.of(self.methods)
         if not len(seen.z):
@@ -140,13 +145,14 @@ class Blend(nn.Module):
         gap = seen.context[:, 2][~seen.context[:, 2].isnan()]
         if len(gap) > 1:
             self.usual.copy_(torch.stack([gap.mean(), gap.std().clamp(min=1e-3)]))
-        target = torch.zeros(len(seen.z), dtype=torch.int64, device=seen.z.device)
         optimizer = torch.optim.LBFGS(self._own(), max_iter=iterations, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
             scores = self.fuse(seen.z, seen.unknown, seen.context).masked_fill(seen.excluded, -1e9)
-            loss = F.cross_entropy(scores, target) + penalty * sum((p**2).sum() for p in self._own())
+            likely = scores[:, 0] - scores.logsumexp(-1)
+            lost = -likely if top == 0 else (1 - (top * likely).exp()) / top
+            loss = lost.mean() + penalty * torch.stack([(p**2).sum() for p in self._own()]).sum()
             loss.backward()
             return loss
 

@@ -1,4 +1,4 @@
-"""A baseline and a scorer of blends: what others clicked soon after what this user clicked."""
+"""Baselines and scorers of blends: what others clicked soon after, or beside, what this user clicked."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ FORGET = 0.9
 """An earlier click counts so much of the one after it."""
 SHRINK = 30.0
 """Transitions that an item is taken to have led nowhere with, so that few say little."""
-LEAST = 1e-4
-"""What an item gets that nothing leads to. The log ranks as the chances do, and adds up with other scores."""
+FEW = 10.0
+"""Clicks that every item has on top of its own, where what is rare would seem close to anything it was clicked with."""
 FORGOTTEN = 12
 """Half-lives after which a transition is left out."""
 AT_ONCE = 1 << 23
@@ -35,11 +35,14 @@ class Transitions(nn.Module):
     n(x, i) how often users clicked i among the ``REACH`` clicks after x, and n(x) the sum over i.
 
     Args:
-        data: the upstream side of a split. Counting later clicks is another information set:
-            :class:`LiveTransitions`.
+        data: the upstream side of a split; or, for ``live``, all clicks there are, before any split.
+        half_life: age at which a transition counts half, in the units of the data, where they are counted live; all
+            count alike by default.
+        live: count what comes strictly before the time of each example, whatever side of a split it is on: the
+            information is ``"live"``. Examples without a time, of users served now, are asked for after the last click.
 
     Raises:
-        ValueError: if no user has two clicks.
+        ValueError: if no user has two clicks, or the half-life is not above 0 or given without ``live``.
 
     Example:
         >>> from metarec.data.dataset import Catalog, Vocabulary
@@ -51,20 +54,23 @@ class Transitions(nn.Module):
         ...                  torch.ones(1, 1), time=torch.tensor([[7]]))
         >>> Transitions(data).adapt(asked)(asked).scores[0, 0].exp()  # 1 / (2 + SHRINK) for b and for c
         tensor([1.0000e-04, 1.0000e-04, 3.1350e-02, 3.1350e-02])
-        >>> LiveTransitions(data, half_life=2).adapt(asked)(asked).scores[0, 0].exp()  # only b so far, a half-life ago
+        >>> Transitions(data, half_life=2, live=True).adapt(asked)(asked).scores[0, 0].exp()  # only b, a half-life ago
         tensor([1.0000e-04, 1.0000e-04, 1.6493e-02, 1.0000e-04])
     """
 
-    information = "upstream"
+    least = 1e-4  # what an item gets that nothing leads to; the log adds up with other scores
     clicked: Tensor
     key: Tensor
     following: Tensor
     at: Tensor
 
-    def __init__(self, data: Dataset) -> None:
+    def __init__(self, data: Dataset, *, half_life: float | None = None, live: bool = False) -> None:
+        if half_life is not None and not (half_life > 0 and live):
+            raise ValueError(f"transitions: expected a half-life above 0, and live, got {half_life} and live={live}")
         super().__init__()
-        self.size, self.half_life = data.catalog.size, math.inf
-        self.fitted_until: float | None = float(data.time.max()) if len(data) else None
+        self.size, self.live, self.half_life = data.catalog.size, live, half_life or math.inf
+        self.information = "live" if live else "upstream"
+        self.fitted_until = None if live or not len(data) else float(data.time.max())
         time = np.sort(data.time.astype(np.float64))
         pairs = [self._pairs(data, apart) for apart in range(1, REACH + 1)]
         before, after, at = (np.concatenate(column) for column in zip(*pairs, strict=True))
@@ -87,15 +93,17 @@ class Transitions(nn.Module):
         return self._score
 
     def now(self, examples: Examples) -> Tensor:
-        """(B, Q) float64, the time that each example is asked at: after all clicks."""
-        return torch.full(examples.target.shape, math.inf, dtype=torch.float64, device=examples.target.device)
+        """(B, Q) float64, the time that each example is asked at; after all clicks where none is known."""
+        if self.live and examples.time is not None:
+            return examples.time.double()
+        return (self.clicked[-1] + 1).expand(examples.target.shape)
 
     def _score(self, examples: Examples) -> Scored:
         shape, device = examples.target.shape, examples.target.device
         recent, forgotten = self._recent(examples)
         chance = self._chances(recent.flatten(0, -2), forgotten.flatten(0, -2), self.now(examples).flatten())
         return Scored(
-            scores=(chance + LEAST).log().reshape(*shape, self.size),
+            scores=(chance + self.least).log().reshape(*shape, self.size),
             state=chance.new_zeros(*shape, 1),
             known=torch.arange(self.size, device=device) > 0,
             active=torch.ones(shape, dtype=torch.bool, device=device),
@@ -127,9 +135,22 @@ class Transitions(nn.Module):
             done = 0 if start == 0 else int(per_row[start - 1])
             stop = max(start + 1, int(torch.searchsorted(per_row, done + AT_ONCE)))
             rows = slice(start, stop)
-            out[rows] = self._summed(low[rows].flatten(), count[rows].flatten(), weight[rows].flatten(), now[rows])
+            heavy = self._weighed(weight[rows], recent[rows], last[rows])
+            out[rows] = self._summed(low[rows].flatten(), count[rows].flatten(), heavy.flatten(), now[rows])
             start = stop
-        return out
+        return self._each(out, last)
+
+    def _weighed(self, weight: Tensor, recent: Tensor, last: Tensor) -> Tensor:
+        """Weights (n, READ) of items (n, READ), as they are told apart before their transitions are known."""
+        return weight
+
+    def _each(self, chance: Tensor, last: Tensor) -> Tensor:
+        """Chances (n, I), from the sums."""
+        return chance
+
+    def _share(self, weight: Tensor, total: Tensor) -> Tensor:
+        """What each transition counts, from the weight of its item and all the transitions of that."""
+        return weight / (total + SHRINK)
 
     def _summed(self, low: Tensor, count: Tensor, weight: Tensor, now: Tensor) -> Tensor:
         """(n, I) sums over ranges of transitions, READ of them for each of n examples."""
@@ -140,35 +161,61 @@ class Transitions(nn.Module):
         if math.isfinite(self.half_life):
             worth = torch.exp2((self.at[event] - now[row]) / self.half_life).to(weight.dtype)
         total = weight.new_zeros(len(low)).index_add_(0, place, worth)
-        share = (weight / (total + SHRINK))[place] * worth
+        share = self._share(weight, total)[place] * worth
         flat = weight.new_zeros(len(now) * self.size).index_add_(0, row * self.size + self.following[event], share)
         return flat.reshape(len(now), self.size)
 
 
-class LiveTransitions(Transitions):
-    """Scores an item by how often it followed the user's last clicks lately, strictly before what is asked for.
+class CoClicks(Transitions):
+    """Scores an item by how often it was clicked beside the user's last clicks, before or after (log of a sum).
 
-    The information is ``"live"``: the clicks of all users until then count. It reads the time of each example; examples
-    without one, of users served now, are asked for after the last click.
+    ``score_i = log(LEAST + sum_r FORGET^r n(x_r, i) / sqrt((c(x_r) + FEW) (c(i) + FEW)))``, where n(x, i) is how often
+    users clicked i at most ``REACH`` clicks from x, and c the clicks of an item. What everybody clicks is not close to
+    anything: this says less of what is popular than :class:`Transitions`.
 
     Args:
-        data: all clicks there are, before any split.
-        half_life: age at which a transition counts half, in the units of the data.
+        data: as there.
+        live: as there.
 
     Raises:
-        ValueError: if no user has two clicks, or the half-life is not above 0.
+        ValueError: if no user has two clicks.
+
+    Example:
+        >>> from metarec.data.dataset import Catalog, Vocabulary
+        >>> data = Dataset(Vocabulary(["u"], "user"), Catalog(Vocabulary(["a", "b", "c"])), user=np.array([1, 1]),
+        ...                item=np.array([2, 1]), time=np.array([1, 5]), warm=np.array([False, True, True, False]))
+        >>> asked = Examples(torch.tensor([[1]]), torch.zeros(1, 1, dtype=torch.int64),
+        ...                  torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, 0, dtype=torch.int64),
+        ...                  torch.ones(1, 1))
+        >>> CoClicks(data).adapt(asked)(asked).scores[0, 0].exp()  # 1 / (1 + FEW) for b
+        tensor([0.0010, 0.0010, 0.0919, 0.0010])
     """
 
-    information = "live"
+    least = 1e-3
+    own: Tensor
 
-    def __init__(self, data: Dataset, *, half_life: float) -> None:
-        if not half_life > 0:
-            raise ValueError(f"live transitions: half_life must be above 0, got {half_life}")
-        super().__init__(data)
-        self.half_life, self.fitted_until = half_life, None
+    def __init__(self, data: Dataset, *, live: bool = False) -> None:
+        super().__init__(data, live=live)
+        at = torch.searchsorted(self.clicked, torch.from_numpy(data.time.astype(np.float64)))
+        own = torch.from_numpy(data.item.astype(np.int64)) * (len(data) + 1) + at
+        self.register_buffer("own", own.sort().values, persistent=False)
 
-    def now(self, examples: Examples) -> Tensor:
-        """(B, Q) float64, the time that each example is asked at."""
-        if examples.time is not None:
-            return examples.time.double()
-        return torch.full(examples.target.shape, float(self.clicked[-1]) + 1, dtype=torch.float64).to(self.at.device)
+    @staticmethod
+    def _pairs(data: Dataset, apart: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        before, after, at = Transitions._pairs(data, apart)
+        return np.concatenate([before, after]), np.concatenate([after, before]), np.concatenate([at, at])
+
+    def _root(self, last: Tensor) -> Tensor:
+        """(n, I) roots of the clicks of each item among the first ``last`` (n,) of all clicks."""
+        first = torch.arange(self.size, device=last.device) * (len(self.clicked) + 1)
+        count = torch.searchsorted(self.own, first + last[:, None]) - torch.searchsorted(self.own, first)
+        return (count + FEW).sqrt()
+
+    def _weighed(self, weight: Tensor, recent: Tensor, last: Tensor) -> Tensor:
+        return weight / self._root(last).gather(1, recent)
+
+    def _each(self, chance: Tensor, last: Tensor) -> Tensor:
+        return chance / self._root(last)
+
+    def _share(self, weight: Tensor, total: Tensor) -> Tensor:
+        return weight
