@@ -13,7 +13,7 @@ from metarec.serving.clicks import Clicks, SupportMaker
 from metarec.serving.snapshot import Snapshot
 from metarec.serving.standing import Standing
 
-USERS = {"cpu": 2048, "cuda": 65536}  # users adapted to at once
+USERS = {"cpu": 2048, "cuda": 16384}  # users adapted to at once
 FEW = {"cpu": 8, "cuda": 1}  # so few go one by one: what is made for one user beats a batch that small
 FIRST_CLICKS = 1024  # warm items, evenly spaced, after which the next click is asked for
 LIKELY = 256  # most likely next clicks, whose states are averaged for a user without clicks
