@@ -69,7 +69,7 @@ class KernelStack:
 
     def steps(self, support: Examples, objective: str, steps: int, lr: float) -> KernelStack:
         """The SGD steps of every user on its own support loss."""
-        if steps and self.knows(objective):
+        if steps and self.knows(self.twin, objective):
             with torch.no_grad():
                 self.encoder.descend(self.twin.products(support), objective, steps, lr)
             return self
@@ -77,9 +77,10 @@ class KernelStack:
             self.step(self("loss", support, objective).sum(), lr)
         return self
 
-    def knows(self, *objectives: str) -> bool:
+    @staticmethod
+    def knows(view: nn.Module, *objectives: str) -> bool:
         """Whether the library computes the view's losses too."""
-        return all(objective in OBJECTIVES for objective in objectives) and _made_of_products(self.twin)
+        return all(objective in OBJECTIVES for objective in objectives) and _made_of_products(view)
 
     def gradients(
         self, part: EpisodeBatch, objectives: tuple[str, str], steps: int, lr: float, trained: Sequence[Tensor]

@@ -275,7 +275,8 @@ class MetaLearner(nn.Module):
         """Query losses (B,) of users that fit into memory, parameters, and the gradients of the losses' sum."""
         trained = [p for p in self.learner.parameters() if p.requires_grad]
         view = self.learner.task_view(self.adapts)
-        if self._plain and KernelStack.fits(view) and (stack := KernelStack(view, len(part))).knows(*self.objectives):
+        if self._plain and KernelStack.knows(view, *self.objectives) and KernelStack.fits(view):
+            stack = KernelStack(view, len(part))
             losses, gradients = stack.gradients(part, self.objectives, self.steps, self.lr, trained)
         else:
             losses = self._adapt_chunk(view, part.support, self.steps)("loss", part.query, self.objectives[1])

@@ -31,7 +31,7 @@ AT_ONCE = 1 << 23
 class Transitions(nn.Module):
     """Scores an item by how often it followed the user's last clicks, among the clicks of others (log of a sum).
 
-    ``score_i = log(LEAST + sum_r FORGET^r n(x_r, i) / (n(x_r) + SHRINK))``, where x_r is the user's r-th last click,
+    ``score_i = log(least + sum_r FORGET^r n(x_r, i) / (n(x_r) + SHRINK))``, where x_r is the user's r-th last click,
     n(x, i) how often users clicked i among the ``REACH`` clicks after x, and n(x) the sum over i.
 
     Args:
@@ -169,7 +169,7 @@ class Transitions(nn.Module):
 class CoClicks(Transitions):
     """Scores an item by how often it was clicked beside the user's last clicks, before or after (log of a sum).
 
-    ``score_i = log(LEAST + sum_r FORGET^r n(x_r, i) / sqrt((c(x_r) + FEW) (c(i) + FEW)))``, where n(x, i) is how often
+    ``score_i = log(least + sum_r FORGET^r n(x_r, i) / sqrt((c(x_r) + FEW) (c(i) + FEW)))``, where n(x, i) is how often
     users clicked i at most ``REACH`` clicks from x, and c the clicks of an item. What everybody clicks is not close to
     anything: this says less of what is popular than :class:`Transitions`.
 

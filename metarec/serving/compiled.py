@@ -17,7 +17,7 @@ from metarec.meta import MetaLearner
 from metarec.meta.kernel import KernelEncoder
 from metarec.meta.library import KERNEL, OBJECTIVES, library
 from metarec.nn import ModalityLearner
-from metarec.serving.stacked import OneUser, contexts_of
+from metarec.serving.stacked import OneUser, contexts_of, tables_of
 from metarec.types import Examples
 
 
@@ -30,9 +30,7 @@ class CompiledUser:
 
     def __init__(self, metas: Sequence[MetaLearner]) -> None:
         learners = [cast(ModalityLearner, meta.learner) for meta in metas]
-        self.tables = [learner.items.table() for learner in learners]
-        self.contexts = [None if learner.context is None else learner.context.table() for learner in learners]
-        self.known = torch.stack([learner.items.known for learner in learners])
+        self.tables, self.contexts, self.known = tables_of(learners)
         self.objective, self.steps, self.lr = metas[0].objectives[0], metas[0].steps, metas[0].lr
         self.encoder = KernelEncoder(learners[0].encoder, len(metas)).eval()
         self.encoder.mode = "values"

@@ -117,6 +117,15 @@ class StackedEncoder(nn.Module):
         return x
 
 
+def tables_of(learners: Sequence[ModalityLearner]) -> tuple[list[Tensor], list[Tensor | None], Tensor]:
+    """Of M learners: the item vectors (I, D), the context vectors (I, E) or None, and which items are known (M, I)."""
+    return (
+        [learner.items.table() for learner in learners],
+        [None if learner.context is None else learner.context.table() for learner in learners],
+        torch.stack([learner.items.known for learner in learners]),
+    )
+
+
 def contexts_of(tables: Sequence[Tensor | None], history: Tensor) -> Tensor | None:
     """Context vectors (M, L, E) of a history (L,), zero for learners without; None if no learner has any."""
     found = [None if table is None else F.embedding(history, table) for table in tables]
@@ -133,9 +142,7 @@ class OneUser:
 
     def __init__(self, metas: Sequence[MetaLearner]) -> None:
         learners = [cast(ModalityLearner, meta.learner) for meta in metas]
-        self.tables = [learner.items.table() for learner in learners]
-        self.contexts = [None if learner.context is None else learner.context.table() for learner in learners]
-        self.known = torch.stack([learner.items.known for learner in learners])
+        self.tables, self.contexts, self.known = tables_of(learners)
         encoders = [cast(SequenceEncoder, learner.encoder) for learner in learners]
         self.shared, self.encoder = StackedEncoder(encoders), StackedEncoder(encoders)
         self.parameters = list(self.encoder.parameters())
