@@ -181,7 +181,7 @@ def test_import_loads_nothing_heavy_and_reads_no_data(tmp_path: Path) -> None:
     place, loaded = run(code, tmp_path).splitlines()
     assert Path(place).is_relative_to(tmp_path)
     assert "metarec" in loaded.split()
-    heavy = "learn2learn torch_scatter torchvision gym scipy matplotlib tqdm"
+    heavy = "polars learn2learn torch_scatter torchvision gym scipy matplotlib tqdm"
     optional = "PIL timm sentence_transformers transformers fastapi uvicorn pydantic onnx onnxruntime streamlit"
     assert not {*heavy.split(), *optional.split()} & set(loaded.split())
 
