@@ -42,8 +42,8 @@ def evaluate(
 ) -> Report:
     """Adapt to every user of a data set and rank the item that came next among all items.
 
-    Many users at a time. A method that is an ``nn.Module`` runs on its own device and in evaluation mode, and is left
-    in the mode it was in.
+    Many users at a time. Items that a method does not know come after those that it knows. A method that is an
+    ``nn.Module`` runs on its own device and in evaluation mode, and is left in the mode it was in.
 
     Every figure belongs to what its method could know, which the method declares as ``information``:
     ``"upstream"`` (the default), nothing after the split but the user's own clicks; ``"live"``, everything strictly
@@ -193,14 +193,16 @@ def _rank(method: Method, batch: EpisodeBatch, items: int, *, exclude_seen: bool
     """User, target and rank of every query example."""
     query = batch.query
     with torch.no_grad():
-        scores = method.adapt(batch.support)(query).scores
+        scored = method.adapt(batch.support)(query)
+        scores = scored.scores
         if scores.shape != (*query.target.shape, items):
             raise ValueError(f"expected scores {(*query.target.shape, items)}, got {tuple(scores.shape)}")
         allowed = (
             ~seen_items(query, items) if exclude_seen else torch.ones(items, dtype=torch.bool, device=scores.device)
         )
         allowed[..., 0] = False
-        rank = ranks(scores, query.target, allowed=allowed)
+        ordered = scores.masked_fill(~scored.known, torch.finfo(scores.dtype).min)
+        rank = ranks(ordered, query.target, allowed=allowed)
     real = query.weight > 0
     return batch.user[:, None].expand_as(real)[real], query.target[real], rank[real]
 

@@ -103,11 +103,33 @@ def test_popularity_counts_clicks_and_ranks_by_them() -> None:
         assert Popularity(up, since=since).counts.tolist() == counts
         report = evaluate(Popularity(up, since=since), down)
         for target, rank in zip(report.target.tolist(), report.rank.tolist(), strict=True):
-            rivals = [counts[item] for item in range(1, ITEMS + 1) if item != target]
-            assert rank == 1 + sum(c > counts[target] for c in rivals) + rivals.count(counts[target]) / 2
+            key = [count if warm else -1 for count, warm in zip(counts, up.warm, strict=True)]  # cold items come last
+            rivals = [key[item] for item in range(1, ITEMS + 1) if item != target]
+            assert rank == 1 + sum(c > key[target] for c in rivals) + rivals.count(key[target]) / 2
     assert isinstance(Popularity(up), Method)
     with pytest.raises(ValueError, match="made up has no interaction at or after since=1000"):
         Popularity(up, since=1000)
+
+
+class Negative:
+    """Scores below zero for the two items it knows, and zero, which means nothing, for the others."""
+
+    def adapt(self, support: Examples) -> Scorer:
+        def score(examples: Examples) -> Scored:
+            scores = torch.zeros(*examples.target.shape, ITEMS + 1)
+            scores[..., 1], scores[..., 2] = -1.0, -2.0
+            known = torch.zeros(ITEMS + 1, dtype=torch.bool)
+            known[1:3] = True
+            return Scored(scores, scores[..., :1], known, torch.ones(examples.target.shape, dtype=torch.bool))
+
+        return score
+
+
+def test_items_that_a_method_does_not_know_come_last() -> None:
+    report = evaluate(Negative(), make_data(5))
+    rank = {1: 1.0, 2: 2.0}
+    assert {1, 2} & set(report.target.tolist())
+    assert report.rank.tolist() == [rank.get(item, 2 + (ITEMS - 2 + 1) / 2) for item in report.target.tolist()]
 
 
 def test_means_and_standard_errors_are_those_of_numpy() -> None:

@@ -19,6 +19,8 @@ SMOOTH = 0.5
 class Popularity:
     """Scores an item by its interactions upstream (their log, see ``SMOOTH``), the same for every user.
 
+    It knows the items that anyone clicked upstream, in the time that counts or before.
+
     Args:
         data: the upstream side of a split. Counting later interactions would be another information set:
             :class:`LivePopularity`.
@@ -47,6 +49,7 @@ class Popularity:
             raise ValueError(f"popularity: {data.name} has no interaction at or after since={since}; choose it earlier")
         item = torch.from_numpy(data.item[recent])
         self.counts = segment_sum(torch.ones(len(item)), item, data.catalog.size)
+        self.known = torch.from_numpy(data.warm)
         self.fitted_until = float(data.time.max())
 
     def adapt(self, support: Examples) -> Scorer:
@@ -58,7 +61,7 @@ class Popularity:
         return Scored(
             scores=(counts + SMOOTH).log().expand(*shape, -1),
             state=counts.new_zeros(*shape, 1),
-            known=torch.arange(len(counts), device=counts.device) > 0,
+            known=self.known.to(counts.device),
             active=torch.ones(shape, dtype=torch.bool, device=counts.device),
         )
 

@@ -32,7 +32,8 @@ class Transitions(nn.Module):
     """Scores an item by how often it followed the user's last clicks, among the clicks of others (log of a sum).
 
     ``score_i = log(least + sum_r FORGET^r n(x_r, i) / (n(x_r) + SHRINK))``, where x_r is the user's r-th last click,
-    n(x, i) how often users clicked i among the ``REACH`` clicks after x, and n(x) the sum over i.
+    n(x, i) how often users clicked i among the ``REACH`` clicks after x, and n(x) the sum over i. Of items that nobody
+    clicked upstream it knows nothing; live, there is no such item.
 
     Args:
         data: the upstream side of a split; or, for ``live``, all clicks there are, before any split.
@@ -63,6 +64,7 @@ class Transitions(nn.Module):
     key: Tensor
     following: Tensor
     at: Tensor
+    known: Tensor
 
     def __init__(self, data: Dataset, *, half_life: float | None = None, live: bool = False) -> None:
         if half_life is not None and not (half_life > 0 and live):
@@ -71,6 +73,8 @@ class Transitions(nn.Module):
         self.size, self.live, self.half_life = data.catalog.size, live, half_life or math.inf
         self.information = "live" if live else "upstream"
         self.fitted_until = None if live or not len(data) else float(data.time.max())
+        items = np.arange(self.size) > 0 if live else data.warm
+        self.register_buffer("known", torch.from_numpy(items), persistent=False)
         time = np.sort(data.time.astype(np.float64))
         pairs = [self._pairs(data, apart) for apart in range(1, REACH + 1)]
         before, after, at = (np.concatenate(column) for column in zip(*pairs, strict=True))
@@ -99,14 +103,14 @@ class Transitions(nn.Module):
         return (self.clicked[-1] + 1).expand(examples.target.shape)
 
     def _score(self, examples: Examples) -> Scored:
-        shape, device = examples.target.shape, examples.target.device
+        shape = examples.target.shape
         recent, forgotten = self._recent(examples)
         chance = self._chances(recent.flatten(0, -2), forgotten.flatten(0, -2), self.now(examples).flatten())
         return Scored(
             scores=(chance + self.least).log().reshape(*shape, self.size),
             state=chance.new_zeros(*shape, 1),
-            known=torch.arange(self.size, device=device) > 0,
-            active=torch.ones(shape, dtype=torch.bool, device=device),
+            known=self.known,
+            active=torch.ones(shape, dtype=torch.bool, device=chance.device),
         )
 
     def _recent(self, examples: Examples) -> tuple[Tensor, Tensor]:
