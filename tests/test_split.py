@@ -128,7 +128,8 @@ def test_split_time_is_the_latest_that_leaves_the_share(events: list[Event], sha
         assert at == max(good)
         assert isinstance(at, int)
     else:
-        with pytest.raises(ValueError, match="ask for a smaller share"):
+        message = "ask for a smaller share" if len(later) > 1 else f"all users of toy start at {min(later)}, so none is"
+        with pytest.raises(ValueError, match=message):
             split_time(dataset(events), share)
 
 
@@ -141,7 +142,7 @@ def test_split_time_leaves_exactly_the_share_where_starts_differ() -> None:
 
 def test_errors_say_what_to_do() -> None:
     data = dataset([(1, 1, 10), (2, 1, 20)])
-    advice = r"toy go from 10 to 20 and its users start until 20: choose `at` between, e\.g\. split_time"
+    advice = r"toy go from 10 to 20, and its users start until 20: choose `at` between, e\.g\. split_time"
     with pytest.raises(ValueError, match=rf"no upstream users with at least 1 interactions at 5; .*{advice}"):
         split_by_time(data, 5, min_interactions=1)
     with pytest.raises(ValueError, match=rf"no downstream users with at least 1 interactions at 20; .*{advice}"):
@@ -158,3 +159,18 @@ def test_errors_say_what_to_do() -> None:
         split_time(data, 20)
     with pytest.raises(ValueError, match=r"no interactions"):
         split_time(replace(data, user=data.user[:0], item=data.item[:0], time=data.time[:0]))
+
+
+def test_a_file_without_times_is_named_where_its_rows_do_not_split(tmp_path: Path) -> None:
+    clicks = "".join(f"u{user}\ti{item}\n" for user in range(3) for item in range(5))
+    (tmp_path / "log.inter").write_text("user_id:token\titem_id:token\n" + clicks)
+    data = load_atomic(tmp_path)
+    missing = r"log go from 0 to 14 and number the rows, .* no column timestamp:float .*time_field"
+    with pytest.raises(ValueError, match=missing):
+        split_by_time(data, 1631289599)
+    alone = replace(data, user=data.user[:5], item=data.item[:5], time=data.time[:5])
+    with pytest.raises(ValueError, match=r"all users of log start at 0, .* from 0 to 4 and number the rows"):
+        split_time(alone)
+    timed = replace(data, time=np.full_like(data.time, 7))
+    with pytest.raises(ValueError, match=r"all users of log start at 7, so none is later; .* from 7 to 7$"):
+        split_time(timed)

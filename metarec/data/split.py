@@ -85,6 +85,8 @@ def split_time(data: Dataset, cold_users: float = 0.2) -> int | float:
     start, users = np.unique(_starts(data), return_counts=True)
     later = users.sum() - users.cumsum()
     enough = np.flatnonzero((later > 0) & (later >= cold_users * users.sum() - 1e-9))
+    if len(start) == 1:
+        raise ValueError(f"split_time: all users of {data.name} start at {start[0]}, so none is later; {_told(data)}")
     if not len(enough):
         raise ValueError(
             f"split_time: no time in {data.name} has {cold_users:.0%} of the users start after it, and some before; "
@@ -112,10 +114,21 @@ def _check_sides(data: Dataset, at: float, least: int, up: Rows, down: Rows) -> 
     if not empty:
         return
     raise ValueError(
-        f"split_by_time: no {' and no '.join(empty)} users with at least {least} interactions at {at}; the times of "
-        f"{data.name} go from {data.time.min()} to {data.time.max()} and its users start until {_starts(data).max()}: "
-        "choose `at` between, e.g. split_time(data, cold_users=0.2)"
+        f"split_by_time: no {' and no '.join(empty)} users with at least {least} interactions at {at}; {_told(data)}, "
+        f"and its users start until {_starts(data).max()}: choose `at` between, e.g. split_time(data, cold_users=0.2)"
     )
+
+
+def _told(data: Dataset) -> str:
+    """What the times are, and that they are no times where the file had none."""
+    first, last, count = data.time.min(), data.time.max(), len(data)
+    told = f"the times of {data.name} go from {first} to {last}"
+    if first == 0 and last == count - 1 and len(np.unique(data.time)) == count:
+        told += (
+            " and number the rows, as where the .inter file has no column timestamp:float or exposure_time:float "
+            "(if the column is called otherwise: load_atomic(..., time_field=...))"
+        )
+    return told
 
 
 def _side(data: Dataset, side: str, rows: Rows, warm: Rows, counts: dict[str, int]) -> Dataset:
