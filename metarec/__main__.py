@@ -34,7 +34,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=8000, help="port to listen on; 0 for any that is free")
     add("--device", default="cpu", help="where the model runs: cpu, cuda, cuda:1 ...")
     add("--max-batch", type=int, default=64, metavar="USERS", help="adapted together in one inner loop")
-    add("--max-wait", type=float, default=5.0, metavar="MS", help="that an idle model waits for as many as last time")
     add("--waiting", type=int, default=1024, metavar="USERS", help="whose answer is not there yet; more get 429")
     add("--timeout", type=float, default=10.0, metavar="SECONDS", help="until an answer; later it is 503")
     add("--read-timeout", type=float, default=10.0, metavar="SECONDS", help="for headers, and again for a body")
@@ -57,7 +56,6 @@ def _serve(options: argparse.Namespace) -> None:
         Recommender(load(options.model, device=options.device)),
         limits=limits,
         max_batch=options.max_batch,
-        max_wait=options.max_wait / 1000,
         allow_changes=options.allow_changes,
         version=__version__,
     )

@@ -22,7 +22,7 @@ class Worker:
 
 def test_what_comes_while_the_worker_is_busy_is_computed_together():
     async def story():
-        async with Batcher(worker, max_batch=4, max_wait=0) as batcher:
+        async with Batcher(worker, max_batch=4) as batcher:
             first = asyncio.create_task(batcher.submit([0]))
             while not worker.batches:
                 await asyncio.sleep(0.001)
@@ -41,7 +41,7 @@ def test_what_comes_while_the_worker_is_busy_is_computed_together():
 
 def test_an_error_is_told_to_its_own_job_only():
     async def story():
-        async with Batcher(worker, max_wait=0.001) as batcher:
+        async with Batcher(worker) as batcher:
             return await asyncio.gather(batcher.submit([2, 13]), batcher.submit([3]))
 
     worker = Worker()
@@ -57,7 +57,7 @@ def test_a_worker_that_breaks_tells_everyone_and_goes_on():
         return numbers
 
     async def story():
-        async with Batcher(work, max_wait=0) as batcher:
+        async with Batcher(work) as batcher:
             return await batcher.submit([1, 0]), await batcher.submit([2])
 
     broken, fine = asyncio.run(story())
@@ -66,7 +66,7 @@ def test_a_worker_that_breaks_tells_everyone_and_goes_on():
 
 def test_a_full_queue_refuses_at_once_and_takes_again_later():
     async def story():
-        async with Batcher(worker, waiting=3, max_wait=0) as batcher:
+        async with Batcher(worker, waiting=3) as batcher:
             task = asyncio.create_task(batcher.submit([1, 2]))
             await asyncio.sleep(0)
             with pytest.raises(QueueFullError, match="2 users are waiting, and at most 3 may"):
@@ -81,7 +81,7 @@ def test_a_full_queue_refuses_at_once_and_takes_again_later():
 
 def test_a_job_that_nobody_waits_for_is_left_out():
     async def story():
-        async with Batcher(worker, max_wait=0) as batcher:
+        async with Batcher(worker) as batcher:
             first = asyncio.create_task(batcher.submit([1]))
             while not worker.batches:
                 await asyncio.sleep(0.001)
@@ -101,7 +101,7 @@ def test_a_job_that_nobody_waits_for_is_left_out():
 
 def test_closing_answers_what_waits_and_takes_no_more():
     async def story():
-        batcher = Batcher(worker, max_batch=1, max_wait=0)
+        batcher = Batcher(worker, max_batch=1)
         async with batcher:
             tasks = [asyncio.create_task(batcher.submit([n])) for n in (1, 2, 3)]
             while not worker.batches:
@@ -115,23 +115,26 @@ def test_closing_answers_what_waits_and_takes_no_more():
     assert asyncio.run(story()) == [[1], [4], [9]]
 
 
-def test_an_idle_worker_waits_for_as_many_as_last_time():
+def test_an_idle_worker_begins_at_once_however_many_came_last_time():
     async def story():
-        async with Batcher(worker, max_wait=0.2) as batcher:
+        async with Batcher(worker) as batcher:
+            worker.gate.set()
             await batcher.submit([1, 2, 3])
+            worker.gate.clear()
             one = asyncio.create_task(batcher.submit([4]))
-            await asyncio.sleep(0.01)
+            while len(worker.batches) < 2:
+                await asyncio.sleep(0)
+            worker.gate.set()
             return await asyncio.gather(one, batcher.submit([5]))
 
     worker = Worker()
-    worker.gate.set()
     assert asyncio.run(story()) == [[16], [25]]
-    assert worker.batches == [[1, 2, 3], [4, 5]]
+    assert worker.batches == [[1, 2, 3], [4], [5]]
 
 
 def test_sizes_are_told_and_settings_checked():
     async def story():
-        async with Batcher(lambda n: n, max_wait=0, observe=seen.append) as batcher:
+        async with Batcher(lambda n: n, observe=seen.append) as batcher:
             await batcher.submit([1, 2, 3])
             return await batcher.call(lambda: "between")
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import socket
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ import pytest
 from metarec.recommender import Recommender
 from metarec.service import Limits, create_app
 from metarec.service.answering import Answer, Filters, Job, answers
+from metarec.service.server import TimedProtocol
 from service_helpers import QUICK, Gated, ask, running, talk
 from tiny import trained
 
@@ -67,6 +69,20 @@ def test_every_one_of_many_clients_gets_its_own_answer(recommender, port):
     for request, (status, answer) in zip(asked, got, strict=True):
         assert status == 200
         check(answer, request, recommender)
+
+
+def test_answers_do_not_wait_for_the_acknowledgement_of_their_headers(recommender, monkeypatch):
+    seen = []
+
+    def spied(self, transport):
+        made(self, transport)
+        seen.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+
+    made = TimedProtocol.connection_made
+    monkeypatch.setattr(TimedProtocol, "connection_made", spied)
+    with running(recommender) as port:
+        assert ask(port, "/recommend", {"clicks": CLICKS, "k": 3})[0] == 200
+    assert seen and all(seen)
 
 
 def test_several_users_in_one_request(recommender, port):

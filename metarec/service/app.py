@@ -38,19 +38,15 @@ class Service:
         recommender: what answers. The service alone may change it while it runs.
         limits: on requests.
         max_batch: users adapted together.
-        max_wait: seconds that an idle model waits for as many users as it had last time.
         version: of the software, for ``/health``.
     """
 
-    def __init__(
-        self, recommender: Recommender, limits: Limits, *, max_batch: int, max_wait: float, version: str
-    ) -> None:
+    def __init__(self, recommender: Recommender, limits: Limits, *, max_batch: int, version: str) -> None:
         self.recommender, self.limits, self.version = recommender, limits, version
         self.metrics = Metrics()
         self.batcher: Batcher[Job, Answer] = Batcher(
             lambda jobs: answers(self.recommender, jobs),
             max_batch=max_batch,
-            max_wait=max_wait,
             waiting=limits.waiting,
             observe=self.metrics.batch.observe,
         )
@@ -141,7 +137,6 @@ def create_app(
     *,
     limits: Limits | None = None,
     max_batch: int = 64,
-    max_wait: float = 0.005,
     allow_changes: bool = False,
     version: str = "",
 ) -> FastAPI:
@@ -151,7 +146,6 @@ def create_app(
         recommender: what answers.
         limits: on requests; default :class:`Limits`.
         max_batch: users adapted together.
-        max_wait: seconds that an idle model waits for as many users as it had last time.
         allow_changes: let clients add and remove items. There is no log-in: only where all clients are trusted.
         version: shown by ``/health`` and in the documentation.
 
@@ -163,7 +157,7 @@ def create_app(
         ['/health', '/metrics', '/recommend', '/recommend/users']
     """
     limits = limits or Limits()
-    service = Service(recommender, limits, max_batch=max_batch, max_wait=max_wait, version=version)
+    service = Service(recommender, limits, max_batch=max_batch, version=version)
     app = FastAPI(
         title="metarec",
         summary="A new user has clicked three things; what next?",

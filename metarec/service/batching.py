@@ -21,20 +21,17 @@ class Batcher(Generic[T, R]):
     """Collects jobs while the worker is busy, and hands them to it together.
 
     One worker thread computes; everything given to :meth:`call` or :meth:`submit` runs there, one after the other.
-    The batch that runs is the time in which the next one gathers. An idle worker waits ``max_wait`` seconds for as
-    many jobs as it had last time, since clients that are answered together often ask again together; a client who is
-    alone waits for nobody.
+    The batch that runs is the time in which the next one gathers; an idle worker begins at once, with what is there.
 
     Args:
         work: jobs to results, in the same order; an exception among the results is raised to whom it belongs.
         max_batch: jobs at once.
-        max_wait: seconds, at most.
         waiting: jobs whose result is not there yet, at most.
         observe: told the size of each batch.
 
     Example:
         >>> async def twice():
-        ...     batcher = Batcher(lambda numbers: [2 * n for n in numbers], max_batch=8, max_wait=0.001)
+        ...     batcher = Batcher(lambda numbers: [2 * n for n in numbers], max_batch=8)
         ...     async with batcher:
         ...         return await asyncio.gather(batcher.submit([1, 2]), batcher.submit([3]))
         >>> asyncio.run(twice())
@@ -46,19 +43,15 @@ class Batcher(Generic[T, R]):
         work: Callable[[Sequence[T]], Sequence[R | Exception]],
         *,
         max_batch: int = 64,
-        max_wait: float = 0.005,
         waiting: int = 1024,
         observe: Callable[[int], None] = lambda size: None,
     ) -> None:
-        if max_batch < 1 or max_wait < 0 or waiting < 1:
-            raise ValueError(
-                f"Batcher: max_batch and waiting must be at least 1 and max_wait at least 0, got {max_batch}, "
-                f"{waiting} and {max_wait}"
-            )
+        if max_batch < 1 or waiting < 1:
+            raise ValueError(f"Batcher: max_batch and waiting must be at least 1, got {max_batch} and {waiting}")
         self.work, self.observe = work, observe
-        self.max_batch, self.max_wait, self.waiting = max_batch, max_wait, waiting
+        self.max_batch, self.waiting = max_batch, waiting
         self._jobs: deque[tuple[T, asyncio.Future[R]]] = deque()
-        self._open, self._last = 0, 1
+        self._open = 0
         self._some = asyncio.Event()
         self._closing = False
 
@@ -106,8 +99,6 @@ class Batcher(Generic[T, R]):
     async def _run(self) -> None:
         while True:
             await self._some.wait()
-            if not self._closing and len(self._jobs) < self._last:
-                await asyncio.sleep(self.max_wait)
             while self._jobs:
                 await self._batch()
             if self._closing:
@@ -123,7 +114,6 @@ class Batcher(Generic[T, R]):
                 batch.append((job, future))
         if not batch:
             return
-        self._last = len(batch)
         self.observe(len(batch))
         loop = asyncio.get_running_loop()
         try:
