@@ -102,6 +102,9 @@ class Recommender:
         A user with a single click has nothing to adapt to and is served by the shared weights. A user without any
         click gets the unadapted ranking: that of the average state after one likely click. ``adapted`` says which.
 
+        Many users are adapted to thousands at a time, and in halves of that where a GPU's memory turns out too small;
+        so are lists made. The log says so, and the result is the same.
+
         Args:
             history: external ids of what the user clicked, in time order, or one such sequence per user; of a longer
                 history than the model reads, the last clicks count. ``[]`` is one user without clicks, ``[[]]`` the

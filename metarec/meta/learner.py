@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metarec.meta.fast import FastStack
 from metarec.meta.graphs import Gradients, Graphs
 from metarec.meta.kernel_stack import KernelStack
-from metarec.meta.memory import bytes_per_user, chunk_sizes
+from metarec.meta.memory import bytes_per_user, chunk_sizes, in_halves
 from metarec.meta.stack import TaskStack
 from metarec.types import EpisodeBatch, Examples, Scored
 
@@ -256,20 +256,15 @@ class MetaLearner(nn.Module):
 
     def _gradients(self, part: EpisodeBatch, need: int) -> Iterator[tuple[Tensor, Gradients]]:
         """User codes with their losses and gradients, in halves where the GPU's memory turns out too small."""
-        found = None
-        try:
+
+        def work(users: EpisodeBatch) -> Gradients:
+            found = None
             if self.graphs and self.adapts == "encoder":
-                found = self.graphs.gradients(self, part, need)
-            found = found or self.gradients(part)
-        except torch.OutOfMemoryError:
-            if len(part) == 1:
-                raise
-        if found:
-            yield part.user, found
-            return
-        torch.cuda.empty_cache()
-        for half in part.chunks(-(-len(part) // 2)):
-            yield from self._gradients(half, need // 2)
+                found = self.graphs.gradients(self, users, need * len(users) // len(part))
+            return found or self.gradients(users)
+
+        for users, found in in_halves(work, part, lambda users: users.chunks(-(-len(users) // 2))):
+            yield users.user, found
 
     def gradients(self, part: EpisodeBatch) -> Gradients:
         """Query losses (B,) of users that fit into memory, parameters, and the gradients of the losses' sum."""

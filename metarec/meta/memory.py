@@ -1,8 +1,10 @@
-"""How many users fit into a memory budget."""
+"""How many users fit into a memory budget, and what is done when fewer did."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -13,7 +15,9 @@ CPU_BUDGET = 128 << 20  # about what the caches of a core still help with
 COPIES = 4  # weights before and after a step, their gradient, and one temporary
 ACTIVATIONS = 40  # floats kept for the backward pass per layer, token and unit of width, feed-forward included
 
-
+_LOG = logging.getLogger("metarec")
+T = TypeVar("T", bound=Sized)
+R = TypeVar("R")
 Bytes = Callable[[nn.Module, Examples, int], int]
 
 
@@ -76,6 +80,41 @@ def chunk_sizes(
         sizes.append(min(len(rest), users_in_budget(view, rest, graph_steps, budget, each)))
         start += sizes[-1]
     return sizes
+
+
+def in_halves(work: Callable[[T], R], users: T, split: Callable[[T], Iterable[T]]) -> Iterator[tuple[T, R]]:
+    """What is made of some users, in halves where the GPU's memory turns out too small; the log says so.
+
+    Args:
+        work: makes something of users that fit into memory.
+        users: to begin with.
+        split: two halves of users.
+
+    Yields:
+        users, and what was made of them, in order.
+
+    Raises:
+        torch.OutOfMemoryError: if one user alone is too many.
+    """
+    found: tuple[R] | None = None
+    try:
+        found = (work(users),)
+    except torch.OutOfMemoryError:
+        if len(users) == 1:
+            raise
+    if found is not None:
+        yield users, found[0]
+        return
+    _LOG.warning("out of memory with %d users at once: going on with halves", len(users))
+    torch.cuda.empty_cache()
+    for half in split(users):
+        yield from in_halves(work, half, split)
+
+
+def halves(users: range) -> tuple[range, range]:
+    """Two halves of consecutive users."""
+    middle = -(-len(users) // 2)
+    return users[:middle], users[middle:]
 
 
 def free(device: torch.device) -> int:  # pragma: no cover

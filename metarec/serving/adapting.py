@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from metarec.data.dataset import Catalog, Ints
+from metarec.meta.memory import halves, in_halves
 from metarec.serving.clicks import Clicks, SupportMaker
+from metarec.serving.ranking import pieces
 from metarec.serving.snapshot import Snapshot
 from metarec.serving.standing import Standing
 
@@ -22,7 +24,7 @@ LIKELY = 256  # most likely next clicks, whose states are averaged for a user wi
 def adapted(
     snapshot: Snapshot, support: SupportMaker, clicks: Clicks, catalog: Catalog, start: Tensor | None = None
 ) -> Standing:
-    """Where B users stand after their clicks.
+    """Where B users stand after their clicks, some at a time; fewer where the GPU's memory turns out too small.
 
     Args:
         snapshot: the model.
@@ -37,12 +39,15 @@ def adapted(
     order = np.argsort(-clicks.counts, kind="stable")
     order, without = order[clicks.counts[order] > 0], np.flatnonzero(clicks.counts == 0)
     parts = []
-    step = 1 if len(order) <= FEW[snapshot.device.type] else USERS[snapshot.device.type]
-    for first in range(0, len(order), step):
-        users = order[first : first + step]
+
+    def work(part: range) -> Standing:
+        users = order[part.start : part.stop]
         own = None if start is None else start[torch.from_numpy(users).to(start.device)]
         standing = snapshot.adapt(*support(clicks[users]), own)
-        parts.append(_checked(snapshot, standing, clicks, users, catalog))
+        return _checked(snapshot, standing, clicks, users, catalog)
+
+    for some in pieces(len(order), 1 if len(order) <= FEW[snapshot.device.type] else USERS[snapshot.device.type]):
+        parts += [standing for _, standing in in_halves(work, some, halves)]
     if len(without):
         stranger = unadapted(snapshot, support)[torch.zeros(len(without), dtype=torch.int64)]
         own = None if start is None else start[torch.from_numpy(without).to(start.device)]

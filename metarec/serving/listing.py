@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from metarec.data.dataset import Catalog
+from metarec.meta.memory import halves, in_halves
 from metarec.serving.clicks import Clicks
-from metarec.serving.ranking import LOWEST, Scores, best, ordered, pieces
+from metarec.serving.ranking import LOWEST, USERS, Scores, best, columns_for, ordered, pieces
 from metarec.serving.users import Ids, Recommendations
 
 
@@ -50,7 +51,7 @@ class Wanted:
 def listed(
     wanted: Wanted, scores: Scores, clicks: Clicks, known: Tensor, catalog: Catalog, columns: int | None = None
 ) -> Recommendations:
-    """The lists of B users, made for some users at a time.
+    """The lists of B users, made for some users at a time; fewer where the GPU's memory turns out too small.
 
     Raises:
         ValueError: if an id is not known, or ``k`` is less than 1 or more than what a user is left with.
@@ -61,15 +62,20 @@ def listed(
             f"recommend: expected candidates for each of the {len(clicks)} users, got {len(wanted.candidates)} "
             "collections of ids"
         )
-    codes, values = [], []
-    for part in pieces(len(clicks), known.device.type):
+    most = USERS[known.device.type]
+    columns = columns or columns_for(min(most, len(clicks)), known.device.type)
+
+    def work(users: range) -> tuple[Tensor, Tensor]:
+        part = slice(users.start, users.stop)
         if wanted.candidates is None:
-            own = _from_catalogue(wanted, scores[part], clicks[part], allowed, part.start, columns)
+            found = _from_catalogue(wanted, scores[part], clicks[part], allowed, part.start, columns)
         else:
-            own = _from_candidates(wanted, scores[part], clicks[part], allowed, part.start, catalog)
-        codes.append(own[0].cpu())
-        values.append(_shown(own[1]).float().cpu())
-    return Recommendations(torch.cat(codes).numpy(), torch.cat(values).numpy(), catalog.items)
+            found = _from_candidates(wanted, scores[part], clicks[part], allowed, part.start, catalog)
+        return found[0].cpu(), _shown(found[1]).float().cpu()
+
+    lists = [own for some in pieces(len(clicks), most) for _, own in in_halves(work, some, halves)]
+    codes, values = (torch.cat(parts).numpy() for parts in zip(*lists, strict=True))
+    return Recommendations(codes, values, catalog.items)
 
 
 def _from_catalogue(

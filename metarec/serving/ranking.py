@@ -61,7 +61,7 @@ def best(
         values: (B, k) float64.
     """
     if columns is None:
-        columns = max(_STRIDE * 64, FLOATS[allowed.device.type] // max(1, len(scores)))
+        columns = columns_for(len(scores), allowed.device.type)
     take = k + k // 4 + 8
     values, codes = _shortlist(scores, min(take, len(allowed)), allowed, excluded, columns)
     exact = scores.exact(codes).masked_fill(values == -torch.inf, -torch.inf)
@@ -71,6 +71,11 @@ def best(
         for user in unsure.nonzero().squeeze(-1).tolist():
             order[user], found[user] = _whole(scores, user, k, allowed, excluded)
     return order, found
+
+
+def columns_for(users: int, device: str) -> int:
+    """How much of the catalogue is scored at once for so many users."""
+    return max(_STRIDE * 64, FLOATS[device] // max(1, users))
 
 
 def _shortlist(
@@ -152,7 +157,12 @@ def _whole(
     return codes[order[:k]], found[:k]
 
 
-def pieces(users: int, device: str) -> Iterator[slice]:
-    """Slices of users that are ranked at once."""
-    for start in range(0, users, USERS[device]):
-        yield slice(start, min(start + USERS[device], users))
+def pieces(users: int, most: int) -> Iterator[range]:
+    """Users, so many at once.
+
+    Example:
+        >>> list(pieces(5, most=2))
+        [range(0, 2), range(2, 4), range(4, 5)]
+    """
+    everybody = range(users)
+    return (everybody[start : start + most] for start in range(0, users, most))

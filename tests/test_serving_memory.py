@@ -1,0 +1,109 @@
+"""A GPU whose memory is full: users are served fewer at a time, and get what they would have got."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from metarec.meta.memory import halves
+from metarec.recommender import Recommender
+from metarec.serving import adapting, listing
+from metarec.serving.clicks import Clicks
+from metarec.serving.scores import FusedScores
+from metarec.serving.snapshot import FusedSnapshot
+from metarec.serving.standing import Standing
+from metarec.types import Examples
+from tiny import trained
+
+HISTORIES = [[f"item{(7 * user + 3 * place) % 40}" for place in range(2 + user % 5)] for user in range(23)]
+CANDIDATES = [[f"item{(user + n) % 40}" for n in range(20)] for user in range(23)]
+
+
+class Full:
+    """Refuses more than so many users at once, and remembers how many it was asked for."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.asked: list[int] = []
+
+    def check(self, users: int) -> None:
+        self.asked.append(users)
+        if users > self.most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+@pytest.fixture(scope="module")
+def recommender() -> Recommender:
+    found = Recommender(trained())
+    found.adapt([])  # what is computed once does not count
+    return found
+
+
+def test_adapting_goes_on_with_halves(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = recommender.adapt(HISTORIES, keep_weights=True)
+    full, whole = Full(most=4), FusedSnapshot.adapt
+
+    def adapt(self: FusedSnapshot, support: Examples, query: Examples, start: Tensor | None = None) -> Standing:
+        full.check(len(support))
+        return whole(self, support, query, start)
+
+    monkeypatch.setattr(FusedSnapshot, "adapt", adapt)
+    monkeypatch.setitem(adapting.USERS, "cpu", 16)
+    with caplog.at_level(logging.WARNING, "metarec"):
+        found = recommender.adapt(HISTORIES, keep_weights=True)
+    assert full.asked == [16, 8, 4, 4, 8, 4, 4, 7, 4, 3]
+    assert [record.getMessage().split(":")[0] for record in caplog.records] == [
+        f"out of memory with {users} users at once" for users in (16, 8, 8, 7)
+    ]
+    for name in ("state", "active", "rows", "corrections", "weights"):
+        torch.testing.assert_close(getattr(found.standing, name), getattr(expected.standing, name))
+    full.most = 0
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        recommender.adapt(HISTORIES)
+
+
+@pytest.mark.parametrize("candidates", [None, CANDIDATES])
+def test_lists_are_made_with_halves(
+    recommender: Recommender, monkeypatch: pytest.MonkeyPatch, candidates: list[list[str]] | None
+) -> None:
+    users = recommender.adapt(HISTORIES)
+    expected = users.recommend(k=7, candidates=candidates)
+    full, whole, widths = Full(most=6), FusedScores.exact, []
+
+    def exact(self: FusedScores, codes: Tensor) -> Tensor:
+        full.check(len(self))
+        return whole(self, codes)
+
+    def approximate(self: FusedScores, start: int, stop: int) -> Tensor:
+        widths.append(stop - start)
+        return piece(self, start, stop)
+
+    piece = FusedScores.approximate
+    monkeypatch.setattr(listing, "columns_for", lambda users, device: 410 // users)
+    monkeypatch.setattr(FusedScores, "exact", exact)
+    monkeypatch.setattr(FusedScores, "approximate", approximate)
+    found = users.recommend(k=7, candidates=candidates)
+    assert full.asked == [23, 12, 6, 6, 11, 6, 5]
+    # 410 // 23 items of 41 at once, also where fewer users are left: halving must not widen what is scored
+    assert set(widths) == (set() if candidates else {17, 7})
+    np.testing.assert_array_equal(found.codes, expected.codes)
+    np.testing.assert_allclose(found.scores, expected.scores, atol=1e-5)
+
+
+def test_halves_are_all_of_them_in_order() -> None:
+    for count in range(2, 20):
+        first, second = halves(range(5, 5 + count))
+        assert [*first, *second] == list(range(5, 5 + count)) and 0 <= len(first) - len(second) <= 1
+
+
+def test_no_user_at_all_is_an_error_as_before(recommender: Recommender) -> None:
+    with pytest.raises(ValueError, match="there is no user"):
+        adapting.adapted(
+            recommender._current(), recommender._support, Clicks.of([], recommender.catalog.items), recommender.catalog
+        )
