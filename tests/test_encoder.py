@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarec.functional import causal_attention, merge_heads, split_heads
+from metarec.functional import attend, causal_attention, merge_heads, split_heads
 from metarec.nn import SequenceEncoder
 
 DIM, LENGTH, HEADS, CONTEXT = 8, 7, 2, 5
@@ -155,6 +155,21 @@ def test_attention_equals_torchs(with_bias):
     expected = F.scaled_dot_product_attention(query, key, value, attn_mask=float_mask(KEEP, bias)[:, None])
     close(weights @ value, expected)
     close(weights.sum(-1), torch.ones_like(weights.sum(-1)))
+
+
+def test_attention_drops_the_given_share_of_its_weights_and_none_by_default():
+    users, length, share = 400, 4, 0.3
+    keep = torch.ones(users, length, dtype=torch.bool)
+    logits = torch.zeros(users, length, 2 * length).double()  # all alike: position l gives 1 / (l + 1) to each
+    qkv = torch.cat([logits, torch.eye(length).double().expand(users, -1, -1)], -1)  # the values show the weights
+    even = torch.ones(length, length).double().tril() / torch.arange(1, length + 1).unsqueeze(1)
+    close(attend(qkv, 1, keep), even.expand(users, -1, -1))
+    torch.manual_seed(0)
+    ratio = (attend(qkv, 1, keep, dropout=share) / even)[:, even > 0]
+    dropped = ratio == 0
+    close(ratio[~dropped], torch.full_like(ratio[~dropped], 1 / (1 - share)))
+    error = (share * (1 - share) / dropped.numel()) ** 0.5
+    assert abs(float(dropped.double().mean()) - share) < 4 * error
 
 
 def test_attention_of_a_row_that_sees_nothing_is_finite():

@@ -67,18 +67,37 @@ def test_standardise_against_numpy():
         np.testing.assert_allclose(out, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_each_row_is_measured_by_the_candidates_that_it_knows(size):
+    scores = size * torch.randn(3, 5, generator=torch.Generator().manual_seed(0)).double() + 3 * size
+    known = torch.tensor([[True, True, False, True, False], [False, True, True, True, True], [False] * 4 + [True]])
+    found = standardise(scores, known)
+    for row in range(2):
+        own = scores[row][known[row]]
+        close(found[row][known[row]], (own - own.mean()) / own.std(correction=0))
+    assert not found[~known].any()
+    assert not found[2].any(), "one candidate alone stands at the mean"
+
+
 def test_scores_that_are_all_equal_standardise_to_zero():
     assert not standardise(torch.full((2, 5), 7.0), torch.ones(5, dtype=torch.bool)).any()
     assert not standardise(torch.randn(2, 5), torch.zeros(5, dtype=torch.bool)).any()
 
 
-def test_standardise_features_against_numpy():
+@pytest.mark.parametrize("size", [1e-4, 1.0])
+def test_standardise_features_against_numpy(size):
     features = torch.randn(12, 4, generator=torch.Generator().manual_seed(0)).double() * torch.tensor([1, 5, 0.1, 2])
+    features = size * features
     present = torch.arange(12) % 3 != 0
     rows = features.numpy()[present.numpy()]
     expected = np.zeros((12, 4))
     expected[present.numpy()] = (rows - rows.mean(0)) / np.sqrt(np.square(rows - rows.mean(0)).sum(1).mean())
     np.testing.assert_allclose(standardise_features(features, present).numpy(), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_features_of_one_item_alone_are_the_mean():
+    features, present = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([True, False])
+    assert not standardise_features(features, present).any()
 
 
 def test_weights_are_the_softmax_of_the_gate_over_the_active_modalities():
@@ -210,6 +229,12 @@ def test_equal_weights_are_the_mean_of_who_knows():
         for candidate in range(1, CANDIDATES):
             says = [float(scores[row, m, candidate]) for m in range(MODALITIES) if known[m, candidate]]
             assert float(found[row, candidate]) == pytest.approx(np.mean(says), rel=1e-10)
+
+
+def test_a_candidate_that_nobody_knows_gets_the_lowest_score_of_its_row_not_zero():
+    scores = torch.tensor([[[5.0, 2.0, 9.0], [7.0, 4.0, 1.0]], [[-5.0, -2.0, 9.0], [-7.0, -4.0, 1.0]]])
+    known = torch.tensor([[True, True, False], [True, True, False]])
+    assert fuse(scores, torch.full((2, 2), 0.5), known).tolist() == [[6.0, 3.0, 3.0], [-6.0, -3.0, -6.0]]
 
 
 def test_gradients_reach_every_parameter():

@@ -150,9 +150,10 @@ def test_gradients_under_functorch_are_those_outside(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_no_segments_and_an_index_past_the_end(name: str) -> None:
+def test_no_segments_and_an_index_past_the_ends(name: str) -> None:
     assert OURS[name](torch.zeros(0, 2), torch.zeros(0, dtype=torch.int64), 0).shape == (0, 2)
-    with pytest.raises((RuntimeError, IndexError), match="out of"):
-        OURS[name](torch.ones(3, requires_grad=True), torch.tensor([0, 1, 3]), 3)
+    for outside in ([0, 1, 3], [-1, 0, 1]):
+        with pytest.raises((RuntimeError, IndexError), match="out of"):
+            OURS[name](torch.ones(3, requires_grad=True), torch.tensor(outside), 3)
     with pytest.raises(ValueError, match=rf"^segment_{name}: expected"):
         OURS[name](torch.ones(3), torch.zeros(2, dtype=torch.int64), 3)
