@@ -243,20 +243,24 @@ def recipes_of_blends(scorers: Iterable[str], modalities: Iterable[str]) -> dict
 
     Those called ``control`` are the MML blends with SASRec in the place of the meta-learners.
     """
-    plain = (PLAIN, *(f"SASRec {name}" for name in sorted(modalities)))
+    modalities = tuple(sorted(modalities))
+    plain, whole = (PLAIN, *(f"SASRec {name}" for name in modalities)), ("SASRec " + "+".join(("id", *modalities)),)
     ours = tuple(name for name in scorers if name.startswith("MML ") and name.endswith("generator"))
     return {
         "late fusion, fitted weights": (plain, False),
         "late fusion, gate": (plain, True),
+        "late fusion with the sum, gate": (plain + whole, True),
         "counts alone, gate (control)": (COUNTS, True),
-        "late fusion and counts, gate (control)": (plain + COUNTS, True),
-        "MML blend of learners": (ours, True),
-        "MML blend without a gate": (ours + COUNTS, False),
-        "MML blend": (ours + COUNTS, True),
+        "late fusion and counts, gate (control)": (plain + whole + COUNTS, True),
+        "MML blend of learners": (ours + whole, True),
+        "MML blend without a gate": (ours + whole + COUNTS, False),
+        "MML blend without the sum": (ours + COUNTS, True),
+        "MML blend": (ours + whole + COUNTS, True),
         "live late fusion, fitted weights": (plain + LIVE[:1], False),
         "live late fusion, gate": (plain + LIVE[:1], True),
+        "live late fusion with the sum, gate": (plain + whole + LIVE[:1], True),
         "live counts alone, gate (control)": (COUNTS + LIVE, True),
-        "live late fusion and counts, gate (control)": (plain + COUNTS + LIVE, True),
-        "live MML blend without a gate": (ours + COUNTS + LIVE, False),
-        "live MML blend": (ours + COUNTS + LIVE, True),
+        "live late fusion and counts, gate (control)": (plain + whole + COUNTS + LIVE, True),
+        "live MML blend without a gate": (ours + whole + COUNTS + LIVE, False),
+        "live MML blend": (ours + whole + COUNTS + LIVE, True),
     }
