@@ -99,14 +99,17 @@ def test_nearest_by_features(new_items: ModuleType) -> None:
     assert (cluster[top.numpy()] == 3).mean() > 0.7
 
 
-def test_the_chosen_share_is_the_largest_that_costs_little(new_items: ModuleType) -> None:
-    def row(recall: float, ndcg: float) -> dict[str, float]:
-        return {"recall@10 known": recall, "ndcg@10 known": ndcg, "recall@10 new": 0.0}
+def test_the_chosen_share_finds_most_new_items_at_little_cost_with_every_model(new_items: ModuleType) -> None:
+    def row(recall: list[float], ndcg: list[float], new: float) -> dict[str, list[float]]:
+        return {"recall@10 known": recall, "ndcg@10 known": ndcg, "recall@10 new": [new - 0.01, new + 0.01]}
 
-    curve = {str(share): row(0.05, 0.05) for share in new_items.SHARES} | {"none": row(0.1, 0.05)}
-    assert new_items.chosen(curve) == new_items.SHARES[0], "none is cheap enough"
-    curve |= {"0.02": row(0.0991, 0.0496), "0.05": row(0.2, 0.0496), "0.1": row(0.0989, 0.06), "0.2": row(0.2, 0.0494)}
-    assert new_items.chosen(curve) == 0.05
+    none = {"none": row([0.1, 0.2], [0.05, 0.06], 0.05)}
+    dear = {str(share): row([0.05, 0.2], [0.05, 0.06], 0.9) for share in new_items.SHARES}
+    assert new_items.chosen(none | dear) is None, "each costs one of the models half of its recall"
+    little = {"0.02": row([0.0991, 0.1981], [0.0496, 0.07], 0.06), "0.05": row([0.2, 0.2], [0.0496, 0.0595], 0.07)}
+    much = {"0.1": row([0.2, 0.1979], [0.06, 0.06], 0.08), "0.2": row([0.2, 0.2], [0.0494, 0.07], 0.08)}
+    assert new_items.chosen(none | dear | little | much) == 0.05
+    assert new_items.chosen({**none, "none": row([0.1, 0.2], [0.05, 0.06], 0.071)} | dear | little | much) is None
 
 
 def test_the_least_work_of_a_user(serving: ModuleType) -> None:
