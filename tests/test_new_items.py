@@ -207,6 +207,12 @@ def test_new_items_get_the_share_of_the_places_that_is_asked_for(world: str, sha
     assert torch.allclose(other.scores[~new], user.scores[~new])
 
 
+def test_a_share_changes_nothing_where_no_item_is_new() -> None:
+    model = lively(replace(UP, warm=np.arange(UP.catalog.size) > 0), CONFIG)
+    plain, shared = (Recommender(model, new_share=share).adapt(HISTORIES) for share in (None, 0.3))
+    assert [user.recommend(5) for user in plain] == [user.recommend(5) for user in shared]
+
+
 def test_a_share_is_of_an_mml() -> None:
     from test_recommender import ByHand
 

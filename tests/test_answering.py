@@ -1,0 +1,44 @@
+"""Users who happen to share a batch of the service, and connections that are kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from http.client import HTTPConnection
+
+import pytest
+
+import metarec as mr
+from metarec.service.answering import Answer, Filters, Job, answers
+from service_helpers import QUICK, running
+
+
+@pytest.fixture(scope="module")
+def recommender() -> mr.Recommender:
+    return mr.Recommender(mr.MML.build(mr.datasets.planted(users=60, items=40), mr.MMLConfig(dim=8, layers=1)))
+
+
+def test_one_who_asks_for_too_much_spoils_no_other_list_of_the_same_filters(recommender: mr.Recommender) -> None:
+    jobs = [Job((f"item{i}", f"item{i + 1}"), 99 if i == 5 else 3 + i, Filters()) for i in range(7)]
+    together = answers(recommender, jobs)
+    for i, (job, answer) in enumerate(zip(jobs, together, strict=True)):
+        if i == 5:
+            assert isinstance(answer, ValueError) and "k must be at least 1 and at most" in str(answer)
+            continue
+        user = recommender.adapt(list(job.clicks))
+        assert isinstance(answer, Answer) and isinstance(user, mr.recommender.User)
+        assert [item.id for item in answer.items] == [item.id for item in user.recommend(job.k)]
+        assert answer.weights == pytest.approx(user.weights, abs=1e-6)
+
+
+def test_a_client_that_goes_silent_after_an_answer_is_hung_up_on(recommender: mr.Recommender) -> None:
+    body = json.dumps({"clicks": ["item1", "item2"], "k": 2})
+    with running(recommender, replace(QUICK, read_seconds=0.5)) as port:
+        client = HTTPConnection("127.0.0.1", port, timeout=30)
+        for _ in range(2):
+            client.request("POST", "/recommend", body, {"content-type": "application/json"})
+            assert len(json.loads(client.getresponse().read())["items"]) == 2
+        assert client.sock is not None, "the connection is kept"
+        client.sock.sendall(b"POST /recommend HTTP/1.1\r\nhos")
+        assert client.sock.recv(1) == b""
+        client.close()
