@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from metarec.data.dataset import Catalog
 from metarec.recipes.growing import with_items
 from metarec.recipes.mml import MML
-from metarec.serving.adapting import adapted
+from metarec.serving.adapting import adapted, checked
 from metarec.serving.additions import Vectors, new_items
-from metarec.serving.clicks import Clicks, SupportMaker
+from metarec.serving.clicks import Clicks, Spelled, SupportMaker
 from metarec.serving.exposure import shift_of
 from metarec.serving.listing import Wanted, listed
 from metarec.serving.servable import Servable
@@ -119,8 +119,8 @@ class Recommender:
         if isinstance(history, str):
             raise ValueError(f"adapt: expected a sequence of item ids, got the string {history!r}; write [{history!r}]")
         one = all(isinstance(entry, str) for entry in history)
-        clicks = Clicks.of([history] if one else history, self.catalog.items)  # type: ignore[list-item]
-        start = self._current().start().expand(len(clicks), -1, -1) if keep_weights else None
+        clicks = Spelled([history] if one else history, self.catalog.items)  # type: ignore[list-item]
+        start = self._current().start().expand(len(clicks.counts), -1, -1) if keep_weights else None
         users = self._adapted(clicks, start)
         return User(users) if one else users
 
@@ -264,10 +264,10 @@ class Recommender:
         self._of(users)
         write_users(path, self.model, users.clicks, users.standing)
 
-    def _adapted(self, clicks: Clicks, start: Tensor | None = None) -> Users:
-        snapshot = self._current()
-        standing = adapted(snapshot, self._support, clicks, self.catalog, start)
-        return Users(self, clicks, standing, self.version)
+    def _adapted(self, asked: Clicks | Spelled, start: Tensor | None = None) -> Users:
+        standing = adapted(self._current(), self._support, asked, start)
+        clicks = asked if isinstance(asked, Clicks) else asked.clicks
+        return Users(self, clicks, checked(standing, clicks, self.catalog), self.version)
 
     def _current(self) -> Snapshot:
         """The snapshot of the model as it is now."""

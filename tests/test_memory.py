@@ -77,6 +77,24 @@ def test_chunks_follow_their_own_longest_history():
     assert start == len(lengths) and found == [2, 2, 4, 2]
 
 
+def test_users_who_fit_at_once_are_adapted_without_a_look_at_their_numbers(monkeypatch):
+    """On a GPU a look waits for all that is still being computed."""
+    episodes = ragged_episodes([3, 9, 4, 6, 5])
+    meta = MetaLearner(id_learner(context=False), lr=0.05, steps=2, engine="native")
+    expected = meta.adapt(episodes.support)(episodes.query).scores
+    parts = MetaLearner(meta.learner, lr=0.05, steps=2, engine="native", memory_budget=1)
+    torch.testing.assert_close(parts.adapt(episodes.support)(episodes.query).scores, expected)
+
+    def look(examples):
+        raise AssertionError("looked at")
+
+    monkeypatch.setattr(Examples, "trim", look)
+    monkeypatch.setattr(Examples, "trim_history", look)
+    torch.testing.assert_close(meta.adapt(episodes.support)(episodes.query).scores, expected)
+    with pytest.raises(AssertionError, match="looked at"):
+        parts.adapt(episodes.support)
+
+
 def test_out_of_memory_halves_the_users_and_changes_nothing(monkeypatch):
     def gradient(meta: MetaLearner) -> tuple[float, torch.Tensor]:
         meta.learner.zero_grad()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from metarec.serving.clicks import Clicks, SupportMaker
+from metarec.data.dataset import Vocabulary
+from metarec.serving.clicks import Clicks, Spelled, SupportMaker
 from metarec.serving.ranking import best, largest
 
 
@@ -87,3 +89,19 @@ def test_negatives_are_the_users_own() -> None:
     for row, allowed in zip(many, ([1, 4, 5, 6], [1, 2, 4, 5, 6]), strict=True):
         share = torch.bincount(row, minlength=7)[allowed] / 3000
         assert torch.allclose(share, torch.full_like(share, 1 / len(allowed)), atol=0.05)
+
+
+def test_ids_are_encoded_when_they_are_asked_for_and_once_all_were_the_clicks_are_whole() -> None:
+    histories, items = [["b", "a"], [], ["c", "a", "c"], ["b"]], Vocabulary("abc")
+    spelled = Spelled(histories, items)
+    got = spelled[np.array([2, 3])]
+    assert got.codes.tolist() == [3, 1, 3, 2] and got.offsets.tolist() == [0, 3, 4]
+    assert spelled.clicks.codes.tolist() == [0, 0, 3, 1, 3, 2] and spelled.counts.tolist() == [2, 0, 3, 1]
+    assert spelled[np.array([1, 0])].codes.tolist() == [2, 1]
+    whole = Clicks.of(histories, items)
+    assert spelled.clicks.codes.tolist() == whole.codes.tolist() == [2, 1, 3, 1, 3, 2]
+    assert spelled.clicks.offsets.tolist() == whole.offsets.tolist() == [0, 2, 2, 5, 6]
+    wrong = Spelled([["a"], ["x"], ["a", "y"]], items)
+    assert wrong[np.array([0])].codes.tolist() == [1]
+    with pytest.raises(ValueError, match="user 1: unknown item id 'x'"):
+        wrong[np.array([2])]

@@ -79,6 +79,8 @@ class Adapted:
     def _each(self, method: str, examples: Examples, *args: Any) -> list[Any]:
         if len(examples) != len(self):
             raise ValueError(f"adapted to {len(self)} users, but got the examples of {len(examples)}")
+        if len(self.stacks) == 1:
+            return [self.stacks[0](method, examples, *args)]  # to trim would be to wait for the GPU
         out, start = [], 0
         for stack in self.stacks:
             out.append(stack(method, examples[start : start + stack.users].trim_history(), *args))
@@ -180,7 +182,7 @@ class MetaLearner(nn.Module):
             view = self.learner.task_view(self.adapts)
             stacks, start = [], 0
             for size in self._chunk_sizes(view, support, keep_graph):
-                part = support[start : start + size].trim()
+                part = support if size == len(support) else support[start : start + size].trim()
                 own = {name: w[start : start + size] for name, w in (weights or {}).items()}
                 stack = self._adapt_chunk(view, part, self.steps if steps is None else steps, own)
                 stacks.append(stack if keep_graph else stack.detached())

@@ -61,7 +61,8 @@ def chunk_sizes(
 ) -> list[int]:
     """Users to adapt at once, chunk by chunk, as many as fit by the longest history of each chunk.
 
-    Where longer histories come first, as the sampler puts them, later chunks are larger.
+    Where longer histories come first, as the sampler puts them, later chunks are larger. If all fit at once, nothing is
+    looked at but shapes: no GPU is waited for.
 
     Args:
         view: one user's task.
@@ -73,6 +74,8 @@ def chunk_sizes(
     Returns:
         sizes that add up to the number of users.
     """
+    if 0 < len(support) <= users_in_budget(view, support, graph_steps, budget, each):
+        return [len(support)]
     sizes: list[int] = []
     start = 0
     while start < len(support):

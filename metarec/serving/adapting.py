@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metarec.data.dataset import Catalog, Ints
 from metarec.meta.memory import halves, in_halves
-from metarec.serving.clicks import Clicks, SupportMaker
+from metarec.serving.clicks import Clicks, Spelled, SupportMaker
 from metarec.serving.ranking import pieces
 from metarec.serving.snapshot import Snapshot
 from metarec.serving.standing import Standing
@@ -22,7 +22,7 @@ LIKELY = 256  # most likely next clicks, whose states are averaged for a user wi
 
 
 def adapted(
-    snapshot: Snapshot, support: SupportMaker, clicks: Clicks, catalog: Catalog, start: Tensor | None = None
+    snapshot: Snapshot, support: SupportMaker, clicks: Clicks | Spelled, start: Tensor | None = None
 ) -> Standing:
     """Where B users stand after their clicks, some at a time; fewer where the GPU's memory turns out too small.
 
@@ -30,11 +30,10 @@ def adapted(
         snapshot: the model.
         support: makes the examples.
         clicks: of each user.
-        catalog: the items.
         start: (B, M, P) weights that each user's steps start from; the weights that they lead to are kept.
 
     Raises:
-        ValueError: if no modality knows any of a user's items, or a score is not finite.
+        ValueError: if there is no user, or an id is not known.
     """
     order = np.argsort(-clicks.counts, kind="stable")
     order, without = order[clicks.counts[order] > 0], np.flatnonzero(clicks.counts == 0)
@@ -43,8 +42,7 @@ def adapted(
     def work(part: range) -> Standing:
         users = order[part.start : part.stop]
         own = None if start is None else start[torch.from_numpy(users).to(start.device)]
-        standing = snapshot.adapt(*support(clicks[users]), own)
-        return _checked(snapshot, standing, clicks, users, catalog)
+        return snapshot.adapt(*support(clicks[users]), own)
 
     for some in pieces(len(order), 1 if len(order) <= FEW[snapshot.device.type] else USERS[snapshot.device.type]):
         parts += [standing for _, standing in in_halves(work, some, halves)]
@@ -86,12 +84,17 @@ def _one_click_each(codes: Ints) -> Clicks:
     return Clicks(codes, np.arange(len(codes) + 1))
 
 
-def _checked(snapshot: Snapshot, standing: Standing, clicks: Clicks, users: Ints, catalog: Catalog) -> Standing:
+def checked(standing: Standing, clicks: Clicks, catalog: Catalog) -> Standing:
+    """Where users stand, if that can be served.
+
+    Raises:
+        ValueError: if no modality knows any of a user's items, or a score is not finite.
+    """
     lost = ~standing.active.any(1)
     broken = ~(standing.state.isfinite().flatten(1).all(1) & standing.corrections.isfinite().flatten(1).all(1))
     if not bool((lost | broken).any()):
         return standing
-    user = int(users[int((lost | broken).nonzero()[0])])
+    user = int((lost | broken).nonzero()[0])
     ids = catalog.items.decode(clicks.user(user)[:5].tolist())
     who = "" if len(clicks) == 1 else f"user {user}: "
     if bool(lost.any()):

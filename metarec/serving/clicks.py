@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
@@ -39,18 +39,9 @@ class Clicks:
         Raises:
             ValueError: if a history is a single string, or an id is not known (naming user, id and the nearest ids).
         """
-        for number, history in enumerate(histories):
-            if isinstance(history, str):
-                raise ValueError(
-                    f"adapt: expected a sequence of item ids per user, got the string {history!r} as user {number}"
-                )
-        try:
-            codes = items.encode(list(chain.from_iterable(histories)))
-        except ValueError:
-            if len(histories) > 1:
-                _blame(histories, items)
-            raise
-        return cls(codes, _offsets(np.fromiter(map(len, histories), dtype=np.int64, count=len(histories))))
+        spelled = Spelled(histories, items)
+        spelled.clicks.codes[:] = spelled.encoded(histories)
+        return spelled.clicks
 
     @classmethod
     def join(cls, parts: Sequence[Ints]) -> Clicks:
@@ -69,10 +60,13 @@ class Clicks:
                 first, last = self.offsets[start], self.offsets[max(start, stop)]
                 return Clicks(self.codes[first:last], self.offsets[start : max(start, stop) + 1] - first)
             users = np.arange(start, stop, step)
-        counts = self.counts[users]
-        offsets = _offsets(counts)
-        read = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][users] - offsets[:-1], counts)
-        return Clicks(self.codes[read], offsets)
+        offsets = _offsets(self.counts[users])
+        return Clicks(self.codes[self.places(users, offsets)], offsets)
+
+    def places(self, users: Ints, offsets: Ints) -> Ints:
+        """Where the clicks of some users stand, who one after the other would start at ``offsets``."""
+        out: Ints = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][users] - offsets[:-1], np.diff(offsets))
+        return out
 
     @property
     def counts(self) -> Ints:
@@ -94,6 +88,54 @@ class Clicks:
         owners = np.concatenate([self.owners(), more.owners()])
         order = np.argsort(owners, kind="stable")
         return Clicks(np.concatenate([self.codes, more.codes])[order], self.offsets + more.offsets)
+
+
+class Spelled:
+    """Clicks of B users as external ids, which are encoded when they are asked for: a GPU goes on meanwhile.
+
+    Args:
+        histories: of each user.
+        items: encodes the ids.
+
+    Attributes:
+        clicks: those of all users who have been asked for, and 0 for the others.
+
+    Example:
+        >>> spelled = Spelled([["b", "a"], [], ["c"]], Vocabulary(["a", "b", "c"]))
+        >>> spelled[np.array([2])].codes.tolist(), spelled.clicks.codes.tolist()
+        ([3], [0, 0, 3])
+    """
+
+    def __init__(self, histories: Sequence[Sequence[str]], items: Vocabulary) -> None:
+        for number, history in enumerate(histories):
+            if isinstance(history, str):
+                raise ValueError(
+                    f"adapt: expected a sequence of item ids per user, got the string {history!r} as user {number}"
+                )
+        self.histories, self.items = histories, items
+        self.counts: Ints = np.fromiter(map(len, histories), dtype=np.int64, count=len(histories))
+        offsets = _offsets(self.counts)
+        self.clicks = Clicks(np.zeros(offsets[-1], dtype=np.int64), offsets)
+
+    def __getitem__(self, users: Ints) -> Clicks:
+        """Some of the users, in the order asked for.
+
+        Raises:
+            ValueError: if an id is not known, naming the first user with one, whoever was asked for.
+        """
+        codes = self.encoded(map(self.histories.__getitem__, users.tolist()))
+        offsets = _offsets(self.counts[users])
+        self.clicks.codes[self.clicks.places(users, offsets)] = codes
+        return Clicks(codes, offsets)
+
+    def encoded(self, histories: Iterable[Sequence[str]]) -> Ints:
+        """The codes of some users' ids, one user after the other."""
+        try:
+            return self.items.encode(list(chain.from_iterable(histories)))
+        except ValueError:
+            if len(self.histories) > 1:
+                _blame(self.histories, self.items)
+            raise
 
 
 def _offsets(counts: Ints) -> Ints:
@@ -171,6 +213,14 @@ class SupportMaker:
 
 def _examples(arrays: Sequence[NDArray[np.generic]]) -> Examples:
     return Examples(*(torch.from_numpy(np.ascontiguousarray(array)) for array in arrays))
+
+
+def sent(examples: Examples, device: torch.device) -> Examples:
+    """Support or query on another device; on the way to a GPU, nobody waits for what it is still busy with."""
+    if device.type != "cuda":
+        return examples.to(device)
+    moved = (t.pin_memory().to(device, non_blocking=True) for t in examples.tensors())  # pragma: no cover
+    return Examples(*moved)  # pragma: no cover
 
 
 def _mixed(key: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -15,6 +15,7 @@ from metarec.meta.library import library
 from metarec.nn import ModalityLearner, TableItems
 from metarec.nn.touched import TouchedRows
 from metarec.recipes.mml import MML
+from metarec.serving.clicks import sent
 from metarec.serving.compiled import CompiledUser
 from metarec.serving.ranking import Scores
 from metarec.serving.scores import FusedScores, GivenScores, Tables
@@ -175,7 +176,7 @@ class FusedSnapshot:
 
     def adapt(self, support: Examples, query: Examples, start: Tensor | None = None) -> Standing:
         """Adapt to B users."""
-        support, query = support.to(self.device), query.to(self.device)
+        support, query = sent(support, self.device), sent(query, self.device)
         if len(support) == 1 and self.one is not None and start is None:
             state, knows = self.one.adapt(support, query)
             none = state[..., :0]
