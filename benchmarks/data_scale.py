@@ -1,6 +1,7 @@
 """Time and memory to load, split and sample interactions by the million, and how long training waits for samples.
 
     python benchmarks/data_scale.py --out benchmarks/results/data_scale_cpu.json
+    python benchmarks/data_scale.py --device cuda --only-waiting --interactions 2000000 --batches 300 --out waiting.json
 
 For every size, an atomic file is generated and a fresh process goes through it. The peak of memory is that of each part
 by itself, beyond what the process held before it; CPU seconds are those of the process, whoever else uses the cores.
@@ -25,14 +26,14 @@ import torch
 from machine import AtLeast, add_machine_options, add_numbers, command_line, stamp
 from tqdm import tqdm
 
-from metarec.data import EpisodeSampler, load_atomic, prefetched, split_by_time, split_time
+from metarec.data import Dataset, EpisodeSampler, load_atomic, prefetched, split_by_time, split_time
 from metarec.files import write_json
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.mml import MML
 
 CLICKS = 10  # per user, on average
 BLOCK = 1_000_000  # rows that are generated at a time
-WARM_UP = 2  # batches before the clock starts
+WARM_UP = {"cpu": 2, "cuda": 200}  # batches before the clock starts; a GPU records its graphs in them
 T = TypeVar("T")
 
 
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             generate(file, interactions)
             command = [sys.executable, __file__, "--file", str(file), "--device", str(options.device)]
             command += ["--batches", str(options.batches), "--users-per-batch", str(options.users_per_batch)]
+            command += ["--only-waiting"] if options.only_waiting else []
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             sizes.append(json.loads(done.stdout))
             file.unlink()
@@ -84,8 +86,28 @@ def generate(file: Path, interactions: int) -> None:
             frame.select(*names).write_csv(out, separator="\t", include_header=False)
 
 
-def measure(file: Path, device: torch.device, batches: int, users_per_batch: int) -> dict[str, Any]:
+def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Every part on one file, in this process."""
+    file = options.file
+    if options.only_waiting:
+        data = load_atomic(file)
+        sampler = EpisodeSampler(split_by_time(data, split_time(data))[0], users_per_batch=options.users_per_batch)
+        parts: dict[str, dict[str, float]] = {}
+    else:
+        data, sampler, parts = _parts(file, options.users_per_batch)
+    plain, ahead = (_waiting(sampler, how, options.device, options.batches) for how in (iter, prefetched))
+    return {
+        "interactions": len(data),
+        "users": len(data.users),
+        "items": len(data.catalog.items),
+        "file_bytes": file.stat().st_size,
+        "parts": parts,
+        "waiting": {"plain": plain, "prefetched": ahead},
+    }
+
+
+def _parts(file: Path, users_per_batch: int) -> tuple[Dataset, EpisodeSampler, dict[str, dict[str, float]]]:
+    """Interactions, their sampler, and the time and memory of each part."""
     warm = file.with_name("warm.inter")
     generate(warm, 1000)
     _pipeline(warm)  # what is loaded and allocated once
@@ -95,15 +117,7 @@ def measure(file: Path, device: torch.device, batches: int, users_per_batch: int
     sampler = EpisodeSampler(up, users_per_batch=users_per_batch)
     users, sample = _measured(lambda: sum(len(batch) for batch in sampler.epoch(0)), size)
     sample["users_per_second"] = users / sample["seconds"]
-    plain, ahead = (_waiting(sampler, how, device, batches) for how in (iter, prefetched))
-    return {
-        "interactions": len(data),
-        "users": len(data.users),
-        "items": len(data.catalog.items),
-        "file_bytes": size,
-        "parts": {"load": load, "split": split, "sample": sample},
-        "waiting": {"plain": plain, "prefetched": ahead},
-    }
+    return data, sampler, {"load": load, "split": split, "sample": sample}
 
 
 def _pipeline(file: Path) -> None:
@@ -139,8 +153,9 @@ def _waiting(
     meta = MML.build(sampler.data, config).to(device).training_meta("id", generator=False)
     optimizer = torch.optim.Adam(meta.parameters(), lr=1e-3)
     source, waited, start = how(sampler.epoch(0)), 0.0, 0.0
-    for number in range(min(WARM_UP + batches, len(sampler))):
-        if number == min(WARM_UP, len(sampler) - 1):
+    first = min(WARM_UP[device.type], max(2, len(sampler) - batches), len(sampler) - 1)
+    for number in range(min(first + batches, len(sampler))):
+        if number == first:
             waited, start = 0.0, time.perf_counter()
         asked = time.perf_counter()
         batch = next(source)
@@ -180,6 +195,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--interactions", action=AtLeast, least=1000, nargs="+", default=sizes, metavar="N")
     add_numbers(parser, {"batches": (20, "timed training batches"), "users-per-batch": (128, "in training")})
     add_machine_options(parser, device="cpu")
+    parser.add_argument("--only-waiting", action="store_true", help="training's waiting alone, no time and memory")
     return parser.parse_args(arguments)
 
 
@@ -188,4 +204,4 @@ if __name__ == "__main__":
     if asked.file is None:
         main()
     else:
-        print(json.dumps(measure(asked.file, asked.device, asked.batches, asked.users_per_batch)))
+        print(json.dumps(measure(asked)))

@@ -5,7 +5,7 @@ Usage::
     taskset -c 0 env OMP_NUM_THREADS=1 python benchmarks/serving.py --part one --out one.json
     python benchmarks/serving.py --part bulk --out bulk.json
     python benchmarks/serving.py --part memory --out memory.json
-    python benchmarks/serving.py --part bulk --device cuda --k 100 --bulk-users 200000 --out gpu.json
+    python benchmarks/serving.py --part bulk --device cuda --tf32 --k 100 --bulk-users 200000 --users 10 --out gpu.json
     python benchmarks/serving.py --part join --out serving_cpu.json one.json bulk.json memory.json fuzz.json
 
 The model is the default recipe (learners of ids, text and images, a generator each, the fusion) over a catalogue of
@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,12 @@ from metarec.data import Modality
 from metarec.files import write_json
 from metarec.recipes.fusing import fused
 from metarec.serving.clicks import Clicks, SupportMaker
+from metarec.serving.ranking import pieces
 
 CLICKS = (3, 20)
 FEATURES = {"text": 384, "image": 256}
 WARM_UP = 20  # users whose time does not count
+BLOCK = 1000  # users drawn at a time
 MEMORY_USERS = (1_000, 10_000, 100_000)
 
 
@@ -66,8 +69,10 @@ def make_model(items: int, steps: int = 5) -> mr.MML:
 def histories(users: int, items: int, most: int = CLICKS[1], seed: int = 1) -> Iterator[list[str]]:
     """Random users of 3 to ``most`` clicks, one after the other."""
     rng = np.random.default_rng(seed)
-    for _ in range(users):
-        yield [str(i) for i in rng.integers(0, items, rng.integers(CLICKS[0], most + 1))]
+    for part in pieces(users, BLOCK):
+        ends = np.cumsum(rng.integers(CLICKS[0], most + 1, len(part)))
+        names = list(map(str, rng.integers(0, items, ends[-1]).tolist()))
+        yield from (names[start:end] for start, end in pairwise([0, *ends.tolist()]))
 
 
 def one_by_one(recommender: mr.Recommender, users: int, k: int, device: torch.device) -> dict[str, Any]:
@@ -216,6 +221,7 @@ def least_work(items: int, dim: int = 64, layers: int = 2, learners: int = 3, st
 def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, measure, write the JSON."""
     options = _parse(arguments)
+    torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
     if options.part == "stream":
         print(stream(options.items, options.bulk_users, options.k))
         return
@@ -224,10 +230,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     else:
         load = os.getloadavg()[0]
         settings = {"items": options.items, "k": options.k, "device": options.device.type, "clicks": CLICKS, "dim": 64}
+        settings |= {"inner_steps": 5, "users": options.users, "tf32": options.tf32, "load_average_before": load}
         result = {
             "part": f"{options.part} {options.device.type}",
             "figures": measure(options),
-            "settings": {**settings, "inner_steps": 5, "users": options.users, "load_average_before": load},
+            "settings": settings,
             "threads": torch.get_num_threads(),
             **stamp(options.device, options.commit),
         }
@@ -247,6 +254,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     }
     add_numbers(parser, numbers)
     add_machine_options(parser, device="cpu")
+    parser.add_argument("--tf32", action="store_true", help="let matrix products on a GPU round to TF32")
     parser.add_argument("parts", nargs="*", type=Path, help="files to join")
     options = parser.parse_args(arguments)
     if options.out is None and options.part != "stream":

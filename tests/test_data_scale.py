@@ -44,6 +44,18 @@ def test_the_figures_are_there_and_belong_together(result: dict[str, Any]) -> No
         assert run["waiting_share"] == pytest.approx(run["waiting_seconds"] / run["seconds"])
 
 
+def test_waiting_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    benchmark = importlib.import_module("data_scale")
+    file = tmp_path / "a.inter"
+    benchmark.generate(file, 1500)
+    options = ["--file", str(file), "--only-waiting", "--batches", "2", "--users-per-batch", "8"]
+    found = benchmark.measure(benchmark._parse(options))
+    assert found["interactions"] == 1500 and found["file_bytes"] == file.stat().st_size and not found["parts"]
+    for run in found["waiting"].values():
+        assert 0 < run["waiting_share"] == run["waiting_seconds"] / run["seconds"] < 1
+
+
 def test_the_generated_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     benchmark = importlib.import_module("data_scale")
