@@ -25,6 +25,7 @@ extensions = [
     "sphinx.ext.intersphinx",
     "sphinx.ext.napoleon",
     "reference",
+    "formulas",
     "executed",
     "pictures",
     "notebook",
@@ -33,7 +34,8 @@ root_doc = "index"
 source_suffix = {".md": "markdown", ".rst": "restructuredtext"}
 exclude_patterns = ["_build", "_ext", "_generated/tables", "data", "examples", "inventories"]
 
-myst_enable_extensions = ["colon_fence", "deflist"]
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+html_math_renderer = "mathml"
 myst_heading_anchors = 3
 
 autodoc_member_order = "bysource"
@@ -51,6 +53,7 @@ doctest_default_flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 intersphinx_mapping = inventories.mapping(DOCS / "inventories", DOCS / "_generated")
 
 nitpicky = True
+nitpick_ignore = [("py:exc", "torch.OutOfMemoryError")]  # has no page
 nitpick_ignore_regex = [
     (r"py:class", r"metarec\.[\w.]+\.(T|R|C|Batch)"),  # type variables have no page
     (r"py:class", r"(annotated_types|asyncio|fastapi|socket|starlette|uvicorn)\..*"),  # what metarec.service is made of

@@ -24,6 +24,15 @@ from sphinx.pycode import ModuleAnalyzer
 import metarec
 
 MOCKED = ["triton"]  # for the kernels of metarec.meta.gpu
+GROUPS = {  # heading -> the rooms of the package whose public names stand under it
+    "Data": ("data",),
+    "Parts": ("nn",),
+    "Meta-learning": ("meta",),
+    "Recipes": ("recipes",),
+    "Evaluation": ("evaluation", "report"),
+    "Serving": ("recommender", "serialization"),
+    "What passes between them": ("types",),
+}
 PUBLIC = [name for name in metarec.__all__ if not inspect.ismodule(getattr(metarec, name))]
 
 
@@ -47,6 +56,18 @@ def write_pages(app: Sphinx) -> None:
         path = folder / f"{name}.rst"
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             path.write_text(text, encoding="utf-8")
+    (folder.parent / "public.txt").write_text(overview(), encoding="utf-8")
+
+
+def overview() -> str:
+    """Every public name with the first line of its docstring, under the headings of ``GROUPS``."""
+    heading = {room: group for group, rooms in GROUPS.items() for room in rooms}
+    lines: dict[str, list[str]] = {group: [f".. rubric:: {group}", ""] for group in GROUPS}
+    for name in PUBLIC:
+        thing = getattr(metarec, name)
+        summary = re.sub(r":\w+:`([^`]+)`", r"``\1``", (inspect.getdoc(thing) or "").partition("\n")[0])
+        lines[heading[thing.__module__.split(".")[1]]] += [f":doc:`/_generated/api/{name}`", f"   {summary}", ""]
+    return "\n".join(line for group in lines.values() for line in group)
 
 
 def modules() -> list[str]:

@@ -9,21 +9,22 @@ import metarec as mr
 from metarec.functional import standardise_features
 
 
-def build(up: mr.Dataset, modality: str = "text", *, dim: int = 32, lr: float = 0.05, steps: int = 3) -> mr.MetaLearner:
-    """A learner of one modality that adapts its encoder to each user."""
-    raw = up.catalog[modality]
+def build(up: mr.Dataset, *, dim: int = 32, lr: float = 0.05) -> mr.MetaLearner:
+    """A learner of texts that adapts its encoder to each user."""
+    raw = up.catalog["text"]
     features = replace(raw, features=standardise_features(raw.features, raw.present))
     learner = mr.ModalityLearner(
         items=mr.FeatureItems(features, dim),
         encoder=mr.SequenceEncoder(dim, layers=1, dropout=0.1),
         candidates=torch.from_numpy(up.warm),
     )
-    return mr.MetaLearner(learner, lr=lr, steps=steps, objectives=("softmax", "softmax"), engine="native")
+    losses = ("softmax", "softmax")
+    return mr.MetaLearner(learner, lr=lr, steps=3, objectives=losses, engine="native")
 
 
-def train(meta: mr.MetaLearner, sampler: mr.EpisodeSampler, *, epochs: int, lr: float = 3e-3) -> Iterator[float]:
+def train(meta: mr.MetaLearner, sampler: mr.EpisodeSampler, epochs: int) -> Iterator[float]:
     """Adam on the query loss after adaptation; yields the mean loss of each epoch."""
-    optimizer = torch.optim.Adam(meta.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(meta.parameters(), lr=3e-3)
     for epoch in range(epochs):
         losses = []
         for episodes in sampler.epoch(epoch):
@@ -35,9 +36,11 @@ def train(meta: mr.MetaLearner, sampler: mr.EpisodeSampler, *, epochs: int, lr: 
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    up, down = mr.split_by_time(mr.datasets.planted(users=500, items=60), at=mr.datasets.PLANTED_SPLIT)
+    data = mr.datasets.planted(users=500, items=60)
+    up, down = mr.split_by_time(data, at=mr.datasets.PLANTED_SPLIT)
     meta = build(up)
-    losses = list(train(meta, mr.EpisodeSampler(up, users_per_batch=32, queries=0.5), epochs=20))
+    sampler = mr.EpisodeSampler(up, users_per_batch=32, queries=0.5)
+    losses = list(train(meta, sampler, epochs=20))
     print(f"loss {losses[0]:.2f} -> {losses[-1]:.2f}")
     for method in (mr.Popularity(up), meta):
         print(mr.evaluate(method, down, k=(5,)))
