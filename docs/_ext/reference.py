@@ -65,7 +65,7 @@ def overview() -> str:
     lines: dict[str, list[str]] = {group: [f".. rubric:: {group}", ""] for group in GROUPS}
     for name in PUBLIC:
         thing = getattr(metarec, name)
-        summary = re.sub(r":\w+:`([^`]+)`", r"``\1``", (inspect.getdoc(thing) or "").partition("\n")[0])
+        summary = re.sub(r":\w+:`(?:~[\w.]*\.)?([^`]+)`", r"``\1``", (inspect.getdoc(thing) or "").partition("\n")[0])
         lines[heading[thing.__module__.split(".")[1]]] += [f":doc:`/_generated/api/{name}`", f"   {summary}", ""]
     return "\n".join(line for group in lines.values() for line in group)
 

@@ -12,7 +12,9 @@ from metarec.types import Scored
 
 
 class AdaptiveFusion(nn.Module):
-    """``a = softmax_m(MLP(LN(state_m)) + b_m)``; fused score = sum_m a_m * scale_m * standardised score_m.
+    """Weighs several learners' scores for each user, by what the learners' states look like.
+
+    ``a = softmax_m(MLP(LN(state_m)) + b_m)``; fused score = sum_m a_m * scale_m * standardised score_m.
 
     A modality that knows nothing of a user's history gets no weight for that user, and one that does not know a
     candidate gets no weight for that candidate. No parameter depends on the number of candidates.
