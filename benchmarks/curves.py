@@ -39,7 +39,7 @@ SHAPE = {"clicks": 12, "steps": 5, "dim": 64, "items": 4000, "layers": 2, "heads
 USERS = {"cpu": 256, "cuda": 16384}  # per batch, where something else is changed
 VALUES: dict[str, dict[str, list[int]]] = {
     "cpu": {
-        "users": [16, 64, 256, 1024],
+        "users": [16, 64, 256, 1024, 4096],
         "clicks": [4, 8, 12, 24, 50],
         "steps": [0, 1, 2, 5, 10],
         "dim": [16, 32, 64, 128],

@@ -53,6 +53,7 @@ def leave() -> bool:
     """Leave the other processes; all must call it. True in the one that goes on alone, which is the first."""
     first = is_first()
     if distributed.is_initialized():
+        distributed.barrier()  # or a thread of gloo may still hold a tensor when Python ends, and abort the process
         distributed.destroy_process_group()
     return first
 
