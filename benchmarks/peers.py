@@ -4,6 +4,7 @@ Usage::
 
     python benchmarks/peers.py --users 256 --out peers_cpu.json
     python benchmarks/peers.py --users 4096 --device cuda --tf32 --out peers_cuda.json
+    python benchmarks/peers.py --released PATH --out peers_cpu.json      # a checkout of the released MML code too
 
 ``metarec``: the batched inner loop. ``torch.func``: one user's inner loop written with ``torch.func.grad``, under
 ``vmap`` over users. ``learn2learn``: its MAML, ``clone()`` and ``adapt()`` user by user. First order; each adds the
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from inner_loop import LR, loop, make_learner, make_users, native
 from machine import add_machine_options, add_numbers, command_line, place, samples, stamp
+from released import released_loop
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
@@ -48,8 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "torch.func": partial(mapped, learner, users),
         "learn2learn": partial(loop, learner, few, STEPS, second_order=False),
     }
+    if options.released:
+        ways["released MML"] = released_loop(options.released, few, SHAPE, STEPS, LR)
     taken = samples(ways, options.device, options.repeats, "peers")
-    speed = {n: (len(few) if n == "learn2learn" else len(users)) / median(times) for n, times in taken.items()}
+    batched = ("metarec", "torch.func")
+    speed = {n: (len(users) if n in batched else len(few)) / median(times) for n, times in taken.items()}
     result = {
         "users_per_second": speed,
         "times_slower_than_metarec": {name: speed["metarec"] / value for name, value in speed.items()},
@@ -120,8 +125,8 @@ def table(result: dict[str, Any]) -> str:
     """One line for each way."""
     lines = [f"{'':12}{'users/s':>12}{'slower':>10}{'gradient error':>16}"]
     for name, speed in result["users_per_second"].items():
-        slower, error = result["times_slower_than_metarec"][name], result["gradient_error"][name]
-        lines.append(f"{name:12}{speed:12,.1f}{slower:9,.1f}x{error:16.1e}")
+        slower, error = result["times_slower_than_metarec"][name], result["gradient_error"].get(name)
+        lines.append(f"{name:12}{speed:12,.1f}{slower:9,.1f}x{'-' if error is None else f'{error:.1e}':>16}")
     return "\n".join(lines)
 
 
@@ -152,6 +157,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_numbers(parser, numbers)
     add_machine_options(parser)
     parser.add_argument("--tf32", action="store_true", help="let matrix products on a GPU round to TF32")
+    parser.add_argument("--released", type=Path, metavar="PATH", help="a checkout of the released MML code, to run too")
     return parser.parse_args(arguments)
 
 
