@@ -5,15 +5,16 @@ Usage::
     python benchmarks/curves.py        # benchmarks/results/curves_cpu.json and .png; curves_cuda where there is a GPU
     python benchmarks/curves.py --quick --out tiny.json
 
-First order, the native engine. One thing at a time is changed: users per batch, history length, inner steps, width,
-catalogue size. On a GPU products round to TF32 and batches of one shape run as CUDA graphs. The floor is that of
-docs/performance.md, from the ceilings measured in the same run; it knows nothing of the catalogue.
+First order, the native engine. One thing at a time is changed, its values measured in turns: users per batch, history
+length, inner steps, width, catalogue size. On a GPU products round to TF32 and batches of one shape run as CUDA graphs.
+The floor is that of docs/performance.md, from the ceilings measured in the same run; it knows nothing of the catalogue.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -73,16 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ceilings = {"matmul_flops_per_second": matmul_rate(device), "copy_bytes_per_second": copy_rates(device)}
     values = QUICK if options.quick else VALUES[device.type]
     base = {**SHAPE, "users": QUICK_USERS if options.quick else USERS[device.type]}
-    measured: dict[tuple[int, ...], dict[str, Any]] = {}
-    curves: dict[str, list[dict[str, Any]]] = {}
-    for axis in values:
-        curves[axis] = []
-        for value in values[axis]:
-            what = {**base, axis: value}
-            key = tuple(what.values())
-            if key not in measured:
-                measured[key] = point(what, device, ceilings, options.repeats, f"{TITLES[axis]} {value:,}")
-            curves[axis].append({"value": value, **measured[key]})
+    curves = {axis: curve(axis, values[axis], base, device, ceilings, options.repeats) for axis in values}
     result = {
         "curves": curves,
         "settings": {**base, "repeats": options.repeats, "quick": options.quick, "tf32": device.type == "cuda"},
@@ -95,22 +87,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(summary(result), f"written to {options.out} and {options.out.with_suffix('.png')}", sep="\n")
 
 
-def point(
-    what: dict[str, int], device: torch.device, ceilings: dict[str, Any], repeats: int, title: str
-) -> dict[str, Any]:
-    """Users per second of one setting, and its floor."""
-    options = argparse.Namespace(**what, feedforward=4 * what["dim"])
-    learner = make_learner(options).to(device)
+def curve(
+    axis: str, values: Sequence[int], base: dict[str, int], device: torch.device, ceilings: dict[str, Any], repeats: int
+) -> list[dict[str, Any]]:
+    """Users per second at each value, measured in turns, so that what slows the machine slows all; and the floor."""
+    settings = {f"{value:,}": {**base, axis: value} for value in values}
+    taken = samples({name: _step(what, device) for name, what in settings.items()}, device, repeats, TITLES[axis])
+    return [{"value": what[axis], **_point(what, taken[name], ceilings)} for name, what in settings.items()]
+
+
+def _step(what: dict[str, int], device: torch.device) -> Callable[[], object]:
+    learner = make_learner(_options(what)).to(device)
     users = make_users(what["users"], what["clicks"], what["items"]).to(device)
-    meta = native(learner, what["steps"], second_order=False)
-    taken = samples({"native": lambda: meta.backward(users)}, device, repeats, title)["native"]
-    shape = Shape(what["dim"], what["layers"], options.feedforward, what["clicks"], what["steps"])
+    return partial(native(learner, what["steps"], second_order=False).backward, users)
+
+
+def _point(what: dict[str, int], taken: list[float], ceilings: dict[str, Any]) -> dict[str, Any]:
+    shape = Shape(what["dim"], what["layers"], _options(what).feedforward, what["clicks"], what["steps"])
     floors = users_per_second(work(shape), ceilings["matmul_flops_per_second"], ceilings["copy_bytes_per_second"])
     return {
         "users_per_second": what["users"] / median(taken),
         "floor_users_per_second": min(floors["flops"], floors["traffic"]),
         "repeats": taken,
     }
+
+
+def _options(what: dict[str, int]) -> argparse.Namespace:
+    return argparse.Namespace(**what, feedforward=4 * what["dim"])
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
