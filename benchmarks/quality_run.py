@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -51,7 +52,8 @@ def one_seed(world: World, settings: Settings, seed: int, results: Results) -> N
     choose(rehearsal, results)
     rehearsed, _ = scorers(rehearsal, settings, seed, results)
     final, model = scorers(world, settings, seed, results)
-    fitted = blended(world, final, rehearsal, rehearsed, results)
+    penalties = PENALTIES if settings.everything else PENALTIES[1:2]
+    fitted = blended(world, final, rehearsal, rehearsed, penalties, results)
     for name, method in {**final, **fitted}.items():
         results.reports[name] = report(method, world.down, positions=settings.positions)
     results.weights = {name: weights_of(blend) for name, blend in fitted.items()}
@@ -59,34 +61,42 @@ def one_seed(world: World, settings: Settings, seed: int, results: Results) -> N
 
 
 def blended(
-    world: World, final: dict[str, Method], rehearsal: World, rehearsed: dict[str, Method], results: Results
+    world: World,
+    final: dict[str, Method],
+    rehearsal: World,
+    rehearsed: dict[str, Method],
+    penalties: Sequence[float],
+    results: Results,
 ) -> dict[str, Blend]:
     """The fusions of the final methods, with weights fitted to what the rehearsed ones say.
 
     The penalty of each is chosen by cross-validation: half of the validation users judge what the others fitted.
     """
-    warm, on_gpu = torch.from_numpy(rehearsal.up.warm).to(world.device), world.device.type == "cuda"
+    warm = torch.from_numpy(rehearsal.up.warm).to(world.device)
     recipes = recipes_of_blends(rehearsed, world.up.catalog.modalities)
     used = {part: rehearsed[part] for parts, _ in recipes.values() for part in parts}
     clicks = last_clicks(rehearsal.down, REHEARSED, users_per_batch=BATCH)
-    seen = observe(used, warm, clicks, candidates=None if on_gpu else 1000)
+    seen = observe(used, warm, clicks)
     out = {}
     for name, (parts, context) in recipes.items():
         blend = Blend({part: rehearsed[part] for part in parts}, warm, context=context).to(world.device)
-        choose_penalty(name, blend, seen.of(parts), results)
+        choose_penalty(name, blend, seen.of(parts), penalties, results)
         blend.fit(seen, penalty=results.chosen[f"{name}, penalty"])
         out[name] = Blend({part: final[part] for part in parts}, torch.from_numpy(world.up.warm), context=context)
         out[name].to(world.device).take_weights(blend)
     return out
 
 
-def choose_penalty(name: str, blend: Blend, seen: Observed, results: Results) -> None:
-    """The penalty under which half of the users judge best what the other half fitted."""
+def choose_penalty(name: str, blend: Blend, seen: Observed, penalties: Sequence[float], results: Results) -> None:
+    """The penalty under which half of the users judge best what the other half fitted; one is not judged."""
+    if len(penalties) == 1:
+        results.chosen[f"{name}, penalty"] = penalties[0]
+        return
     users = seen.user.unique()
     drawn = torch.randperm(len(users), generator=torch.Generator().manual_seed(results.seed)).to(users.device)
     half = torch.isin(seen.user, users[drawn[: len(users) // 2]])
     values = {}
-    for penalty in PENALTIES:
+    for penalty in penalties:
         ndcg = []
         for judged in (half, ~half):
             trial = Blend(blend.methods, blend.warm, context=len(blend.weight) > 1).to(blend.warm.device)
@@ -94,8 +104,7 @@ def choose_penalty(name: str, blend: Blend, seen: Observed, results: Results) ->
             part = seen.on(judged)
             with torch.no_grad():
                 scores = trial.fuse(part.z, part.unknown, part.context)
-            target = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
-            ndcg.append(ndcg_at(ranks(scores, target, allowed=~part.excluded), 10))
+            ndcg.append(ndcg_at(ranks(scores, part.target, allowed=~part.excluded), 10))
         values[penalty] = float(torch.cat(ndcg).mean())
         row = {"method": name, "penalty": penalty, "seed": results.seed}
         results.tried.append({**row, "cross-validated ndcg@10": values[penalty]})

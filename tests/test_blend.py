@@ -117,13 +117,13 @@ def test_clicks_that_nobody_can_foresee_do_not_turn_the_weights() -> None:
         found = Blend({"a": table}, WARM, context=False)
         found.fit(seen, penalty=1e-6, top=top)
         weights[top] = found.weight[0, 0].item()
-        tried = [_lost(w * seen.z[:, 0], seen.excluded, top) for w in np.linspace(0, 8, 81)]
-        assert _lost(weights[top] * seen.z[:, 0], seen.excluded, top) <= min(tried) + 1e-4
+        tried = [_lost(w * seen.z[:, 0], seen.excluded, query.target, top) for w in np.linspace(0, 8, 81)]
+        assert _lost(weights[top] * seen.z[:, 0], seen.excluded, query.target, top) <= min(tried) + 1e-4
     assert weights[0.4] > 2 * weights[0.0] > 0
 
 
-def _lost(scores: Tensor, excluded: Tensor, top: float) -> float:
-    chance = scores.masked_fill(excluded, -1e9).softmax(-1)[:, 0]
+def _lost(scores: Tensor, excluded: Tensor, target: Tensor, top: float) -> float:
+    chance = scores.masked_fill(excluded, -1e9).softmax(-1).gather(1, target)
     return float((-chance.log() if top == 0 else (1 - chance**top) / top).mean())
 
 
@@ -206,24 +206,21 @@ def test_methods_of_a_blend_may_hold_parameters_that_are_not_fitted() -> None:
     assert torch.equal(learner.weight, before)
 
 
-@pytest.mark.parametrize("candidates", [None, 12])
-def test_what_is_observed_is_what_the_methods_say(candidates: int | None) -> None:
+def test_what_is_observed_is_what_the_methods_say() -> None:
     methods, batch = blend().methods, users(9)
     query = batch.query
-    found = observe(methods, WARM, batch.chunks(4), candidates=candidates)
+    found = observe(methods, WARM, batch.chunks(4))
     assert found.names == ("a", "b", "c") and found.user.tolist() == list(range(9))
-    assert found.z.shape == (9, 3, 1 + (candidates or ITEMS))
+    assert found.target.tolist() == query.target[:, 0].tolist()
     for row in range(9):
         clicks = [i for i in query.history[row].tolist() if i]
-        own = int(query.target[row, 0])
         for s, part in enumerate(methods.values()):
             raw, known = part.table[clicks[-1]], part.known  # type: ignore[attr-defined]
             z = torch.where(known, (raw - raw[known].mean()) / raw[known].std(correction=0), 0.0)
-            torch.testing.assert_close(found.z[row, s, 0], z[own])
-            assert bool(found.unknown[row, s, 0]) == (not known[own])
-            if candidates is None:
-                torch.testing.assert_close(found.z[row, s, 1:].sort().values, z[1:].sort().values)
-        if candidates is None:
-            assert int(found.excluded[row].sum()) == len({*clicks, own}) and not found.excluded[row, 0]
+            torch.testing.assert_close(found.z[row, s], z)
+            assert torch.equal(found.unknown[s] > 0, ~known)
+        expected = {0, *clicks} - {int(query.target[row, 0])}
+        assert set(found.excluded[row].nonzero().squeeze(1).tolist()) == expected
     half = found.on(torch.arange(9) < 4).of(["c", "a"])
     assert torch.equal(half.z, found.z[:4, [2, 0]]) and half.names == ("c", "a")
+    assert torch.equal(half.unknown, found.unknown[[2, 0]])

@@ -16,7 +16,7 @@ do: see :mod:`metarec.recipes.rehearsal`.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -150,7 +150,7 @@ class Blend(nn.Module):
         def closure() -> Tensor:
             optimizer.zero_grad()
             scores = self.fuse(seen.z, seen.unknown, seen.context).masked_fill(seen.excluded, -1e9)
-            likely = scores[:, 0] - scores.logsumexp(-1)
+            likely = scores.gather(1, seen.target[:, None]).squeeze(1) - scores.logsumexp(-1)
             lost = -likely if top == 0 else (1 - (top * likely).exp()) / top
             loss = lost.mean() + penalty * torch.stack([(p**2).sum() for p in self._own()]).sum()
             loss.backward()
@@ -177,21 +177,26 @@ class Blend(nn.Module):
 
 @dataclass(frozen=True)
 class Observed:
-    """What each method says of n clicks that really came, and of their rivals.
+    """What each method says of n clicks that really came, and of all other items.
+
+    All of them: drawn at random, most of the few items that everybody wants just now would be missing, and they are the
+    rivals at the top of the list.
 
     Attributes:
         names: of the S methods.
+        unknown: (S, I) 1 where a method does not know an item, else 0.
         user: (n,) codes.
-        z: (n, S, C) standardised scores; the first column is the item that was clicked.
-        unknown: (n, S, C) 1 where a method does not know an item, else 0.
+        target: (n,) codes of the items that were clicked.
+        z: (n, S, I) standardised scores.
         context: (n, 3), see :meth:`Blend.context`.
-        excluded: (n, C) bool, what is no rival: what the user has clicked already, and the target itself.
+        excluded: (n, I) bool, what is no rival: padding, and what the user has clicked already, but for the target.
     """
 
     names: tuple[str, ...]
-    user: Tensor
-    z: Tensor
     unknown: Tensor
+    user: Tensor
+    target: Tensor
+    z: Tensor
     context: Tensor
     excluded: Tensor
 
@@ -205,54 +210,42 @@ class Observed:
         if strange := [name for name in names if name not in self.names]:
             raise ValueError(f"Blend: nothing was observed of {strange}, only of {list(self.names)}")
         index = [self.names.index(name) for name in names]
-        return replace(self, names=names, z=self.z[:, index], unknown=self.unknown[:, index])
+        return replace(self, names=names, z=self.z[:, index], unknown=self.unknown[index])
 
     def on(self, rows: Tensor) -> Observed:
         """Some of the clicks only; ``rows`` is an (n,) bool mask."""
-        columns = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "names"}
-        return replace(self, **columns)
+        columns = ("user", "target", "z", "context", "excluded")
+        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
 
 
 @torch.no_grad()
-def observe(
-    methods: Mapping[str, Method],
-    warm: Tensor,
-    episodes: Iterable[EpisodeBatch],
-    *,
-    candidates: int | None = None,
-    seed: int = 0,
-) -> Observed:
+def observe(methods: Mapping[str, Method], warm: Tensor, episodes: Iterable[EpisodeBatch]) -> Observed:
     """Ask every method about the queries of some users.
 
     Args:
         methods: by name.
-        warm: (I,) bool, items seen upstream; where it is, the scores are kept.
+        warm: (I,) bool, items seen upstream; where it is, the scores are kept: 4 bytes for each click, method and item.
         episodes: the users.
-        candidates: rivals drawn once, uniformly; None for all items.
-        seed: of the draw.
 
     Raises:
         ValueError: if there is no query.
     """
     blend = Blend(dict(methods), warm).eval()
-    rivals = torch.randperm(len(warm) - 1, generator=torch.Generator().manual_seed(seed))[:candidates] + 1
-    rows = [_rows(blend, batch.to(warm.device), rivals.to(warm.device)) for batch in episodes]
-    if not rows or not sum(len(row[0]) for row in rows):
+    rows = [_rows(blend, batch.to(warm.device)) for batch in episodes]
+    if not rows or not sum(len(found[1]) for found in rows):
         raise ValueError("Blend: expected users with queries to observe, got none")
-    return Observed(tuple(methods), *(torch.cat(column) for column in zip(*rows, strict=True)))
+    unknown, *columns = zip(*rows, strict=True)
+    return Observed(tuple(methods), unknown[0], *(torch.cat(column) for column in columns))
 
 
-def _rows(blend: Blend, batch: EpisodeBatch, rivals: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _rows(blend: Blend, batch: EpisodeBatch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The columns of :class:`Observed` for the real queries of one batch."""
     query, real = batch.query, batch.query.weight > 0
     z, unknown = blend.stacked([method.adapt(batch.support)(query) for method in blend.methods.values()])
-    z, target = z[real], query.target[real]
-    ids = torch.cat([target[:, None], rivals.expand(len(target), -1)], 1)
+    target = query.target[real]
     history = query.history[:, None].expand(*query.target.shape, -1)[real]
-    clicked = torch.zeros(len(target), len(blend.warm), dtype=torch.bool, device=ids.device)
-    clicked = clicked.scatter(1, history, value=True).scatter(1, target[:, None], value=True)
-    excluded = clicked.gather(1, ids)
-    excluded[:, 0] = False
+    excluded = torch.zeros(len(target), len(blend.warm), dtype=torch.bool, device=target.device)
+    excluded[:, 0] = True
+    excluded = excluded.scatter(1, history, value=True).scatter(1, target[:, None], value=False)
     user = batch.user[:, None].expand_as(real)[real]
-    columns = ids[:, None].expand(-1, z.shape[1], -1)
-    return user, z.gather(2, columns), unknown[:, ids].transpose(0, 1), blend.context(query)[real], excluded
+    return unknown, user, target, z[real], blend.context(query)[real], excluded
