@@ -164,7 +164,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cold-users", type=float, nargs="+", default=[0.2], metavar="SHARE", help=told)
     parser.add_argument("--first-clicks", type=int, metavar="N", help="cut each user to the first N clicks")
     parser.add_argument("--day", type=float, default=86400.0, help="a day in the units of the data (default: 86400)")
-    parser.add_argument("--fast", action="store_true", help="one seed, fewer epochs and baselines")
+    parser.add_argument("--fast", action="store_true", help="one seed, fewer baselines, no choice of the penalty")
     parser.add_argument("--tiny", action="store_true", help="an epoch of a very small model, to try the command")
     parser.add_argument("--seeds", type=int, help="default: 3, or 1 with --fast or --tiny")
     told = "last clicks of each test user that are asked for (default: 3, or 1 with --fast)"
@@ -184,7 +184,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         config = MMLConfig(dim=8, layers=1, warmup_epochs=1, generator_epochs=1, fusion_epochs=2)
         return Settings(config, None, 1, everything=True, positions=options.positions)
     if options.fast:
-        return Settings(MMLConfig(), None, 6, everything=False, positions=options.positions)
+        return Settings(MMLConfig(), None, 10, everything=False, positions=options.positions)
     paper = replace(MMLConfig.preset("hangzhou"), users_per_batch=256)  # 2,048 would be two outer steps an epoch here
     return Settings(MMLConfig(), paper, 10, everything=True, positions=options.positions)
 

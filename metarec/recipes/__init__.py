@@ -6,6 +6,7 @@ from metarec.recipes.config import MMLConfig
 from metarec.recipes.ease import EASE
 from metarec.recipes.itemknn import ItemKNN
 from metarec.recipes.mml import MML
+from metarec.recipes.mml_blend import mml_blend
 from metarec.recipes.popularity import LivePopularity, Popularity
 from metarec.recipes.transitions import CoClicks, Transitions
 
@@ -20,5 +21,6 @@ __all__ = [
     "Popularity",
     "Transitions",
     "mml",
+    "mml_blend",
     "sasrec",
 ]

@@ -1,0 +1,118 @@
+"""What recommends best to cold users in our comparison: MML's learners and plain counts in one blend.
+
+MML's adapted learners (with generators) know what films look and read like, and serve cold items; a SASRec of ids and
+features summed is the best single learner of warm ones; counts know what goes with what from the first click on. A
+:class:`~metarec.recipes.Blend` weighs them by how long a history is, how much of it is cold and how long the user was
+away, with weights from a rehearsal inside the upstream side. With ``live``, counts of everybody's clicks until the
+moment of the question join in, and the information is ``"live"``.
+
+Everything is trained twice: on the earlier part of the upstream side, to fit the weights, and on the whole of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from tqdm import tqdm
+
+from metarec.data import Dataset, EpisodeSampler
+from metarec.recipes import mml, sasrec
+from metarec.recipes.blend import Blend
+from metarec.recipes.config import MMLConfig
+from metarec.recipes.ease import EASE
+from metarec.recipes.mml import MML
+from metarec.recipes.popularity import LivePopularity, Popularity
+from metarec.recipes.rehearsal import rehearsed
+from metarec.recipes.transitions import CoClicks, Transitions
+from metarec.types import Method
+
+DAY = 86400.0
+RECENT = 90  # days before the split whose clicks count as recent
+CLICKS = 5  # last clicks of each rehearsing user
+
+
+def mml_blend(
+    upstream: Dataset,
+    config: MMLConfig | None = None,
+    *,
+    live: Dataset | None = None,
+    day: float = DAY,
+    sasrec_epochs: int = 10,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Blend:
+    """A trained blend of MML and counts; evaluate it, or look into its ``methods``.
+
+    Args:
+        upstream: the upstream side of a split.
+        config: of MML; default :class:`MMLConfig`.
+        live: all clicks there are, on both sides of the split, if they may be counted up to each question's time.
+        day: a day in the units of the data's times.
+        sasrec_epochs: of the SASRec of ids and features.
+        seed: of weights and draws.
+        device: where it is trained and stays.
+
+    Raises:
+        ValueError: as :func:`metarec.split_by_time` does, if too few users start late to rehearse with.
+
+    Example:
+        >>> from metarec.data import split_by_time
+        >>> from metarec.datasets import PLANTED_SPLIT, planted
+        >>> up, down = split_by_time(planted(users=100, items=40), at=PLANTED_SPLIT)
+        >>> quick = MMLConfig(dim=8, layers=1, warmup_epochs=1, generator_epochs=1, fusion_epochs=1)
+        >>> blend = mml_blend(up, quick, sasrec_epochs=1)
+        >>> blend.information, list(blend.methods)[:2]
+        ('upstream', ['MML id + generator', 'MML image + generator'])
+    """
+    config = config or MMLConfig()
+
+    def make(data: Dataset) -> dict[str, Method]:
+        methods = {**_mml(data, config, seed, device), **_sum(data, config, sasrec_epochs, seed, device)}
+        methods |= {name: count(data) for name, count in _counts(day, device).items()}
+        if live is not None:
+            methods |= _live(live, day, device)
+        return methods
+
+    return rehearsed(upstream, make, clicks=CLICKS, device=device)
+
+
+def _mml(data: Dataset, config: MMLConfig, seed: int, device: torch.device | str) -> dict[str, Method]:
+    """MML's adapted learners, with generators where the items have features."""
+    model = MML.build(data, config, seed=seed).to(device)
+    for _ in tqdm(mml.train(model, EpisodeSampler(data, seed=seed)), desc="MML", unit=" steps"):
+        pass
+    methods = model.methods()
+    names = {name: f"{name} + generator" for name in model.learners}
+    return {f"MML {n}": methods[n] for n in (long if long in methods else short for short, long in names.items())}
+
+
+def _sum(data: Dataset, config: MMLConfig, epochs: int, seed: int, device: torch.device | str) -> dict[str, Method]:
+    """A SASRec of ids and features; of ids alone where there are no others."""
+    modalities = sorted(data.catalog.modalities) if config.modalities is None else sorted(config.modalities)
+    inputs = ("id", *modalities)
+    drop = 0.2 if modalities else 0.0
+    learner = sasrec.build(data, inputs, dim=config.dim, drop_inputs=drop, seed=seed).to(device)
+    for _ in tqdm(sasrec.train(learner, data, epochs=epochs, seed=seed), desc="SASRec", unit=" steps"):
+        pass
+    return {"SASRec " + "+".join(inputs): learner}
+
+
+def _counts(day: float, device: torch.device | str) -> dict[str, Callable[[Dataset], Method]]:
+    """What is counted upstream, by name."""
+    return {
+        "popularity, all": Popularity,
+        "popularity, recent": lambda data: Popularity(data, since=float(data.time.max()) - RECENT * day),
+        "EASE": lambda data: EASE(data, penalty=500.0, device=torch.device(device)),
+        "transitions": lambda data: Transitions(data).to(device),
+        "co-clicks": lambda data: CoClicks(data).to(device),
+    }
+
+
+def _live(everything: Dataset, day: float, device: torch.device | str) -> dict[str, Method]:
+    """What is counted until the moment of each question, by name."""
+    return {
+        "popularity, live decay": LivePopularity(everything, window=10 * day, half_life=day),
+        "transitions, live": Transitions(everything, half_life=3 * day, live=True).to(device),
+        "co-clicks, live": CoClicks(everything, live=True).to(device),
+    }
