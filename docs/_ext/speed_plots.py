@@ -58,6 +58,13 @@ def peers(name: str) -> Figure:
     return bars(rows, "users meta-trained per second (log scale)", log=True)
 
 
+def scaling(name: str) -> Figure:
+    """Users per second by number of GPUs."""
+    found = read(name)["users_per_second"]
+    rows = {f"{gpus} GPU{'s' * (int(gpus) > 1)}": (speed, BLUE) for gpus, speed in found.items()}
+    return bars(rows, "users meta-trained per second")
+
+
 def curves(name: str, colours: Colours) -> Figure:
     """Users per second against what a user costs and how many come at once, a panel each, beside the floor."""
     found = read(name)["curves"]
@@ -155,6 +162,7 @@ PLOTS: dict[str, Callable[[Colours], Figure]] = {
     "inner_loop_cpu": lambda colours: inner_loop("inner_loop_cpu"),
     "inner_loop_h200": lambda colours: inner_loop("inner_loop_h200"),
     "peers_cpu": lambda colours: peers("peers_cpu"),
+    "scaling_h100": lambda colours: scaling("scaling_h100"),
     "peers_h200": lambda colours: peers("peers_h200"),
     "curves_cpu": lambda colours: curves("curves_cpu", colours),
     "curves_cuda": lambda colours: curves("curves_cuda", colours),
