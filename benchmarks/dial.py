@@ -82,7 +82,9 @@ def joined(reports: Sequence[Report]) -> Report:
     """The users of several worlds as one report, each world's under numbers of their own."""
     most = 1 + max(int(report.user.max()) for report in reports)
     user = np.concatenate([report.user + most * place for place, report in enumerate(reports)])
-    rest = {name: np.concatenate([getattr(r, name) for r in reports]) for name in ("target", "rank", "is_cold")}
+    rest: dict[str, Any] = {
+        name: np.concatenate([getattr(r, name) for r in reports]) for name in ("target", "rank", "is_cold")
+    }
     return replace(reports[0], user=user, **rest)
 
 

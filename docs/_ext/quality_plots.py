@@ -94,6 +94,24 @@ def around_zero(rows: Sequence[Dot], title: str, colours: Colours) -> Figure:
     return figure
 
 
+def dial(colours: Colours) -> Figure:
+    """Recall along the planted world's dial: adapted, the same weights without steps, and a SASRec."""
+    rows = read("dial")["rows"]
+    figure, axes = plt.subplots(figsize=(WIDTH, 2.8), layout="constrained")
+    lines = {
+        "adapted": (BLUE, [row["method"] for row in rows]),
+        "SASRec, not adapted": (ORANGE, [row["beside_sasrec"]["baseline"] for row in rows]),
+        "the adapted one's weights, 0 steps": (GREY, [row["baseline"] for row in rows]),
+    }
+    for label, (colour, values) in lines.items():
+        axes.plot([row["adaptation"] for row in rows], values, "o-", color=colour, label=label, ms=4.5)
+    axes.set(ylim=(0, 1.05), xlabel="share of the users with a rule of their own", ylabel="Recall@10")
+    axes.grid(axis="y", color=colours["faint"], alpha=0.3, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8.5, loc="lower left")
+    return figure
+
+
 PLOTS: Mapping[str, Callable[[Colours], Figure]] = {
     "quality_upstream": lambda colours: methods("upstream", colours),
     "quality_live": lambda colours: methods("live", colours),
@@ -101,4 +119,5 @@ PLOTS: Mapping[str, Callable[[Colours], Figure]] = {
     "quality_live_cold": lambda colours: methods("live", colours, cold=True),
     "quality_adaptation": adaptation,
     "quality_ablation": ablation,
+    "dial": dial,
 }
