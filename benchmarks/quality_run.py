@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -23,6 +23,7 @@ from quality_scorers import (
     with_steps,
 )
 from quality_summary import FUSION, Results
+from torch import nn
 from tqdm import tqdm
 
 from metarec.data import Dataset, split_by_time, split_time
@@ -32,7 +33,7 @@ from metarec.recipes import MML, CoClicks, Popularity, Transitions
 from metarec.recipes.blend import Blend, Observed, observe
 from metarec.recipes.rehearsal import last_clicks
 from metarec.report import Report
-from metarec.types import Method
+from metarec.types import Examples, Method, Scored, Scorer
 
 CLICKS = (1, 2, 3, 5, 10, 50)  # histories are cut to their last so many; 50 are all that a model reads
 REHEARSED = 5  # last clicks of each validation user that fit the blends
@@ -45,24 +46,61 @@ def say(text: str) -> None:
     tqdm.write(f"{time.strftime('%H:%M:%S')} {text}")
 
 
+class Once(nn.Module):
+    """A method that is asked about each batch once, however many blends it is part of.
+
+    Args:
+        method: in evaluation mode; its scores are kept until :meth:`forget`.
+    """
+
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self.method = method
+        self.information: str = getattr(method, "information", "upstream")
+        self.fitted_until: float | None = getattr(method, "fitted_until", None)
+        self.kept: dict[bytes, Scored] | None = {}
+
+    def adapt(self, support: Examples) -> Scorer:
+        """As the method does, or what it said before of the same query."""
+
+        def score(query: Examples) -> Scored:
+            if self.kept is None:
+                return self.method.adapt(support)(query)
+            asked = (query.history, query.position, query.target)
+            key = b"".join(tensor.cpu().numpy().tobytes() for tensor in asked)
+            if key not in self.kept:
+                self.kept[key] = self.method.adapt(support)(query)
+            return self.kept[key]
+
+        return score
+
+    def forget(self) -> None:
+        """Keep nothing from now on."""
+        self.kept = None
+
+
 def one_seed(world: World, settings: Settings, seed: int, results: Results) -> None:
     """Train and evaluate everything with one seed."""
     earlier, later = split_by_time(world.up, at=split_time(world.up, cold_users=0.2))
     rehearsal = replace(world, everything=world.up, up=earlier, down=later)
     choose(rehearsal, results)
     rehearsed, _ = scorers(rehearsal, settings, seed, results)
-    final, model = scorers(world, settings, seed, results)
+    trained, model = scorers(world, settings, seed, results)
+    final = {name: Once(method) for name, method in trained.items()}
     penalties = PENALTIES if settings.everything else PENALTIES[1:2]
     fitted = blended(world, final, rehearsal, rehearsed, penalties, results)
-    for name, method in {**final, **fitted}.items():
+    everything: dict[str, Method] = {**final, **fitted}
+    for name, method in everything.items():
         results.reports[name] = report(method, world.down, positions=settings.positions)
+    for method in final.values():
+        method.forget()
     results.weights = {name: weights_of(blend) for name, blend in fitted.items()}
     adaptation(world, settings, model, fitted["MML blend"], results)
 
 
 def blended(
     world: World,
-    final: dict[str, Method],
+    final: Mapping[str, Method],
     rehearsal: World,
     rehearsed: dict[str, Method],
     penalties: Sequence[float],
