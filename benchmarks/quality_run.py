@@ -63,13 +63,13 @@ class Once(nn.Module):
     def adapt(self, support: Examples) -> Scorer:
         """As the method does, or what it said before of the same query."""
 
-        def score(query: Examples) -> Scored:
+        def score(examples: Examples) -> Scored:
             if self.kept is None:
-                return self.method.adapt(support)(query)
-            asked = (query.history, query.position, query.target)
+                return self.method.adapt(support)(examples)
+            asked = (examples.history, examples.position, examples.target)
             key = b"".join(tensor.cpu().numpy().tobytes() for tensor in asked)
             if key not in self.kept:
-                self.kept[key] = self.method.adapt(support)(query)
+                self.kept[key] = self.method.adapt(support)(examples)
             return self.kept[key]
 
         return score
