@@ -127,3 +127,33 @@ def test_any_atomic_files_with_features_can_be_compared(tmp_path: Path) -> None:
     assert world.day == 10 and len(world.everything) == 50
     assert sorted(world.down.users.decode(world.down.user_codes)) == ["u7", "u8", "u9"]
     assert world.down.time.tolist() == [100 * user + click for user in (7, 8, 9) for click in range(5)]
+
+
+def test_a_method_is_asked_about_each_batch_once() -> None:
+    from quality_run import Once
+
+    from metarec.data import EpisodeSampler
+    from metarec.datasets import planted
+    from metarec.recipes import ItemKNN
+    from metarec.types import Examples, Scorer
+
+    data = planted(users=40, items=30)
+    knn, asked = ItemKNN(data), []
+
+    class Counting:
+        information = "live"
+
+        def adapt(self, support: Examples) -> Scorer:
+            asked.append(support)
+            return knn.adapt(support)
+
+    once = Once(Counting())
+    batches = list(EpisodeSampler(data, part="serving", users_per_batch=16).epoch(0))
+    for _ in range(2):
+        for batch in batches:
+            found, expected = (method.adapt(batch.support)(batch.query) for method in (once, knn))
+            assert found.scores.equal(expected.scores) and found.known.equal(expected.known)
+    assert len(asked) == len(batches) == 3 and once.information == "live"
+    once.forget()
+    once.adapt(batches[0].support)(batches[0].query)
+    assert len(asked) == 4 and once.kept is None
