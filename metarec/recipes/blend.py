@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from metarec.functional import standardise
-from metarec.functional.histories import readable
+from metarec.functional.histories import readable, seen_items
 from metarec.types import EpisodeBatch, Examples, Method, Scored, Scorer
 
 INFORMATION = ("upstream", "live", "later")  # what each knows, the next knows too
@@ -243,9 +243,8 @@ def _rows(blend: Blend, batch: EpisodeBatch) -> tuple[Tensor, Tensor, Tensor, Te
     query, real = batch.query, batch.query.weight > 0
     z, unknown = blend.stacked([method.adapt(batch.support)(query) for method in blend.methods.values()])
     target = query.target[real]
-    history = query.history[:, None].expand(*query.target.shape, -1)[real]
-    excluded = torch.zeros(len(target), len(blend.warm), dtype=torch.bool, device=target.device)
+    excluded = seen_items(query, len(blend.warm))[real]
     excluded[:, 0] = True
-    excluded = excluded.scatter(1, history, value=True).scatter(1, target[:, None], value=False)
+    excluded = excluded.scatter(1, target[:, None], value=False)
     user = batch.user[:, None].expand_as(real)[real]
     return unknown, user, target, z[real], blend.context(query)[real], excluded

@@ -1,6 +1,6 @@
 """What recommends best to cold users in our comparison: MML's learners and plain counts in one blend.
 
-MML's adapted learners (with generators) know what films look and read like, and serve cold items; a SASRec of ids and
+MML's adapted learners (with generators) know what items look and read like, and serve cold items; a SASRec of ids and
 features summed is the best single learner of warm ones; counts know what goes with what from the first click on. A
 :class:`~metarec.recipes.Blend` weighs them by how long a history is, how much of it is cold and how long the user was
 away, with weights from a rehearsal inside the upstream side. With ``live``, counts of everybody's clicks until the
@@ -10,8 +10,6 @@ Everything is trained twice: on the earlier part of the upstream side, to fit th
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from tqdm import tqdm
@@ -66,13 +64,11 @@ def mml_blend(
         ('upstream', ['MML id + generator', 'MML image + generator'])
     """
     config = config or MMLConfig()
+    counted_live = {} if live is None else _live(live, day, device)
 
     def make(data: Dataset) -> dict[str, Method]:
-        methods = {**_mml(data, config, seed, device), **_sum(data, config, sasrec_epochs, seed, device)}
-        methods |= {name: count(data) for name, count in _counts(day, device).items()}
-        if live is not None:
-            methods |= _live(live, day, device)
-        return methods
+        learned = {**_mml(data, config, seed, device), **_sum(data, config, sasrec_epochs, seed, device)}
+        return {**learned, **_counts(data, day, device), **counted_live}
 
     return rehearsed(upstream, make, clicks=CLICKS, device=device)
 
@@ -98,14 +94,14 @@ def _sum(data: Dataset, config: MMLConfig, epochs: int, seed: int, device: torch
     return {"SASRec " + "+".join(inputs): learner}
 
 
-def _counts(day: float, device: torch.device | str) -> dict[str, Callable[[Dataset], Method]]:
+def _counts(data: Dataset, day: float, device: torch.device | str) -> dict[str, Method]:
     """What is counted upstream, by name."""
     return {
-        "popularity, all": Popularity,
-        "popularity, recent": lambda data: Popularity(data, since=float(data.time.max()) - RECENT * day),
-        "EASE": lambda data: EASE(data, penalty=500.0, device=torch.device(device)),
-        "transitions": lambda data: Transitions(data).to(device),
-        "co-clicks": lambda data: CoClicks(data).to(device),
+        "popularity, all": Popularity(data),
+        "popularity, recent": Popularity(data, since=float(data.time.max()) - RECENT * day),
+        "EASE": EASE(data, penalty=500.0, device=torch.device(device)),
+        "transitions": Transitions(data).to(device),
+        "co-clicks": CoClicks(data).to(device),
     }
 
 
