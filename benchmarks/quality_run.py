@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -20,7 +21,6 @@ from quality_scorers import (
     sasrecs,
     three_of_one,
     trained_mml,
-    with_steps,
 )
 from quality_summary import FUSION, Results
 from torch import nn
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from metarec.data import Dataset, split_by_time, split_time
 from metarec.evaluation import evaluate
 from metarec.functional.ranking import ndcg_at, ranks
-from metarec.recipes import MML, CoClicks, Popularity, Transitions
+from metarec.recipes import MML, CoClicks, Popularity, Transitions, paying_steps, with_steps
 from metarec.recipes.blend import Blend, Observed, observe
 from metarec.recipes.rehearsal import last_clicks
 from metarec.report import Report
@@ -84,8 +84,11 @@ def one_seed(world: World, settings: Settings, seed: int, results: Results) -> N
     earlier, later = split_by_time(world.up, at=split_time(world.up, cold_users=0.2))
     rehearsal = replace(world, everything=world.up, up=earlier, down=later)
     choose(rehearsal, results)
-    rehearsed, _ = scorers(rehearsal, settings, seed, results)
+    rehearsed, model = scorers(rehearsal, settings, seed, results)
+    steps = choose_steps(rehearsal, model, results)
+    rehearsed |= mml_methods(with_steps(model, steps))
     trained, model = scorers(world, settings, seed, results)
+    trained |= mml_methods(with_steps(model, steps))
     final = {name: Once(method) for name, method in trained.items()}
     penalties = PENALTIES if settings.everything else PENALTIES[1:2]
     fitted = blended(world, final, rehearsal, rehearsed, penalties, results)
@@ -95,7 +98,9 @@ def one_seed(world: World, settings: Settings, seed: int, results: Results) -> N
     for method in final.values():
         method.forget()
     results.weights = {name: weights_of(blend) for name, blend in fitted.items()}
-    adaptation(world, settings, model, fitted["MML blend"], results)
+    adaptation(world, settings, model, steps, results)
+    for clicks in CLICKS:
+        results.slices["MML blend", "adapted", clicks] = report(fitted["MML blend"], world.down, clicks=clicks)
 
 
 def blended(
@@ -161,7 +166,7 @@ def choose(rehearsal: World, results: Results) -> None:
 
 
 def scorers(world: World, settings: Settings, seed: int, results: Results) -> tuple[dict[str, Method], MML]:
-    """Everything trained on one upstream side, by name, and the MML among it."""
+    """Everything trained on one upstream side: the baselines by name, and MML."""
     out: dict[str, Method] = {
         "popularity, all": Popularity(world.up),
         "transitions": Transitions(world.up).to(world.device),
@@ -171,8 +176,19 @@ def scorers(world: World, settings: Settings, seed: int, results: Results) -> tu
     out |= {name: make(results.chosen[name]) for name, make in counted(world).items()}
     out |= sasrecs(world, settings, seed)
     model = trained_mml(world, settings.config, seed, "MML")
-    out |= {f"MML {name}": method for name, method in model.methods().items()}
     return out, model
+
+
+def mml_methods(model: MML) -> dict[str, Method]:
+    """The parts and fusions of MML, by name."""
+    return {f"MML {name}": method for name, method in model.methods().items()}
+
+
+def choose_steps(rehearsal: World, model: MML, results: Results) -> dict[str, int]:
+    """The steps of each learner for new users, if they pay in the rehearsal."""
+    steps = paying_steps(model, rehearsal.down, clicks=REHEARSED)
+    results.chosen |= {f"MML {name}, steps": number for name, number in steps.items()}
+    return steps
 
 
 def others(world: World, settings: Settings, seed: int, results: Results) -> None:
@@ -183,17 +199,21 @@ def others(world: World, settings: Settings, seed: int, results: Results) -> Non
     if settings.paper is not None:
         paper = trained_mml(world, settings.paper, seed, "MML as released")
         for steps in (settings.paper.steps("id"), 0):
-            results.reports[f"MML as released, {steps} steps"] = report(with_steps(paper, steps=steps), world.down)
+            results.reports[f"MML as released, {steps} steps"] = report(with_steps(paper, steps), world.down)
 
 
-def adaptation(world: World, settings: Settings, model: MML, blend: Blend, results: Results) -> None:
-    """What the gradient steps give by number of clicks, beside 0 steps and an inner rate of 0."""
-    ways = {"adapted": model, "0 steps": with_steps(model, steps=0), "rate 0": with_steps(model, lr=0.0)}
+def adaptation(world: World, settings: Settings, model: MML, steps: Mapping[str, int], results: Results) -> None:
+    """What the gradient steps give by number of clicks: always taken, and taken by the learners to whom they pay.
+
+    Beside them 0 steps and an inner rate of 0.
+    """
+    rate_0 = copy.copy(model)
+    rate_0.config = replace(model.config, test_lr=0.0)
+    ways = {"always": model, "adapted": with_steps(model, steps), "0 steps": with_steps(model, 0), "rate 0": rate_0}
     for clicks in CLICKS:
         for way, method in ways.items():
             results.slices[FUSION, way, clicks] = report(method, world.down, clicks=clicks)
-        results.slices["MML blend", "adapted", clicks] = report(blend, world.down, clicks=clicks)
-    for way in ("0 steps", "rate 0"):
+    for way in ("always", "0 steps", "rate 0"):
         results.reports[f"{FUSION}, {way}"] = report(ways[way], world.down, positions=settings.positions)
 
 

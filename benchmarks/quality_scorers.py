@@ -226,14 +226,6 @@ def trained_mml(world: World, config: MMLConfig, seed: int, label: str) -> MML:
     return model
 
 
-def with_steps(model: MML, *, steps: int | None = None, lr: float | None = None) -> MML:
-    """The same weights with another test-time procedure."""
-    other = copy.copy(model)
-    config = model.config if steps is None else replace(model.config, test_steps=steps)
-    other.config = config if lr is None else replace(config, test_lr=lr)
-    return other
-
-
 COUNTS = ("popularity, all", "popularity, recent", "EASE", "transitions", "co-clicks")
 LIVE = ("popularity, live decay", "transitions, live", "co-clicks, live")
 

@@ -122,7 +122,8 @@ def summary(runs: Sequence[Results]) -> dict[str, Any]:
             {"cold_users": split, **_comparisons(one.reports), "means": _means(one.reports)}
             for split, one in alone.items()
         ],
-        "adaptation": _adaptation(pooled.slices),
+        "adaptation": _adaptation(pooled.slices, "adapted"),
+        "adaptation_always": _adaptation(pooled.slices, "always"),
         "clicks": _clicks(pooled.slices),
         "fusion_weights": _weights(runs),
         "chosen": {_labelled(name, run): value for run in runs for name, value in run.chosen.items()},
@@ -233,11 +234,11 @@ def _against(reports: Mapping[str, list[Report]], name: str) -> dict[str, Any]:
     return {"name": name, "reference": ours, **found}
 
 
-def _adaptation(slices: Mapping[tuple[str, str, int], list[Report]]) -> list[dict[str, Any]]:
-    """Adapting against 0 steps, by number of clicks known."""
+def _adaptation(slices: Mapping[tuple[str, str, int], list[Report]], way: str) -> list[dict[str, Any]]:
+    """A way of adapting against 0 steps, by number of clicks known."""
     out = []
     for clicks in dict.fromkeys(clicks for _, _, clicks in slices):
-        adapted, none, still = (slices[FUSION, way, clicks] for way in ("adapted", "0 steps", "rate 0"))
+        adapted, none, still = (slices[FUSION, each, clicks] for each in (way, "0 steps", "rate 0"))
         found = compare(adapted, none, "ndcg@10").to_dict()
         same = all((a.rank == b.rank).all() for a, b in zip(still, none, strict=True))
         out.append({"clicks": clicks, "rate_0_equals_0_steps": same, **found})

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parts = tables(found["methods"])
     parts += [f"{title}\n\n{headline(found[name])}" for name, title in TITLES.items()]
     parts += [f"Split with {100 * s['cold_users']:g}% cold users\n\n{headline(s['headline'])}" for s in found["splits"]]
-    print("\n\n".join([*parts, adaptation(found["adaptation"])]))
+    print("\n\n".join([*parts, adaptation(found["adaptation_always"])]))
     replace_file(path.with_suffix(".png"), picture(found))
 
 

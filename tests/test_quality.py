@@ -48,8 +48,10 @@ def test_one_command_makes_everything(tmp_path: Path, capsys: pytest.CaptureFixt
     assert {row["information"] for row in found["methods"] if "live" in row["method"]} == {"live"}
     assert {row["information"] for row in found["cold_items"]} == {"upstream", "live"}
     assert [row["clicks"] for row in found["adaptation"]] == [1, 2, 3, 5, 10, 50]
-    assert found["adaptation"][0]["gain"] == 0  # one click leaves nothing to adapt to
-    assert all(row["rate_0_equals_0_steps"] for row in found["adaptation"])
+    assert found["adaptation_always"][0]["gain"] == 0  # one click leaves nothing to adapt to
+    assert all(row["rate_0_equals_0_steps"] for row in found["adaptation"] + found["adaptation_always"])
+    if not any(found["chosen"][f"MML {name}, steps, seed 0, split 0.2"] for name in ("id", "image", "text")):
+        assert all(row["gain"] == 0 for row in found["adaptation"])
     assert {row["method"] for row in found["tried"]} >= {"EASE", "ItemKNN", "popularity, live decay", "MML blend"}
     assert all("upstream downstream" in row["data"] for row in found["tried"] if "data" in row)  # never the test users
     capsys.readouterr()
@@ -75,8 +77,9 @@ def test_the_headline_is_against_the_best_baseline_of_the_same_information() -> 
     for name in ("live late fusion, gate", CONTROLS["live"], OURS["live"]):
         results.reports[name] = report([1.0, 2.0, 3.0, 4.0], "live")
     results.reports["full_retrain"] = report([1.0, 1.0, 1.0, 1.0], "later")  # knows too much to be a baseline
-    for way in ("adapted", "0 steps", "rate 0"):
-        results.slices[FUSION, way, 3] = report([2.0, 2.0, 2.0, 2.0 if way == "adapted" else 3.0])
+    for way in ("always", "adapted", "0 steps", "rate 0"):
+        last = {"adapted": 2.0, "always": 4.0}.get(way, 3.0)
+        results.slices[FUSION, way, 3] = report([2.0, 2.0, 2.0, last])
     assert complete([results])
     found = summary([results])
     first = found["headline"][0]
@@ -89,6 +92,7 @@ def test_the_headline_is_against_the_best_baseline_of_the_same_information() -> 
     cold = found["cold_items"][0]
     assert cold["mml"] == pytest.approx((1 / np.log2(3) + 1 / np.log2(10)) / 2)
     assert found["adaptation"][0]["gain"] == pytest.approx((1 / np.log2(3) - 1 / np.log2(4)) / 4)
+    assert found["adaptation_always"][0]["gain"] == pytest.approx((1 / np.log2(5) - 1 / np.log2(4)) / 4)
     assert {row["information"] for row in found["against"]} == {"upstream", "live"}
     assert len(found["methods"]) == 9
 

@@ -70,7 +70,7 @@ def adaptation(colours: Colours) -> Figure:
             *(100 * row[key] for key in ("relative_gain", "interval_low", "interval_high")),
             BLUE,
         )
-        for row in read(QUALITY)["adaptation"]
+        for row in read(QUALITY)["adaptation_always"]
     ]
     return around_zero(rows, "Gain of the inner steps in NDCG@10, percent", colours)
 

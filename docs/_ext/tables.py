@@ -109,7 +109,7 @@ def adaptation() -> str:
             gain(row),
             verdict(row, "Adapting wins", "The shared weights win"),
         )
-        for row in read(QUALITY)["adaptation"]
+        for row in read(QUALITY)["adaptation_always"]
     ]
     return table(("clicks known", "0 steps", "adapted", "difference", ""), rows)
 
@@ -124,7 +124,7 @@ def not_shown() -> str:
         for row in found.get(part, [])
         if row["gain_low"] <= 0
     ]
-    steps = [row for row in found["adaptation"] if row["gain_low"] <= 0]
+    steps = [row for row in found["adaptation_always"] if row["gain_low"] <= 0]
     if steps:
         worst = min(steps, key=lambda row: row["gain_high"])
         lines.append(

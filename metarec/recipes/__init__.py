@@ -7,6 +7,7 @@ from metarec.recipes.ease import EASE
 from metarec.recipes.itemknn import ItemKNN
 from metarec.recipes.mml import MML
 from metarec.recipes.mml_blend import mml_blend
+from metarec.recipes.paying import paying_steps, with_steps
 from metarec.recipes.popularity import LivePopularity, Popularity
 from metarec.recipes.transitions import CoClicks, Transitions
 
@@ -22,5 +23,7 @@ __all__ = [
     "Transitions",
     "mml",
     "mml_blend",
+    "paying_steps",
     "sasrec",
+    "with_steps",
 ]

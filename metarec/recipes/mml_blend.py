@@ -6,6 +6,9 @@ features summed is the best single learner of warm ones; counts know what goes w
 away, with weights from a rehearsal inside the upstream side. With ``live``, counts of everybody's clicks until the
 moment of the question join in, and the information is ``"live"``.
 
+The learners take their steps for new users only where these paid in the rehearsal (see
+:func:`~metarec.recipes.paying.paying_steps`), if ``config.test_steps`` does not say how many to take.
+
 Everything is trained twice: on the earlier part of the upstream side, to fit the weights, and on the whole of it.
 """
 
@@ -20,8 +23,9 @@ from metarec.recipes.blend import Blend
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.ease import EASE
 from metarec.recipes.mml import MML
+from metarec.recipes.paying import paying_steps, with_steps
 from metarec.recipes.popularity import LivePopularity, Popularity
-from metarec.recipes.rehearsal import rehearsed
+from metarec.recipes.rehearsal import rehearsal_split, rehearsed
 from metarec.recipes.transitions import CoClicks, Transitions
 from metarec.types import Method
 
@@ -64,20 +68,30 @@ def mml_blend(
         ('upstream', ['MML id + generator', 'MML image + generator'])
     """
     config = config or MMLConfig()
+    steps = config.test_steps
     counted_live = {} if live is None else _live(live, day, device)
 
     def make(data: Dataset) -> dict[str, Method]:
-        learned = {**_mml(data, config, seed, device), **_sum(data, config, sasrec_epochs, seed, device)}
+        nonlocal steps
+        model = _mml(data, config, seed, device)
+        if steps is None:
+            steps = paying_steps(model, rehearsal_split(upstream)[1], clicks=CLICKS)
+        learned = {**_learners(with_steps(model, steps)), **_sum(data, config, sasrec_epochs, seed, device)}
         return {**learned, **_counts(data, day, device), **counted_live}
 
     return rehearsed(upstream, make, clicks=CLICKS, device=device)
 
 
-def _mml(data: Dataset, config: MMLConfig, seed: int, device: torch.device | str) -> dict[str, Method]:
-    """MML's adapted learners, with generators where the items have features."""
+def _mml(data: Dataset, config: MMLConfig, seed: int, device: torch.device | str) -> MML:
+    """MML, trained."""
     model = MML.build(data, config, seed=seed).to(device)
     for _ in tqdm(mml.train(model, EpisodeSampler(data, seed=seed)), desc="MML", unit=" steps"):
         pass
+    return model
+
+
+def _learners(model: MML) -> dict[str, Method]:
+    """Its adapted learners, with generators where the items have features."""
     methods = model.methods()
     names = {name: f"{name} + generator" for name in model.learners}
     return {f"MML {n}": methods[n] for n in (long if long in methods else short for short, long in names.items())}

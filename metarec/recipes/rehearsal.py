@@ -48,12 +48,21 @@ def rehearsed(
         >>> list(blend.methods), blend.fitted_until == float(up.time.max())
         (['popularity', 'ease'], True)
     """
-    earlier, later = split_by_time(upstream, at=split_time(upstream, cold_users))
+    earlier, later = rehearsal_split(upstream, cold_users)
     rehearsal = Blend(make(earlier), torch.from_numpy(earlier.warm), context=context).to(device)
     rehearsal.fit(observe(rehearsal.methods, rehearsal.warm, last_clicks(later, clicks)))
     blend = Blend(make(upstream), torch.from_numpy(upstream.warm), context=context).to(device)
     blend.take_weights(rehearsal)
     return blend
+
+
+def rehearsal_split(upstream: Dataset, cold_users: float = 0.2) -> tuple[Dataset, Dataset]:
+    """The earlier part of an upstream side, and its users who start later.
+
+    Raises:
+        ValueError: as :func:`metarec.split_by_time` does, if too few users start late.
+    """
+    return split_by_time(upstream, at=split_time(upstream, cold_users))
 
 
 def last_clicks(data: Dataset, clicks: int, *, users_per_batch: int = 256) -> Iterator[EpisodeBatch]:

@@ -1,0 +1,106 @@
+"""Whether adapting pays: the steps that MML takes for new users, by what they gave to users who trained nothing.
+
+Steps are no end in themselves. Where a history in the context tells all, they only add noise; where each user follows
+rules of their own, nothing else helps. So a learner takes its steps where the users of a rehearsal gained by them, and
+none where that cannot be told from chance.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from metarec.data.dataset import Dataset
+from metarec.functional.histories import seen_items
+from metarec.functional.ranking import ndcg_at, ranks
+from metarec.recipes.mml import MML, device_of
+from metarec.recipes.rehearsal import last_clicks
+from metarec.types import EpisodeBatch, Method
+
+LENGTH = 10  # of the list whose NDCG is looked at
+ERRORS = 2.0  # standard errors that a gain must exceed
+
+
+def with_steps(model: MML, steps: int | Mapping[str, int]) -> MML:
+    """The same weights with other steps for new users.
+
+    Args:
+        model: shared, not copied.
+        steps: one number, or one per learner.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> from metarec.recipes import MMLConfig
+        >>> model = MML.build(planted(users=60, items=40), MMLConfig(dim=8))
+        >>> with_steps(model, {"id": 0, "default": 2}).config.steps("id"), model.config.steps("id")
+        (0, 5)
+    """
+    other = copy.copy(model)
+    other.config = replace(model.config, test_steps=steps)
+    return other
+
+
+def paying_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, int]:
+    """The steps of each learner: the config's where they pay, otherwise none.
+
+    They pay if the users' NDCG@10 gains by them more than two standard errors.
+
+    Args:
+        model: trained.
+        users: who trained nothing, such as those after a split inside the upstream side.
+        clicks: last clicks of each user that are asked for.
+
+    Returns:
+        Steps by learner, for ``MMLConfig.test_steps``.
+
+    Raises:
+        ValueError: if fewer than two users have enough clicks.
+
+    Example:
+        >>> from metarec.data import split_by_time
+        >>> from metarec.datasets import PLANTED_SPLIT, planted
+        >>> from metarec.recipes import MMLConfig
+        >>> up, down = split_by_time(planted(users=60, items=40), at=PLANTED_SPLIT)
+        >>> paying_steps(MML.build(up, MMLConfig(dim=8)), down)  # there is nothing to adapt in random weights
+        {'id': 0, 'image': 0, 'text': 0}
+    """
+    training = model.training
+    model.eval()
+    out = {}
+    for name in model.learners:
+        ways = model.meta(name), with_steps(model, 0).meta(name)
+        found = [_gains(*ways, batch.to(device_of(model))) for batch in last_clicks(users, clicks)]
+        user, gain = (torch.cat(column) for column in zip(*found, strict=True)) if found else (torch.empty(0),) * 2
+        out[name] = model.config.steps(name) if _pays(user, gain) else 0
+    model.train(training)
+    return out
+
+
+@torch.no_grad()
+def _gains(adapted: Method, still: Method, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+    """User (n,) and gain of NDCG (n,) of each query of one batch."""
+    query, real = batch.query, batch.query.weight > 0
+    scored = [method.adapt(batch.support)(query) for method in (adapted, still)]
+    allowed = ~seen_items(query, scored[0].scores.shape[-1])
+    allowed[..., 0] = False
+    known = [s.scores.masked_fill(~s.known, torch.finfo(s.scores.dtype).min) for s in scored]
+    one, two = (ndcg_at(ranks(scores, query.target, allowed=allowed), LENGTH) for scores in known)
+    return batch.user[:, None].expand_as(real)[real], (one - two)[real]
+
+
+def _pays(user: Tensor, gain: Tensor) -> bool:
+    """Whether users gain on average, beyond chance; the clicks of one user are no independent evidence.
+
+    Raises:
+        ValueError: if there are fewer than two users.
+    """
+    own, count = user.unique(return_counts=True)
+    if len(own) < 2:
+        raise ValueError(f"paying_steps: expected at least two users with four clicks or more, got {len(own)}")
+    each = torch.zeros(len(own), dtype=torch.float64, device=gain.device)
+    each = each.index_add(0, torch.searchsorted(own, user), gain.double()) / count
+    return bool(each.mean() > ERRORS * each.std() / len(own) ** 0.5)
