@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -170,6 +171,17 @@ def test_attention_drops_the_given_share_of_its_weights_and_none_by_default():
     close(ratio[~dropped], torch.full_like(ratio[~dropped], 1 / (1 - share)))
     error = (share * (1 - share) / dropped.numel()) ** 0.5
     assert abs(float(dropped.double().mean()) - share) < 4 * error
+
+
+def test_attention_at_some_positions_is_a_part_of_the_whole_whatever_stands_before_it():
+    generator = torch.Generator().manual_seed(4)
+    qkv = torch.randn(3, 2, LENGTH, 3 * DIM, generator=generator).double()
+    bias = torch.randn(3, 2, LENGTH, LENGTH, generator=generator).double()
+    keep = torch.arange(LENGTH) < torch.tensor([[7, 1], [4, 6], [2, 5]]).unsqueeze(-1)
+    at = torch.randint(0, LENGTH, (3, 2, 5), generator=generator)
+    whole, some = attend(qkv, HEADS, keep, bias), attend(qkv, HEADS, keep, bias, at)
+    for where in np.ndindex(3, 2, 5):
+        close(some[where], whole[where[:2]][at[where]])
 
 
 def test_attention_of_a_row_that_sees_nothing_is_finite():

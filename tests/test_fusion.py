@@ -95,6 +95,16 @@ def test_standardise_features_against_numpy(size):
     np.testing.assert_allclose(standardise_features(features, present).numpy(), expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("fitted", [1, 2, 7, 12])
+def test_features_are_measured_by_the_first_rows_alone(fitted):
+    features = 3 + torch.randn(12, 4, generator=torch.Generator().manual_seed(0)).double()
+    present = torch.arange(12) % 3 != 2
+    first = features[:fitted][present[:fitted]]
+    length = max(1e-6, float((first - first.mean(0)).square().sum(1).mean().sqrt()))
+    found = standardise_features(features, present, fitted)
+    close(found, torch.where(present[:, None], (features - first.mean(0)) / length, 0.0))
+
+
 def test_features_of_one_item_alone_are_the_mean():
     features, present = torch.tensor([[3.0, 4.0], [0.0, 0.0]]), torch.tensor([True, False])
     assert not standardise_features(features, present).any()

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from metarec.functional import nearest_items
 from metarec.nn import ColdItemGenerator, IdItems, ModalityLearner, SequenceEncoder
@@ -110,15 +111,37 @@ def test_the_own_term_matters_in_ours():
     assert own_term_matters("metarec")
 
 
+@pytest.mark.parametrize("first", [0, 1, 17])
 @pytest.mark.parametrize("chunk", [4096, 3])
-def test_nearest_items_by_brute_force(chunk):
+def test_nearest_items_by_brute_force(chunk, first):
     features = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
     allowed = torch.arange(30) % 3 != 0
-    found = nearest_items(features, allowed, 5, chunk)
-    for item in range(30):
+    found = nearest_items(features, allowed, 5, chunk, first)
+    assert len(found) == 30 - first
+    for item in range(first, 30):
         others = [i for i in range(30) if bool(allowed[i]) and i != item]
         best = sorted(others, key=lambda i: -float(features[item] @ features[i]))[:5]
-        assert found[item].tolist() == best
+        assert found[item - first].tolist() == best
+
+
+class Products(TorchDispatchMode):
+    """Notes the shapes of all matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.mm.default:
+            self.shapes.append(tuple(out.shape))
+        return out
+
+
+def test_no_more_items_are_scored_at_once_than_the_chunk():
+    with Products() as products:
+        nearest_items(torch.randn(30, 4), torch.arange(30) < 20, 5, chunk=8, first=3)
+    assert products.shapes == [(8, 20), (8, 20), (8, 20), (3, 20)]
 
 
 def test_fewer_neighbours_than_asked_for():

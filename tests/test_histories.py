@@ -26,6 +26,7 @@ def test_an_example_reads_the_clicks_up_to_its_position():
 
 def test_seen_items_are_those_it_reads_and_never_the_padding():
     found = seen_items(CLICKS, ITEMS)
+    assert found.dtype == torch.bool
     for user, history in enumerate(HISTORY):
         for example, last in enumerate(POSITION[user]):
             read = set(history[: last + 1]) - {0}

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from metarec.data import Catalog, Dataset, Vocabulary, load_atomic, split_by_time, split_time
 
 Event = tuple[int, int, float]
-EVENTS = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 8), st.integers(-20, 20)), min_size=1, max_size=60)
+EVENTS = st.lists(st.tuples(st.integers(1, 12), st.integers(1, 8), st.integers(-3, 3)), min_size=10, max_size=30)
 
 
 def dataset(events: list[Event]) -> Dataset:
     """User, item, time; sorted here by Python's stable sort."""
     ordered = sorted(events, key=lambda e: (e[0], e[2]))
     user, item, time = (np.array([e[k] for e in ordered]) for k in range(3))
-    users, items = Vocabulary([f"u{i}" for i in range(1, 7)], "user"), Vocabulary([f"i{i}" for i in range(1, 9)])
+    users, items = Vocabulary([f"u{i}" for i in range(1, 13)], "user"), Vocabulary([f"i{i}" for i in range(1, 9)])
     return Dataset(users, Catalog(items), user, item, time, np.ones(items.size, dtype=np.bool_), "toy", {"before": 7})
 
 
@@ -48,7 +48,7 @@ def by_hand(events: list[Event], at: float, least: int) -> tuple[list[Event], li
 
 
 @settings(max_examples=200, deadline=None)
-@given(EVENTS, st.integers(-20, 20), st.integers(1, 4))
+@given(EVENTS, st.integers(-2, 2), st.integers(1, 3))
 def test_split_is_the_definition(events: list[Event], at: int, least: int) -> None:
     up_events, down_events, counts = by_hand(events, at, least)
     data = dataset(events)
@@ -70,6 +70,17 @@ def test_split_is_the_definition(events: list[Event], at: int, least: int) -> No
     assert up.users is down.users is data.users
     assert up.catalog is down.catalog is data.catalog
     assert (up.name, down.name) == ("toy upstream", "toy downstream")
+
+
+def test_what_is_left_out_is_counted_on_its_side() -> None:
+    clicks = {1: [1, 2, 3], 2: [2], 3: [1, 2, 9], 4: [4, 9], 5: [8, 8, 9], 6: [7], 7: [8], 8: [9], 9: [1, 3, 5]}
+    data = dataset([(user, 1, time) for user, times in clicks.items() for time in times])
+    up, down = split_by_time(data, at=3, min_interactions=2)
+    assert (up.user_codes.tolist(), down.user_codes.tolist()) == ([1, 3, 9], [4, 5])
+    few = "users with fewer than 2 interactions"
+    after = "interactions after the split by upstream users"
+    assert up.dropped == {"before": 7, f"upstream {few}": 1, after: 2}
+    assert down.dropped == {"before": 7, f"downstream {few}": 3}
 
 
 def test_shuffled_rows_give_the_same_split(tmp_path: Path) -> None:
@@ -103,6 +114,8 @@ def test_times_next_to_each_other_stay_apart() -> None:
     start = 1_631_289_599_000_000_000
     data = dataset([(1, 1, start), (1, 2, start + 1), (2, 3, start + 1)])
     up, down = split_by_time(data, at=start, min_interactions=1)
+    assert (triples(up), triples(down)) == ([(1, 1, start)], [(2, 3, start + 1)])
+    up, down = split_by_time(data, at=float(start), min_interactions=1)  # a float has no room for start + 1
     assert (triples(up), triples(down)) == ([(1, 1, start)], [(2, 3, start + 1)])
     between = replace(data, time=np.array([1, 2, 2]))
     assert triples(split_by_time(between, at=1.5, min_interactions=1)[0]) == [(1, 1, 1)]
@@ -138,6 +151,7 @@ def test_split_time_leaves_exactly_the_share_where_starts_differ() -> None:
     assert split_time(data, 0.2) == 2.0
     assert split_time(data, 0.4) == 1.5
     assert isinstance(split_time(data, 0.4), float)
+    assert split_time(data, 1e-12) == 2.0, "somebody comes later, however small the share"
 
 
 def test_errors_say_what_to_do() -> None:
@@ -155,8 +169,9 @@ def test_errors_say_what_to_do() -> None:
         split_by_time(data, float("nan"))
     with pytest.raises(ValueError, match=r"min_interactions must be at least 1, got 0"):
         split_by_time(data, 15, min_interactions=0)
-    with pytest.raises(ValueError, match=r"cold_users must be between 0 and 1, got 20"):
-        split_time(data, 20)
+    for share in (20, 1.5, 1, 0, -0.5):
+        with pytest.raises(ValueError, match=rf"cold_users must be between 0 and 1, got {share}"):
+            split_time(data, share)
     with pytest.raises(ValueError, match=r"no interactions"):
         split_time(replace(data, user=data.user[:0], item=data.item[:0], time=data.time[:0]))
 
@@ -165,7 +180,7 @@ def test_a_file_without_times_is_named_where_its_rows_do_not_split(tmp_path: Pat
     clicks = "".join(f"u{user}\ti{item}\n" for user in range(3) for item in range(5))
     (tmp_path / "log.inter").write_text("user_id:token\titem_id:token\n" + clicks)
     data = load_atomic(tmp_path)
-    missing = r"log go from 0 to 14 and number the rows, .* no column timestamp:float .*time_field"
+    missing = r"log go from 0 to 14 and number the rows, .* timestamp:float .* \(if the .*time_field=\.\.\.\)\), and"
     with pytest.raises(ValueError, match=missing):
         split_by_time(data, 1631289599)
     alone = replace(data, user=data.user[:5], item=data.item[:5], time=data.time[:5])
@@ -174,3 +189,7 @@ def test_a_file_without_times_is_named_where_its_rows_do_not_split(tmp_path: Pat
     timed = replace(data, time=np.full_like(data.time, 7))
     with pytest.raises(ValueError, match=r"all users of log start at 7, so none is later; .* from 7 to 7$"):
         split_time(timed)
+    for times in (np.arange(15) + 1, np.arange(15) * 2, np.maximum(np.arange(15), 1) - 1):
+        timed = replace(data, time=times)
+        with pytest.raises(ValueError, match=rf"times of log go from {times[0]} to {times[-1]}, and its"):
+            split_by_time(timed, 100)

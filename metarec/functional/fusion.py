@@ -17,9 +17,8 @@ def standardise(scores: Tensor, known: Tensor) -> Tensor:
         >>> standardise(torch.tensor([[1.0, 3.0, 7.0]]), torch.tensor([True, True, False]))
         tensor([[-1.,  1.,  0.]])
     """
-    mask = known.to(scores.dtype)
-    count = mask.sum(-1, keepdim=True).clamp(min=1)
-    centred = (scores - (scores * mask).sum(-1, keepdim=True) / count) * mask
+    count = known.sum(-1, keepdim=True).clamp(min=1)
+    centred = (scores - (scores * known).sum(-1, keepdim=True) / count) * known
     deviation = ((centred**2).sum(-1, keepdim=True) / count).clamp(min=1e-12).sqrt()
     return centred / deviation
 
@@ -40,7 +39,7 @@ def fuse(scores: Tensor, weights: Tensor, known: Tensor) -> Tensor:
         >>> fuse(s, torch.tensor([[0.5, 0.5]]), torch.tensor([[True, True, False], [True, False, False]]))
         tensor([[2., 2., 2.]])
     """
-    share = weights.unsqueeze(-1) * known.to(scores.dtype)
+    share = weights.unsqueeze(-1) * known
     total = share.sum(-2)
     mean = (share * scores).sum(-2) / torch.where(total > 0, total, torch.ones_like(total))
     lowest = mean.masked_fill(total <= 0, torch.inf).amin(-1, keepdim=True)
@@ -65,7 +64,7 @@ def standardise_features(features: Tensor, present: Tensor, fitted: int | None =
                 [-1.],
                 [ 1.]])
     """
-    mask = present.unsqueeze(-1).to(features.dtype)
+    mask = present.unsqueeze(-1)
     own = slice(fitted)
     count = mask[own].sum().clamp(min=1)
     centred = (features - (features[own] * mask[own]).sum(0) / count) * mask
