@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import importlib
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
 from helpers import id_learner, one_user, ragged_episodes
-from metarec.meta.adapted import AdaptedLinear
+from metarec.meta import adapted
+from metarec.meta.adapted import AdaptedLinear, AdaptedNorm
 from metarec.meta.fast import FastStack
 
 
@@ -71,3 +74,88 @@ def test_a_linear_layer_with_and_without_a_bias(bias):
         for name, weights in found.items():
             torch.testing.assert_close(weights, torch.stack([layer.get_parameter(name) for layer in own]))
     assert kinds == {True, False}
+
+
+def stepped(base: nn.Linear, steps: int) -> AdaptedLinear:
+    """Three users' layer after steps of two inputs each."""
+    part = AdaptedLinear(base, users=3, steps=steps)
+    x = torch.randn(steps, 3, 2, base.in_features, generator=torch.Generator().manual_seed(0)).double()
+    for one in x:
+        part.step(list(torch.autograd.grad(part(one).sin().sum(), part.watched(), allow_unused=True)), 0.05)
+    return part
+
+
+@pytest.mark.parametrize("steps", [1, 4])  # factors, and a matrix
+@pytest.mark.parametrize("trained", ["weight bias", "weight", "bias", ""])
+@pytest.mark.parametrize("bias", [True, False])
+def test_outer_gradients_are_those_of_each_users_own_layer(bias, trained, steps):
+    torch.manual_seed(0)
+    base = nn.Linear(6, 5, bias=bias).double()
+    for name, parameter in base.named_parameters():
+        parameter.requires_grad_(name in trained.split())
+    part, x = stepped(base, steps), torch.randn(3, 4, 6).double().requires_grad_()
+    part.mode = "graph"
+    part(x).square().sum().backward()
+    found, own = part.weights(), {name: torch.zeros_like(p) for name, p in base.named_parameters()}
+    for user in range(3):
+        layer = nn.Linear(6, 5, bias=bias).double()
+        layer.load_state_dict({name: value[user].detach() for name, value in found.items()})
+        alone = x[user].detach().requires_grad_()
+        layer(alone).square().sum().backward()
+        torch.testing.assert_close(x.grad[user], alone.grad)
+        for name, parameter in layer.named_parameters():
+            own[name] += parameter.grad
+    for name, parameter in base.named_parameters():
+        if name in trained.split():
+            torch.testing.assert_close(parameter.grad, own[name])
+        else:
+            assert parameter.grad is None
+
+
+def test_shared_weights_are_constants_while_steps_are_taken():
+    base = nn.LayerNorm(4).double()
+    part, x = AdaptedNorm(base, users=2), torch.randn(2, 3, 4).double()
+    for mode, reached in (("inner", False), ("graph", True)):
+        part.mode = mode
+        gradients = torch.autograd.grad(part(x).sin().sum(), list(base.parameters()), allow_unused=True)
+        assert [gradient is not None for gradient in gradients] == [reached, reached]
+
+
+def test_inputs_that_are_constants_get_no_gradient():
+    part = stepped(nn.Linear(6, 5).double(), 1)
+    part.transposed = None  # whoever calls it fails
+    part(torch.randn(3, 2, 6).double()).sum().backward()
+    assert len(part.calls) == 1
+
+
+def test_factors_of_all_steps_have_one_room_and_leave_it_when_added_up():
+    base = nn.Linear(20, 20).double()
+    part, room, sizes = AdaptedLinear(base, users=3, steps=4), set(), []
+    for _ in range(8):
+        part(torch.randn(3, 2, 20).double()).sum().backward()
+        part.step([None], 0.1)
+        if part.rank:
+            room.add((part.inputs.data_ptr(), part.outputs.data_ptr()))
+            sizes.append((part.rank, part.inputs.shape[1]))
+    assert sizes[:4] == [(2, 8), (4, 8), (6, 8), (8, 8)]
+    assert len(room) == 1 + len(sizes) - 4, "a step more than said takes a new room"
+    assert part.dense is not None and part.rank == 0
+    assert part.inputs.untyped_storage().nbytes() + part.outputs.untyped_storage().nbytes() == 0
+
+
+@pytest.mark.parametrize("missing", ["", "GPU", "CUDA", "float32", "Triton"])
+def test_the_gpus_kernels_are_taken_where_they_run(missing, monkeypatch):
+    found = {"triton": None if missing == "Triton" else object()}
+    monkeypatch.setattr(adapted.importlib.util, "find_spec", lambda name: found[name])
+    monkeypatch.setattr(torch.version, "hip", "6.0" if missing == "CUDA" else None)
+    modules = {"metarec.meta.gpu": SimpleNamespace(low_rank_add=object(), scaled_norm=object())}
+    monkeypatch.setattr(importlib, "import_module", lambda name: modules[name])
+    like = SimpleNamespace(is_cuda=missing != "GPU", dtype=torch.float64 if missing == "float32" else torch.float32)
+    assert adapted.kernels(like) is (None if missing else modules["metarec.meta.gpu"])
+
+
+def test_every_part_takes_the_gpus_functions_where_there_are_any(monkeypatch):
+    for gpu in (None, SimpleNamespace(low_rank_add=object(), scaled_norm=object())):
+        monkeypatch.setattr(adapted, "kernels", lambda like, gpu=gpu: gpu)
+        assert AdaptedLinear(nn.Linear(2, 2), users=1, steps=1).low_rank_add is (gpu or adapted).low_rank_add
+        assert AdaptedNorm(nn.LayerNorm(2), users=1).scaled_norm is (gpu or adapted).scaled_norm

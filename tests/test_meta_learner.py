@@ -133,6 +133,32 @@ def test_the_inner_loss_is_the_first_objective(way, inner):
         close(found[key][user], own[key if name == "all" else key.removeprefix("encoder.")])
 
 
+OBJECTIVES = [(("bpr", "bpr"), False), (("sampled_softmax", "softmax"), False), (("bpr", "sampled_softmax"), True)]
+
+
+@pytest.mark.parametrize("budget", [None, 1])
+@pytest.mark.parametrize(("objectives", "second_order"), OBJECTIVES)
+def test_backward_adds_the_gradient_of_the_mean_query_loss(way, objectives, second_order, budget):
+    _, build = way
+    learner, episodes = id_learner(), ragged_episodes([6, 3, 5])
+    given = {"steps": 2, "objectives": objectives, "second_order": second_order}
+    alone = torch.cat([build(learner, **given).query_loss(user) for user in episodes.chunks(1)])
+    alone.mean().backward()
+    expected = gradients(learner)
+    learner.zero_grad()
+    meta = build(learner, **given, memory_budget=budget)
+    for times in (1, 2):
+        assert meta.backward(episodes) == pytest.approx(float(alone.detach().mean()), rel=1e-10)
+        for name, value in expected.items():
+            close(gradients(learner)[name], times * value)
+
+
+def test_what_is_not_said_is_five_small_first_order_steps_of_the_encoder_on_bpr():
+    meta = MetaLearner(id_learner())
+    assert (meta.lr, meta.steps, meta.adapts, meta.second_order) == (0.001, 5, "encoder", False)
+    assert (meta.objectives, meta.memory_budget, meta.graphs) == (("bpr", "bpr"), None, None)
+
+
 @pytest.mark.parametrize("place", ["items", "learner"])  # not among what adapts, and among it
 def test_a_parameter_that_no_loss_reads_is_left_alone(way, place):
     _, build = way

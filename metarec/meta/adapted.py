@@ -174,12 +174,12 @@ class AdaptedLinear(AdaptedPart):
         self.rank = rank
 
     def _make_dense(self) -> None:
-        """Add the factors up."""
+        """Add the factors up and let go of them."""
         X, G = self.inputs[:, : self.rank], self.outputs[:, : self.rank]
         self.dense = X.transpose(1, 2) @ G
         if self.one:
             self.bias = G.sum(1, keepdim=True)
-        self.rank, self.inputs, self.outputs = 0, self.inputs[:, :0], self.outputs[:, :0]
+        self.rank, self.inputs, self.outputs = 0, X[:, :0].clone(), G[:, :0].clone()
 
     def weights(self) -> dict[str, Tensor]:
         """The adapted parameters, (B, ...)."""
