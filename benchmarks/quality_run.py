@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import product
 
 import torch
@@ -70,7 +70,8 @@ class Once(nn.Module):
             key = b"".join(tensor.cpu().numpy().tobytes() for tensor in asked)
             if key not in self.kept:
                 self.kept[key] = self.method.adapt(support)(examples)
-            return self.kept[key]
+            kept, device = self.kept[key], examples.history.device  # counts are asked on the CPU too
+            return Scored(*(getattr(kept, field.name).to(device) for field in fields(kept)))
 
         return score
 
