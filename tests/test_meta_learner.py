@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from helpers import id_learner, one_user, ragged_episodes, text_learner
 from metarec.meta import MetaLearner, kernel_stack
 from metarec.meta.fast import FastStack
+from metarec.meta.graphs import Graphs
 from metarec.meta.kernel_stack import KernelStack
 from metarec.meta.learner import Adapted
 from metarec.meta.library import library
@@ -81,12 +83,14 @@ def test_every_chunk_gets_the_examples_of_its_own_users(way):
     assert [stack.users for stack in adapted.stacks] == [1] * len(LENGTHS)
     scores, state, active = adapted.rank(episodes.query)
     stood, loss = adapted.stand(episodes.query), adapted.loss(episodes.query)
+    among_all = adapted.loss(episodes.query, "softmax")
     for user in range(len(LENGTHS)):
         query = one_user(episodes.query, user)
         alone = meta.adapt(one_user(episodes.support, user))
         close(scores[user], alone(query).scores[0])
         close(state[user], alone(query).state[0])
         close(loss[user], alone.loss(query)[0])
+        close(among_all[user], alone.loss(query, "softmax")[0])
     assert torch.equal(stood[0], state) and torch.equal(stood[1], active)
 
 
@@ -157,6 +161,27 @@ def test_what_is_not_said_is_five_small_first_order_steps_of_the_encoder_on_bpr(
     meta = MetaLearner(id_learner())
     assert (meta.lr, meta.steps, meta.adapts, meta.second_order) == (0.001, 5, "encoder", False)
     assert (meta.objectives, meta.memory_budget, meta.graphs) == (("bpr", "bpr"), None, None)
+    assert isinstance(MetaLearner(id_learner(), graphs=True).graphs, Graphs)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_learn2learn_steps_where_it_is_asked_for_or_just_there(installed, monkeypatch):
+    specs = {"learn2learn": object() if installed else None}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: specs[name])
+    taken = {engine: MetaLearner(id_learner(), engine=engine).learn2learn for engine in ("auto", "native")}
+    assert taken == {"auto": installed, "native": False}
+    if installed:
+        assert MetaLearner(id_learner(), engine="learn2learn").learn2learn
+    else:
+        with pytest.raises(ModuleNotFoundError, match=r"learn2learn is not installed: .* or use engine='native'"):
+            MetaLearner(id_learner(), engine="learn2learn")
+
+
+def test_steps_of_no_size_change_nothing_and_steps_uphill_are_refused():
+    learner, support = id_learner(), ragged_episodes(LENGTHS).support
+    close(MetaLearner(learner, lr=0).adapt(support)(support).scores, learner(support).scores)
+    with pytest.raises(ValueError, match=r"must not be negative, got steps=5 and lr=-0\.1"):
+        MetaLearner(learner, lr=-0.1)
 
 
 @pytest.mark.parametrize("place", ["items", "learner"])  # not among what adapts, and among it
@@ -174,13 +199,23 @@ def test_a_parameter_that_no_loss_reads_is_left_alone(way, place):
         close(gradients(learner)[name], value)
 
 
-def test_second_order_keeps_the_graphs_of_all_steps_in_memory(monkeypatch):
+def test_users_are_measured_by_what_adapts_them(way):
+    name, build = way
     learner, episodes = id_learner(), ragged_episodes([6] * 5)
-    room = 2 * bytes_per_user(learner.task_view("encoder"), episodes.support, STEPS)
-    meta = MetaLearner(learner, lr=LR, steps=STEPS, second_order=True, engine="native", memory_budget=room)
+    each = KernelStack.bytes_per_user if name == "compiled" else bytes_per_user
+    room = 2 * each(learner.task_view("all" if name == "all" else "encoder"), episodes.support, 1)
+    meta = build(learner, steps=STEPS, memory_budget=room)
+    assert [stack.users for stack in meta.adapt(episodes.support).stacks] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("steps", [1, STEPS])
+def test_second_order_keeps_the_graphs_of_all_steps_in_memory(steps, monkeypatch):
+    learner, episodes = id_learner(), ragged_episodes([6] * 5)
+    room = 2 * bytes_per_user(learner.task_view("encoder"), episodes.support, steps)
+    meta = MetaLearner(learner, lr=LR, steps=steps, second_order=True, engine="native", memory_budget=room)
     assert [stack.users for stack in meta.adapt(episodes.support).stacks] == [2, 2, 1]
     with torch.no_grad():
-        assert [stack.users for stack in meta.adapt(episodes.support).stacks] == [5]
+        assert [stack.users for stack in meta.adapt(episodes.support).stacks] == ([5] if steps > 1 else [2, 2, 1])
     sizes, whole = [], meta.gradients
     monkeypatch.setattr(meta, "gradients", lambda part: sizes.append(len(part)) or whole(part))
     meta.backward(episodes)
