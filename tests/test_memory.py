@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
 
 from helpers import id_learner, ragged_episodes
 from metarec.meta import MetaLearner
-from metarec.meta.memory import chunk_sizes, users_in_budget
+from metarec.meta.memory import chunk_sizes, free, users_in_budget
 from metarec.types import Examples
 
 
@@ -32,6 +34,16 @@ def test_by_hand():
     assert users_in_budget(layer, support(), 3, three_steps * 5) == 5
     assert users_in_budget(layer.double(), support(), 1, one_step * 7) == 3, "float64 takes twice the room"
     assert users_in_budget(nn.Linear(8, 4), support(), 1) == 2**27 // one_step, "128 MiB on the CPU"
+
+
+def test_half_of_what_is_free_on_the_users_gpu_is_taken(monkeypatch):
+    gpu = torch.device("cuda", 1)
+    for name, told in {"memory_reserved": 700, "memory_allocated": 500, "mem_get_info": (1000, 5000)}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, told=told: {gpu: told}[device])
+    assert free(gpu) == 1000 + 200
+    users = SimpleNamespace(history=SimpleNamespace(is_cuda=True, device=gpu))
+    assert users_in_budget(nn.Identity(), users, 1, each=lambda view, examples, steps: 59) == 600 // 59
+    assert users_in_budget(nn.Identity(), users, 1, 590, lambda view, examples, steps: 59) == 10
 
 
 def test_at_least_one_user():

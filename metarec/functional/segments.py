@@ -53,7 +53,7 @@ def segment_mean(values: Tensor, index: Tensor, segments: int) -> Tensor:
     _check("segment_mean", values, index, segments)
     rows = segment_sum(torch.ones_like(index), index, segments).clamp(min=1)
     total = segment_sum(values, index, segments)
-    return total / rows.reshape(-1, *[1] * (values.ndim - 1)).to(values.dtype)
+    return total / rows.reshape(-1, *[1] * (values.ndim - 1))
 
 
 def segment_max(values: Tensor, index: Tensor, segments: int) -> Tensor:

@@ -120,7 +120,7 @@ def halves(users: range) -> tuple[range, range]:
     return users[:middle], users[middle:]
 
 
-def free(device: torch.device) -> int:  # pragma: no cover
+def free(device: torch.device) -> int:
     """Bytes of a GPU that nobody uses or that torch keeps for reuse."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + kept
