@@ -10,7 +10,7 @@ from torch import nn
 
 from helpers import id_learner, ragged_episodes
 from metarec.meta import MetaLearner
-from metarec.meta.memory import chunk_sizes, free, users_in_budget
+from metarec.meta.memory import chunk_sizes, free, halves, in_halves, users_in_budget
 from metarec.types import Examples
 
 
@@ -105,6 +105,30 @@ def test_users_who_fit_at_once_are_adapted_without_a_look_at_their_numbers(monke
     torch.testing.assert_close(meta.adapt(episodes.support)(episodes.query).scores, expected)
     with pytest.raises(AssertionError, match="looked at"):
         parts.adapt(episodes.support)
+
+
+def test_whoever_fits_at_once_is_one_chunk_without_a_look(monkeypatch):
+    monkeypatch.setattr(Examples, "trim", None)
+    each = lambda view, users, steps: 10  # noqa: E731
+    for users, budget in ((1, None), (1, 10), (3, 30), (3, 39), (3, 1000)):
+        assert chunk_sizes(nn.Identity(), support()[:users], 1, budget, each) == [users]
+    assert chunk_sizes(nn.Identity(), support()[:0], 1, 0, each) == []
+
+
+@pytest.mark.parametrize(("room", "sizes"), [(1, [5, 3, 2, 1, 1, 1, 2, 1, 1]), (2, [5, 3, 2, 1, 2]), (5, [5])])
+def test_halves_are_halved_again_until_they_fit(room, sizes):
+    tried = []
+
+    def work(users: range) -> list[int]:
+        tried.append(len(users))
+        if len(users) > room:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return [10 * user for user in users]
+
+    made = list(in_halves(work, range(5), halves))
+    assert tried == sizes
+    assert [user for users, _ in made for user in users] == [0, 1, 2, 3, 4]
+    assert all(found == [10 * user for user in users] for users, found in made)
 
 
 def test_out_of_memory_halves_the_users_and_changes_nothing(monkeypatch):
