@@ -160,13 +160,27 @@ def test_tables_take_results_of_several_splits(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(tables, "read", lambda name: {**found, "split": [split, split], "splits": two})
     assert tables.controls() == ""
     assert "2 splits in time, pooled. Cold users: 1,234 after 5,678 others and 1,234" in tables.protocol()
-    assert [line.split(" | ")[0] for line in tables.splits().splitlines()[4:]] == ["| 10%", "| 30%"]
+    expected = ["| 10% of the users", "| 30% of the users", *["| all pooled"] * len(found["headline"])]
+    assert [line.split(" | ")[0] for line in tables.splits().splitlines()[4:]] == expected
     control = {**found["headline"][0], "best_baseline": "plain (control)", "gain_low": 0.001, "gain_high": 0.002}
     one = {**found, "split": split, "splits": two[:1], "controls": [control]}
     monkeypatch.setattr(tables, "read", lambda name: one)
     assert "*plain (control)*" in tables.controls() and "**Ours wins.**" in tables.controls()
     assert "a split in time. Cold users: 1,234 after" in tables.protocol()
-    assert tables.splits() == ""
+
+
+def test_other_data_are_shown_and_neither_splits_nor_what_was_tried(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    tables, results = extension("tables", monkeypatch), extension("results", monkeypatch)
+    row = results.read(results.QUALITY)["headline"][0]
+    for name in (results.QUALITY, f"{results.QUALITY}_splits", "quality_scouting", "quality_wines", "dial"):
+        (tmp_path / f"{name}.json").touch()
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    wines = {"dataset": "wines", "split": [{"cold_users": 1234}], "headline": [row]}
+    monkeypatch.setattr(tables, "read", {"quality_wines": wines}.__getitem__)
+    assert tables.elsewhere().splitlines()[0] == "wines, 1,234 cold users:"
+    assert tables.elsewhere().splitlines()[2].startswith("- upstream, NDCG@10: ")
 
 
 def test_what_was_measured_of_serving_is_shown(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -125,6 +125,16 @@ def data_scale(colours: Colours) -> Figure:
     return bars(rows, "CPU seconds, interactions by the million (log scale)", log=True)
 
 
+def waiting(colours: Colours) -> Figure:
+    """Share of the time of training that is spent waiting for samples."""
+    rows = {}
+    for name, place in (("data_scale_cpu", "two CPU cores"), ("data_scale_h200", "one H200")):
+        found = read(name)["sizes"][-1]["waiting"]
+        for how, label, colour in (("plain", "one after the other", GREY), ("prefetched", "made ahead", BLUE)):
+            rows[f"{place}, {label}"] = (found[how]["waiting_share"], colour)
+    return bars(rows, "share of training's time spent waiting for samples")
+
+
 def new_items(colours: Colours) -> Figure:
     """Ranking a new item among the new items."""
     shades = {"random": GREY, "nearest by features": ORANGE}
@@ -168,6 +178,7 @@ PLOTS: dict[str, Callable[[Colours], Figure]] = {
     "curves_cuda": lambda colours: curves("curves_cuda", colours),
     "meta_test": meta_test,
     "data_scale": data_scale,
+    "waiting": waiting,
     "new_items": new_items,
     "memory": memory,
 }

@@ -54,16 +54,30 @@ def controls() -> str:
 
 
 def splits() -> str:
-    """The same at each split alone, where there are several."""
-    rows = [(part["cold_users"], row) for part in read(QUALITY).get("splits", []) for row in part["headline"]]
-    if len({share for share, _ in rows}) < 2:
-        return ""
-    head = ("users after the split", "knows", "metric", "ours", "best baseline", "difference")
+    """The same where the split in time lies elsewhere, each alone and all pooled."""
+    found = read(f"{QUALITY}_splits")
+    rows = [(f"{part['cold_users']:.0%} of the users", row) for part in found["splits"] for row in part["headline"]]
+    rows += [("all pooled", row) for row in found["headline"]]
+    head = ("after the split", "knows", "metric", "ours", "best baseline", "difference")
     cells = [
-        (f"{at:.0%}", row["information"], title(row["metric"]), number(row["mml"]), number(row["baseline"]), gain(row))
+        (at, row["information"], title(row["metric"]), number(row["mml"]), number(row["baseline"]), gain(row))
         for at, row in rows
     ]
-    return "The same at each split alone:\n\n" + table(head, cells)
+    return f"The same with the split elsewhere, one seed:\n\n{table(head, cells)}"
+
+
+def elsewhere() -> str:
+    """The same on other data."""
+    parts = []
+    for path in sorted(RESULTS.glob("quality_*.json")):
+        if path.stem not in (QUALITY, f"{QUALITY}_splits", "quality_scouting"):
+            found = read(path.stem)
+            users = listed(f"{split['cold_users']:,}" for split in found["split"])
+            lines = bullets(
+                f"{row['information']}, {title(row['metric'])}: {against(row)}" for row in found["headline"]
+            )
+            parts.append(f"{found['dataset']}, {users} cold users:\n\n{lines}")
+    return "\n".join(parts)
 
 
 def cold_items() -> str:
@@ -264,6 +278,7 @@ TABLES: Mapping[str, Callable[[], str]] = {
     "choose": choose,
     "cold_items": cold_items,
     "controls": controls,
+    "elsewhere": elsewhere,
     "headlines": headlines,
     "later": later,
     "live": lambda: ranking("live"),
