@@ -16,6 +16,7 @@ from metarec.recipes import MML, MMLConfig, Popularity
 from metarec.recommender import Recommender
 from metarec.report import Report
 from metarec.serialization import load, save
+from metarec.serving.servable import Served
 from metarec.types import EpisodeBatch, Examples, Method, Progress, Scored
 
 __version__ = "0.1.0"
@@ -41,6 +42,7 @@ __all__ = [
     "Report",
     "Scored",
     "SequenceEncoder",
+    "Served",
     "Vocabulary",
     "datasets",
     "distributed",

@@ -72,6 +72,7 @@ PUBLIC = {
     "Report",
     "Scored",
     "SequenceEncoder",
+    "Served",
     "Vocabulary",
     "datasets",
     "distributed",

@@ -1,14 +1,16 @@
-"""What serving needs of a model."""
+"""What serving needs of a model, and a wrapper that gives it to any method."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
-from metarec.data.dataset import Catalog
-from metarec.types import Method
+from metarec.data.dataset import Catalog, Dataset
+from metarec.types import Examples, Method, Scorer
 
 
 class Limits(Protocol):
@@ -26,7 +28,7 @@ class Limits(Protocol):
 
 
 class Servable(Method, Protocol):
-    """A method that knows its items: :class:`~metarec.MML`, or one of your own."""
+    """A method that knows its items: :class:`~metarec.MML`, one of your own, or any other as :class:`Served`."""
 
     @property
     def catalog(self) -> Catalog:
@@ -42,3 +44,42 @@ class Servable(Method, Protocol):
     def config(self) -> Limits:
         """The settings that serving needs."""
         ...
+
+
+@dataclass(frozen=True)
+class _Read:
+    max_length: int
+    negatives: int
+
+
+class Served(nn.Module):
+    """Any method with the items that it was fitted on, for a :class:`~metarec.Recommender`.
+
+    A user then keeps their scores of all items: 4 bytes for each. Counts that are live count everything that they were
+    given.
+
+    Args:
+        method: fitted or trained, for example a blend.
+        upstream: what it was fitted on.
+        max_length: longest history; of longer ones the last clicks count.
+        negatives: per example that the method adapts to.
+
+    Example:
+        >>> from metarec import Recommender
+        >>> from metarec.data import split_by_time
+        >>> from metarec.datasets import PLANTED_SPLIT, planted
+        >>> from metarec.recipes import EASE
+        >>> up, down = split_by_time(planted(users=60, items=40), at=PLANTED_SPLIT)
+        >>> [item.id for item in Recommender(Served(EASE(up), up)).adapt(["item3", "item14"]).recommend(k=3)]
+        ['item35', 'item15', 'item25']
+    """
+
+    def __init__(self, method: Method, upstream: Dataset, *, max_length: int = 50, negatives: int = 1) -> None:
+        super().__init__()
+        self.method = method
+        self.catalog, self.warm = upstream.catalog, upstream.warm
+        self.config = _Read(max_length, negatives)
+
+    def adapt(self, support: Examples) -> Scorer:
+        """As the method does."""
+        return self.method.adapt(support)
