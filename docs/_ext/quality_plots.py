@@ -112,6 +112,59 @@ def dial(colours: Colours) -> Figure:
     return figure
 
 
+LINES = {
+    ("MML blend", "adapted"): (BLUE, "MML blend"),
+    ("MML adaptive fusion", "0 steps"): (ORANGE, "MML adaptive fusion, 0 steps"),
+    ("MML adaptive fusion", "always"): (GREY, "MML adaptive fusion, steps always taken"),
+}
+
+
+def by_clicks(colours: Colours) -> Figure:
+    """NDCG@10 by the number of clicks known, with intervals of the means."""
+    figure, axes = plt.subplots(figsize=(WIDTH, 2.8), layout="constrained")
+    found = read(QUALITY)["clicks"]
+    for place, (line, (colour, label)) in enumerate(LINES.items()):
+        rows = [row for row in found if (row["method"], row["way"]) == line]
+        at = [row["clicks"] * 1.03**place for row in rows]
+        mean, error = ([row["ndcg@10"][key] for row in rows] for key in ("mean", "se"))
+        axes.errorbar(at, mean, [Z * e for e in error], fmt="o-", color=colour, label=label, ms=4.5, lw=1.2)
+    clicks_axis(axes, sorted({row["clicks"] for row in found}), colours)
+    axes.set_ylabel("NDCG@10", fontsize=8.5)
+    axes.legend(frameon=False, fontsize=8.5, loc="upper left")
+    axes.set_ylim(top=0.115)
+    return figure
+
+
+def weights(colours: Colours) -> Figure:
+    """What our blend's methods weigh, by clicks, for histories without cold items and for those of nothing else."""
+    seeds = read(QUALITY)["fusion_weights"]["MML blend"]
+    figure, panes = plt.subplots(1, 2, figsize=(WIDTH, 4.1), sharey=True, layout="constrained")
+    rows = [[row for row in seed if row["gap"] == 0] for seed in seeds]
+    for axes, cold, title in zip(panes, (0.0, 1.0), ("no item is cold", "all items are cold"), strict=True):
+        own = [[row for row in seed if row["cold_share"] == cold] for seed in rows]
+        clicks = [row["clicks"] for row in own[0]]
+        for number, name in enumerate(own[0][0]["weights"]):
+            mean = [sum(row["weights"][name] for row in same) / len(same) for same in zip(*own, strict=True)]
+            style = "-" if name.startswith("MML") else "--"
+            axes.plot(clicks, mean, style, color=f"C{number}", label=name if cold == 0 else None, lw=1.4)
+        axes.set_title(title, fontsize=9, loc="left")
+        axes.axhline(0, color=colours["ink"], lw=0.6)
+        clicks_axis(axes, clicks, colours)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
+    return figure
+
+
+def clicks_axis(axes: Axes, clicks: Sequence[int], colours: Colours) -> None:
+    """Clicks known, on a scale on which they are about evenly spaced."""
+    axes.set_xscale("log")
+    axes.set_xticks(clicks, [str(c) for c in clicks], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("clicks known", fontsize=8.5)
+    axes.tick_params(labelsize=8.5)
+    axes.grid(axis="y", color=colours["faint"], alpha=0.3, lw=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 PLOTS: Mapping[str, Callable[[Colours], Figure]] = {
     "quality_upstream": lambda colours: methods("upstream", colours),
     "quality_live": lambda colours: methods("live", colours),
@@ -119,5 +172,7 @@ PLOTS: Mapping[str, Callable[[Colours], Figure]] = {
     "quality_live_cold": lambda colours: methods("live", colours, cold=True),
     "quality_adaptation": adaptation,
     "quality_ablation": ablation,
+    "quality_clicks": by_clicks,
+    "quality_weights": weights,
     "dial": dial,
 }
