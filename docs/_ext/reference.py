@@ -30,7 +30,7 @@ GROUPS = {  # heading -> the rooms of the package whose public names stand under
     "Meta-learning": ("meta",),
     "Recipes": ("recipes",),
     "Evaluation": ("evaluation", "report"),
-    "Serving": ("recommender", "serialization"),
+    "Serving": ("recommender", "serving", "serialization"),
     "What passes between them": ("types",),
 }
 PUBLIC = [name for name in metarec.__all__ if not inspect.ismodule(getattr(metarec, name))]
