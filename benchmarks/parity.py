@@ -191,8 +191,9 @@ class Theirs:
 
     def ease_difference(self) -> float:
         """The largest difference between two weights of EASE, here and there."""
-        codes = torch.from_numpy(self._codes())
-        weight = EASE(self.known, penalty=PENALTY).weight[codes][:, codes]
+        ours = EASE(self.known, penalty=PENALTY)
+        place = torch.searchsorted(ours.codes, torch.from_numpy(self._codes()))
+        weight = ours.weight[place][:, place]
         return float((weight - torch.from_numpy(self._ease())).abs().max())
 
     def ease_transposed(self) -> float:

@@ -26,12 +26,12 @@ from quality_summary import FUSION, Results
 from torch import nn
 from tqdm import tqdm
 
-from metarec.data import Dataset, split_by_time, split_time
+from metarec.data import Dataset
 from metarec.evaluation import evaluate
 from metarec.functional.ranking import ndcg_at, ranks
 from metarec.recipes import MML, CoClicks, Popularity, Transitions, paying_steps, with_steps
-from metarec.recipes.blend import Blend, Observed, observe
-from metarec.recipes.rehearsal import last_clicks
+from metarec.recipes.blend import NEVER, Blend, Observed, observe
+from metarec.recipes.rehearsal import last_clicks, rehearsal_split
 from metarec.report import Report
 from metarec.types import Examples, Method, Scored, Scorer
 
@@ -82,7 +82,7 @@ class Once(nn.Module):
 
 def one_seed(world: World, settings: Settings, seed: int, results: Results) -> None:
     """Train and evaluate everything with one seed."""
-    earlier, later = split_by_time(world.up, at=split_time(world.up, cold_users=0.2))
+    earlier, later = rehearsal_split(world.up)
     rehearsal = replace(world, everything=world.up, up=earlier, down=later)
     choose(rehearsal, results)
     rehearsed, model = scorers(rehearsal, settings, seed, results)
@@ -148,7 +148,7 @@ def choose_penalty(name: str, blend: Blend, seen: Observed, penalties: Sequence[
             part = seen.on(judged)
             with torch.no_grad():
                 scores = trial.fuse(part.z, part.unknown, part.context)
-            ndcg.append(ndcg_at(ranks(scores, part.target, allowed=~part.excluded), 10))
+            ndcg.append(ndcg_at(ranks(scores, part.target, allowed=part.stands_for > NEVER), 10))
         values[penalty] = float(torch.cat(ndcg).mean())
         row = {"method": name, "penalty": penalty, "seed": results.seed}
         results.tried.append({**row, "cross-validated ndcg@10": values[penalty]})

@@ -38,18 +38,25 @@ def score(method: Method, data: Dataset) -> tuple[list[list[int]], Scored]:
     return [own[user][:-1] for user in batch.user.tolist()], method.adapt(batch.support)(batch.query)
 
 
-def test_ease_is_the_ridge_regression_of_each_item_on_all_others() -> None:
+@pytest.mark.parametrize("items", [10_000, 6])
+def test_ease_is_the_ridge_regression_of_each_item_on_all_others(items: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("metarec.recipes.ease.PAIRS", 100)  # some users at a time
     up = warm_only(make_data())
     x, warm, weight = matrix(up), np.flatnonzero(up.warm), np.zeros((ITEMS + 1, ITEMS + 1))
+    clicks = [int((up.item == item).sum()) for item in warm]
+    warm = sorted(warm, key=lambda item: (-clicks[list(warm).index(item)], item))[:items]
+    warm = np.array(sorted(warm))
     for item in warm:
         others = warm[warm != item]
         gram = x[:, others].T @ x[:, others] + 7.0 * np.eye(len(others))
         weight[others, item] = np.linalg.solve(gram, x[:, others].T @ x[:, item])
-    histories, found = score(EASE(up, penalty=7.0), make_data(4))
+    histories, found = score(EASE(up, penalty=7.0, items=items), make_data(4))
     for history, row in zip(histories, found.scores[:, 0].numpy(), strict=True):
         np.testing.assert_allclose(row, sum(weight[item] for item in set(history)), atol=1e-5)
-    assert found.known.tolist() == up.warm.tolist()
-    assert found.active[:, 0].tolist() == [bool(up.warm[h].any()) for h in histories]
+    assert found.known.nonzero().squeeze(1).tolist() == warm.tolist()
+    assert found.active[:, 0].tolist() == [bool(np.isin(h, warm).any()) for h in histories]
+    with pytest.raises(ValueError, match="items must be at least 1, got 0"):
+        EASE(up, items=0)
     with pytest.raises(ValueError, match="penalty must be above 0, got 0"):
         EASE(up, penalty=0)
 

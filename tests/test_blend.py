@@ -13,7 +13,7 @@ from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.evaluation import evaluate
 from metarec.recipes import EASE, Blend, LivePopularity, Popularity, sasrec
 from metarec.recipes.blend import observe
-from metarec.recipes.rehearsal import last_clicks, rehearsed
+from metarec.recipes.rehearsal import last_clicks, rehearsal_split, rehearsed
 from metarec.types import EpisodeBatch, Examples, Scored, Scorer
 
 ITEMS = 30
@@ -117,8 +117,8 @@ def test_clicks_that_nobody_can_foresee_do_not_turn_the_weights() -> None:
         found = Blend({"a": table}, WARM, context=False)
         found.fit(seen, penalty=1e-6, top=top)
         weights[top] = found.weight[0, 0].item()
-        tried = [_lost(w * seen.z[:, 0], seen.excluded, query.target, top) for w in np.linspace(0, 8, 81)]
-        assert _lost(weights[top] * seen.z[:, 0], seen.excluded, query.target, top) <= min(tried) + 1e-4
+        tried = [_lost(w * seen.z[:, 0], seen.stands_for < 0, query.target, top) for w in np.linspace(0, 8, 81)]
+        assert _lost(weights[top] * seen.z[:, 0], seen.stands_for < 0, query.target, top) <= min(tried) + 1e-4
     assert weights[0.4] > 2 * weights[0.0] > 0
 
 
@@ -182,6 +182,17 @@ def test_a_rehearsal_is_a_fit_on_the_later_upstream_users_and_reads_nothing_else
     assert better > evaluate(Popularity(up), down, k=(4,)).metrics["ndcg@4"].mean
 
 
+def test_of_many_later_users_some_are_drawn() -> None:
+    up, _ = split_by_time(planted(users=300, items=40), at=PLANTED_SPLIT)
+    earlier, later = rehearsal_split(up)
+    some = rehearsal_split(up, most=10)
+    assert len(later.user_codes) > 10 == len(some[1].user_codes) and len(some[0]) == len(earlier)
+    for user in some[1].user_codes:  # with all of their clicks
+        assert some[1].item[some[1].user == user].tolist() == later.item[later.user == user].tolist()
+    spread = np.searchsorted(later.user_codes, some[1].user_codes)
+    assert spread.max() > len(later.user_codes) / 2 > spread.min()
+
+
 def test_last_clicks_are_asked_for_one_after_the_other() -> None:
     data = planted(users=40, items=30)
     found = set()
@@ -218,9 +229,49 @@ def test_what_is_observed_is_what_the_methods_say() -> None:
             raw, known = part.table[clicks[-1]], part.known  # type: ignore[attr-defined]
             z = torch.where(known, (raw - raw[known].mean()) / raw[known].std(correction=0), 0.0)
             torch.testing.assert_close(found.z[row, s], z)
-            assert torch.equal(found.unknown[s] > 0, ~known)
+            assert torch.equal(found.unknown[row, s], ~known)
         expected = {0, *clicks} - {int(query.target[row, 0])}
-        assert set(found.excluded[row].nonzero().squeeze(1).tolist()) == expected
+        assert set(found.stands_for[row].nonzero().squeeze(1).tolist()) == expected
+        assert found.stands_for[row].exp().sum() == ITEMS + 1 - len(expected)
     half = found.on(torch.arange(9) < 4).of(["c", "a"])
     assert torch.equal(half.z, found.z[:4, [2, 0]]) and half.names == ("c", "a")
-    assert torch.equal(half.unknown, found.unknown[[2, 0]])
+    assert torch.equal(half.unknown, found.unknown[:4, [2, 0]])
+
+
+def test_of_a_large_catalogue_the_best_are_rivals_and_some_for_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    methods, batch = blend().methods, users(40)
+    every = observe(methods, WARM, [batch])
+    monkeypatch.setattr("metarec.recipes.blend.RIVALS", 16)  # the two best of each of three methods, and the target
+    some = observe(methods, WARM, batch.chunks(7))
+    assert some.z.shape == (40, 3, 16) and torch.equal(some.context, every.context)
+    for row in range(40):
+        rivals = [code for column in some.z[row].T for code in _same(column, every.z[row].T)]
+        assert len(set(rivals)) == 16, "each is an item of its own"
+        allowed = every.stands_for[row] == 0
+        best = every.z[row].masked_fill(~allowed, -torch.inf).topk(2).indices.flatten().tolist()
+        alone = {code for code, log in zip(rivals, some.stands_for[row].tolist(), strict=True) if log == 0}
+        assert alone == {*best, int(every.target[row])}
+        assert rivals[int(some.target[row])] == int(every.target[row])
+        torch.testing.assert_close(some.stands_for[row].exp().sum(), allowed.sum().float())
+        torch.testing.assert_close(some.unknown[row], every.unknown[row][:, rivals])
+
+
+def _same(column: Tensor, columns: Tensor) -> list[int]:
+    return (columns == column).all(1).nonzero().squeeze(1).tolist()
+
+
+def test_weights_hardly_depend_on_which_rivals_stand_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    methods, batch = blend(context=False).methods, users(3000, seed=4)
+    tables = torch.stack([part.score(batch.query).scores[:, 0] for part in methods.values()])  # type: ignore[attr-defined]
+    chance = (tables[0] + 0.5 * tables[2]).scatter(1, batch.query.history, -1e9)
+    chance[:, 0] = -1e9
+    drawn = torch.multinomial(chance.softmax(-1), 1, generator=torch.Generator().manual_seed(0))
+    query = replace(batch.query, target=drawn)
+    weights = []
+    for rivals in (100, 20):
+        monkeypatch.setattr("metarec.recipes.blend.RIVALS", rivals)
+        found = blend(context=False)
+        found.fit(observe(methods, WARM, [EpisodeBatch(batch.user, query, query)]))
+        weights.append(found.weight.detach())
+    assert weights[0][0, 0] > 1
+    torch.testing.assert_close(weights[1], weights[0], atol=0.1, rtol=0)

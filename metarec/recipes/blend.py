@@ -15,7 +15,7 @@ do: see :mod:`metarec.recipes.rehearsal`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,6 +25,9 @@ from metarec.functional import standardise
 from metarec.functional.histories import readable, seen_items
 from metarec.types import EpisodeBatch, Examples, Method, Scored, Scorer
 
+RIVALS = 8192  # items of a larger catalogue that a click is compared with
+NEVER = -1e9  # the log of no item at all
+AT_ONCE = 512  # clicks whose loss is computed at once
 INFORMATION = ("upstream", "live", "later")  # what each knows, the next knows too
 FEATURES = 5  # that the weights are linear in
 FARTHEST = 3.0  # deviations of the gap's log that count
@@ -86,15 +89,15 @@ class Blend(nn.Module):
         scorers = [method.adapt(support) for method in self.methods.values()]
 
         def score(examples: Examples) -> Scored:
-            scored = [scorer(examples) for scorer in scorers]
-            context = self.context(examples)
-            z, unknown = self.stacked(scored)
-            return Scored(
-                scores=self.fuse(z, unknown, context),
-                state=self.features(context) @ self.weight,
-                known=torch.stack([s.known for s in scored]).any(0),
-                active=torch.stack([s.active for s in scored]).any(0),
-            )
+            features = self.features(self.context(examples))
+            weight, missing = features @ self.weight, features @ self.unknown
+            total, known, active = torch.zeros(()), torch.zeros(()) > 0, torch.zeros(()) > 0
+            for number, scorer in enumerate(scorers):  # one by one: the scores of all of them would take much memory
+                scored = scorer(examples)
+                z = standardise(scored.scores, scored.known)
+                own = weight[..., number, None] * z + missing[..., number, None] * ~scored.known
+                total, known, active = total + own, known | scored.known, active | scored.active
+            return Scored(scores=total, state=weight, known=known, active=active)
 
         return score
 
@@ -113,16 +116,11 @@ class Blend(nn.Module):
         full = [torch.ones_like(clicks), clicks.log() - 1.5, cold, z.nan_to_num(), (z**2 - 1).nan_to_num()]
         return torch.stack(full, -1)[..., : len(self.weight)]
 
-    def stacked(self, scored: Sequence[Scored]) -> tuple[Tensor, Tensor]:
-        """Standardised scores (B, Q, S, I), and who does not know what, (S, I)."""
-        z = torch.stack([standardise(s.scores, s.known) for s in scored], -2)
-        return z, torch.stack([~s.known for s in scored]).to(z.dtype)
-
     def fuse(self, z: Tensor, unknown: Tensor, context: Tensor) -> Tensor:
-        """(..., S, C) and (..., S, C) or (S, C), with contexts (..., 3), to fused scores (..., C)."""
+        """(n, S, C) and (n, S, C) bool, with contexts (n, 3), to fused scores (n, C)."""
         features = self.features(context)
         weight, missing = (features @ self.weight).unsqueeze(-2), (features @ self.unknown).unsqueeze(-2)
-        return (weight @ z + missing @ unknown).squeeze(-2)
+        return (weight @ z + missing @ unknown.to(z.dtype)).squeeze(-2)
 
     def fit(self, seen: Observed, *, penalty: float = 1e-3, top: float = 0.4, iterations: int = 40) -> None:
         """Choose the weights that foresee these clicks best, by L-BFGS.
@@ -149,11 +147,14 @@ class Blend(nn.Module):
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            scores = self.fuse(seen.z, seen.unknown, seen.context).masked_fill(seen.excluded, -1e9)
-            likely = scores.gather(1, seen.target[:, None]).squeeze(1) - scores.logsumexp(-1)
-            lost = -likely if top == 0 else (1 - (top * likely).exp()) / top
-            loss = lost.mean() + penalty * torch.stack([(p**2).sum() for p in self._own()]).sum()
+            loss = penalty * torch.stack([(p**2).sum() for p in self._own()]).sum()
             loss.backward()
+            for part in seen.split(AT_ONCE):
+                scores = self.fuse(part.z, part.unknown, part.context) + part.stands_for
+                likely = scores.gather(1, part.target[:, None]).squeeze(1) - scores.logsumexp(-1)
+                lost = (-likely if top == 0 else (1 - (top * likely).exp()) / top).sum() / len(seen.z)
+                lost.backward()
+                loss = loss.detach() + lost.detach()
             return loss
 
         with torch.enable_grad():
@@ -177,28 +178,29 @@ class Blend(nn.Module):
 
 @dataclass(frozen=True)
 class Observed:
-    """What each method says of n clicks that really came, and of all other items.
+    """What each method says of n clicks that really came, and of C rivals of each.
 
-    All of them: drawn at random, most of the few items that everybody wants just now would be missing, and they are the
-    rivals at the top of the list.
+    They are all items; of a catalogue larger than ``RIVALS``, each method's best and some of the others, drawn. Were all
+    drawn, most of the few items that everybody wants just now would be missing: the rivals at the top of the list.
 
     Attributes:
         names: of the S methods.
-        unknown: (S, I) 1 where a method does not know an item, else 0.
         user: (n,) codes.
-        target: (n,) codes of the items that were clicked.
-        z: (n, S, I) standardised scores.
+        target: (n,) columns of the items that were clicked.
+        z: (n, S, C) standardised scores.
+        unknown: (n, S, C) bool, where a method does not know an item.
         context: (n, 3), see :meth:`Blend.context`.
-        excluded: (n, I) bool, what is no rival: padding, and what the user has clicked already, but for the target.
+        stands_for: (n, C) log of how many items a rival stands for; ``NEVER`` for what is no rival: padding, and what
+            the user has clicked already, but for the target.
     """
 
     names: tuple[str, ...]
-    unknown: Tensor
     user: Tensor
     target: Tensor
     z: Tensor
+    unknown: Tensor
     context: Tensor
-    excluded: Tensor
+    stands_for: Tensor
 
     def of(self, names: Iterable[str]) -> Observed:
         """Some of the methods only.
@@ -209,13 +211,22 @@ class Observed:
         names = tuple(names)
         if strange := [name for name in names if name not in self.names]:
             raise ValueError(f"Blend: nothing was observed of {strange}, only of {list(self.names)}")
+        if names == self.names:
+            return self
         index = [self.names.index(name) for name in names]
-        return replace(self, names=names, z=self.z[:, index], unknown=self.unknown[index])
+        return replace(self, names=names, z=self.z[:, index], unknown=self.unknown[:, index])
 
-    def on(self, rows: Tensor) -> Observed:
-        """Some of the clicks only; ``rows`` is an (n,) bool mask."""
-        columns = ("user", "target", "z", "context", "excluded")
-        return replace(self, **{name: getattr(self, name)[rows] for name in columns})
+    def on(self, rows: Tensor | slice) -> Observed:
+        """Some of the clicks only; ``rows`` is an (n,) bool mask or a slice."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in COLUMNS})
+
+    def split(self, size: int) -> Iterator[Observed]:
+        """So many clicks at a time."""
+        for start in range(0, len(self.z), size):
+            yield self.on(slice(start, start + size))
+
+
+COLUMNS = ("user", "target", "z", "unknown", "context", "stands_for")
 
 
 @torch.no_grad()
@@ -224,27 +235,48 @@ def observe(methods: Mapping[str, Method], warm: Tensor, episodes: Iterable[Epis
 
     Args:
         methods: by name.
-        warm: (I,) bool, items seen upstream; where it is, the scores are kept: 4 bytes for each click, method and item.
+        warm: (I,) bool, items seen upstream; where it is, what was observed is kept: 5 bytes for each click, method and
+            rival.
         episodes: the users.
 
     Raises:
         ValueError: if there is no query.
     """
     blend = Blend(dict(methods), warm).eval()
-    rows = [_rows(blend, batch.to(warm.device)) for batch in episodes]
-    if not rows or not sum(len(found[1]) for found in rows):
+    draw = torch.Generator(warm.device).manual_seed(0)
+    rows = [_rows(blend, batch.to(warm.device), draw) for batch in episodes]
+    if not rows or not sum(len(found[0]) for found in rows):
         raise ValueError("Blend: expected users with queries to observe, got none")
-    unknown, *columns = zip(*rows, strict=True)
-    return Observed(tuple(methods), unknown[0], *(torch.cat(column) for column in columns))
+    return Observed(tuple(methods), *(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
-def _rows(blend: Blend, batch: EpisodeBatch) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The columns of :class:`Observed` for the real queries of one batch."""
+def _rows(blend: Blend, batch: EpisodeBatch, draw: torch.Generator) -> tuple[Tensor, ...]:
+    """The ``COLUMNS`` of the real queries of one batch."""
     query, real = batch.query, batch.query.weight > 0
-    z, unknown = blend.stacked([method.adapt(batch.support)(query) for method in blend.methods.values()])
+    scored = [method.adapt(batch.support)(query) for method in blend.methods.values()]
+    z = torch.stack([standardise(s.scores, s.known)[real] for s in scored], 1)
     target = query.target[real]
-    excluded = seen_items(query, len(blend.warm))[real]
-    excluded[:, 0] = True
-    excluded = excluded.scatter(1, target[:, None], value=False)
+    allowed = ~seen_items(query, len(blend.warm))[real]
+    allowed[:, 0] = False
+    allowed.scatter_(1, target[:, None], value=True)
+    rival, stands_for = _rivals(z, allowed, target, draw)
+    unknown = torch.stack([~s.known for s in scored])[:, rival].transpose(0, 1)
+    z = z.gather(2, rival[:, None].expand(-1, len(scored), -1))
     user = batch.user[:, None].expand_as(real)[real]
-    return unknown, user, target, z[real], blend.context(query)[real], excluded
+    return user, (rival == target[:, None]).int().argmax(-1), z, unknown, blend.context(query)[real], stands_for
+
+
+def _rivals(z: Tensor, allowed: Tensor, target: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Codes (n, C) of the rivals of n clicks, the target among them, and the log of how many items each stands for."""
+    n, methods, size = z.shape
+    if size <= RIVALS:
+        rival = torch.arange(size, device=z.device).expand(n, -1)
+        return rival, torch.where(allowed, 0.0, NEVER)
+    best = z.masked_fill(~allowed[:, None], -torch.inf).topk(RIVALS // (2 * methods), -1).indices
+    key = torch.rand(n, size, generator=draw, device=z.device).scatter(1, best.flatten(1), 2.0)
+    key = key.scatter(1, target[:, None], 2.0).masked_fill(~allowed, -1.0)
+    others = ((key >= 0) & (key < 2)).sum(-1, keepdim=True)
+    taken, rival = key.topk(RIVALS, -1)
+    drawn = (taken >= 0) & (taken < 2)
+    share = (others / drawn.sum(-1, keepdim=True)).log()
+    return rival, torch.where(drawn, share, torch.where(taken < 0, NEVER, 0.0))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from metarec.data.dataset import Dataset
-from metarec.recipes.ease import cooccurrences, from_history
+from metarec.recipes.ease import cooccurrences, from_history, most_clicked
 from metarec.types import Examples, Scorer
 
 
@@ -21,10 +21,11 @@ class ItemKNN:
         data: the upstream side of a split.
         neighbours: items that each item of the history speaks for.
         shrink: doubt in items with few clicks.
-        device: where the matrix, I x I, is made and kept.
+        items: so many at most, the most clicked; of the others it knows nothing.
+        device: where the matrix, items by items, is made and kept.
 
     Raises:
-        ValueError: if ``neighbours`` is below 1 or ``shrink`` negative.
+        ValueError: if ``neighbours`` or ``items`` is below 1 or ``shrink`` negative.
 
     Example:
         >>> from metarec.data import split_by_time
@@ -38,18 +39,25 @@ class ItemKNN:
     information = "upstream"
 
     def __init__(
-        self, data: Dataset, *, neighbours: int = 100, shrink: float = 20.0, device: torch.device | str = "cpu"
+        self,
+        data: Dataset,
+        *,
+        neighbours: int = 100,
+        shrink: float = 20.0,
+        items: int = 10_000,
+        device: torch.device | str = "cpu",
     ) -> None:
         if neighbours < 1 or shrink < 0:
             raise ValueError(f"ItemKNN: expected neighbours >= 1 and shrink >= 0, got {neighbours} and {shrink}")
-        together = cooccurrences(data, device)
+        codes = most_clicked(data, items)
+        together = cooccurrences(data, codes, device)
         root = together.diagonal().sqrt()
         similarity = (together / (root[:, None] * root + shrink).clamp(min=1e-9)).fill_diagonal_(0)
         nearest = similarity.topk(min(neighbours, len(similarity)), dim=1)
         self.weight = torch.zeros_like(similarity).scatter(1, nearest.indices, nearest.values)
-        self.known = torch.from_numpy(data.warm).to(device)
+        self.codes, self.size = torch.from_numpy(codes).to(device), data.catalog.size
         self.fitted_until = float(data.time.max())
 
     def adapt(self, support: Examples) -> Scorer:
         """Nothing to adapt: the history is all it reads."""
-        return lambda examples: from_history(examples, self.weight, self.known)
+        return lambda examples: from_history(examples, self.weight, self.codes, self.size)

@@ -9,7 +9,9 @@ after the split is read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
+import numpy as np
 import torch
 
 from metarec.data import Dataset, EpisodeSampler, split_by_time, split_time
@@ -56,20 +58,30 @@ def rehearsed(
     return blend
 
 
-def rehearsal_split(upstream: Dataset, cold_users: float = 0.2) -> tuple[Dataset, Dataset]:
-    """The earlier part of an upstream side, and its users who start later.
+def rehearsal_split(upstream: Dataset, cold_users: float = 0.2, *, most: int = 2000) -> tuple[Dataset, Dataset]:
+    """The earlier part of an upstream side, and its users who start later, so many of them at most.
 
     Raises:
         ValueError: as :func:`metarec.split_by_time` does, if too few users start late.
     """
-    return split_by_time(upstream, at=split_time(upstream, cold_users))
+    earlier, later = split_by_time(upstream, at=split_time(upstream, cold_users))
+    if len(later.user_codes) > most:
+        drawn = np.random.default_rng(0).choice(later.user_codes, most, replace=False)
+        kept = np.isin(later.user, drawn)
+        later = replace(later, user=later.user[kept], item=later.item[kept], time=later.time[kept])
+    return earlier, later
 
 
-def last_clicks(data: Dataset, clicks: int, *, users_per_batch: int = 256) -> Iterator[EpisodeBatch]:
+SCORES = 1 << 24  # of all items, for the users of a batch
+
+
+def last_clicks(data: Dataset, clicks: int, *, users_per_batch: int | None = None) -> Iterator[EpisodeBatch]:
     """Each user's last clicks, one after the other, each asked for from all clicks before it.
 
-    A click is asked for only of users with three before it.
+    A click is asked for only of users with three before it. By default 256 users come at once, fewer of a large
+    catalogue.
     """
+    users_per_batch = users_per_batch or min(256, max(1, SCORES // data.catalog.size))
     for taken in range(clicks):
         rest = without_last(data, taken, least=4)
         if len(rest):
