@@ -22,6 +22,7 @@ class MetaLearningTrainer:
     def _meta_train_epoch(self, data, epoch):
         return self, data
 """,
+    "__init__.py": "",
     "data/interaction.py": """
 class Interaction(dict):
     def __len__(self):
