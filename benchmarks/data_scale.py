@@ -1,6 +1,6 @@
 """Time and memory to load, split and sample interactions by the million, and how long training waits for samples.
 
-    python benchmarks/data_scale.py --out benchmarks/results/data_scale_cpu.json
+    python benchmarks/data_scale.py --out benchmarks/results/data_scale.json
     python benchmarks/data_scale.py --device cuda --only-waiting --interactions 2000000 --batches 300 --out waiting.json
 
 For every size, an atomic file is generated and a fresh process goes through it. The peak of memory is that of each part

@@ -118,7 +118,7 @@ def meta_test(colours: Colours) -> Figure:
 def data_scale(colours: Colours) -> Figure:
     """Seconds of CPU to load, split and sample."""
     rows = {}
-    for size, colour in zip(read("data_scale_cpu")["sizes"], (BLUE, ORANGE), strict=True):
+    for size, colour in zip(read("data_scale")["sizes"], (BLUE, ORANGE), strict=True):
         for part in ("load", "split", "sample"):
             millions = size["interactions"] / 1e6
             rows[f"{part}, {millions:.0f} million"] = (size["parts"][part]["cpu_seconds"], colour)
@@ -128,7 +128,7 @@ def data_scale(colours: Colours) -> Figure:
 def waiting(colours: Colours) -> Figure:
     """Share of the time of training that is spent waiting for samples."""
     rows = {}
-    for name, place in (("data_scale_cpu", "two CPU cores"), ("data_scale_h200", "one H200")):
+    for name, place in (("data_scale", "two CPU cores"), ("data_scale_h200", "one H200")):
         found = read(name)["sizes"][-1]["waiting"]
         for how, label, colour in (("plain", "one after the other", GREY), ("prefetched", "made ahead", BLUE)):
             rows[f"{place}, {label}"] = (found[how]["waiting_share"], colour)
