@@ -180,8 +180,8 @@ class Blend(nn.Module):
 class Observed:
     """What each method says of n clicks that really came, and of C rivals of each.
 
-    They are all items; of a catalogue larger than ``RIVALS``, each method's best and some of the others, drawn. Were all
-    drawn, most of the few items that everybody wants just now would be missing: the rivals at the top of the list.
+    They are all items; of a catalogue larger than ``RIVALS``, each method's best and some of the others, drawn. Were
+    all drawn, most of the few items that everybody wants just now would be missing: the rivals at the top of the list.
 
     Attributes:
         names: of the S methods.
