@@ -6,7 +6,7 @@ Usage::
     python benchmarks/serving.py --part bulk --out bulk.json
     python benchmarks/serving.py --part memory --out memory.json
     python benchmarks/serving.py --part bulk --device cuda --tf32 --k 100 --bulk-users 200000 --users 10 --out gpu.json
-    python benchmarks/serving.py --part join --out serving_cpu.json one.json bulk.json memory.json fuzz.json
+    python benchmarks/serving.py --part join --out serving_cpu.json one.json bulk.json memory.json fuzz.json load.json
 
 The model is the default recipe (learners of ids, text and images, a generator each, the fusion) over a catalogue of
 random features, with random weights: what is served costs the same as with trained ones. A user has 3 to 20 clicks.
@@ -138,8 +138,8 @@ def join(files: Sequence[Path]) -> dict[str, Any]:
     out: dict[str, Any] = {"gpu_users_per_second": None}
     for path in files:
         part = json.loads(path.read_text(encoding="utf-8"))
-        if "kinds" in part:
-            out["fuzz"] = part
+        if "kinds" in part or "levels" in part:
+            out["fuzz" if "kinds" in part else "service"] = part
             continue
         out.setdefault("runs", {})[part["part"]] = {n: part[n] for n in ("settings", "machine", "threads", "commit")}
         on_gpu = part["settings"]["device"] == "cuda"

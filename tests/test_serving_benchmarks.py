@@ -42,13 +42,16 @@ def test_the_parts_join_to_the_promised_keys(
         serving.main([*f"--part {part} --items 60 --users 4 --bulk-users 30 --k 5 --out".split(), str(tmp_path / part)])
     fuzz = tmp_path / "fuzz"
     fuzz.write_text(json.dumps({"files": 2, "outcomes": {"refused": 2}, "kinds": {}}))
+    load = tmp_path / "load"
+    load.write_text(json.dumps({"levels": [{"clients": 8, "p99_ms": 3.0}]}))
     files = [str(tmp_path / part) for part in ("one", "bulk")]
-    serving.main(["--part", "join", "--out", str(tmp_path / "all"), *files, str(fuzz)])
+    serving.main(["--part", "join", "--out", str(tmp_path / "all"), *files, str(fuzz), str(load)])
     found = json.loads((tmp_path / "all").read_text())
     assert 0 < found["adapt_recommend_p50_ms"] <= found["adapt_recommend_p99_ms"]
     assert found["bulk_ratio"] == found["bulk_users_per_second"] / found["beside_users_per_second"]
     assert found["bulk_ratio_to_plain_loop"] > 0 and found["bulk_ratio_at_most"] > 0
     assert found["gpu_users_per_second"] is None and found["fuzz"]["files"] == 2
+    assert found["service"]["levels"] == [{"clients": 8, "p99_ms": 3.0}]
     assert found["runs"]["one cpu"]["settings"]["items"] == 60 and found["commit"]
     assert "written to" in capsys.readouterr().out
 
