@@ -14,10 +14,13 @@ Everything is trained twice: on the earlier part of the upstream side, to fit th
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from tqdm import tqdm
 
 from metarec.data import Dataset, EpisodeSampler
+from metarec.nn import ModalityLearner
 from metarec.recipes import mml, sasrec
 from metarec.recipes.blend import Blend
 from metarec.recipes.config import MMLConfig
@@ -27,7 +30,7 @@ from metarec.recipes.paying import paying_steps, with_steps
 from metarec.recipes.popularity import LivePopularity, Popularity
 from metarec.recipes.rehearsal import rehearsal_split, rehearsed
 from metarec.recipes.transitions import CoClicks, Transitions
-from metarec.types import Method
+from metarec.types import Method, Progress
 
 DAY = 86400.0
 RECENT = 90  # days before the split whose clicks count as recent
@@ -73,39 +76,46 @@ def mml_blend(
 
     def make(data: Dataset) -> dict[str, Method]:
         nonlocal steps
-        model = _mml(data, config, seed, device)
+        part = "whole" if data is upstream else "rehearsal"
+        model = MML.build(data, config, seed=seed).to(device)
+        _watch(mml.train(model, EpisodeSampler(data, seed=seed)), f"{part}, MML")
         if steps is None:
             steps = paying_steps(model, rehearsal_split(upstream)[1], clicks=CLICKS)
-        learned = {**_learners(with_steps(model, steps)), **_sum(data, config, sasrec_epochs, seed, device)}
-        return {**learned, **_counts(data, day, device), **counted_live}
+        name, whole = _sum(data, config, seed, device)
+        _watch(sasrec.train(whole, data, epochs=sasrec_epochs, seed=seed), f"{part},")
+        return {**_learners(with_steps(model, steps)), name: whole, **_counts(data, day, device), **counted_live}
 
     return rehearsed(upstream, make, clicks=CLICKS, device=device)
 
 
-def _mml(data: Dataset, config: MMLConfig, seed: int, device: torch.device | str) -> MML:
-    """MML, trained."""
-    model = MML.build(data, config, seed=seed).to(device)
-    for _ in tqdm(mml.train(model, EpisodeSampler(data, seed=seed)), desc="MML", unit=" steps"):
-        pass
-    return model
+def _watch(training: Iterator[Progress], label: str) -> None:
+    """Go through a training, each stage under its bar."""
+    bar, stage = tqdm(disable=True), None
+    try:
+        for step in training:
+            if step.stage != stage:
+                bar.close()
+                stage = step.stage
+                bar = tqdm(total=step.epochs * step.total_users, desc=f"{label} {stage}", unit=" users")
+            bar.update((step.epoch - 1) * step.total_users + step.users - bar.n)
+    finally:
+        bar.close()
 
 
 def _learners(model: MML) -> dict[str, Method]:
-    """Its adapted learners, with generators where the items have features."""
+    """MML's adapted learners, with generators where the items have features."""
     methods = model.methods()
     names = {name: f"{name} + generator" for name in model.learners}
     return {f"MML {n}": methods[n] for n in (long if long in methods else short for short, long in names.items())}
 
 
-def _sum(data: Dataset, config: MMLConfig, epochs: int, seed: int, device: torch.device | str) -> dict[str, Method]:
-    """A SASRec of ids and features; of ids alone where there are no others."""
+def _sum(data: Dataset, config: MMLConfig, seed: int, device: torch.device | str) -> tuple[str, ModalityLearner]:
+    """An untrained SASRec of ids and features, and its name; of ids alone where there are no others."""
     modalities = sorted(data.catalog.modalities) if config.modalities is None else sorted(config.modalities)
     inputs = ("id", *modalities)
     drop = 0.2 if modalities else 0.0
     learner = sasrec.build(data, inputs, dim=config.dim, drop_inputs=drop, seed=seed).to(device)
-    for _ in tqdm(sasrec.train(learner, data, epochs=epochs, seed=seed), desc="SASRec", unit=" steps"):
-        pass
-    return {"SASRec " + "+".join(inputs): learner}
+    return "SASRec " + "+".join(inputs), learner
 
 
 def _counts(data: Dataset, day: float, device: torch.device | str) -> dict[str, Method]:

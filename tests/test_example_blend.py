@@ -1,0 +1,35 @@
+"""The second example, from a folder of files to a list."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from test_example import write_world
+
+SCRIPT = Path(__file__).parents[1] / "examples" / "mml_blend.py"
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mml_blend_example", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("more", [[], ["--live"]])
+def test_from_files_to_a_list(
+    script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: list[str]
+) -> None:
+    folder = write_world(tmp_path / "toy", 100)
+    script.main(["--data", str(folder), "--day", "4000", "--clicks", "item3", "item14", *more])
+    printed = capsys.readouterr().out
+    assert "features: image, text" in printed and "toy: 79 users upstream, 20 cold users" in printed
+    assert ("method (live)" if more else "method (upstream)") in printed
+    listed = [line.split(". ")[1].split(" (")[0] for line in printed.splitlines() if line[:3].strip().isdecimal()]
+    assert len(set(listed)) == 10 and not {"item3", "item14"} & set(listed)
