@@ -13,8 +13,9 @@ from test_example import write_world
 SCRIPT = Path(__file__).parents[1] / "examples" / "mml_blend.py"
 
 
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("mml_blend_example", SCRIPT)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -31,5 +32,6 @@ def test_from_files_to_a_list(
     printed = capsys.readouterr().out
     assert "features: image, text" in printed and "toy: 79 users upstream, 20 cold users" in printed
     assert ("method (live)" if more else "method (upstream)") in printed
-    listed = [line.split(". ")[1].split(" (")[0] for line in printed.splitlines() if line[:3].strip().isdecimal()]
-    assert len(set(listed)) == 10 and not {"item3", "item14"} & set(listed)
+    assert "someone new has clicked The item3, The item14" in printed
+    listed = [line.split(". ")[1] for line in printed.splitlines() if line[:3].strip().isdecimal()]
+    assert len(set(listed)) == 10 and not {"The item3", "The item14"} & set(listed)
