@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from metarec.comparison import compare
 from metarec.data import Dataset, EpisodeSampler, load_atomic
-from metarec.data.cutting import without_last
+from metarec.data.cutting import some_clicks, without_last
 from metarec.files import write_json
 from metarec.functional.histories import seen_items
 from metarec.recipes import EASE, ItemKNN, sasrec
@@ -86,7 +86,7 @@ def last_clicks(data: Dataset, clicks: int) -> Dataset:
     """Each user's last clicks."""
     after = np.repeat(data.offsets[1:], np.diff(data.offsets)) - np.arange(len(data))
     kept = after <= clicks
-    return replace(data, user=data.user[kept], item=data.item[kept], time=data.time[kept])
+    return some_clicks(data, kept)
 
 
 def targets(whole: Dataset, known: Dataset) -> dict[int, int]:

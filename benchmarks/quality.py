@@ -31,6 +31,7 @@ from quality_summary import Results, complete, summary
 
 from metarec.data import Dataset, load_atomic, split_by_time, split_time
 from metarec.data.atomic import find_modalities
+from metarec.data.cutting import some_clicks
 from metarec.datasets import PLANTED_SPLIT, movietweetings, planted
 from metarec.files import write_json
 from metarec.recipes import MMLConfig
@@ -141,7 +142,7 @@ def read(options: argparse.Namespace) -> Dataset:
         return data
     count = np.arange(len(data)) - np.repeat(data.offsets[:-1], np.diff(data.offsets))
     kept = count < options.first_clicks
-    return replace(data, user=data.user[kept], item=data.item[kept], time=data.time[kept])
+    return some_clicks(data, kept)
 
 
 def write(out: Path, runs: Sequence[Results], said: dict[str, object]) -> None:

@@ -119,7 +119,7 @@ def blended(
     warm = torch.from_numpy(rehearsal.up.warm).to(world.device)
     recipes = recipes_of_blends(rehearsed, world.up.catalog.modalities)
     used = {part: rehearsed[part] for parts, _ in recipes.values() for part in parts}
-    clicks = last_clicks(rehearsal.down, REHEARSED, users_per_batch=BATCH)
+    clicks = last_clicks(rehearsal.down, REHEARSED)
     seen = observe(used, warm, clicks)
     out = {}
     for name, (parts, context) in recipes.items():

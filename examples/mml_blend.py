@@ -10,22 +10,32 @@ Usage::
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from mml_hangzhou import item_ids, titles, usual_clicks
+from mml_hangzhou import device, item_ids, load, titles, usual_clicks
 
 import metarec as mr
-from metarec.data.atomic import find_modalities
 from metarec.report import results_table
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Load, split in time, rehearse and train, test, recommend."""
+    """Read the command line and do the job."""
     options = parse(arguments)
-    data = mr.datasets.movietweetings() if options.data is None else mr.load_atomic(options.data, find(options.data))
+    try:
+        run(options)
+    except (OSError, ValueError, FloatingPointError) as error:
+        print(f"mml_blend: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Load, split in time, rehearse and train, test, recommend."""
+    data = load(options)
     up, down = mr.split_by_time(data, at=mr.split_time(data, cold_users=0.2))
+    clicks = item_ids(data.catalog, options.clicks or usual_clicks(up))
     print(f"{data.name}: {len(up.user_codes):,} users upstream, {len(down.user_codes):,} cold users after them")
     began = time.perf_counter()
     live = data if options.live else None
@@ -35,29 +45,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     methods: dict[str, mr.Method] = {"popularity": popular, "mml_blend": blend}
     reports = {name: mr.evaluate(method, down, exclude_seen=True, progress=name) for name, method in methods.items()}
     print(results_table(reports))
-    clicks = item_ids(data.catalog, options.clicks or usual_clicks(up))
     called = dict(zip(data.catalog.items.ids, titles(data.catalog), strict=True))
     print(f"someone new has clicked {', '.join(called[name] or name for name in clicks)}; recommended:")
     for place, item in enumerate(mr.Recommender(mr.Served(blend, up)).adapt(clicks).recommend(k=10), start=1):
         print(f"{place:3}. {called[item.id] or item.id}")
 
 
-def find(path: Path) -> Sequence[str]:
-    """The modalities beside the clicks, said aloud."""
-    found = find_modalities(path)
-    print(f"features: {', '.join(found) or 'none, item ids only'}")
-    return found
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, help="a folder of RecBole atomic files (default: MovieTweetings)")
+    parser.add_argument("--data", type=Path, help="a folder of RecBole atomic files (default: as in mml_hangzhou.py)")
     parser.add_argument("--live", action="store_true", help="count everybody's clicks until each question")
     parser.add_argument("--day", type=float, default=86400.0, help="a day in the units of the data (default: 86400)")
     parser.add_argument("--clicks", nargs="+", metavar="ITEM", help="titles or ids of someone new's clicks")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
+    parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda ... (default: auto)")
+    parser.set_defaults(modalities=None)
     return parser.parse_args(arguments)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from metarec.data.dataset import Dataset, Ints, Times
 from metarec.types import Examples
@@ -99,4 +100,9 @@ def without_last(data: Dataset, clicks: int, *, least: int) -> Dataset:
     counts = np.diff(data.offsets)
     left = np.where(counts - clicks >= least, counts - clicks, 0)
     kept = np.arange(len(data)) - np.repeat(data.offsets[:-1], counts) < np.repeat(left, counts)
+    return some_clicks(data, kept)
+
+
+def some_clicks(data: Dataset, kept: NDArray[np.bool_]) -> Dataset:
+    """The data with some of the clicks only; ``kept`` is an (n,) mask."""
     return replace(data, user=data.user[kept], item=data.item[kept], time=data.time[kept])

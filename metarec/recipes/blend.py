@@ -31,6 +31,7 @@ AT_ONCE = 512  # clicks whose loss is computed at once
 INFORMATION = ("upstream", "live", "later")  # what each knows, the next knows too
 FEATURES = 5  # that the weights are linear in
 FARTHEST = 3.0  # deviations of the gap's log that count
+COLUMNS = ("user", "target", "z", "unknown", "context", "stands_for")  # of what was observed of each click
 
 
 class Blend(nn.Module):
@@ -224,9 +225,6 @@ class Observed:
         """So many clicks at a time."""
         for start in range(0, len(self.z), size):
             yield self.on(slice(start, start + size))
-
-
-COLUMNS = ("user", "target", "z", "unknown", "context", "stands_for")
 
 
 @torch.no_grad()

@@ -14,6 +14,8 @@ from metarec.data.dataset import Dataset, Ints
 from metarec.functional.histories import seen_items
 from metarec.types import Examples, Scored, Scorer
 
+PAIRS = 1 << 24  # counted at once
+
 
 class EASE:
     """``scores = x B`` with ``B = I - P / diag(P)``, ``P = (X^T X + penalty I)^-1``, over items seen upstream.
@@ -69,9 +71,6 @@ def most_clicked(data: Dataset, items: int) -> Ints:
     return codes
 
 
-PAIRS = 1 << 24  # counted at once
-
-
 def cooccurrences(data: Dataset, codes: Ints, device: torch.device | str = "cpu") -> Tensor:
     """(n, n) how many users clicked both of n items; the diagonal has how many clicked one."""
     place = np.full(data.catalog.size, -1)
@@ -80,13 +79,13 @@ def cooccurrences(data: Dataset, codes: Ints, device: torch.device | str = "cpu"
     both = np.unique(data.user[kept].astype(np.int64) * len(codes) + place[data.item[kept]])
     user, item = np.divmod(both, len(codes))
     count = np.unique(user, return_counts=True)[1]
-    done = np.cumsum(count**2)
+    first, done = (np.append(0, np.cumsum(column)) for column in (count, count**2))  # items and pairs before each user
     out = torch.zeros(len(codes) ** 2, device=device)
     start = 0
     while start < len(count):
-        stop = max(start + 1, int(np.searchsorted(done, (done[start - 1] if start else 0) + PAIRS, side="right")))
-        own = item[count[:start].sum() : count[:stop].sum()]
-        key = torch.from_numpy(_pairs(own, count[start:stop], len(codes))).to(device)
+        stop = max(start + 1, int(np.searchsorted(done, done[start] + PAIRS, side="right")) - 1)
+        own = _pairs(item[first[start] : first[stop]], count[start:stop], len(codes))
+        key = torch.from_numpy(own).to(device)
         out.index_add_(0, key, torch.ones(len(key), device=device))
         start = stop
     return out.view(len(codes), len(codes))

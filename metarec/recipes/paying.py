@@ -70,10 +70,10 @@ def paying_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, in
     """
     training = model.training
     model.eval()
-    out = {}
+    out, batches = {}, [batch.to(device_of(model)) for batch in last_clicks(users, clicks)]
     for name in model.learners:
         ways = model.meta(name), with_steps(model, 0).meta(name)
-        found = [_gains(*ways, batch.to(device_of(model))) for batch in last_clicks(users, clicks)]
+        found = [_gains(*ways, batch) for batch in batches]
         user, gain = (torch.cat(column) for column in zip(*found, strict=True)) if found else (torch.empty(0),) * 2
         out[name] = model.config.steps(name) if _pays(user, gain) else 0
     model.train(training)

@@ -9,15 +9,16 @@ after the split is read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
 import numpy as np
 import torch
 
 from metarec.data import Dataset, EpisodeSampler, split_by_time, split_time
-from metarec.data.cutting import without_last
+from metarec.data.cutting import some_clicks, without_last
 from metarec.recipes.blend import Blend, observe
 from metarec.types import EpisodeBatch, Method
+
+SCORES = 1 << 24  # of all items, for the users of a batch
 
 
 def rehearsed(
@@ -67,12 +68,8 @@ def rehearsal_split(upstream: Dataset, cold_users: float = 0.2, *, most: int = 2
     earlier, later = split_by_time(upstream, at=split_time(upstream, cold_users))
     if len(later.user_codes) > most:
         drawn = np.random.default_rng(0).choice(later.user_codes, most, replace=False)
-        kept = np.isin(later.user, drawn)
-        later = replace(later, user=later.user[kept], item=later.item[kept], time=later.time[kept])
+        later = some_clicks(later, np.isin(later.user, drawn))
     return earlier, later
-
-
-SCORES = 1 << 24  # of all items, for the users of a batch
 
 
 def last_clicks(data: Dataset, clicks: int, *, users_per_batch: int | None = None) -> Iterator[EpisodeBatch]:
