@@ -84,7 +84,7 @@ def test_the_stages_and_their_epochs(steps: list[Step]) -> None:
 def test_stopped_and_continued_in_a_fresh_model(tmp_path: Path, whole: MML, steps: list[Step], after: int) -> None:
     path = tmp_path / "run.safetensors"
     assert stop(MML.build(UP, CONFIG), path, after) == steps[:after]
-    model = MML.build(UP, CONFIG, seed=3 if path.exists() else 0)  # its own weights do not matter
+    model = MML.build(UP, CONFIG)
     again = [step(progress) for progress in train(model, path)]
     assert again == steps[min(FUSION, 3 * max(0, (after - 1) // 3)) :], "the epoch that was cut short comes again"
     assert same_weights(model, whole)
@@ -96,14 +96,14 @@ def test_stopped_again_and_again(tmp_path: Path, whole: MML) -> None:
     model = MML.build(UP, CONFIG)
     while len(stop(model, path, 10)) == 10:
         torch.rand(3)  # other random numbers in between
-        model = MML.build(UP, CONFIG, seed=1)
+        model = MML.build(UP, CONFIG)
     assert same_weights(model, whole)
 
 
 def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path, whole: MML) -> None:
     path = tmp_path / "run.safetensors"
     assert len(list(train(MML.build(UP, CONFIG), path))) == STEPS
-    before, model = path.read_bytes(), MML.build(UP, CONFIG, seed=3)
+    before, model = path.read_bytes(), MML.build(UP, CONFIG)
     assert list(train(model, path)) == []
     assert same_weights(model, whole) and path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
@@ -130,7 +130,7 @@ def test_a_killed_process_is_continued(tmp_path: Path, whole: MML) -> None:
         assert process.stdout is not None
         assert [process.stdout.readline() for _ in range(17)] == [b"step\n"] * 17
         process.kill()
-    model = MML.build(UP, CONFIG, seed=3)
+    model = MML.build(UP, CONFIG)
     assert 0 < len(list(train(model, path))) <= STEPS - 15
     assert same_weights(model, whole)
 

@@ -136,6 +136,7 @@ def train_fusion(
             optimizer.zero_grad(set_to_none=True)
             distributed.backward(lambda own: training.loss(*how, own) / len(own), rows, list(fusion.parameters()))
             optimizer.step()
+            run.mark()
         value = _loss(validation, *how)
         yield Progress("fusion", epoch + 1, config.fusion_epochs, len(chosen), len(chosen), value, 0.0)
         since = 0 if value < best_loss - 1e-4 else since + 1

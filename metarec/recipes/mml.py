@@ -7,7 +7,7 @@ the learners. Where the released code and sense differ, this follows sense, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +24,7 @@ from metarec.nn import AdaptiveFusion, ColdItemGenerator, FeatureItems, IdItems,
 from metarec.nn.generator import warm_neighbours
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.fusing import FusedMethod, fusion_users, train_fusion
-from metarec.recipes.training import TrainingRun, fingerprint
+from metarec.recipes.training import TrainingRun, settings_of, stages_of, training_only
 from metarec.types import EpisodeBatch, Examples, Method, Modality, Progress, Scorer
 
 
@@ -196,6 +196,7 @@ def train(
             length are taken from the model's config.
         epochs: of meta-training, if not the config's.
         checkpoint: a file written after every epoch; if it exists, training goes on from there to the same result.
+            The model must be built as it was built then, with the same seed.
 
     Raises:
         ValueError: if the sampler's items are not the model's, or the checkpoint is damaged or of another training.
@@ -216,22 +217,18 @@ def train(
         max_length=config.max_length,
     )
     fusing, others = fusion_users(sampler, config)
-    run = TrainingRun(model, seed=sampler.seed, settings=_settings(config, sampler, epochs), checkpoint=checkpoint)
+    settings, epochs = settings_of(config, sampler, epochs), config.epochs if epochs is None else epochs
+    generating = [n for n in model.learners if isinstance(model.learner(n).items, ColdItemGenerator)]
+    stages = stages_of(config, list(model.learners), generating, epochs)
+    run = TrainingRun(model, seed=sampler.seed, settings=settings, checkpoint=checkpoint, stages=stages)
     model.train()
     for name in model.learners:
         yield from warm_up(model, name, others, run)
-        yield from meta_train(model, name, others, run, epochs=config.epochs if epochs is None else epochs)
+        yield from meta_train(model, name, others, run, epochs=epochs)
     for name in model.learners:
         yield from train_generator(model, name, others, run)
     yield from train_fusion([model.training_meta(name) for name in model.learners], model.fusion, fusing, run, config)
     model.eval()
-
-
-def _settings(config: MMLConfig, sampler: EpisodeSampler, epochs: int | None) -> dict[str, str]:
-    """Everything that decides the result of a training, by name."""
-    chosen = {"epochs": epochs, "seed": sampler.seed, "negative_sampling": sampler.negative_sampling}
-    given = {f"config.{f.name}": getattr(config, f.name) for f in fields(config)}
-    return {n: repr(v) for n, v in {**given, **chosen}.items()} | {"data": fingerprint(sampler)}
 
 
 def warm_up(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun) -> Iterator[Progress]:
@@ -279,19 +276,16 @@ def train_generator(model: MML, name: str, sampler: EpisodeSampler, run: Trainin
     if not isinstance(generator, ColdItemGenerator):
         return
     trained = [*generator.projections.parameters(), *generator.attentions.parameters()]
-    model.requires_grad_(False)
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    yield from run.stage(
-        f"{name} generator",
-        model.config.generator_epochs,
-        trained,
-        model.config.generator_lr,
-        sampler.epoch,
-        sampler.users,
-        lambda batch: meta.backward(batch.to(device_of(model))),
-    )
-    model.requires_grad_(True)
+    with training_only(model, trained):
+        yield from run.stage(
+            f"{name} generator",
+            model.config.generator_epochs,
+            trained,
+            model.config.generator_lr,
+            sampler.epoch,
+            sampler.users,
+            lambda batch: meta.backward(batch.to(device_of(model))),
+        )
 
 
 def device_of(module: nn.Module) -> torch.device:

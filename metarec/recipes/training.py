@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +16,13 @@ from torch import Tensor, nn
 from metarec import distributed
 from metarec.data.prefetch import prefetched
 from metarec.data.sampler import EpisodeSampler
-from metarec.files import checksum, read_tensors, write_tensors
+from metarec.files import checksum, read_tensors
+from metarec.recipes.checkpoint import INITIAL, Checkpoint, initial_weights
+from metarec.recipes.config import MMLConfig
 from metarec.types import EpisodeBatch, Progress
+
+_Versions = list[tuple[int, int]]
+_BEGUN: WeakKeyDictionary[nn.Module, tuple[_Versions, str]] = WeakKeyDictionary()  # what a model began with
 
 
 class TrainingRun:
@@ -25,14 +32,21 @@ class TrainingRun:
     the same numbers as one that was never stopped. Where :func:`metarec.distributed.start` joined several processes,
     each computes its share of every batch, and the first one reads and writes the checkpoint.
 
+    A checkpoint is resumed by the training that wrote it: with the same settings, data and initial weights. The file
+    is written before the first step, so that what cannot be written is known at once, and a second training that is
+    given the same file finds it taken.
+
     Args:
         model: what is trained; all of it is in the checkpoint.
         seed: of dropout and other draws.
         settings: what must be the same for a checkpoint to be resumed, by name.
         checkpoint: file written after every epoch and resumed from if it exists; None to keep none.
+        stages: epochs of every stage, in order, where they are known beforehand; a checkpoint that stands elsewhere
+            is refused.
 
     Raises:
-        ValueError: if the checkpoint is damaged or belongs to other settings.
+        ValueError: if the checkpoint is damaged or belongs to another training; the model is as it was.
+        OSError: if it cannot be written.
     """
 
     def __init__(
@@ -42,6 +56,7 @@ class TrainingRun:
         seed: int,
         settings: Mapping[str, str],
         checkpoint: str | Path | None = None,
+        stages: Mapping[str, int] | None = None,
     ) -> None:
         self.model = model
         self.seed = seed
@@ -49,28 +64,33 @@ class TrainingRun:
         self.checkpoint = checkpoint
         self._done: list[str] = []
         self._current: tuple[str, int] = ("", 0)
-        self._optimizer: dict[str, Tensor] = {}
+        self._optimizer: Mapping[str, Tensor] = {}
         if checkpoint is not None:
-            path = Path(checkpoint)
-            found = distributed.from_first(lambda: read_tensors(path) if path.exists() else None)
-            if found is not None:
-                self._resume(path, *found)
+            self._begin(Path(checkpoint), stages or {})
         distributed.copy_first(model)
+        self.mark()
 
-    def _resume(self, path: Path, tensors: dict[str, Tensor], header: Mapping[str, Any]) -> None:
-        if not isinstance(found := header.get("settings"), dict):
-            raise ValueError(f"{path}: not a checkpoint of a training; choose another file")
-        if found != self.settings:
-            names = sorted(n for n in {*found, *self.settings} if found.get(n) != self.settings.get(n))
-            what = ", ".join(f"{n} (there {found.get(n)}, here {self.settings.get(n)})" for n in names)
-            raise ValueError(
-                f"{path}: this checkpoint is of another training, with other {what}; "
-                "choose another checkpoint file, or delete it to start again"
-            )
-        own = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-        self.model.load_state_dict(own)
-        self._optimizer = {n.removeprefix("optimizer."): t for n, t in tensors.items() if n.startswith("optimizer.")}
-        self._done, self._current = list(header["done"]), (header["stage"], int(header["epoch"]))
+    def _begin(self, path: Path, stages: Mapping[str, int]) -> None:
+        """Go on from the checkpoint, or write the first one."""
+        versions, begun = _BEGUN.get(self.model, ([], ""))
+        own = distributed.from_first(lambda: initial_weights(self.model))
+        remembered = distributed.from_first(lambda: begun if versions == _versions(self.model) else own)
+        found = distributed.from_first(lambda: read_tensors(path) if path.exists() else None)
+        self.settings[INITIAL] = own
+        if found is None:
+            self._save("", 0, None)
+            return
+        held = Checkpoint.of(path, *found)
+        if held.settings.get(INITIAL) == remembered:  # the same model, in the same process, where it was broken off
+            self.settings[INITIAL] = remembered
+        held.check(path, self.settings, self.model, stages)
+        self.model.load_state_dict(held.model)
+        self._optimizer, self._done, self._current = held.optimizer, list(held.done), (held.stage, held.epoch)
+
+    def mark(self) -> None:
+        """Note that the weights are as this training has left them: its checkpoint may go on with them."""
+        if self.checkpoint is not None:
+            _BEGUN[self.model] = _versions(self.model), self.settings[INITIAL]
 
     def stage(
         self,
@@ -92,6 +112,9 @@ class TrainingRun:
             batches: the batches of an epoch, of which a process asks for its own users: ``sampler.epoch``.
             users: in one epoch.
             backward: adds the gradient of a batch's loss and returns the loss.
+
+        Raises:
+            ValueError: if the checkpoint has epochs or an optimizer's state that this stage does not have.
         """
         if name in self._done:
             return
@@ -100,7 +123,9 @@ class TrainingRun:
         start = 0
         if self._current[0] == name:
             start = self._current[1]
-            _load_optimizer(optimizer, self._optimizer)
+            self._load_optimizer(optimizer, parameters)
+            if start > epochs:
+                raise ValueError(f"{self.checkpoint}: epoch {start} of {epochs} of stage {name!r}; take another copy")
         for epoch in range(start, epochs):
             self.reseed(name, epoch)
             began, seen = time.perf_counter(), 0
@@ -108,6 +133,7 @@ class TrainingRun:
                 optimizer.zero_grad(set_to_none=True)
                 loss, count = distributed.backward_own(backward, batch, parameters)
                 optimizer.step()
+                self.mark()
                 seen += count
                 speed = seen / max(time.perf_counter() - began, 1e-9)
                 yield Progress(name, epoch + 1, epochs, seen, users, loss, speed)
@@ -125,17 +151,73 @@ class TrainingRun:
     def finish(self, name: str) -> None:
         """Mark a stage as finished."""
         self._done.append(name)
+        self.mark()
         self._save("", 0, None)
 
     def _save(self, stage: str, epoch: int, optimizer: torch.optim.Optimizer | None) -> None:
         if self.checkpoint is None or not distributed.is_first():
             return
-        tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
-        if optimizer is not None:
-            for index, state in optimizer.state_dict()["state"].items():
-                tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-        header = {"settings": self.settings, "done": self._done, "stage": stage, "epoch": epoch}
-        write_tensors(self.checkpoint, tensors, header)
+        state = {} if optimizer is None else optimizer.state
+        kept = {
+            f"{name}.{key}": torch.as_tensor(value)
+            for name, parameter in self.model.named_parameters()
+            for key, value in state.get(parameter, {}).items()
+        }
+        Checkpoint(self.settings, tuple(self._done), stage, epoch, self.model.state_dict(), kept).write(self.checkpoint)
+
+    def _load_optimizer(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        state: dict[int, dict[str, Tensor]] = {}
+        left = dict(self._optimizer)
+        for index, parameter in enumerate(parameters):
+            keys = [key for key in left if key.rpartition(".")[0] == names.get(parameter)]
+            if keys:
+                state[index] = {key.rpartition(".")[2]: left.pop(key) for key in keys}
+        if left:
+            raise ValueError(
+                f"{self.checkpoint}: it has an optimizer's state {min(left)!r} of no parameter of this stage; "
+                "take another copy, or delete it to start again"
+            )
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _versions(model: nn.Module) -> _Versions:
+    """Where a model's weights are, and how often they have been changed in place."""
+    return [(tensor.data_ptr(), tensor._version) for tensor in model.state_dict().values()]
+
+
+@contextmanager
+def training_only(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Freeze everything else for a while; broken off or not, all is as it was afterwards."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        model.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, trains in before:
+            parameter.requires_grad_(trains)
+
+
+def settings_of(config: MMLConfig, sampler: EpisodeSampler, epochs: int | None) -> dict[str, str]:
+    """Everything but the initial weights that decides the result of a training, by name."""
+    chosen = {"epochs": epochs, "seed": sampler.seed, "negative_sampling": sampler.negative_sampling}
+    given = {f"config.{f.name}": getattr(config, f.name) for f in fields(config)}
+    return {n: repr(v) for n, v in {**given, **chosen}.items()} | {"data": fingerprint(sampler)}
+
+
+def stages_of(config: MMLConfig, learners: Sequence[str], generating: Sequence[str], epochs: int) -> dict[str, int]:
+    """The epochs of every stage of an MML, in order; the fusion is trained in one go.
+
+    Args:
+        config: the settings.
+        learners: their names.
+        generating: those with a generator.
+        epochs: of meta-training.
+    """
+    learning = {n: e for name in learners for n, e in ((f"{name} warm-up", config.warmup_epochs), (name, epochs))}
+    return {**learning, **{f"{name} generator": config.generator_epochs for name in generating}, "fusion": 0}
 
 
 def fingerprint(sampler: EpisodeSampler) -> str:
@@ -146,11 +228,3 @@ def fingerprint(sampler: EpisodeSampler) -> str:
     for name, modality in data.catalog.modalities.items():
         tensors |= {f"{name}.features": modality.features.cpu(), f"{name}.present": modality.present.cpu()}
     return checksum(tensors, "\n".join(data.catalog.items.ids))[:16]
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Any]] = {}
-    for name, tensor in saved.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
