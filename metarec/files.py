@@ -131,7 +131,9 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappi
     whole = _copied(path, tensors)
     for name, tensor in whole.items():
         if problem := _not_finite(tensor):
-            raise ValueError(f"{path}: not written, as {name!r} holds {problem}; mend it, or train again more slowly")
+            raise ValueError(
+                f"{path}: not written, as {name!r} holds {problem}; lower the learning rates and train again"
+            )
     replace_file(path, save(whole, {"metarec": text, "sha256": checksum(whole, text)}))
 
 
@@ -217,7 +219,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{source}: the checksum does not match; a byte has changed: take another copy")
     for name, tensor in tensors.items():
         if problem := _not_finite(tensor):
-            raise ValueError(f"{source}: {name!r} holds {problem}; take another copy, or train again more slowly")
+            raise ValueError(f"{source}: {name!r} holds {problem}; take another copy, or make the file again")
     return tensors, header
 
 

@@ -14,32 +14,31 @@ from torch import Tensor
 
 from metarec.data.dataset import Catalog, Vocabulary
 from metarec.files import read_tensors, write_tensors
-from metarec.nn import ColdItemGenerator
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.mml import MML
+from metarec.recipes.structure import difference, empty_model, neighbours_of
 from metarec.types import Modality
 
 _WEIGHTS = "weights."
-MOST = {  # more is a damaged or hostile file, and would take memory or time without end
-    "dim": 1 << 16,
-    "layers": 1 << 10,
-    "heads": 1 << 10,
-    "max_length": 1 << 20,
-    "negatives": 1 << 16,
-    "neighbours": 1 << 10,
-    "inner_steps": 1 << 16,
+_READ = {  # types of weights, and in which they are served
+    torch.float64: torch.float64,
+    **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float32),
 }
+_OLD_NEIGHBOURS = 1 << 24  # the most that are computed anew for a file of the first version, which has none
 
 
 def save(model: MML, path: str | Path) -> None:
     """Write a model, its settings and its catalogue to one file, in one step.
 
     Args:
-        model: on any device.
+        model: on any device, of any floating-point type, as its settings and its catalogue make it.
         path: usually named ``.safetensors``; a file that is there already is replaced once the new one is whole.
 
     Raises:
         TypeError: if the model is not an :class:`~metarec.MML`.
+        ValueError: if it has a part that :func:`load` would not build, such as one of your own, or a weight that is
+            not finite; names it. Nothing is written.
+        RuntimeError: if the weights change meanwhile: the model is trained in another thread. Nothing is written.
         OSError: if the file cannot be written; the old file, if any, is as it was.
 
     Example:
@@ -51,8 +50,13 @@ def save(model: MML, path: str | Path) -> None:
         >>> again.config.dim, again.catalog.items
         (8, Vocabulary(40 item ids))
     """
-    if not isinstance(model, MML):
+    if type(model) is not MML:
         raise TypeError(f"save: expected an MML, got {type(model).__name__}; of another module save the state_dict()")
+    if problem := difference(model):
+        raise ValueError(
+            f"save: {path}: not written, as load() would build another model: {problem}; save model.state_dict() and "
+            "load it into a model that your own code builds"
+        )
     catalog = model.catalog
     header = {
         "kind": "MML",
@@ -61,6 +65,7 @@ def save(model: MML, path: str | Path) -> None:
         "modalities": list(catalog.modalities),
         "attributes": list(catalog.attributes),
         "fitted": model.fitted,
+        "frozen": sorted(name for name, p in model.named_parameters() if not p.requires_grad),
     }
     tensors = {"warm": torch.from_numpy(model.warm), **_pack("items", catalog.items.ids)}
     tensors |= _pack("hidden", sorted(catalog.hidden))
@@ -68,8 +73,8 @@ def save(model: MML, path: str | Path) -> None:
         tensors |= {f"modality.{name}.features": modality.features, f"modality.{name}.present": modality.present}
     for name, column in catalog.attributes.items():
         tensors |= _pack(f"attribute.{name}", column)
-    if isinstance(items := model.learner("id").items, ColdItemGenerator):
-        tensors["neighbours"] = items.neighbours.to(torch.int32)
+    if (near := neighbours_of(model)) is not None:
+        tensors["neighbours"] = near.to(torch.int32)
     tensors |= {_WEIGHTS + name: tensor for name, tensor in model.state_dict().items()}
     write_tensors(path, tensors, header)
 
@@ -77,8 +82,9 @@ def save(model: MML, path: str | Path) -> None:
 def load(path: str | Path, *, device: torch.device | str = "cpu") -> MML:
     """Read a model that :func:`save` wrote. It scores as the saved one did, and is in evaluation mode.
 
-    Nothing in the file is trusted: its checksum, its types, and that its shapes belong together are checked before
-    memory is set aside for a model.
+    Nothing in the file is trusted: its checksum, its types, that its numbers are finite, and that settings and shapes
+    belong together are checked before memory is set aside for a model. Weights of half precision (float16, bfloat16)
+    become float32, in which they are served.
 
     Args:
         path: the file.
@@ -117,20 +123,59 @@ def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any], config: MML
     """The model, its parameters taken from the file as they are: none is made first."""
     weights = {name.removeprefix(_WEIGHTS): t for name, t in tensors.items() if name.startswith(_WEIGHTS)}
     dtype = weights["fusion.bias"].dtype
-    strange = sorted(name for name, t in weights.items() if t.dtype != dtype or not t.is_floating_point())
+    strange = sorted(name for name, t in weights.items() if t.dtype != dtype or t.dtype not in _READ)
     if strange:
-        raise ValueError(
-            f"weights must be floating-point numbers of one type, {strange[0]} is {weights[strange[0]].dtype}"
-        )
+        raise ValueError(f"weights must be of one type, of {list(_READ)}, {strange[0]} is {weights[strange[0]].dtype}")
+    _check_sizes(weights, header, config)
     catalog, warm = _catalog(tensors, header), _expect(tensors, "warm", torch.bool, 1)
     fitted = header.get("fitted", catalog.size)
     if type(fitted) is not int or not 1 <= fitted <= catalog.size or len(warm) != catalog.size or bool(warm[0]):
         raise ValueError(f"warm {tuple(warm.shape)} and fitted={fitted!r} do not fit {catalog.size} rows")
-    near = _neighbours(tensors, catalog, warm, config.neighbours) if "neighbours" in tensors else None
-    with torch.device("meta"):
-        model = MML(catalog, warm.numpy(), config, fitted=fitted, neighbours=near)
+    near = None
+    if "neighbours" in tensors:
+        near = _neighbours(tensors, catalog, warm, config.neighbours)
+    elif _used(header, config) and (header["format"] > 1 or catalog.size * config.neighbours > _OLD_NEIGHBOURS):
+        raise ValueError("the generators' neighbours are missing")
+    model = empty_model(catalog, warm.numpy(), config, fitted, near)
+    frozen = _names(header.get("frozen", []), "frozen")
     model.load_state_dict(weights, assign=True)
-    return model.to(dtype)
+    for name in frozen:
+        model.get_parameter(name).requires_grad_(False)
+    return model.to(_READ[dtype])
+
+
+def _used(header: Mapping[str, Any], config: MMLConfig) -> list[str]:
+    """The modalities that have a learner."""
+    found = _names(header["modalities"], "modalities")
+    if config.modalities is not None and not set(config.modalities) <= set(found):
+        raise ValueError(f"the settings name modalities {config.modalities}, the catalogue has {found}")
+    return found if config.modalities is None else list(config.modalities)
+
+
+def _names(given: object, what: str) -> list[str]:
+    """A list of strings, each once."""
+    if not isinstance(given, list) or not all(isinstance(name, str) for name in given) or len({*given}) < len(given):
+        raise ValueError(f"{what} must be a list of names, each once")
+    return given
+
+
+def _check_sizes(weights: Mapping[str, Tensor], header: Mapping[str, Any], config: MMLConfig) -> None:
+    """That the weights are those of a model of these settings, by their names and shapes: none is built for that."""
+    used = _used(header, config)
+    learners = {name.split(".")[1] for name in weights if name.startswith("learners.")}
+    if learners != {"id", *used} or len(used) + 1 != len(learners):
+        raise ValueError(f"there are weights of the learners {sorted(learners)}, the settings make {['id', *used]}")
+    for learner in learners:
+        start = f"learners.{learner}."
+        blocks = {name.split(".")[4] for name in weights if name.startswith(f"{start}encoder.blocks.")}
+        projections = {name.split(".")[4] for name in weights if name.startswith(f"{start}items.projections.")}
+        shape = weights[f"{start}encoder.position"].shape
+        if shape != (config.max_length, config.dim) or len(blocks) != config.layers or len(projections) != len(used):
+            raise ValueError(
+                f"the weights of {learner!r} are {len(blocks)} layers for histories and states of {tuple(shape)} and "
+                f"{len(projections)} modalities, the settings make {config.layers} layers of "
+                f"{(config.max_length, config.dim)} and {len(used)}"
+            )
 
 
 def _neighbours(tensors: Mapping[str, Tensor], catalog: Catalog, warm: Tensor, k: int) -> Tensor:
@@ -156,39 +201,16 @@ def _plain(value: Any) -> Any:
 
 
 def _config(values: Any, path: str | Path) -> MMLConfig:
-    """The settings again; JSON has lists where they had tuples."""
+    """The settings again."""
     if not isinstance(values, dict):
         raise ValueError(f"{path}: the settings must be an object, got {type(values).__name__}; take another copy")
     unknown = sorted(set(values) - {f.name for f in fields(MMLConfig)})
     if unknown:
         raise ValueError(f"{path}: unknown settings {unknown}; it was saved by a newer metarec: upgrade to load it")
-    settings: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
-    for name in MOST:
-        value = settings.get(name, 1)
-        if type(value) is not int or value > MOST[name]:
-            raise ValueError(f"{path}: {name} must be an integer of at most {MOST[name]}, got {value!r}")
     try:
-        config = MMLConfig(**settings)
-        _check_rates(config)
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    return config
-
-
-def _check_rates(config: MMLConfig) -> None:
-    """Numbers where there must be numbers: what serving reads of the settings."""
-    names = ("id", *(config.modalities or ()))
-    if not all(isinstance(name, str) for name in names):
-        raise ValueError(f"modalities must be names, got {config.modalities!r}")
-    settings = (config.test_steps, config.test_lr, config.lr)
-    values = [v for s in settings for v in (s.values() if isinstance(s, Mapping) else [s]) if v is not None]
-    values += [config.inner_lr, config.dropout, config.generated]
-    strange = [v for v in values if isinstance(v, bool) or not isinstance(v, int | float) or not 0 <= v <= 1e6]
-    kinds = ("bpr", "sampled_softmax", "softmax")
-    if strange or len(config.objectives) != 2 or not all(kind in kinds for kind in config.objectives):
-        raise ValueError(f"settings out of range: {strange or config.objectives!r}")
-    if config.test_adapts not in ("encoder", "all"):
-        raise ValueError(f"test_adapts must be 'encoder' or 'all', got {config.test_adapts!r}")
+        return MMLConfig(**values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; take another copy, or train again within these bounds") from error
 
 
 def _catalog(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Catalog:
@@ -198,18 +220,26 @@ def _catalog(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Catalo
             _expect(tensors, f"modality.{name}.features", torch.float32, 2),
             _expect(tensors, f"modality.{name}.present", torch.bool, 1),
         )
-        for name in header["modalities"]
+        for name in _names(header["modalities"], "modalities")
     }
-    attributes = {name: _unpack(f"attribute.{name}", tensors) for name in header["attributes"]}
-    hidden = _unpack("hidden", tensors) if header["format"] > 1 else []
+    padded = [name for name, modality in modalities.items() if bool(modality.present[:1].any())]
+    if padded:
+        raise ValueError(f"modality {padded[0]!r} has features of the padding row")
+    attributes = {name: _unpack(f"attribute.{name}", tensors) for name in _names(header["attributes"], "attributes")}
+    ids, hidden = _unpack("items", tensors), _unpack("hidden", tensors) if header["format"] > 1 else []
+    if not set(hidden) <= set(ids):  # before a catalogue looks for the nearest ids
+        raise ValueError("hidden ids are not those of items")
     if not isinstance(header["items"], str):
         raise ValueError(f"items must be a name, got {header['items']!r}")
-    return Catalog(Vocabulary(_unpack("items", tensors), header["items"]), modalities, attributes, frozenset(hidden))
+    return Catalog(Vocabulary(ids, header["items"]), modalities, attributes, frozenset(hidden))
 
 
 def _pack(name: str, strings: Sequence[str]) -> dict[str, Tensor]:
     """Strings as two tensors: all their UTF-8 bytes, (bytes,) uint8, and where each ends, (strings,) int64."""
-    encoded = [string.encode() for string in strings]
+    try:
+        encoded = [string.encode() for string in strings]
+    except UnicodeEncodeError as error:
+        raise ValueError(f"save: {name}: {error.object!r} is not valid text; take such characters out") from error
     ends = np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
     joined = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
     return {f"{name}.bytes": torch.from_numpy(joined), f"{name}.ends": torch.from_numpy(ends)}

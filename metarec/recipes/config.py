@@ -5,10 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal, get_args
 
-from metarec.nn.learner import Objective
+import numpy as np
 
+from metarec.nn.learner import Adapts, Objective
+
+STEPS = (0, 1 << 10)
+COUNTS: Mapping[str, tuple[int, int]] = {  # more would take memory or time without end, and is no model of anybody's
+    "dim": (1, 1 << 16),
+    "layers": (1, 1 << 10),
+    "heads": (1, 1 << 10),
+    "max_length": (3, 1 << 20),
+    "users_per_batch": (1, 1 << 20),
+    "negatives": (1, 1 << 12),
+    "neighbours": (1, 1 << 10),
+    "inner_steps": STEPS,
+    **dict.fromkeys(("warmup_epochs", "epochs", "generator_epochs", "fusion_epochs"), (0, 1 << 20)),
+}
+SHARE, RATE = (0.0, 1.0), (0.0, 1e6)
+NUMBERS: Mapping[str, tuple[float, float]] = {
+    **dict.fromkeys(("dropout", "generated", "fusion_users"), SHARE),
+    **dict.fromkeys(("inner_lr", "generator_lr", "fusion_lr"), RATE),
+}
 SPLIT_TIME = 1631289599  # seconds; the released split of hangzhou, shanghai and changsha
 
 
@@ -48,7 +67,7 @@ class MMLConfig:
         test_adapts: ``"encoder"`` or ``"all"``.
 
     Raises:
-        ValueError: if a setting is out of range.
+        ValueError: if a setting is out of range, or of another type.
 
     Example:
         >>> MMLConfig(dim=32).dim, MMLConfig.preset("hangzhou").rate("lr", "text")
@@ -83,16 +102,34 @@ class MMLConfig:
     test_adapts: Literal["encoder", "all"] = "encoder"
 
     def __post_init__(self) -> None:
-        least = {"dim": 1, "layers": 1, "heads": 1, "max_length": 3, "users_per_batch": 1, "negatives": 1}
-        counts = ("warmup_epochs", "epochs", "inner_steps", "generator_epochs", "fusion_epochs")
-        for name, low in {**least, **dict.fromkeys(counts, 0), "neighbours": 1}.items():
-            if getattr(self, name) < low:
-                raise ValueError(f"MMLConfig: {name} must be at least {low}, got {getattr(self, name)}")
-        for name in ("dropout", "generated", "fusion_users"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"MMLConfig: {name} must be between 0 and 1, got {getattr(self, name)}")
-        if self.variant not in ("metarec", "paper"):
-            raise ValueError(f"MMLConfig: variant must be 'metarec' or 'paper', got {self.variant!r}")
+        for name in self.__dataclass_fields__:
+            object.__setattr__(self, name, _plain(getattr(self, name)))
+        for name, counts in COUNTS.items():
+            _check(name, getattr(self, name), counts)
+        for name, numbers in NUMBERS.items():
+            _check(name, getattr(self, name), numbers)
+        for name, limits in (("lr", RATE), ("test_lr", RATE), ("test_steps", STEPS)):
+            _check_each(name, getattr(self, name), limits)
+        _check("queries", self.queries, (1, 1 << 20) if isinstance(self.queries, int) else SHARE)
+        choices = {"variant": ("metarec", "paper"), "test_adapts": get_args(Adapts)}
+        for name, among in choices.items():
+            if getattr(self, name) not in among:
+                given = getattr(self, name)
+                raise ValueError(f"MMLConfig: {name} must be {' or '.join(map(repr, among))}, got {given!r}")
+        self._check_names()
+        if self.dim % self.heads:
+            raise ValueError(f"MMLConfig: heads must divide dim, got dim={self.dim} and heads={self.heads}")
+
+    def _check_names(self) -> None:
+        kinds, given = get_args(Objective), self.objectives
+        if not isinstance(given, tuple) or len(given) != 2 or not all(kind in kinds for kind in given):
+            raise ValueError(f"MMLConfig: objectives must be two of {kinds}, the inner and the outer, got {given!r}")
+        names = () if self.modalities is None else self.modalities
+        right = isinstance(names, tuple) and all(isinstance(name, str) and name != "id" for name in names)
+        if not right or len(set(names)) != len(names):
+            raise ValueError(
+                f"MMLConfig: modalities must be a tuple of names, each once and none of them 'id', got {names!r}"
+            )
 
     def rate(self, name: Literal["lr", "test_lr"], learner: str) -> float:
         """A learning rate for one learner.
@@ -131,6 +168,39 @@ class MMLConfig:
         if name not in PRESETS:
             raise ValueError(f"MMLConfig: no preset {name!r}; there are {sorted(PRESETS)}")
         return PRESETS[name]
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers as Python's, lists as tuples."""
+    if isinstance(value, Mapping):
+        numpys = any(isinstance(entry, np.generic) for entry in value.values())
+        return {name: _plain(entry) for name, entry in value.items()} if numpys else value
+    if isinstance(value, list):
+        return tuple(value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _check(name: str, value: object, limits: tuple[float, float]) -> None:
+    """Refuse what is no number of the limits' type between them."""
+    low, high = limits
+    whole = isinstance(low, int)
+    if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+        kind = "an integer" if whole else "a number"
+        raise ValueError(f"MMLConfig: {name} must be {kind}, got {value!r}")
+    if not whole and not low <= value <= high:
+        raise ValueError(f"MMLConfig: {name} must be between {low:g} and {high:g}, got {value}")
+    if not low <= value <= high:
+        bound = f"at least {low}" if value < low else f"at most {high}"
+        raise ValueError(f"MMLConfig: {name} must be {bound}, got {value}")
+
+
+def _check_each(name: str, value: object, limits: tuple[float, float]) -> None:
+    """The same for one number, or one per learner."""
+    if isinstance(value, Mapping):
+        for learner, entry in value.items():
+            _check(f"{name} of learner {learner!r}", entry, limits)
+    elif value is not None or name == "lr":
+        _check(name, value, limits)
 
 
 def _released(id_lr: float, text_lr: float, image_lr: float) -> MMLConfig:

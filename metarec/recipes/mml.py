@@ -42,7 +42,7 @@ class MML(nn.Module):
         neighbours: (I, K) the nearest warm items of each item, if they are known already.
 
     Raises:
-        ValueError: if the config names a modality that the catalogue does not have.
+        ValueError: if the config names a modality that the catalogue does not have, or has no rate for a learner.
 
     Example:
         >>> from metarec.data import split_by_time
@@ -72,6 +72,8 @@ class MML(nn.Module):
         parts["id"] = IdItems(catalog.size, config.dim, known=seen), context
         for modality in modalities:
             parts[modality.name] = FeatureItems(modality, config.dim), None
+        for name in parts:  # rates that are missing are missed before anything is trained
+            _ = config.rate("lr", name), config.rate("test_lr", name), config.steps(name)
         learners = {}
         if modalities and neighbours is None:
             neighbours = warm_neighbours(modalities, seen, config.neighbours)

@@ -64,42 +64,41 @@ def read_users(path: str | Path, model: object, items: int, snapshot: Snapshot) 
     tensors, header = read_tensors(path)
     if header.get("kind") != "users":
         raise ValueError(f"{path}: expected kind 'users', got {header.get('kind')!r}; load() reads a model")
-    if header.get("model") != fingerprint(model):
+    if not isinstance(model, MML) or header.get("model") != fingerprint(model):
         raise ValueError(f"{path}: these users were adapted from another model; load that one, or adapt to them again")
     try:
-        return _read(tensors, items, snapshot)
-    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        return _read(tensors, items, snapshot, next(iter(model.state_dict().values())).dtype)
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its contents make no users ({error}); take another copy or adapt again") from error
 
 
-def _read(tensors: dict[str, Tensor], items: int, snapshot: Snapshot) -> tuple[Clicks, Standing]:
-    clicks = Clicks(tensors["codes"].numpy().astype(np.int64), tensors["offsets"].numpy().astype(np.int64))
+def _read(tensors: dict[str, Tensor], items: int, snapshot: Snapshot, kind: torch.dtype) -> tuple[Clicks, Standing]:
     state, active, rows, corrections = (tensors[name] for name in _NAMES)
+    codes, offsets = tensors["codes"], tensors["offsets"]
     users, weights, shape = len(state), tensors.get("weights"), snapshot.shape
     right = (
-        clicks.offsets.shape == (users + 1,)
-        and clicks.offsets[0] == 0
-        and clicks.offsets[-1] == len(clicks.codes)
-        and bool((np.diff(clicks.offsets) >= 0).all())
+        (codes.dtype, codes.ndim) == (torch.int32, 1)
+        and (offsets.dtype, offsets.shape) == (torch.int64, (users + 1,))
+        and offsets[0] == 0
+        and offsets[-1] == len(codes)
+        and bool((offsets.diff() >= 0).all())
         and state.shape == (users, *shape)
-        and active.shape == (users, shape[0])
-        and active.dtype == torch.bool
+        and state.dtype == corrections.dtype
+        and state.dtype in (kind, torch.float32 if kind.itemsize < 4 else kind)
+        and (active.dtype, active.shape) == (torch.bool, (users, shape[0]))
         and rows.shape == corrections.shape
         and rows.shape[:2] == state.shape[:2]
         and rows.dtype == torch.int32
-        and bool(torch.isfinite(state).all())
-        and bool(torch.isfinite(corrections).all())
         and (weights is None or _are_weights(weights, users, snapshot.start()))
     )
     if not right:
         raise ValueError("the tensors do not belong together")
-    if (
-        clicks.codes.min(initial=1) < 1
-        or max(clicks.codes.max(initial=0), int(rows.max()) if rows.numel() else 0) >= items
-    ):
+    least, most = (-1, -1) if not rows.numel() else (int(rows.min()), int(rows.max()))
+    clicks = Clicks(codes.numpy().astype(np.int64), offsets.numpy())
+    if least < -1 or clicks.codes.min(initial=1) < 1 or max(clicks.codes.max(initial=0), most) >= items:
         raise ValueError("they have clicked items that this model does not have; add the items first")
     return clicks, Standing(state, active, rows.long(), corrections, weights)
 
 
 def _are_weights(given: Tensor, users: int, start: Tensor) -> bool:
-    return given.shape == (users, *start.shape) and given.dtype == start.dtype and bool(torch.isfinite(given).all())
+    return given.shape == (users, *start.shape) and given.dtype == start.dtype
