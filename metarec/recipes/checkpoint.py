@@ -14,6 +14,8 @@ from metarec.files import checksum, read_header, write_tensors
 
 INITIAL = "initial weights"  # the setting that holds their checksum
 _ADAM = {"step", "exp_avg", "exp_avg_sq"}
+_MOST = 8.0  # |mean| is at most 7.3 root mean squares with Adam's usual betas, by Cauchy and Schwarz
+_TINY = 1e-18  # squares of smaller numbers may be lost
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,11 @@ class Checkpoint:
             like = dict.fromkeys(_ADAM - {"step"}, parameters[name])
             if problem := _misfit(state, {**like, "step": torch.zeros(())}):
                 return f"the optimizer's state of {name!r}: {problem}"
-            steps = float(state["step"])
-            if steps < 1 or steps % 1 or bool((state["exp_avg_sq"] < 0).any()):
+            steps, mean, square = float(state["step"]), state["exp_avg"], state["exp_avg_sq"]
+            if steps < 1 or steps % 1 or bool((square < 0).any()):
                 return f"the optimizer's state of {name!r} has step {steps} or a negative square"
+            if bool((mean.abs() > _MOST * square.sqrt() + _TINY).any()):
+                return f"the optimizer's state of {name!r} has a mean that no gradients of such squares have"
         return ""
 
 

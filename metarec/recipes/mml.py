@@ -278,16 +278,20 @@ def train_generator(model: MML, name: str, sampler: EpisodeSampler, run: Trainin
     if not isinstance(generator, ColdItemGenerator):
         return
     trained = [*generator.projections.parameters(), *generator.attentions.parameters()]
-    with training_only(model, trained):
-        yield from run.stage(
-            f"{name} generator",
-            model.config.generator_epochs,
-            trained,
-            model.config.generator_lr,
-            sampler.epoch,
-            sampler.users,
-            lambda batch: meta.backward(batch.to(device_of(model))),
-        )
+
+    def backward(batch: EpisodeBatch) -> float:
+        with training_only(model, trained):  # for the step alone: a training may be left between two
+            return meta.backward(batch.to(device_of(model)))
+
+    yield from run.stage(
+        f"{name} generator",
+        model.config.generator_epochs,
+        trained,
+        model.config.generator_lr,
+        sampler.epoch,
+        sampler.users,
+        backward,
+    )
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ from metarec.recipes.checkpoint import INITIAL, Checkpoint, initial_weights
 from metarec.recipes.config import MMLConfig
 from metarec.types import EpisodeBatch, Progress
 
+LOWER = "lower the learning rates"
 _Versions = list[tuple[int, int]]
 _BEGUN: WeakKeyDictionary[nn.Module, tuple[_Versions, str]] = WeakKeyDictionary()  # what a model began with
 
@@ -115,6 +117,8 @@ class TrainingRun:
 
         Raises:
             ValueError: if the checkpoint has epochs or an optimizer's state that this stage does not have.
+            FloatingPointError: if a loss is not finite, in which case the weights are as before that step, or a weight
+                is not after an epoch.
         """
         if name in self._done:
             return
@@ -132,11 +136,17 @@ class TrainingRun:
             for batch in prefetched(batches(epoch, distributed.own())):
                 optimizer.zero_grad(set_to_none=True)
                 loss, count = distributed.backward_own(backward, batch, parameters)
+                if not math.isfinite(loss):
+                    raise FloatingPointError(f"loss {loss} in epoch {epoch + 1} of stage {name!r}; {LOWER}")
                 optimizer.step()
                 self.mark()
                 seen += count
                 speed = seen / max(time.perf_counter() - began, 1e-9)
                 yield Progress(name, epoch + 1, epochs, seen, users, loss, speed)
+            if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+                raise FloatingPointError(
+                    f"epoch {epoch + 1} of stage {name!r} left weights that are not finite; {LOWER}"
+                )
             self._save(name, epoch + 1, optimizer)
         self.finish(name)
 
@@ -188,7 +198,7 @@ def _versions(model: nn.Module) -> _Versions:
 
 @contextmanager
 def training_only(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
-    """Freeze everything else for a while; broken off or not, all is as it was afterwards."""
+    """Freeze everything else for a while; all is as it was afterwards."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         model.requires_grad_(False)
