@@ -136,8 +136,8 @@ def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any], config: MML
         near = _neighbours(tensors, catalog, warm, config.neighbours)
     elif _used(header, config) and (header["format"] > 1 or catalog.size * config.neighbours > _OLD_NEIGHBOURS):
         raise ValueError("the generators' neighbours are missing")
-    model = empty_model(catalog, warm.numpy(), config, fitted, near)
     frozen = _names(header.get("frozen", []), "frozen")
+    model = empty_model(catalog, warm.numpy(), config, fitted, near)
     model.load_state_dict(weights, assign=True)
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)

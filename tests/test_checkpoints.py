@@ -259,7 +259,7 @@ def test_mutated_checkpoints_are_refused_or_train_to_finite_weights(
     draw, path, ends = random.Random(0), tmp_path / "run", {"refused": 0, "stopped": 0, "resumed": 0}
     model = MML.build(UP, CONFIG)
     before = weights(model)
-    for _ in range(300):
+    for _ in range(120):
         with monkeypatch.context() as patch:
             patch.setattr("metarec.files._not_finite", lambda tensor: "")
             write_tensors(path, *mutated(parts, draw))
@@ -274,4 +274,4 @@ def test_mutated_checkpoints_are_refused_or_train_to_finite_weights(
             training.close()
             ends["resumed"] += steps == 4 and all(bool(tensor.isfinite().all()) for tensor in weights(model).values())
         model.load_state_dict(before)
-    assert sum(ends.values()) == 300 and ends["refused"] > 200 and ends["resumed"] > 5, ends
+    assert sum(ends.values()) == 120 and ends["refused"] > 80 and ends["resumed"] > 3, ends

@@ -39,7 +39,9 @@ def difference(model: MML) -> str:
     Weights may have any values. Compared are the parts and their classes, the names and shapes of the weights, which
     of them are shared, hooks, numbers such as ``heads``, and tensors that are made from the catalogue.
     """
-    kinds = {t.dtype for t in model.state_dict().values()}
+    kinds, empty = {t.dtype for t in model.state_dict().values()}, [n for n, p in model.named_parameters() if p.is_meta]
+    if empty:
+        return f"weight {empty[0]!r} is on the device meta, without values"
     if len(kinds) > 1:
         return f"its weights are of several types, {sorted(map(str, kinds))}"
     near = neighbours_of(model)
