@@ -6,7 +6,7 @@ Usage::
 
 Half of the files are damaged as disks and networks damage them; the other half is made by somebody who computes the
 checksum again. Only the latter may load as another model than the one that was saved: one that the file describes in
-full, like any file that somebody else has written.
+full, like any file that somebody else has written. Models, adapted users and training checkpoints are tried in turn.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import resource
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from tqdm import tqdm
 
 import metarec as mr
 from metarec.files import checksum, read_tensors, write_json
+from metarec.recipes.mml import warm_up
+from metarec.recipes.training import TrainingRun, settings_of, stages_of
 
 SLOW = 10.0  # seconds that no file may take
 SAME, OTHER, REFUSED = "loaded as saved", "loaded as the other model that it describes", "refused"
@@ -108,7 +110,8 @@ def _values(new: dict[str, Tensor], said: dict[str, Any], name: str, other: str,
 
 
 def _header(new: dict[str, Tensor], said: dict[str, Any], name: str, other: str, draw: random.Random) -> None:
-    target = said["config"] if draw.random() < 0.7 else said
+    inner = said.get("config", said.get("settings", said))
+    target = inner if draw.random() < 0.7 else said
     key = draw.choice(sorted(target))
     if draw.random() < 0.1:
         del target[key]
@@ -150,11 +153,11 @@ def _stretched(content: bytes, name: str, draw: random.Random) -> bytes:
     return len(packed).to_bytes(8, "little") + packed + content[8 + size :]
 
 
-def outcome(path: Path, saved: mr.MML, *, sealed: bool) -> str:
-    """What comes of loading a file: one of the three good ends, or what went wrong."""
+def outcome(path: Path, alike: Callable[[Path], bool], *, sealed: bool) -> str:
+    """What comes of reading a file: one of the three good ends, or what went wrong."""
     began = time.perf_counter()
     try:
-        model = mr.load(path)
+        as_saved = alike(path)
     except ValueError as error:
         end = REFUSED if str(path) in str(error) else f"refused without a name: {error}"
     except BaseException as error:
@@ -162,8 +165,7 @@ def outcome(path: Path, saved: mr.MML, *, sealed: bool) -> str:
             raise
         end = f"{type(error).__name__}: {error}"
     else:
-        alike = same(model, saved)
-        end = SAME if alike else OTHER if sealed else "another model than was saved"
+        end = SAME if as_saved else OTHER if sealed else "another content than was saved"
     return end if time.perf_counter() - began < SLOW else f"more than {SLOW} s"
 
 
@@ -182,23 +184,81 @@ def same(a: mr.MML, b: mr.MML) -> bool:
 
 def small_model() -> mr.MML:
     """A model of a few kilobytes with everything that a file can hold."""
-    up, _ = mr.split_by_time(mr.datasets.planted(users=60, items=20), at=mr.datasets.PLANTED_SPLIT)
-    return mr.MML.build(up, mr.MMLConfig(dim=4, layers=1, max_length=5)).eval()
+    return mr.MML.build(_small_data(), mr.MMLConfig(dim=4, layers=1, max_length=5)).eval()
 
 
-def attack(files: int, seed: int, *, progress: bool = True) -> dict[str, Counter[str]]:
-    """Load that many mutated files; how each kind of them ended."""
-    draw, found = random.Random(seed), dict[str, Counter[str]]()
+def _small_data() -> mr.Dataset:
+    return mr.split_by_time(mr.datasets.planted(users=60, items=20), at=mr.datasets.PLANTED_SPLIT)[0]
+
+
+def saved_model(path: Path) -> Callable[[Path], bool]:
+    """Writes a model; what is returned reads a file and says whether it holds the same one."""
     model = small_model()
+    mr.save(model, path)
+    return lambda file: same(mr.load(file), model)
+
+
+def saved_users(path: Path) -> Callable[[Path], bool]:
+    """The same for adapted users, whose lists must be finite."""
+    recommender = mr.Recommender(small_model())
+    users = recommender.adapt([["item1", "item2", "item3"], [], ["item4"]])
+    users.save(path)
+
+    def alike(file: Path) -> bool:
+        read = recommender.load_users(file)
+        if len(read):
+            read.recommend(3, exclude_seen=False)
+        found, expected = read.standing.tensors(), users.standing.tensors()
+        equal = all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        return equal and read.clicks.codes.tolist() == users.clicks.codes.tolist()
+
+    return alike
+
+
+def saved_checkpoint(path: Path) -> Callable[[Path], bool]:
+    """The same for a training after an epoch of its first stage; what goes on must have finite weights."""
+    data = _small_data()
+    config = mr.MMLConfig(dim=4, layers=1, max_length=5, modalities=("text",), warmup_epochs=2)
+    stages = stages_of(config, ["id", "text"], ["id", "text"], 1)
+
+    def begun(file: Path, model: mr.MML) -> TrainingRun:
+        settings = settings_of(config, mr.EpisodeSampler(data), None)
+        return TrainingRun(model, seed=0, settings=settings, checkpoint=file, stages=stages)
+
+    def go_on(run: TrainingRun, model: mr.MML) -> Iterator[mr.Progress]:
+        return warm_up(model, "id", mr.EpisodeSampler(data, max_length=5), run)
+
+    first = mr.MML.build(data, config)
+    training = go_on(begun(path, first), first)
+    while next(training).epoch == 1:
+        pass
+    expected, _ = read_tensors(path)
+
+    def alike(file: Path) -> bool:
+        model = mr.MML.build(data, config)
+        run = begun(file, model)
+        equal = all(torch.equal(tensor, expected[f"model.{name}"]) for name, tensor in model.state_dict().items())
+        next(go_on(run, model), None)
+        return equal
+
+    return alike
+
+
+SAVED = {"models": saved_model, "users": saved_users, "checkpoints": saved_checkpoint}
+
+
+def attack(files: int, seed: int, *, what: str = "models", progress: bool = True) -> dict[str, Counter[str]]:
+    """Read that many mutated files; how each kind of them ended."""
+    draw, found = random.Random(seed), dict[str, Counter[str]]()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.safetensors"
-        mr.save(model, path)
+        path = Path(folder) / "saved.safetensors"
+        alike = SAVED[what](path)
         content, (tensors, header) = path.read_bytes(), read_tensors(path)
-        for number in tqdm(range(files), desc="fuzz", unit=" files", disable=not progress):
+        for number in tqdm(range(files), desc=what, unit=" files", disable=not progress):
             sealed = number % 2 == 1
             kind, changed = forged(tensors, header, draw) if sealed else damaged(content, draw)
             path.write_bytes(changed)
-            found.setdefault(kind, Counter())[outcome(path, model, sealed=sealed)] += 1
+            found.setdefault(kind, Counter())[outcome(path, alike, sealed=sealed)] += 1
     return found
 
 
@@ -206,25 +266,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, attack, write the JSON."""
     parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="where the result goes")
-    numbers = {"files": (10_000, "mutated files"), "seed": (0, "of the mutations")}
+    numbers = {
+        "files": (10_000, "mutated files of each of models, users and checkpoints"),
+        "seed": (0, "of the mutations"),
+    }
     add_numbers(parser, numbers, least={"seed": 0})
     options = parser.parse_args(arguments)
     before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    found = attack(options.files, options.seed)
-    total = sum(found.values(), Counter[str]())
+    each = {what: attack(options.files, options.seed, what=what) for what in SAVED}
+    total = sum((ends for found in each.values() for ends in found.values()), Counter[str]())
     bad = {end: n for end, n in total.items() if end not in (SAME, OTHER, REFUSED)}
     result = {
-        "files": options.files,
+        "files": len(SAVED) * options.files,
         "outcomes": dict(total),
         "bad": bad,
-        "kinds": {kind: dict(ends) for kind, ends in sorted(found.items())},
+        "kinds": {f"{what}: {kind}": dict(ends) for what in each for kind, ends in sorted(each[what].items())},
         "peak_rss_growth_mb": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024,
         "seconds": time.perf_counter() - began,
         "seed": options.seed,
         **stamp(torch.device("cpu")),
     }
     write_json(options.out, result)
-    print(f"{options.files} files: {dict(total)}; bad: {bad or 'none'}; written to {options.out}")
+    print(f"{result['files']} files: {dict(total)}; bad: {bad or 'none'}; written to {options.out}")
 
 
 if __name__ == "__main__":

@@ -19,11 +19,12 @@ from tiny import CONFIG, UP, same_weights
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def test_mutated_files_are_refused_or_what_they_say(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["models", "users", "checkpoints"])
+def test_mutated_files_are_refused_or_what_they_say(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import fuzz
 
-    found = fuzz.attack(300, seed=1, progress=False)
+    found = fuzz.attack(300, seed=1, what=what, progress=False)
     ends = {end for kind in found.values() for end in kind}
     assert ends <= {fuzz.SAME, fuzz.OTHER, fuzz.REFUSED}
     assert sum(sum(kind.values()) for kind in found.values()) == 300 and len(found) == 15
@@ -107,7 +108,12 @@ def test_a_file_of_the_first_version_loads(parts: Any, tmp_path: Path) -> None:
     assert Recommender(again).adapt(clicks).recommend(k=9) == Recommender(expected).adapt(clicks).recommend(k=9)
 
 
-@pytest.mark.parametrize("change", ["state", "nan", "rows", "offsets", "code", "width"])
+CHANGES = (
+    "state nan rows offsets code width double codes_float codes_long offsets_int active corrections below flat none"
+).split()
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_hostile_users(tmp_path: Path, change: str) -> None:
     recommender, path = Recommender(lively(UP, CONFIG)), tmp_path / "users"
     recommender.adapt(HISTORIES).save(path)
@@ -119,6 +125,15 @@ def test_hostile_users(tmp_path: Path, change: str) -> None:
         "offsets": {"offsets": tensors["offsets"].flip(0)},
         "code": {"codes": tensors["codes"] - 5},
         "width": {"state": tensors["state"].repeat(1, 1, 2)},
+        "double": {name: tensors[name].double() for name in ("state", "corrections")},
+        "codes_float": {"codes": tensors["codes"].float()},
+        "codes_long": {"codes": tensors["codes"].long()},
+        "offsets_int": {"offsets": tensors["offsets"].int()},
+        "active": {"active": tensors["active"].long()},
+        "corrections": {"corrections": tensors["corrections"].half()},
+        "below": {"rows": torch.full((6, 3, 1), -2, dtype=torch.int32), "corrections": torch.zeros(6, 3, 1)},
+        "flat": {"state": tensors["state"].sum()},
+        "none": {"offsets": tensors["offsets"][:0]},
     }[change]
     message = "users: 'state' holds inf at" if change == "nan" else "users: its contents make no users"
     with pytest.raises(ValueError, match=message):
