@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import io
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from released import released_loop
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from metarec.files import write_json
+from metarec.files import replace_file, write_json
 from metarec.nn import ModalityLearner
 from metarec.types import EpisodeBatch, Examples
 
@@ -141,8 +142,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
     title = f"{place(result['machine'])}, commit {result['commit'][:10]}"
     panel.set(xscale="log", xlabel="users meta-trained per second", title=title)
     panel.margins(x=0.15)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=110)
+    replace_file(path, image.getvalue())
     pyplot.close(figure)
 
 

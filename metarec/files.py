@@ -12,6 +12,7 @@ import secrets
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, BinaryIO
 
 import torch
@@ -214,7 +215,9 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     version = header.get("format") if isinstance(header, dict) else None
     if type(version) is not int or version not in READABLE:
         known = " and ".join(map(str, READABLE))
-        raise ValueError(f"{source}: format version {version!r}, this metarec reads versions {known}; save it again")
+        raise ValueError(
+            f"{source}: format version {short(version)}, this metarec reads versions {known}; save it again"
+        )
     if checksum(tensors, text) != expected:
         raise ValueError(f"{source}: the checksum does not match; a byte has changed: take another copy")
     for name, tensor in tensors.items():

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ def load(path: str | Path, *, device: torch.device | str = "cpu") -> MML:
     tensors, header = read_tensors(path)
     if header.get("kind") != "MML":
         raise ValueError(
-            f"{path}: holds no model that load() knows: expected kind 'MML', got {header.get('kind')!r}; "
+            f"{path}: holds no model that load() knows: expected kind 'MML', got {short(header.get('kind'))}; "
             "a training checkpoint is read by train(..., checkpoint=...)"
         )
     config = _config(header.get("config"), path)
@@ -130,7 +131,7 @@ def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any], config: MML
     catalog, warm = _catalog(tensors, header), _expect(tensors, "warm", torch.bool, 1)
     fitted = header.get("fitted", catalog.size)
     if type(fitted) is not int or not 1 <= fitted <= catalog.size or len(warm) != catalog.size or bool(warm[0]):
-        raise ValueError(f"warm {tuple(warm.shape)} and fitted={fitted!r} do not fit {catalog.size} rows")
+        raise ValueError(f"warm {tuple(warm.shape)} and fitted={short(fitted)} do not fit {catalog.size} rows")
     near = None
     if "neighbours" in tensors:
         near = _neighbours(tensors, catalog, warm, config.neighbours)
@@ -206,7 +207,9 @@ def _config(values: Any, path: str | Path) -> MMLConfig:
         raise ValueError(f"{path}: the settings must be an object, got {type(values).__name__}; take another copy")
     unknown = sorted(set(values) - {f.name for f in fields(MMLConfig)})
     if unknown:
-        raise ValueError(f"{path}: unknown settings {unknown}; it was saved by a newer metarec: upgrade to load it")
+        raise ValueError(
+            f"{path}: unknown settings {short(unknown)}; it was saved by a newer metarec: upgrade to load it"
+        )
     try:
         return MMLConfig(**values)
     except ValueError as error:

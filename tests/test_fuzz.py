@@ -108,9 +108,23 @@ def test_a_file_of_the_first_version_loads(parts: Any, tmp_path: Path) -> None:
     assert Recommender(again).adapt(clicks).recommend(k=9) == Recommender(expected).adapt(clicks).recommend(k=9)
 
 
-CHANGES = (
-    "state nan rows offsets code width double codes_float codes_long offsets_int active corrections below flat none"
-).split()
+CHANGES = [
+    "state",
+    "nan",
+    "rows",
+    "offsets",
+    "code",
+    "width",
+    "double",
+    "codes_float",
+    "codes_long",
+    "offsets_int",
+    "active",
+    "corrections",
+    "below",
+    "flat",
+    "none",
+]
 
 
 @pytest.mark.parametrize("change", CHANGES)

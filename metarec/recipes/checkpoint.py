@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class Checkpoint:
             raise ValueError(f"{path}: not a checkpoint of a training; choose another file")
         listed = done if isinstance(done, list) else [done]
         if listed is not done or type(epoch) is not int or not all(isinstance(name, str) for name in [*done, stage]):
-            raise _damaged(path, f"it stands at done={done!r}, stage={stage!r}, epoch={epoch!r}")
+            raise _damaged(path, f"it stands at done={short(done)}, stage={short(stage)}, epoch={short(epoch)}")
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}}
         for name, tensor in tensors.items():
             part, _, rest = name.partition(".")
@@ -91,7 +92,7 @@ class Checkpoint:
         if self.settings != settings:
             names = sorted(n for n in {*self.settings, *settings} if self.settings.get(n) != settings.get(n))
             names = [name for name in names if name != INITIAL] or names
-            what = ", ".join(f"{n} (there {self.settings.get(n)}, here {settings.get(n)})" for n in names)
+            what = ", ".join(f"{n} (there {_plain(self.settings.get(n))}, here {settings.get(n)})" for n in names)
             again = "build the model as it was built then, with the same seed, or " if names == [INITIAL] else ""
             raise ValueError(
                 f"{path}: this checkpoint is of another training, with other {what}; "
@@ -112,7 +113,8 @@ class Checkpoint:
         right = len({*self.done, self.stage}) == len(self.done) + 1 and (self.epoch > 0) == bool(self.stage)
         if known and right and self.epoch >= 0 and "" not in self.done:
             return ""
-        return f"it stands at epoch {self.epoch} of stage {self.stage!r} after {list(self.done)}, of the stages {order}"
+        where = f"epoch {short(self.epoch)} of stage {short(self.stage)} after {short(self.done)}"
+        return f"it stands at {where}, of the stages {order}"
 
     def _misfit_adam(self, model: nn.Module) -> str:
         """What is wrong with the optimizer's state, if something is."""
@@ -152,6 +154,11 @@ def _misfit(given: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
             got, wanted = (f"{tuple(t.shape)} of {t.dtype}" for t in (given[name], tensor))
             return f"tensor {name!r} has {got}, expected {wanted}"
     return ""
+
+
+def _plain(value: object) -> str:
+    """A setting as it is in the file, cut where it is long."""
+    return f"{value}"[:200]
 
 
 def _damaged(path: Path, problem: str) -> ValueError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from reprlib import repr as short
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -115,7 +116,7 @@ class MMLConfig:
         for name, among in choices.items():
             if getattr(self, name) not in among:
                 given = getattr(self, name)
-                raise ValueError(f"MMLConfig: {name} must be {' or '.join(map(repr, among))}, got {given!r}")
+                raise ValueError(f"MMLConfig: {name} must be {' or '.join(map(repr, among))}, got {short(given)}")
         self._check_names()
         if self.dim % self.heads:
             raise ValueError(f"MMLConfig: heads must divide dim, got dim={self.dim} and heads={self.heads}")
@@ -123,12 +124,14 @@ class MMLConfig:
     def _check_names(self) -> None:
         kinds, given = get_args(Objective), self.objectives
         if not isinstance(given, tuple) or len(given) != 2 or not all(kind in kinds for kind in given):
-            raise ValueError(f"MMLConfig: objectives must be two of {kinds}, the inner and the outer, got {given!r}")
+            raise ValueError(
+                f"MMLConfig: objectives must be two of {kinds}, the inner and the outer, got {short(given)}"
+            )
         names = () if self.modalities is None else self.modalities
         right = isinstance(names, tuple) and all(isinstance(name, str) and name != "id" for name in names)
         if not right or len(set(names)) != len(names):
             raise ValueError(
-                f"MMLConfig: modalities must be a tuple of names, each once and none of them 'id', got {names!r}"
+                f"MMLConfig: modalities must be a tuple of names, each once and none of them 'id', got {short(names)}"
             )
 
     def rate(self, name: Literal["lr", "test_lr"], learner: str) -> float:
@@ -186,7 +189,7 @@ def _check(name: str, value: object, limits: tuple[float, float]) -> None:
     whole = isinstance(low, int)
     if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
         kind = "an integer" if whole else "a number"
-        raise ValueError(f"MMLConfig: {name} must be {kind}, got {value!r}")
+        raise ValueError(f"MMLConfig: {name} must be {kind}, got {short(value)}")
     if not whole and not low <= value <= high:
         raise ValueError(f"MMLConfig: {name} must be between {low:g} and {high:g}, got {value}")
     if not low <= value <= high:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from reprlib import repr as short
 
 import numpy as np
 import torch
@@ -63,7 +64,7 @@ def read_users(path: str | Path, model: object, items: int, snapshot: Snapshot) 
     """
     tensors, header = read_tensors(path)
     if header.get("kind") != "users":
-        raise ValueError(f"{path}: expected kind 'users', got {header.get('kind')!r}; load() reads a model")
+        raise ValueError(f"{path}: expected kind 'users', got {short(header.get('kind'))}; load() reads a model")
     if not isinstance(model, MML) or header.get("model") != fingerprint(model):
         raise ValueError(f"{path}: these users were adapted from another model; load that one, or adapt to them again")
     try:
