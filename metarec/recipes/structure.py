@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,8 @@ from metarec.nn import ColdItemGenerator
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.mml import MML
 
-RECORDS = ("training", "fitted_until", "trained", "repeat_share")  # attributes that no score depends on
+RECORDS = ("training", "fitted_until", "trained", "untrained", "made", "repeat_share")  # no score depends on them
+_QUIET = Lock()  # filters of warnings are the process's, not a thread's
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
 
@@ -45,7 +48,9 @@ def difference(model: MML) -> str:
     if len(kinds) > 1:
         return f"its weights are of several types, {sorted(map(str, kinds))}"
     near = neighbours_of(model)
-    twin = empty_model(model.catalog, model.warm, model.config, model.fitted, None if near is None else near.cpu())
+    with _QUIET, warnings.catch_warnings():  # what there is to say of the features was said when the model was made
+        warnings.simplefilter("ignore")
+        twin = empty_model(model.catalog, model.warm, model.config, model.fitted, None if near is None else near.cpu())
     twin.to(kinds.pop())
     mine, theirs = (dict(each.named_modules(remove_duplicate=False)) for each in (model, twin))
     for name in _both(mine, theirs):
