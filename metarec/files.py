@@ -107,9 +107,22 @@ def write_json(path: str | Path, value: object) -> None:
 
     Raises:
         TypeError: if the value has something that JSON cannot say.
-        ValueError: if it has a NaN or an infinity.
+        ValueError: if it has a NaN or an infinity, or text with half a character.
+        OSError: as for :func:`replace_file`.
     """
-    replace_file(path, (json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode())
+    replace_file(path, (_json(path, value, indent=1) + "\n").encode())
+
+
+def _json(path: str | Path, value: object, **how: Any) -> str:
+    """A value as JSON, or an error that names the file that it was for."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, **how)
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{path}: not written: {error.object[error.start]!r} is not valid text") from error
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{path}: not written: {error}") from error
+    return text
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
@@ -128,7 +141,7 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mappi
     """
     from safetensors.torch import save
 
-    text = json.dumps({"format": FORMAT, **header}, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    text = _json(path, {"format": FORMAT, **header}, sort_keys=True)
     whole = _copied(path, tensors)
     for name, tensor in whole.items():
         if problem := _not_finite(tensor):

@@ -151,3 +151,15 @@ def test_hostile_tensors_are_refused_before_anything_is_made(
 def test_keys_that_it_does_not_know_are_let_be(tmp_path: Path, parts: Any) -> None:
     write_tensors(tmp_path / "mml", parts[0], {**parts[1], "noted": {"by": "a later version"}})
     assert load(tmp_path / "mml").catalog.items == UP.catalog.items
+
+
+def test_neighbours_of_an_old_file_are_computed_for_a_bounded_catalogue(
+    tmp_path: Path, parts: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {name: tensor for name, tensor in parts[0].items() if name != "neighbours"}
+    write_tensors(tmp_path / "mml", tensors, {**parts[1], "format": 1})
+    assert load(tmp_path / "mml").catalog.items == UP.catalog.items
+    monkeypatch.setattr("metarec.serialization._OLD_NEIGHBOURS", 40 * 5)
+    monkeypatch.setattr("metarec.serialization.empty_model", forbidden)
+    with pytest.raises(ValueError, match=r"mml: .*the generators' neighbours are missing"):
+        load(tmp_path / "mml")

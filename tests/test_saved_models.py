@@ -223,6 +223,21 @@ def test_values_that_are_not_there_or_not_finite_are_not_saved(tmp_path: Path) -
     assert list(tmp_path.iterdir()) == []
 
 
+def test_saving_leaves_the_random_numbers_and_the_model_alone(tmp_path: Path) -> None:
+    model = MML.build(UP, CONFIG).train()
+    before, weights = torch.random.get_rng_state(), {name: t.clone() for name, t in model.state_dict().items()}
+    save(model, tmp_path / "mml")
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.state_dict().items())
+    assert all(part.training for part in model.modules())
+
+
+def test_a_rate_that_is_missing_is_missed_when_the_model_is_made() -> None:
+    for setting in ("lr", "test_lr", "test_steps"):
+        with pytest.raises(ValueError, match=rf"{setting} has n\w+ .*for 'image' and no 'default'"):
+            MML.build(UP, replace(CONFIG, **{setting: {"id": 1, "text": 1}}))
+
+
 def test_numbers_of_numpy_are_settings(tmp_path: Path) -> None:
     config = replace(CONFIG, dim=np.int64(8), inner_lr=np.float64(0.1), test_steps={"default": np.int32(2)})
     assert config == replace(CONFIG, dim=8, inner_lr=0.1, test_steps={"default": 2})

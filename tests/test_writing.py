@@ -214,6 +214,24 @@ def test_tensors_that_are_trained_meanwhile_are_not_written(tmp_path: Path) -> N
     assert names(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("value", "kind", "message"),
+    [
+        ({1, 2}, TypeError, "Object of type set is not JSON serializable"),
+        ({"at": float("nan")}, ValueError, "Out of range float values are not JSON compliant"),
+        (["\ud800"], ValueError, r"'\\ud800' is not valid text"),
+    ],
+)
+def test_what_json_cannot_say_names_the_file(
+    tmp_path: Path, value: object, kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(kind, match=rf"x: not written: {message}"):
+        write_json(tmp_path / "x", value)
+    with pytest.raises(kind, match=rf"x: not written: {message}"):
+        write_tensors(tmp_path / "x", {}, {"value": value})
+    assert names(tmp_path) == []
+
+
 def test_the_header_alone(tmp_path: Path) -> None:
     write_tensors(tmp_path / "x", {"w": torch.ones(2)}, {"settings": {"a": "1"}})
     assert read_header(tmp_path / "x") == read_tensors(tmp_path / "x")[1]
