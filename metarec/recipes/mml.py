@@ -210,14 +210,8 @@ def train(
             f"train: the model was built for {model.catalog.items}, and the sampler's data {sampler.data.name!r} have "
             f"other items, {sampler.data.catalog.items}; build the model from the data that train it"
         )
-    sampler = replace(
-        sampler,
-        part="train",
-        users_per_batch=config.users_per_batch,
-        queries=config.queries,
-        negatives=config.negatives,
-        max_length=config.max_length,
-    )
+    same = {n: getattr(config, n) for n in ("users_per_batch", "queries", "negatives", "max_length")}
+    sampler = replace(sampler, part="train", **same)
     fusing, others = fusion_users(sampler, config)
     settings, epochs = settings_of(config, sampler, epochs), config.epochs if epochs is None else epochs
     generating = [n for n in model.learners if isinstance(model.learner(n).items, ColdItemGenerator)]
@@ -279,9 +273,14 @@ def train_generator(model: MML, name: str, sampler: EpisodeSampler, run: Trainin
         return
     trained = [*generator.projections.parameters(), *generator.attentions.parameters()]
 
+    encoder = meta.learner.encoder
+    adapting = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
+
     def backward(batch: EpisodeBatch) -> float:
-        with training_only(model, trained):  # for the step alone: a training may be left between two
-            return meta.backward(batch.to(device_of(model)))
+        with training_only(model, [*trained, *adapting]):  # for the step alone: a training may be left between two
+            loss = meta.backward(batch.to(device_of(model)))
+        encoder.zero_grad()  # it adapts, but is not trained
+        return loss
 
     yield from run.stage(
         f"{name} generator",
