@@ -229,6 +229,28 @@ class Dataset:
         """(u + 1,) where each user of ``user_codes`` starts in the columns; the last entry is their length."""
         return np.append(np.flatnonzero(np.diff(self.user, prepend=0)), len(self.user)).astype(np.int64)
 
+    @cached_property
+    def duplicates(self) -> int:
+        """How many interactions stand in the data already: the same user, item and time."""
+        tie = (self.user[1:] == self.user[:-1]) & (self.time[1:] == self.time[:-1])
+        moment = np.cumsum(np.append(False, ~tie))  # one number per user and time
+        tied = np.append(tie, False) | np.append(False, tie)
+        return len(moment[tied]) - len(np.unique(moment[tied] * self.catalog.size + self.item[tied]))
+
+    @cached_property
+    def repeat_share(self) -> float:
+        """The share of the interactions, each counted once, whose user had the item before: 0 to 1.
+
+        Example:
+            >>> people, catalog = Vocabulary(["ann"], "user"), Catalog(Vocabulary("ab"))
+            >>> user, warm = np.array([1, 1, 1, 1]), np.array([False, True, True])
+            >>> data = Dataset(people, catalog, user, np.array([1, 1, 2, 1]), np.array([5, 5, 6, 7]), warm)
+            >>> round(data.repeat_share, 2), data.duplicates
+            (0.33, 1)
+        """
+        once = len(self) - self.duplicates
+        return (once - len(np.unique(self.user * self.catalog.size + self.item))) / max(once, 1)
+
     @property
     def cold_items(self) -> Ints:
         """Codes of the items that never occur upstream."""

@@ -1,0 +1,43 @@
+"""How many interactions are repeats, and how many merely stand twice in the file: against a loop over the rows."""
+
+import numpy as np
+import pytest
+
+from metarec.data import Catalog, Dataset, Vocabulary
+
+
+def made(user, item, time):
+    order = np.lexsort((time, user))
+    user, item, time = (np.asarray(column)[order] for column in (user, item, time))
+    people = Vocabulary([f"u{i}" for i in range(1, max([*user.tolist(), 1]) + 1)], "user")
+    catalog = Catalog(Vocabulary(f"i{i}" for i in range(1, max([*item.tolist(), 1]) + 1)))
+    return Dataset(people, catalog, user, item, time, np.ones(catalog.size, dtype=bool))
+
+
+def counted(data):
+    """Duplicates and repeats, row by row."""
+    seen, had, duplicates, repeats = set(), set(), 0, 0
+    for row in zip(data.user.tolist(), data.item.tolist(), data.time.tolist(), strict=True):
+        duplicates += row in seen
+        repeats += row not in seen and row[:2] in had
+        seen.add(row)
+        had.add(row[:2])
+    return duplicates, repeats / max(len(seen), 1)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_repeats_and_duplicates_as_a_loop_counts_them(seed):
+    rng = np.random.default_rng(seed)
+    rows, times = int(rng.integers(0, 200)), int(rng.integers(1, 60))
+    time = rng.integers(0, times, rows)
+    data = made(rng.integers(1, 6, rows), rng.integers(1, 9, rows), time / 2 if seed % 2 else time)
+    duplicates, share = counted(data)
+    assert data.duplicates == duplicates
+    assert data.repeat_share == pytest.approx(share)
+
+
+def test_a_doubled_row_is_no_repeat():
+    once = made([1, 1, 2], [1, 2, 1], [3, 4, 5])
+    twice = made([1, 1, 1, 2], [1, 2, 2, 1], [3, 4, 4, 5])
+    assert (once.repeat_share, once.duplicates) == (0.0, 0)
+    assert (twice.repeat_share, twice.duplicates) == (0.0, 1)
