@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metarec.data.dataset import Dataset, Ints, Times
+from metarec.data.clock import Times
+from metarec.data.dataset import Dataset, Ints
 from metarec.types import Examples
 
 

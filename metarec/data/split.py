@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from metarec.data.dataset import Dataset, Times
+from metarec.data.clock import Times
+from metarec.data.dataset import Dataset
 
 Rows = NDArray[np.bool_]
 
