@@ -13,22 +13,21 @@ import polars as pl
 from metarec.data.clock import told_day, unit_of
 from metarec.data.table import Table
 
-TIME = frozenset(
-    "time timestamp timestamps ts date datetime epoch unix unixtime unixtimestamp created when timems timestampms".split()
+# The words of a column's name that say what it may be.
+TIME = re.compile(
+    "time|timestamps?|ts|date|datetime|epoch|unix|created|when|day|hour|week|month|year|(unix)?(time|timestamp)(ms|s|us|ns)?"
 )
-"""Words that say that a column is a time."""
-NO_MOMENT = frozenset(
-    "watch watched play played dwell spent spend stay duration elapsed reading gap delta diff zone of birth release "
-    "released publish published upload uploaded load response total average avg mean remaining since session".split()
+LASTING = re.compile(
+    "watch(ed)?|play(ed)?|dwell|spen[dt]|stay|duration|elapsed|reading|gap|delta|diff|zone|of|birth|since|remaining|"
+    "releas(e|ed)|publish(ed)?|upload(ed)?|load|response|total|average|avg|mean|session|day|hour|week|month|year"
 )
-"""Words that make it the time of something else, or a length of time."""
-LABEL = frozenset(
-    "label labels click clicks clicked isclick isclicked like liked islike purchase purchased buy bought conversion "
-    "converted positive relevance relevant feedback rating ratings score scores star stars overall".split()
+"""They make it the time of something else, or a length of time."""
+LABEL = re.compile(
+    "labels?|(is)?(clicks?|clicked|liked?)|purchased?|buy|bought|conversion|converted|positive|relevance|relevant|"
+    "feedback|ratings?|scores?|stars?|overall"
 )
-"""Words that say that a column tells how much a row is a click."""
-LIST = frozenset("list lists history histories hist seq sequence past previous impressions".split())
-"""Words that say that a column holds many clicks."""
+LIST = re.compile("lists?|histor(y|ies)|hist|seq|sequence|past|previous|impressions")
+ITEM = re.compile("items?")
 NO = ("false", "no", "none", "f", "n")
 
 
@@ -84,7 +83,7 @@ class Columns:
         self._refuse_lists()
         self.time = asked.time_field or self._find_time(block)
         self._free.pop(self.time or "", None)
-        self._labels = [n for n in self._free if _words(n) & LABEL] if not asked.positive else []
+        self._labels = [n for n in self._free if _says(n, LABEL)] if not asked.positive else []
         self._zeros = dict.fromkeys(self._labels, 0)
         self._kept = self._rows = 0
         self._largest = dict.fromkeys(asked.positive, -np.inf)
@@ -133,8 +132,7 @@ class Columns:
 
     def _refuse_lists(self) -> None:
         for name, kind in self._free.items():
-            words = _words(name)
-            if words & LIST or (kind.endswith("_seq") and "item" in words):
+            if _says(name, LIST) or (kind.endswith("_seq") and _says(name, ITEM)):
                 raise ValueError(
                     f"{self.path}: column '{name}:{kind}' looks like a list of clicks, as in files that were split "
                     "before; expected one click a row: give the file from before the split, or write one row for each "
@@ -144,8 +142,8 @@ class Columns:
     def _find_time(self, block: Table) -> str | None:
         """The time column, by its name or else by its values."""
         floats = [name for name, kind in self._free.items() if kind == "float"]
-        like = [name for name, kind in self._free.items() if not kind.endswith("_seq") and _words(name) & TIME]
-        named = [name for name in floats if name in like and not _words(name) & NO_MOMENT]
+        like = [name for name, kind in self._free.items() if not kind.endswith("_seq") and _says(name, TIME)]
+        named = [name for name in floats if name in like and not _says(name, LASTING)]
         found = named or [name for name in floats if _calendar(block, name)]
         if len(found) > 1:
             raise ValueError(
@@ -156,7 +154,7 @@ class Columns:
             warnings.warn(
                 f"{self.path}: column {found[0]!r} is taken for the time, as its values are times of the calendar; "
                 f"pass load_atomic(..., time_field={found[0]!r}) to say so, or ignore=({found[0]!r},)",
-                stacklevel=6,
+                stacklevel=5,
             )
         if like and not found:
             kind = block.types[like[0]]
@@ -168,10 +166,10 @@ class Columns:
         return found[0] if found else None
 
 
-def _words(name: str) -> frozenset[str]:
-    """The words of a column's name, in lower case, and the name without what is between them."""
-    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
-    return frozenset(part.lower() for part in [*parts, "".join(parts)])
+def _says(name: str, what: re.Pattern[str]) -> bool:
+    """Whether one of the words of a column's name, or all of them as one, are of a kind."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return any(what.fullmatch(word.lower()) for word in [*words, "".join(words)])
 
 
 def _calendar(block: Table, name: str) -> bool:

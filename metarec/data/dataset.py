@@ -11,7 +11,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from metarec.data.clock import Times, told_day
+from metarec.data.clock import DAYS, Times, told_day
 from metarec.data.vocabulary import Ints, Vocabulary, check_text
 from metarec.types import Modality
 
@@ -50,7 +50,7 @@ class Catalog:
         for name, column in self.attributes.items():
             if len(column) != len(self.items):
                 raise ValueError(f"attribute {name!r} has {len(column)} values, expected {len(self.items)}")
-            check_text(column, f"attribute {name!r}:", controls=True)
+            check_text(column, f"attribute {name!r}:")
         self.items.encode(sorted(self.hidden))
         object.__setattr__(self, "modalities", MappingProxyType(dict(self.modalities)))
         object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
@@ -108,7 +108,8 @@ class Dataset:
             rows; None, the default, to tell it from the times, see :meth:`days`.
 
     Raises:
-        ValueError: if the columns differ in length or are not sorted, or the times are not int64 or finite float64.
+        ValueError: if the columns differ in length or are not sorted, the times are not int64 or finite float64, or
+            ``day`` is not finite or negative.
 
     Example:
         >>> people, catalog = Vocabulary(["ann", "bob"], "user"), Catalog(Vocabulary("abc"))
@@ -143,6 +144,8 @@ class Dataset:
 
     def _check_time(self) -> None:
         kind = self.time.dtype
+        if self.day is not None and not 0 <= self.day < float("inf"):
+            raise ValueError(f"{self.name}: day must be how many units of time are a day, or 0, got {self.day}")
         if not np.issubdtype(kind, np.signedinteger) and kind != np.float64:
             raise ValueError(
                 f"{self.name}: expected times as int64 or float64, got {kind}; convert them, e.g. to unix seconds"
@@ -184,7 +187,7 @@ class Dataset:
             >>> data.days(7), replace(data, time=data.time * 1000).days(7)
             (604800.0, 604800000.0)
         """
-        told = self._told_day if self.day is None else self.day
+        told = self._told_day
         if day is None and not told:
             first, last = (self.time.min(), self.time.max()) if len(self) else (None, None)
             raise ValueError(
@@ -193,14 +196,19 @@ class Dataset:
             )
         if day is not None and told and day != told:
             warnings.warn(
-                f"{self.name}: day={day:g} is given, but by its times a day has {told:g} units; leave day out to use that",
+                f"{self.name}: day={day:g} is given, but by its times a day has {told:g} units; leave day out for that",
                 stacklevel=2,
             )
         return count * (told if day is None else day)
 
     @cached_property
     def _told_day(self) -> float:
-        return told_day(self.time)
+        return told_day(self.time) if self.day is None else self.day
+
+    @property
+    def second(self) -> float:
+        """How many units of ``time`` are a second; 1 where nothing says."""
+        return self._told_day / DAYS["seconds"] or 1.0
 
     @cached_property
     def user_codes(self) -> Ints:

@@ -60,14 +60,14 @@ def read_events(path: Path, asked: Asked, known_items: Sequence[pl.Series] = ())
     """
     users, items = _Ids(), _Ids()
     times: list[Times] = []
-    rows = 0
+    start = 0
     columns = Columns(next(read_blocks(path, LOOKED_AT)), asked)
     for block in read_blocks(path):
         clicks = columns.clicks(block)
         users.add(clicks.ids("user_id"))
         items.add(clicks.ids("item_id"))
-        times.append(_times(clicks, columns.time, rows))
-        rows += len(clicks)
+        times.append(_times(clicks, columns.time, start))
+        start += len(clicks)
     dropped = columns.finish()
     try:
         user_ids, user = users.encoded("user")
@@ -79,8 +79,8 @@ def read_events(path: Path, asked: Asked, known_items: Sequence[pl.Series] = ())
     if columns.time is not None:
         check_one_unit(time, f"{path}: column {columns.time!r}")
     order = _order(user, time)
-    user, item = user[order].astype(np.int64), item[order].astype(np.int64)
-    return Events(user_ids, item_ids, user, item, time[order], columns.time is None, dropped)
+    rows = (user[order].astype(np.int64), item[order].astype(np.int64), time[order])
+    return Events(user_ids, item_ids, *rows, numbered=columns.time is None, dropped=dropped)
 
 
 class _Ids:

@@ -99,9 +99,9 @@ def align(name: str, rows: FeatureRows, items: Vocabulary) -> tuple[Modality, di
     unknown, missing = int((~known).sum()), len(items) - int(given.sum())
     if 2 * unknown > len(codes) and 2 * missing > len(items):
         warnings.warn(
-            f"{rows.source}: {unknown:,} of {len(codes):,} rows are of items that the data do not have, and {missing:,} "
-            f"of {len(items):,} items have no features{_both(rows, items, codes)}",
-            stacklevel=6,
+            f"{rows.source}: {unknown:,} of {len(codes):,} rows are of items that the data do not have, and "
+            f"{missing:,} of {len(items):,} items have no features{_both(rows, items, codes)}",
+            stacklevel=5,
         )
     features = torch.zeros(items.size, rows.values.shape[1])
     present = torch.zeros(items.size, dtype=torch.bool)
