@@ -41,7 +41,7 @@ class Vocabulary:
             twice = next(name for code, name in enumerate(self.ids, 1) if self._code[name] != code)
             raise ValueError(f"{what} id {twice!r} appears more than once in the vocabulary")
         if "" in self._code:
-            raise ValueError(f"{what} id {''!r} (at position {self._code[''] - 1}) is empty; give every {what} an id")
+            raise ValueError(f"{what} id '' is empty (at position {self._code[''] - 1}); give every {what} an id")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -101,16 +101,15 @@ def check_text(texts: Sequence[str], what: str) -> None:
         >>> check_text(["B004", "B\ud800"], "item id")
         Traceback (most recent call last):
         ...
-        ValueError: item id 'B\ud800' (at position 1) holds half a character (a lone surrogate); decode it as UTF-8
+        ValueError: item id 'B\ud800' holds a lone surrogate, half a character (at position 1); decode...
     """
     try:
         "".join(texts).encode()
     except (TypeError, UnicodeEncodeError):
         for position, text in enumerate(texts):
-            told = f"{what} {text!r} (at position {position})"
             if not isinstance(text, str):
-                raise ValueError(
-                    f"{told} is of type {type(text).__name__}; expected a string: write str(...)"
-                ) from None
+                kind = type(text).__name__
+                raise ValueError(f"{what} {text!r} is not a string but {kind} (at position {position})") from None
             if any("\ud800" <= letter <= "\udfff" for letter in text):
-                raise ValueError(f"{told} holds half a character (a lone surrogate); decode it as UTF-8") from None
+                told = f"{what} {text!r} holds a lone surrogate, half a character (at position {position})"
+                raise ValueError(f"{told}; decode its bytes as UTF-8") from None
