@@ -104,9 +104,7 @@ def test_ids_that_no_file_can_hold_are_refused_wherever_they_enter(wrong: str) -
 
 
 def test_attributes_that_no_file_can_hold_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"attribute 'title' 'b\\udfff' holds a lone surrogate, half a character \(at position 1\)"
-    ):
+    with pytest.raises(ValueError, match=r"attribute 'title' 'b\\udfff' holds a lone surrogate"):
         Catalog(Vocabulary("ab"), attributes={"title": ["a\n", "b\udfff"]})
 
 

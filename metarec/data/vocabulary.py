@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +92,7 @@ class Vocabulary:
         return out
 
 
-def check_text(texts: Sequence[str], what: str) -> None:
+def check_text(texts: Sequence[Any], what: str) -> None:
     r"""Refuse what no file and no answer can hold.
 
     Raises:
