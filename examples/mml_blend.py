@@ -37,6 +37,7 @@ def run(options: argparse.Namespace) -> None:
     up, down = mr.split_by_time(data, at=mr.split_time(data, cold_users=0.2))
     clicks = item_ids(data.catalog, options.clicks or usual_clicks(up))
     print(f"{data.name}: {len(up.user_codes):,} users upstream, {len(down.user_codes):,} cold users after them")
+    print(f"{up}\n{down}")
     began = time.perf_counter()
     live = data if options.live else None
     blend = mr.recipes.mml_blend(up, live=live, day=options.day, seed=options.seed, device=options.device)

@@ -176,7 +176,7 @@ def counts(job: Job) -> dict[str, int]:
         found[f"{name} users"] = len(side.user_codes)
         found[f"{name} items"] = len(np.unique(side.item))
         found[f"{name} interactions"] = len(side)
-        found[f"{name} interactions that are duplicates"] = side.duplicates
+        found |= {f"{name} interactions that are duplicates": count for count in (side.duplicates,) if count}
     found["cold items"] = len(job.up.cold_items)
     found["downstream interactions with cold items"] = int((~job.down.warm[job.down.item]).sum())
     return found | {f"dropped: {what}": n for side in (job.up, job.down) for what, n in side.dropped.items()}

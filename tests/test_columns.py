@@ -190,7 +190,7 @@ def test_columns_that_are_not_separated_by_tabs(tmp_path: Path, between: str) ->
 
 def test_ids_stay_the_strings_that_they_are_but_for_blanks(tmp_path: Path) -> None:
     ids = ["001", "1", "1e5", "NA", "null", "None", "True", '"q"', "1.0", "9" * 30, "x" * 100_000]
-    lines = ["user_id:token \t item_id:token", *(f" u\t{name} " for name in ids)]
+    lines = ["user_id:token \t item_id : token", *(f" u\t{name} " for name in ids)]
     (tmp_path / "d.inter").write_bytes("\r\n".join(lines).encode("utf-8-sig"))
     with warnings.catch_warnings():
         warnings.simplefilter("error")

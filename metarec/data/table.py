@@ -177,7 +177,7 @@ def _types(path: Path, header: str) -> dict[str, str]:
     """Column name -> type, from the header line."""
     types: dict[str, str] = {}
     for column in header.lstrip("\ufeff").split("\t"):
-        name, _, kind = column.strip().rpartition(":")
+        name, _, kind = (part.strip() for part in column.rpartition(":"))
         if SEVERAL.search(column):
             raise ValueError(
                 f"{path}: the columns must be separated by tabs, but one column of the header is {_short(column)}; "
