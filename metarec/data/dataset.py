@@ -50,7 +50,8 @@ class Catalog:
         for name, column in self.attributes.items():
             if len(column) != len(self.items):
                 raise ValueError(f"attribute {name!r} has {len(column)} values, expected {len(self.items)}")
-            check_text(column, f"attribute {name!r}")
+            if not isinstance(self.attributes, MappingProxyType):  # those of another catalogue were checked there
+                check_text(column, f"attribute {name!r}")
         self.items.encode(sorted(self.hidden))
         object.__setattr__(self, "modalities", MappingProxyType(dict(self.modalities)))
         object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
