@@ -112,6 +112,14 @@ def test_two_units_in_one_column_are_refused(tmp_path: Path) -> None:
         load_atomic(path)
 
 
+def test_two_units_half_and_half_are_refused(tmp_path: Path) -> None:
+    path = file(tmp_path, *range(1_600_000_000, 1_600_000_005), *range(1_600_000_000_000, 1_600_000_000_005))
+    with pytest.raises(
+        ValueError, match=r"most times are unix milliseconds, but 5 are not, such as 1600000000 \(seconds"
+    ):
+        load_atomic(path)
+
+
 @pytest.mark.parametrize("odd", [0, -1, 99])
 def test_times_outside_the_calendar_are_said(tmp_path: Path, odd: int) -> None:
     path = file(tmp_path, *range(1_600_000_000, 1_600_000_005), odd)

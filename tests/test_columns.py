@@ -200,3 +200,9 @@ def test_ids_stay_the_strings_that_they_are_but_for_blanks(tmp_path: Path) -> No
     (tmp_path / "d.inter").write_text("user_id:token\titem_id:token\nu\t  \n")
     with pytest.raises(ValueError, match=r"line 2, column 'item_id': is empty"):
         load_atomic(tmp_path)
+
+
+def test_lines_that_end_in_carriage_returns_alone(tmp_path: Path) -> None:
+    (tmp_path / "d.inter").write_bytes(b"user_id:token\titem_id:token\ru\ta\r")
+    with pytest.raises(ValueError, match=r"d\.inter: lines end in carriage returns alone"):
+        load_atomic(tmp_path)

@@ -43,7 +43,8 @@ def told_day(time: Times) -> float:
     """
     if not len(time):
         return 0.0
-    unit = unit_of(float(np.median(time[:: len(time) // SAMPLE + 1])))
+    sample = np.sort(time[:: len(time) // SAMPLE + 1])
+    unit = unit_of(float(sample[len(sample) // 2]))  # one of them, where the mean of two would be in no unit
     if unit is not None:
         return DAYS[unit]
     return 1.0 if time.min() >= FIRST_DAY and time.max() <= LAST else 0.0

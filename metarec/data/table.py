@@ -127,7 +127,7 @@ def read_blocks(path: Path, size: int = BLOCK) -> Iterator[Table]:
             header = _text(path, file.readline(), 1)
             if not header:
                 raise ValueError(f"{path}: the file is empty; expected a header such as user_id:token and rows")
-            types = MappingProxyType(_types(path, header.rstrip("\n")))
+            types = MappingProxyType(_types(path, header.rstrip("\r\n")))
             line, block = 2, file.read(size) + file.readline()
             while True:
                 yield _rows(path, types, _text(path, block, line), line)
@@ -176,6 +176,8 @@ def _rows(path: Path, types: Mapping[str, str], text: str, line: int) -> Table:
 def _types(path: Path, header: str) -> dict[str, str]:
     """Column name -> type, from the header line."""
     types: dict[str, str] = {}
+    if "\r" in header:
+        raise ValueError(f"{path}: lines end in carriage returns alone; save it with ordinary ends of lines")
     for column in header.lstrip("\ufeff").split("\t"):
         name, _, kind = (part.strip() for part in column.rpartition(":"))
         if SEVERAL.search(column):
