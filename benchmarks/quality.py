@@ -117,10 +117,10 @@ def make_world(options: argparse.Namespace, share: float) -> World:
     if options.data == "planted":
         data = planted(users=300)
         up, down = split_by_time(data, at=PLANTED_SPLIT)
-        return World(data, up, down, options.device, day=PLANTED_SPLIT / 250)
+        return World(data, up, down, options.device, day=data.days(1))
     data = read(options)
     up, down = split_by_time(data, at=split_time(data, cold_users=share))
-    return World(data, up, down, options.device, day=options.day)
+    return World(data, up, down, options.device, day=data.days(1, options.day))
 
 
 def read(options: argparse.Namespace) -> Dataset:
@@ -164,7 +164,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     told = "shares of the users to come after the split; several are several splits (default: 0.2)"
     parser.add_argument("--cold-users", type=float, nargs="+", default=[0.2], metavar="SHARE", help=told)
     parser.add_argument("--first-clicks", type=int, metavar="N", help="cut each user to the first N clicks")
-    parser.add_argument("--day", type=float, default=86400.0, help="a day in the units of the data (default: 86400)")
+    parser.add_argument("--day", type=float, help="a day in the units of the data (default: told from the times)")
     parser.add_argument("--fast", action="store_true", help="one seed, fewer baselines, no choice of the penalty")
     parser.add_argument("--tiny", action="store_true", help="an epoch of a very small model, to try the command")
     parser.add_argument("--seeds", type=int, help="default: 3, or 1 with --fast or --tiny")

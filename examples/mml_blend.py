@@ -37,11 +37,12 @@ def run(options: argparse.Namespace) -> None:
     up, down = mr.split_by_time(data, at=mr.split_time(data, cold_users=0.2))
     clicks = item_ids(data.catalog, options.clicks or usual_clicks(up))
     print(f"{data.name}: {len(up.user_codes):,} users upstream, {len(down.user_codes):,} cold users after them")
+    print(f"{up}\n{down}")
     began = time.perf_counter()
     live = data if options.live else None
     blend = mr.recipes.mml_blend(up, live=live, day=options.day, seed=options.seed, device=options.device)
     print(f"trained in {time.perf_counter() - began:.0f} s")
-    popular = mr.Popularity(up) if live is None else mr.recipes.LivePopularity(live, window=7 * options.day)
+    popular = mr.Popularity(up) if live is None else mr.recipes.LivePopularity(live, window=live.days(7, options.day))
     methods: dict[str, mr.Method] = {"popularity": popular, "mml_blend": blend}
     reports = {name: mr.evaluate(method, down, exclude_seen=True, progress=name) for name, method in methods.items()}
     print(results_table(reports))
@@ -56,7 +57,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="a folder of RecBole atomic files (default: as in mml_hangzhou.py)")
     parser.add_argument("--live", action="store_true", help="count everybody's clicks until each question")
-    parser.add_argument("--day", type=float, default=86400.0, help="a day in the units of the data (default: 86400)")
+    parser.add_argument("--day", type=float, help="a day in the units of the data (default: told from the times)")
     parser.add_argument("--clicks", nargs="+", metavar="ITEM", help="titles or ids of someone new's clicks")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", type=device, default="auto", help="auto, cpu, cuda ... (default: auto)")

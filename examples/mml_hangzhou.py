@@ -171,15 +171,15 @@ def load(options: argparse.Namespace) -> mr.Dataset:
 
 def counts(job: Job) -> dict[str, int]:
     """What is in both sides of the split, and what was dropped on the way."""
-    sides = {"upstream": job.up, "downstream": job.down}
     found = {}
-    for name, side in sides.items():
+    for name, side in (("upstream", job.up), ("downstream", job.down)):
         found[f"{name} users"] = len(side.user_codes)
         found[f"{name} items"] = len(np.unique(side.item))
         found[f"{name} interactions"] = len(side)
+        found |= {f"{name} interactions that are duplicates": count for count in (side.duplicates,) if count}
     found["cold items"] = len(job.up.cold_items)
     found["downstream interactions with cold items"] = int((~job.down.warm[job.down.item]).sum())
-    return found | {f"dropped: {what}": n for side in sides.values() for what, n in side.dropped.items()}
+    return found | {f"dropped: {what}": n for side in (job.up, job.down) for what, n in side.dropped.items()}
 
 
 def titles(catalog: mr.Catalog) -> Sequence[str]:

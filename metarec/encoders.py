@@ -156,7 +156,7 @@ def encode_items(
     *,
     progress: bool | str = False,
 ) -> Modality:
-    """What is known of a catalogue's items, as a modality of it; items without content are flagged as missing.
+    """What is known of a catalogue's items, as a modality of it; items without content or with zeros alone are missing.
 
     Args:
         name: of the modality, e.g. ``"text"``.
@@ -182,7 +182,7 @@ def encode_items(
         raise ValueError(f"modality {name!r}: none of the {len(content)} items has any content")
     vectors = encoder(list(given.values()), progress=progress)
     features, present = torch.zeros(items.size, vectors.shape[1]), torch.zeros(items.size, dtype=torch.bool)
-    features[codes], present[codes] = vectors, True
+    features[codes], present[codes] = vectors, vectors.any(1)
     return Modality(name, features, present)
 
 

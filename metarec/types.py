@@ -30,7 +30,8 @@ class Examples:
         weight: (B, S) float, 1 for an example and 0 for padding.
         time: (B, S) when the target was clicked, in the units of the data; None where it is not known. Scorers of
             what is popular at the moment read it; learners do not.
-        gap: (B, S) how long before that the user clicked last, in the same units; None where it is not known.
+        gap: (B, S) how many seconds before that the user clicked last, in the units of the data where nothing says how
+            long a second is; None where it is not known.
 
     Raises:
         ValueError: if the shapes do not belong together.

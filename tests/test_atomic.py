@@ -131,7 +131,7 @@ def test_items_attributes_and_items_never_seen(tmp_path: Path) -> None:
         (["user_id:token\titem_id:str", "a\t1"], r"header column 'item_id:str' is not name:type"),
         (
             ["user_id:token,item_id:token", "a,1"],
-            r"no column 'user_id'; expected user_id:token in the tab-separated header",
+            r"the columns must be separated by tabs, but one column of the header is 'user_id:token,item_id:token'",
         ),
         (
             ["user_id:float\titem_id:token", "1\t1"],
@@ -139,7 +139,7 @@ def test_items_attributes_and_items_never_seen(tmp_path: Path) -> None:
         ),
         (
             ["user_id:token\titem_id:token\ttimestamp:token", "a\t1\t1"],
-            r"'timestamp' has the wrong type; expected time",
+            r"column 'timestamp:token' looks like a time but is not read; pass load_atomic",
         ),
         ([INTER, "u\ti\t1", "", "u\ti\tsoon"], r"line 4, column 'timestamp': 'soon' is not a finite number"),
         ([INTER, "u\ti\t1", "u\ti\t"], r"line 3, column 'timestamp': '' is not a finite number"),

@@ -31,6 +31,7 @@ def test_from_files_to_a_list(
     script.main(["--data", str(folder), "--day", "4000", "--clicks", "item3", "item14", *more])
     printed = capsys.readouterr().out
     assert "features: image, text" in printed and "toy: 79 users upstream, 20 cold users" in printed
+    assert "Dataset(toy upstream: " in printed and "Dataset(toy downstream: " in printed  # with what was left out
     assert ("method (live)" if more else "method (upstream)") in printed
     assert "someone new has clicked The item3, The item14" in printed
     listed = [line.split(". ")[1] for line in printed.splitlines() if line[:3].strip().isdecimal()]

@@ -158,7 +158,7 @@ WRONG = {
     "none": ({"ids": ["n", "m"], "text": {"n": TEXT[1]}}, r"item 'm' has no vector in any modality"),
     "other": ({"ids": ["n"], "text": {"m": TEXT[1]}}, r"text has a vector of 'm', which is not one of the new ids"),
     "attribute": (
-        {"ids": ["n"], "text": TEXT[:1], "attributes": {"title": ["x"]}},
+        {"ids": ["n"], "text": TEXT[1:2], "attributes": {"title": ["x"]}},
         r"attribute 'title' .*cluster",
     ),
 }

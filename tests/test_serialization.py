@@ -74,11 +74,11 @@ def test_the_catalogue_comes_back(model: MML, saved: Path) -> None:
 
 
 def test_strange_strings_and_missing_features_come_back(tmp_path: Path) -> None:
-    ids = ("", "a", "Amélie", "映画\n\t", "😀", "\0")
+    ids = (" ", "a", "Amélie", "映画\n\t", "😀", "\0")
     catalog = Catalog(
         Vocabulary(ids, "film"),
         {"text": Modality("text", torch.randn(7, 3), torch.tensor([False, True, True, False, True, True, False]))},
-        {"title": [""] * 6, "title.bytes": list(reversed(ids)), "b": ["x"] * 6},
+        {"title": [""] * 6, "title.bytes": ["", *reversed(ids[1:])], "b": ["x"] * 6},
     )
     model = MML(catalog, np.array([False, True, True, True, False, False, False]), CONFIG)
     save(model, tmp_path / "x")

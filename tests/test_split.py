@@ -79,8 +79,8 @@ def test_what_is_left_out_is_counted_on_its_side() -> None:
     assert (up.user_codes.tolist(), down.user_codes.tolist()) == ([1, 3, 9], [4, 5])
     few = "users with fewer than 2 interactions"
     after = "interactions after the split by upstream users"
-    assert up.dropped == {"before": 7, f"upstream {few}": 1, after: 2}
-    assert down.dropped == {"before": 7, f"downstream {few}": 3}
+    assert up.dropped == {"before": 7, f"upstream {few}": 1, f"interactions of upstream {few}": 1, after: 2}
+    assert down.dropped == {"before": 7, f"downstream {few}": 3, f"interactions of downstream {few}": 3}
 
 
 def test_shuffled_rows_give_the_same_split(tmp_path: Path) -> None:

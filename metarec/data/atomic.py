@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ from metarec.types import Modality
 if TYPE_CHECKING:
     from metarec.data.table import Table
 
+NOTHING: Mapping[str, float] = MappingProxyType({})
 ARRAYS = ("npz", "pth", "pt", "npy")
 
 
@@ -22,13 +24,18 @@ def load_atomic(
     modalities: Sequence[str] | Mapping[str, str | Path] = (),
     *,
     time_field: str | None = None,
+    positive: Mapping[str, float] = NOTHING,
+    ignore: Sequence[str] = (),
 ) -> Dataset:
     r"""Read interactions, items and their features from RecBole atomic files.
 
     The files are tab separated, their header columns ``name:type``. ``<dataset>.inter`` needs ``user_id:token`` and
     ``item_id:token``; ``<dataset>.item`` (``item_id:token`` and any attributes) may be absent. Both may end in
     ``.gz``. Codes depend on the sorted ids, not on the order of the rows. Times are kept as int64 where all are whole
-    numbers and as float64 otherwise.
+    numbers and as float64 otherwise. Blanks around ids do not count.
+
+    Every row is a click, but for ``positive``. A column that nobody asked for and that looks like a list of clicks is
+    refused; one that looks like a label and holds 0 is warned of; any other is counted in ``dropped``.
 
     The features of a modality called ``text`` are the first found of ``text.npz``, ``text.pth``, ``text.pt``,
     ``text.npy``, ``<dataset>.text``, ``text.item`` and ``text.tsv`` in the folder, and a column ``text:float_seq`` of
@@ -38,16 +45,21 @@ def load_atomic(
         path: a folder such as ``dataset/hangzhou`` that holds ``hangzhou.inter`` (or one ``.inter`` file of another
             name), or the ``.inter`` file itself.
         modalities: names of the modalities to read, or name -> feature file.
-        time_field: the time column, of type float. By default ``timestamp`` or ``exposure_time``, whichever is
-            there; with neither, the order of the rows is the order in time.
+        time_field: the time column, of type float. By default the one that is called like a time (``timestamp``,
+            ``exposure_time``, ``time_ms``, ``Date``, ...) or, failing that, holds unix times; where there is none, the
+            order of the rows is the order in time.
+        positive: column -> least value of a click, e.g. ``{"label": 1}`` or ``{"rating": 4}``; other rows are left out.
+        ignore: columns of the interactions to pass over, whatever they look like.
 
     Returns:
         Interactions sorted by user, then time, ties in file order; ``warm`` is True for the items that occur in them.
-        ``dropped`` counts the feature rows of unknown items and the items without features.
+        ``dropped`` counts the rows that are no clicks, the columns that are not read, the feature rows of unknown items
+        or of zeros, and the items without features. ``day`` is 0 where the order of the rows stands in for the time.
 
     Raises:
         FileNotFoundError: if a file, or every candidate for a modality, is missing; lists what was looked for.
-        ValueError: if a file is not as described; names the line, the column and the value.
+        ValueError: if a file is not as described, or a column may be the time or a list of clicks and no argument says
+            what it is; names the line, the column and the value.
 
     Example:
         >>> import tempfile
@@ -62,6 +74,7 @@ def load_atomic(
         >>> data.catalog.items.decode(data.item), data.time.tolist()
         (['a', 'b', 'b'], [7, 8, 9])
     """
+    from metarec.data.columns import Asked
     from metarec.data.events import read_events
 
     if isinstance(modalities, str):
@@ -70,12 +83,22 @@ def load_atomic(
     name = inter.name.removesuffix(".gz").removesuffix(".inter")
     item_table = _read_items(inter.parent, name)
     known = [] if item_table is None else [item_table.unique_ids("item_id")]
-    events = read_events(inter, time_field, known)
+    events = read_events(inter, Asked(time_field, positive, ignore), known)
     found, dropped = _modalities(modalities, inter.parent, name, events.items, item_table)
     warm = np.zeros(events.items.size, dtype=np.bool_)
     warm[events.item] = True
     catalog = Catalog(events.items, found, _attributes(item_table, events.items))
-    return Dataset(events.users, catalog, events.user, events.item, events.time, warm, name, dropped)
+    return Dataset(
+        events.users,
+        catalog,
+        events.user,
+        events.item,
+        events.time,
+        warm,
+        name,
+        events.dropped | dropped,
+        0.0 if events.numbered else None,
+    )
 
 
 def find_modalities(path: str | Path) -> tuple[str, ...]:
@@ -135,6 +158,8 @@ def _find_inter(path: Path) -> Path:
     if not present and len(others) != 1:
         looked = f"looked for {named[0].name}, {named[1].name} or a single other .inter file"
         found = f"found {[file.name for file in others]}; pass the file itself" if others else "found none"
+        if any(file.name.removesuffix(".gz").endswith((".train.inter", ".test.inter")) for file in others):
+            found += ", or join the parts of a data set that was split before into one file"
         raise FileNotFoundError(f"{path}: {looked}; {found}")
     return (present or others)[0]
 

@@ -8,8 +8,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metarec.data.dataset import Dataset, Ints, Times
+from metarec.data.clock import Times
+from metarec.data.dataset import Dataset, Ints
 from metarec.types import Examples
+
+CUT = "interactions cut off"
 
 
 def cut_examples(
@@ -22,6 +25,7 @@ def cut_examples(
     negatives: int,
     rng: np.random.Generator,
     time: Times | None = None,
+    second: float = 1.0,
     own: slice = slice(None),
 ) -> Examples:
     """Examples at positions first..last-1 of the users whose clicks begin at ``start`` of the column ``item``.
@@ -37,6 +41,7 @@ def cut_examples(
         negatives: N.
         rng: draws the negatives.
         time: (n,) times of all clicks, if known.
+        second: how many units of ``time`` are a second; the gaps are in seconds.
         own: the users whose examples are wanted; negatives are drawn as if they were all.
     """
     column = np.arange(max(1, int(last.max())))
@@ -56,7 +61,8 @@ def cut_examples(
     if time is None:
         return examples
     clicked, before = (np.where(real, time[at], 0) for at in (following, np.maximum(following - 1, 0)))
-    return replace(examples, time=torch.from_numpy(clicked), gap=torch.from_numpy(clicked - before))
+    gap = clicked - before if second == 1 else (clicked - before) / second
+    return replace(examples, time=torch.from_numpy(clicked), gap=torch.from_numpy(gap))
 
 
 def _draw_points(target: Ints, line: Ints, n: int, rng: np.random.Generator) -> Ints:
@@ -104,5 +110,7 @@ def without_last(data: Dataset, clicks: int, *, least: int) -> Dataset:
 
 
 def some_clicks(data: Dataset, kept: NDArray[np.bool_]) -> Dataset:
-    """The data with some of the clicks only; ``kept`` is an (n,) mask."""
-    return replace(data, user=data.user[kept], item=data.item[kept], time=data.time[kept])
+    """The data with some of the clicks only, the others counted in ``dropped``; ``kept`` is an (n,) mask."""
+    count = data.dropped.get(CUT, 0) + int((~kept).sum())
+    dropped = {**data.dropped, CUT: count} if count else data.dropped
+    return replace(data, user=data.user[kept], item=data.item[kept], time=data.time[kept], dropped=dropped)

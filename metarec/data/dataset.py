@@ -1,9 +1,9 @@
-"""Vocabulary, catalogue and interactions as frozen values."""
+"""Catalogue and interactions as frozen values."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -11,86 +11,11 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from metarec.data.clock import DAYS, Times, told_day
+from metarec.data.vocabulary import Ints, Vocabulary, check_text
 from metarec.types import Modality
 
-Ints = NDArray[np.int64]
-Times = NDArray[np.int64] | NDArray[np.float64]
-
-
-class Vocabulary:
-    """External ids (strings) and their codes: the i-th id has code i + 1, and 0 is padding.
-
-    Args:
-        ids: the external ids, each once.
-        what: what the ids name; used in messages.
-
-    Raises:
-        ValueError: if an id appears twice.
-
-    Example:
-        >>> v = Vocabulary(["B004", "B017"], what="item")
-        >>> v.encode(["B017"]).tolist(), v.decode([1]), len(v), v.size
-        ([2], ['B004'], 2, 3)
-        >>> v.encode(["B018"])
-        Traceback (most recent call last):
-        ...
-        ValueError: unknown item id 'B018' (at position 0); nearest known ids: 'B017', 'B004'
-    """
-
-    def __init__(self, ids: Iterable[str], what: str = "item") -> None:
-        self.ids: tuple[str, ...] = tuple(ids)
-        self.what = what
-        self._code = {name: code for code, name in enumerate(self.ids, start=1)}
-        if len(self._code) != len(self.ids):
-            twice = next(name for code, name in enumerate(self.ids, 1) if self._code[name] != code)
-            raise ValueError(f"{what} id {twice!r} appears more than once in the vocabulary")
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._code
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Vocabulary) and self.ids == other.ids
-
-    def __hash__(self) -> int:
-        return hash(self.ids)
-
-    def __repr__(self) -> str:
-        return f"Vocabulary({len(self)} {self.what} ids)"
-
-    @property
-    def size(self) -> int:
-        """Rows of a table indexed by code: the ids and the padding row."""
-        return len(self.ids) + 1
-
-    def encode(self, ids: Sequence[str]) -> Ints:
-        """Codes of external ids, (len(ids),) int64.
-
-        Raises:
-            ValueError: if an id is not known; names it and the nearest known ids.
-        """
-        try:
-            return np.fromiter(map(self._code.__getitem__, ids), dtype=np.int64, count=len(ids))
-        except KeyError:
-            position, name = next((i, n) for i, n in enumerate(ids) if n not in self._code)
-            near = difflib.get_close_matches(str(name), self.ids, n=3, cutoff=0.5)
-            hint = f"nearest known ids: {', '.join(map(repr, near))}" if near else f"known ids look like {self.ids[:3]}"
-            raise ValueError(f"unknown {self.what} id {name!r} (at position {position}); {hint}") from None
-
-    def decode(self, codes: Iterable[int]) -> list[str]:
-        """External ids of codes.
-
-        Raises:
-            ValueError: if a code is 0 (padding) or past the end.
-        """
-        out = []
-        for code in codes:
-            if not 1 <= int(code) <= len(self.ids):
-                raise ValueError(f"{self.what} code {int(code)} is outside 1..{len(self.ids)}")
-            out.append(self.ids[int(code) - 1])
-        return out
+__all__ = ["Catalog", "Dataset", "Ints", "Vocabulary"]
 
 
 @dataclass(frozen=True)
@@ -104,7 +29,8 @@ class Catalog:
         hidden: ids of items that are not to be recommended any more.
 
     Raises:
-        ValueError: if a modality or attribute does not have one row per item, or a hidden id is not known.
+        ValueError: if a modality or attribute does not have one row per item, a value of an attribute is no text, or
+            a hidden id is not known.
 
     Example:
         >>> catalog = Catalog(Vocabulary(["B004", "B017"]), attributes={"title": ["Alien", "Heat"]})
@@ -124,6 +50,8 @@ class Catalog:
         for name, column in self.attributes.items():
             if len(column) != len(self.items):
                 raise ValueError(f"attribute {name!r} has {len(column)} values, expected {len(self.items)}")
+            if not isinstance(self.attributes, MappingProxyType):  # those of another catalogue were checked there
+                check_text(column, f"attribute {name!r}")
         self.items.encode(sorted(self.hidden))
         object.__setattr__(self, "modalities", MappingProxyType(dict(self.modalities)))
         object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
@@ -177,9 +105,12 @@ class Dataset:
         warm: (I,) bool, items that occur upstream; every other item is cold.
         name: where the data came from, used in messages and reports.
         dropped: what was left out on the way here and how much of it.
+        day: how many units of ``time`` are a day; 0 where ``time`` is none of the calendar, as where it numbers the
+            rows; None, the default, to tell it from the times, see :meth:`days`.
 
     Raises:
-        ValueError: if the columns differ in length or are not sorted.
+        ValueError: if the columns differ in length or are not sorted, the times are not int64 or finite float64, or
+            ``day`` is not finite or negative.
 
     Example:
         >>> people, catalog = Vocabulary(["ann", "bob"], "user"), Catalog(Vocabulary("abc"))
@@ -197,6 +128,7 @@ class Dataset:
     warm: NDArray[np.bool_]
     name: str = "data"
     dropped: Mapping[str, int] = field(default_factory=dict)
+    day: float | None = None
 
     def __post_init__(self) -> None:
         if not len(self.user) == len(self.item) == len(self.time):
@@ -204,20 +136,80 @@ class Dataset:
                 f"{self.name}: user, item and time must have one value per interaction, got "
                 f"{len(self.user)}, {len(self.item)} and {len(self.time)}"
             )
+        self._check_time()
         same = self.user[1:] == self.user[:-1]
         if (self.user[1:] < self.user[:-1]).any() or (same & (self.time[1:] < self.time[:-1])).any():
             raise ValueError(f"{self.name}: interactions must be sorted by user, then time")
         if self.warm.shape != (self.catalog.size,):
             raise ValueError(f"{self.name}: warm must have shape ({self.catalog.size},), got {self.warm.shape}")
 
+    def _check_time(self) -> None:
+        kind = self.time.dtype
+        if self.day is not None and not 0 <= self.day < float("inf"):
+            raise ValueError(f"{self.name}: day must be how many units of time are a day, or 0, got {self.day}")
+        if not np.issubdtype(kind, np.signedinteger) and kind != np.float64:
+            raise ValueError(
+                f"{self.name}: expected times as int64 or float64, got {kind}; convert them, e.g. to unix seconds"
+            )
+        if kind == np.float64 and not np.isfinite(self.time).all():
+            row = int(np.flatnonzero(~np.isfinite(self.time))[0])
+            raise ValueError(
+                f"{self.name}: the time of interaction {row} is {self.time[row]}, expected a finite number"
+            )
+
     def __len__(self) -> int:
         return len(self.user)
 
     def __repr__(self) -> str:
+        twice = f", {self.duplicates:,} of them duplicates" if self.duplicates else ""
+        out = f", left out {dict(self.dropped)}" if self.dropped else ""
         return (
-            f"Dataset({self.name}: {len(self):,} interactions, {len(self.user_codes):,} users, "
-            f"{len(self.catalog.items):,} items, modalities {sorted(self.catalog.modalities)})"
+            f"Dataset({self.name}: {len(self):,} interactions{twice}, {len(self.user_codes):,} users, "
+            f"{len(self.catalog.items):,} items, modalities {sorted(self.catalog.modalities)}{out})"
         )
+
+    def days(self, count: float, day: float | None = None) -> float:
+        """How long so many days are, in the units of ``time``: for windows and half-lives.
+
+        The unit is told from the times where ``day`` of the data does not give it: unix seconds, milli-, micro- or
+        nanoseconds, or days since 1970.
+
+        Args:
+            count: how many days.
+            day: how many units a day has, if not that many.
+
+        Raises:
+            ValueError: if neither the times nor an argument say how long a day is.
+
+        Example:
+            >>> from dataclasses import replace
+            >>> from metarec.datasets import movietweetings
+            >>> data = movietweetings()
+            >>> data.days(7), replace(data, time=data.time * 1000).days(7)
+            (604800.0, 604800000.0)
+        """
+        told = self._told_day
+        if day is None and not told:
+            first, last = (self.time.min(), self.time.max()) if len(self) else (None, None)
+            raise ValueError(
+                f"{self.name}: how long is a day? Its times, from {first} to {last}, are no unix times; give day=, the "
+                "units of time in a day, or dataclasses.replace(data, day=...)"
+            )
+        if day is not None and told and day != told:
+            warnings.warn(
+                f"{self.name}: day={day:g} is given, but by its times a day has {told:g} units; leave day out for that",
+                stacklevel=2,
+            )
+        return count * (told if day is None else day)
+
+    @cached_property
+    def _told_day(self) -> float:
+        return told_day(self.time) if self.day is None else self.day
+
+    @property
+    def second(self) -> float:
+        """How many units of ``time`` are a second; 1 where nothing says."""
+        return self._told_day / DAYS["seconds"] or 1.0
 
     @cached_property
     def user_codes(self) -> Ints:
@@ -228,6 +220,28 @@ class Dataset:
     def offsets(self) -> Ints:
         """(u + 1,) where each user of ``user_codes`` starts in the columns; the last entry is their length."""
         return np.append(np.flatnonzero(np.diff(self.user, prepend=0)), len(self.user)).astype(np.int64)
+
+    @cached_property
+    def duplicates(self) -> int:
+        """How many interactions stand in the data already: the same user, item and time."""
+        tie = (self.user[1:] == self.user[:-1]) & (self.time[1:] == self.time[:-1])
+        moment = np.cumsum(np.append(False, ~tie))  # one number per user and time
+        tied = np.append(tie, False) | np.append(False, tie)
+        return len(moment[tied]) - len(np.unique(moment[tied] * self.catalog.size + self.item[tied]))
+
+    @cached_property
+    def repeat_share(self) -> float:
+        """The share of the interactions, each counted once, whose user had the item before: 0 to 1.
+
+        Example:
+            >>> people, catalog = Vocabulary(["ann"], "user"), Catalog(Vocabulary("ab"))
+            >>> user, warm = np.array([1, 1, 1, 1]), np.array([False, True, True])
+            >>> data = Dataset(people, catalog, user, np.array([1, 1, 2, 1]), np.array([5, 5, 6, 7]), warm)
+            >>> round(data.repeat_share, 2), data.duplicates
+            (0.33, 1)
+        """
+        once = len(self) - self.duplicates
+        return (once - len(np.unique(self.user * self.catalog.size + self.item))) / max(once, 1)
 
     @property
     def cold_items(self) -> Ints:

@@ -12,10 +12,12 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from metarec.data.dataset import Ints, Times, Vocabulary
+from metarec.data.clock import Times, check_one_unit
+from metarec.data.columns import Asked, Columns
+from metarec.data.dataset import Ints, Vocabulary
 from metarec.data.table import Table, read_blocks
 
-TIME_FIELDS = ("timestamp", "exposure_time")
+LOOKED_AT = 1 << 16  # bytes by which the columns are told apart
 WAITING = 4
 FEW = 1 << 19  # ids that may wait in any case
 Codes = NDArray[np.int32]
@@ -31,6 +33,8 @@ class Events:
         user: (n,) int64 user codes.
         item: (n,) int64 item codes.
         time: (n,) int64 where all times are whole numbers, and float64 otherwise.
+        numbered: whether the times only number the rows.
+        dropped: what of the file was left out and how much of it.
     """
 
     users: Vocabulary
@@ -38,14 +42,16 @@ class Events:
     user: Ints
     item: Ints
     time: Times
+    numbered: bool
+    dropped: dict[str, int]
 
 
-def read_events(path: Path, time_field: str | None, known_items: Sequence[pl.Series] = ()) -> Events:
+def read_events(path: Path, asked: Asked, known_items: Sequence[pl.Series] = ()) -> Events:
     """Read an ``.inter`` file; see ``load_atomic``.
 
     Args:
         path: the file.
-        time_field: the time column; None for the first of ``TIME_FIELDS`` that is there, or else the order of rows.
+        asked: what the caller says of the columns.
         known_items: columns of item ids that the vocabulary is to hold too.
 
     Raises:
@@ -54,20 +60,27 @@ def read_events(path: Path, time_field: str | None, known_items: Sequence[pl.Ser
     """
     users, items = _Ids(), _Ids()
     times: list[Times] = []
-    rows = 0
+    start = 0
+    columns = Columns(next(read_blocks(path, LOOKED_AT)), asked)
     for block in read_blocks(path):
-        users.add(block.ids("user_id"))
-        items.add(block.ids("item_id"))
-        times.append(_times(block, time_field, rows))
-        rows += len(block)
-    if not rows:
-        raise ValueError(f"{path}: no interactions, only a header")
-    user_ids, user = users.encoded("user")
-    item_ids, item = items.encoded("item", known_items)
+        clicks = columns.clicks(block)
+        users.add(clicks.ids("user_id"))
+        items.add(clicks.ids("item_id"))
+        times.append(_times(clicks, columns.time, start))
+        start += len(clicks)
+    dropped = columns.finish()
+    try:
+        user_ids, user = users.encoded("user")
+        item_ids, item = items.encoded("item", known_items)
+    except ValueError as reason:
+        raise ValueError(f"{path}: {reason}") from None
     time = cast(Times, np.concatenate(times))
     times.clear()
+    if columns.time is not None:
+        check_one_unit(time, f"{path}: column {columns.time!r}")
     order = _order(user, time)
-    return Events(user_ids, item_ids, user[order].astype(np.int64), item[order].astype(np.int64), time[order])
+    rows = (user[order].astype(np.int64), item[order].astype(np.int64), time[order])
+    return Events(user_ids, item_ids, *rows, numbered=columns.time is None, dropped=dropped)
 
 
 class _Ids:
@@ -124,7 +137,6 @@ def _distinct(ids: pl.Series) -> tuple[pl.Series, Codes]:
 
 def _times(events: Table, field: str | None, start: int) -> Times:
     """(n,) times in full precision; the row number, from ``start``, where there is no time column."""
-    field = field or next((name for name in TIME_FIELDS if name in events.types), None)
     if field is None:
         return np.arange(start, start + len(events), dtype=np.int64)
     text = events.column(field, "float").str.strip_chars()
@@ -135,7 +147,9 @@ def _times(events: Table, field: str | None, start: int) -> Times:
     bad = np.flatnonzero(~np.isfinite(number))
     if len(bad):
         row = int(bad[0])
-        raise events.error(row, field, f"{text[row]!r} is not a finite number; expected a time such as 1362062838")
+        raise events.error(
+            row, field, f"{text[row]!r} is not a finite number; expected a time in unix seconds, such as 1362062838"
+        )
     if (number == np.floor(number)).all():
         whole = whole.fill_null(pl.Series(number).cast(pl.Int64, strict=False))
     return number if whole.null_count() else whole.to_numpy()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
-import zipfile
-import zlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from metarec.data.dataset import Vocabulary
 from metarec.data.table import Table, read_table
+from metarec.data.vocabulary import check_text
 from metarec.types import Modality
 
 
@@ -55,13 +54,16 @@ def load_modality(name: str, path: Path, items: Vocabulary) -> tuple[Modality, d
         items: the item vocabulary; I = ``items.size``.
 
     Returns:
-        The modality, features (I,F), and what did not fit: rows of items outside the vocabulary (ignored) and
-        items without a row (``present`` False). Only counts above zero are listed.
+        The modality, features (I,F), and what did not fit: rows of items outside the vocabulary (ignored), rows of
+        zeros (taken for missing) and items without features (``present`` False). Only counts above zero are listed.
+
+    Warns:
+        UserWarning: if most rows are of unknown items and most items get no features.
 
     Raises:
         FileNotFoundError: if the file, or the ids of a ``.npy`` file, are missing.
         ValueError: if the file's content is not as above, an item has two rows, a feature is not finite, or
-            every row is of an unknown item.
+            every row is of an unknown item or of zeros.
 
     Example:
         >>> import tempfile
@@ -83,25 +85,45 @@ def align(name: str, rows: FeatureRows, items: Vocabulary) -> tuple[Modality, di
     """Put feature rows in the order of the item vocabulary; see ``load_modality``.
 
     Raises:
-        ValueError: if every row is of an unknown item.
+        ValueError: if every row is of an unknown item or of zeros.
     """
     codes = encode(rows.ids, items)
-    known = codes > 0
+    known, filled = codes > 0, rows.values.any(1)
     if not known.any():
         raise ValueError(
-            f"{rows.source}: all {len(codes)} rows are of items that the data do not have; its ids look like "
-            f"{rows.ids[0]!r}, those of the data like {items.ids[0]!r}: do both files use the same ids?"
+            f"{rows.source}: all {len(codes)} rows are of items that the data do not have{_both(rows, items)}"
+        )
+    given = known & filled
+    if not given.any():
+        raise ValueError(f"{rows.source}: every row of a known item is zeros, which are taken for missing features")
+    unknown, missing = int((~known).sum()), len(items) - int(given.sum())
+    if 2 * unknown > len(codes) and 2 * missing > len(items):
+        warnings.warn(
+            f"{rows.source}: {unknown:,} of {len(codes):,} rows are of items that the data do not have, and "
+            f"{missing:,} of {len(items):,} items have no features{_both(rows, items, codes)}",
+            stacklevel=5,
         )
     features = torch.zeros(items.size, rows.values.shape[1])
     present = torch.zeros(items.size, dtype=torch.bool)
-    where = torch.from_numpy(codes[known])
-    features[where] = torch.from_numpy(rows.values[known])
+    where = torch.from_numpy(codes[given])
+    features[where] = torch.from_numpy(rows.values[given])
     present[where] = True
     counts = {
-        f"{name}: rows of unknown items": int((~known).sum()),
-        f"{name}: items without features": len(items) - int(known.sum()),
+        f"{name}: rows of unknown items": unknown,
+        f"{name}: rows of zeros": int((known & ~filled).sum()),
+        f"{name}: items without features": missing,
     }
     return Modality(name, features, present), {what: count for what, count in counts.items() if count}
+
+
+def _both(rows: FeatureRows, items: Vocabulary, codes: NDArray[np.int64] | None = None) -> str:
+    """What the ids of both look like, where they do not meet."""
+    row = 0 if codes is None else int(np.flatnonzero(codes == 0)[0])
+    item = 0 if codes is None else int(np.flatnonzero(~np.isin(np.arange(1, items.size), codes))[0])
+    return (
+        f"; its ids look like {rows.ids[row]!r}, those of the data like {items.ids[item]!r}: do both files use the "
+        "same ids?"
+    )
 
 
 def encode(ids: pl.Series, vocabulary: Vocabulary) -> NDArray[np.int64]:
@@ -153,8 +175,8 @@ def _read_npz(path: Path) -> FeatureRows:
             names = [] if isinstance(arrays, np.ndarray) else arrays.files
             if "ids" not in names or "feat" not in names:
                 raise ValueError(f"the arrays must be called 'ids' and 'feat'; it has {names}")
-            ids, feat = arrays["ids"], arrays["feat"]
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as reason:
+            ids, feat = _names(arrays["ids"]), arrays["feat"]
+    except Exception as reason:  # whatever the parsers raise on what is no such file
         raise _not_read(path, reason, "np.savez(path, ids=np.asarray(ids, dtype=str), feat=feat)") from None
     return _checked(path, ids, feat)
 
@@ -165,8 +187,9 @@ def _read_npy(path: Path) -> FeatureRows:
         raise FileNotFoundError(f"{path}: needs the item ids of its rows in {text.name} (one a line) or {array.name}")
     try:
         feat = _array(path)
-        ids = text.read_text("utf-8").splitlines() if text.is_file() else _array(array)
-    except (ValueError, EOFError) as reason:
+        lines = text.read_text("utf-8-sig").rstrip("\n").split("\n") if text.is_file() else _array(array)
+        ids = _names(lines)
+    except Exception as reason:
         raise _not_read(path, reason, "np.save(path, feat), and the ids as text") from None
     return _checked(path, ids, feat)
 
@@ -182,36 +205,49 @@ def _read_torch(path: Path) -> FeatureRows:
     form = '{item_id: tensor (F,)} or {"item_id": [n ids], "embs": tensor (n,F)}, saved with torch.save'
     try:
         held: Any = torch.load(path, weights_only=True, map_location="cpu")
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as reason:
+    except Exception as reason:
         raise _not_read(path, reason, form) from None
     if not isinstance(held, dict) or not held:
         raise ValueError(f"{path}: expected {form}, got {'an empty' if isinstance(held, dict) else 'a'} {type(held)}")
-    stacked = "item_id" in held and isinstance(held.get("embs"), Tensor)
-    ids, feat = (held["item_id"], held["embs"]) if stacked else (list(held), _stack(path, held))
-    return _checked(path, ids, (feat.detach().float() if feat.is_floating_point() else feat).numpy())
+    try:
+        stacked = "item_id" in held and isinstance(held.get("embs"), Tensor)
+        ids, feat = (held["item_id"], held["embs"]) if stacked else (list(held), _stack(held))
+        names, values = _names(ids), (feat.detach().float() if feat.is_floating_point() else feat).numpy()
+    except Exception as reason:
+        raise _not_read(path, reason, form) from None
+    return _checked(path, names, values)
 
 
-def _stack(path: Path, rows: dict[Any, Any]) -> Tensor:
+def _stack(rows: dict[Any, Any]) -> Tensor:
     """The vectors of ``{item_id: tensor (F,)}``, (n,F)."""
     first = next(iter(rows))
     for key, row in rows.items():
         if not isinstance(row, Tensor) or row.ndim != 1 or row.shape != rows[first].shape:
             got = f"shape {tuple(row.shape)}" if isinstance(row, Tensor) else type(row).__name__
-            raise ValueError(f"{path}: item {key!r}: got {got}, expected a tensor (F,) as long as that of {first!r}")
+            raise ValueError(f"item {key!r}: got {got}, expected a tensor (F,) as long as that of {first!r}")
     return torch.stack(list(rows.values()))
 
 
-def _checked(path: Path, ids: Sequence[Any] | NDArray[Any], feat: NDArray[Any]) -> FeatureRows:
-    """Ids as strings and features as finite float32, one row each."""
-    names = pl.Series("item_id", np.asarray(ids).astype(str).ravel().tolist(), dtype=pl.String)
+def _names(ids: Sequence[Any] | NDArray[Any]) -> pl.Series:
+    """Ids as strings, without the blanks around them."""
+    names = [name.strip() for name in np.asarray(ids).astype(str).ravel().tolist()]
+    check_text(names, "item id")
+    return pl.Series("item_id", names, dtype=pl.String)
+
+
+def _checked(path: Path, names: pl.Series, feat: NDArray[Any]) -> FeatureRows:
+    """Ids, and features as finite float32, one row each."""
     if feat.ndim != 2 or not np.issubdtype(feat.dtype, np.floating) or 0 in feat.shape:
         raise ValueError(f"{path}: expected features (n,F) of a float type, got {feat.shape} of {feat.dtype}")
     if len(names) != len(feat):
         raise ValueError(f"{path}: {len(names)} ids for {len(feat)} rows of features; each row needs its id")
-    repeated = np.flatnonzero(~names.is_first_distinct().to_numpy())
-    if len(repeated):
-        row = int(repeated[0])
-        raise ValueError(f"{path}: row {row}: item {names[row]!r} has a row already; keep one row per item")
+    wrong = np.flatnonzero((~names.is_first_distinct() | (names == "")).to_numpy())
+    if len(wrong):
+        row = int(wrong[0])
+        problem = (
+            f"item {names[row]!r} has a row already; keep one row per item" if names[row] else "its item id is empty"
+        )
+        raise ValueError(f"{path}: row {row}: {problem}")
     with np.errstate(over="ignore"):
         values = feat.astype(np.float32)
     bad = np.argwhere(~np.isfinite(values))

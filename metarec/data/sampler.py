@@ -169,6 +169,7 @@ class EpisodeSampler:
                     negatives=self.negatives,
                     rng=rng,
                     time=self.data.time,
+                    second=self.data.second,
                     own=own,
                 )
                 for a, b in cuts

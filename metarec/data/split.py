@@ -8,7 +8,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
-from metarec.data.dataset import Dataset, Times
+from metarec.data.clock import Times
+from metarec.data.dataset import Dataset
 
 Rows = NDArray[np.bool_]
 
@@ -27,7 +28,8 @@ def split_by_time(data: Dataset, at: float, *, min_interactions: int = 4) -> tup
 
     Returns:
         Upstream and downstream. They share vocabularies, catalogue and ``warm``, which is (I,) bool and True for the
-        items that occur in the upstream returned. ``dropped`` of each counts what was left out on that side.
+        items that occur in the upstream returned. ``dropped`` of each counts what was left out on that side: with what
+        both hold, the interactions add up to all.
 
     Raises:
         ValueError: if ``at`` is not finite, ``min_interactions`` is below 1, or a side would be empty.
@@ -52,12 +54,10 @@ def split_by_time(data: Dataset, at: float, *, min_interactions: int = 4) -> tup
     _check_sides(data, at, min_interactions, up_rows, down_rows)
     warm = np.zeros_like(data.warm)
     warm[data.item[up_rows]] = True
-    short = f"users with fewer than {min_interactions} interactions"
-    after = int((~before & ~later_user).sum())
-    up_counts = {f"upstream {short}": up_short, "interactions after the split by upstream users": after}
+    after = {"interactions after the split by upstream users": int((~before & ~later_user).sum())}
     return (
-        _side(data, "upstream", up_rows, warm, up_counts),
-        _side(data, "downstream", down_rows, warm, {f"downstream {short}": down_short}),
+        _side(data, "upstream", up_rows, warm, _short("upstream", min_interactions, *up_short) | after),
+        _side(data, "downstream", down_rows, warm, _short("downstream", min_interactions, *down_short)),
     )
 
 
@@ -103,10 +103,16 @@ def _starts(data: Dataset) -> Times:
     return data.time[data.offsets[:-1]]
 
 
-def _enough(data: Dataset, rows: Rows, least: int) -> tuple[Rows, int]:
-    """The rows of users who have at least ``least`` of them, and how many users have fewer."""
+def _enough(data: Dataset, rows: Rows, least: int) -> tuple[Rows, tuple[int, int]]:
+    """The rows of users who have at least ``least`` of them; how many users have fewer, and how many rows those are."""
     count = np.bincount(data.user[rows], minlength=data.users.size)
-    return rows & (count >= least)[data.user], int(((count > 0) & (count < least)).sum())
+    few = count[(count > 0) & (count < least)]
+    return rows & (count >= least)[data.user], (len(few), int(few.sum()))
+
+
+def _short(side: str, least: int, users: int, rows: int) -> dict[str, int]:
+    who = f"{side} users with fewer than {least} interactions"
+    return {who: users, f"interactions of {who}": rows}
 
 
 def _check_sides(data: Dataset, at: float, least: int, up: Rows, down: Rows) -> None:
@@ -125,8 +131,8 @@ def _told(data: Dataset) -> str:
     told = f"the times of {data.name} go from {first} to {last}"
     if first == 0 and last == count - 1 and len(np.unique(data.time)) == count:
         told += (
-            " and number the rows, as where the .inter file has no column timestamp:float or exposure_time:float "
-            "(if the column is called otherwise: load_atomic(..., time_field=...))"
+            " and number the rows, as where the .inter file has no column like timestamp:float for times (if the "
+            "column is called otherwise: load_atomic(..., time_field=...))"
         )
     return told
 

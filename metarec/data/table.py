@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -12,8 +13,11 @@ from typing import BinaryIO
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 TYPES = ("token", "token_seq", "float", "float_seq")
+SEVERAL = re.compile(rf":({'|'.join(TYPES)})[\s,;|]+\w")  # a column that holds a whole other one
+SHOWN = 80  # characters of a cell that a message shows
 BLOCK = 1 << 21  # bytes of a file that are held as strings at a time
 
 
@@ -49,12 +53,12 @@ class Table:
         return self.cells.list.get(list(self.types).index(name))
 
     def ids(self, name: str) -> pl.Series:
-        """The cells of a token column that may not be empty.
+        """The cells of a token column that may not be empty, without the blanks around them.
 
         Raises:
             ValueError: if the column is missing, not a token, or has an empty cell.
         """
-        column = self.column(name, "token")
+        column = self.column(name, "token").str.strip_chars()
         empty = column == ""
         if empty.any():
             raise self.error(int(empty.arg_max() or 0), name, "is empty, expected an id; fill it or remove the line")
@@ -74,6 +78,24 @@ class Table:
             raise self.error(row, name, f"{column[row]!r} stands on line {first} already; keep one row per item")
         return column
 
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        """(n,) the numbers in a float or token column.
+
+        Raises:
+            ValueError: if there is no such column, or a cell is not a finite number.
+        """
+        text = self.column(name, "token" if self.types.get(name) == "token" else "float").str.strip_chars()
+        number = text.cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy()
+        bad = np.flatnonzero(~np.isfinite(number))
+        if len(bad):
+            raise self.error(int(bad[0]), name, f"{text[int(bad[0])]!r} is not a finite number")
+        return number
+
+    def filter(self, kept: NDArray[np.bool_]) -> Table:
+        """Some of the rows; ``kept`` is an (n,) mask."""
+        rows = pl.Series(kept)
+        return Table(self.path, self.types, self.cells.filter(rows), self.lines.filter(rows))
+
     def error(self, row: int, column: str, problem: str) -> ValueError:
         """The error that says which cell is wrong and why."""
         return ValueError(f"{self.path}: line {self.lines[row]}, column {column!r}: {problem}")
@@ -91,8 +113,8 @@ def read_table(path: Path) -> Table:
     return Table(path, blocks[0].types, cells, lines)
 
 
-def read_blocks(path: Path) -> Iterator[Table]:
-    """The rows of an atomic file in tables of about ``BLOCK`` bytes each, at least one, for files larger than memory.
+def read_blocks(path: Path, size: int = BLOCK) -> Iterator[Table]:
+    """The rows of an atomic file in tables of about ``size`` bytes each, at least one, for files larger than memory.
 
     Raises:
         FileNotFoundError: as for ``read_table``.
@@ -105,12 +127,12 @@ def read_blocks(path: Path) -> Iterator[Table]:
             header = _text(path, file.readline(), 1)
             if not header:
                 raise ValueError(f"{path}: the file is empty; expected a header such as user_id:token and rows")
-            types = MappingProxyType(_types(path, header.rstrip("\n")))
-            line, block = 2, file.read(BLOCK) + file.readline()
+            types = MappingProxyType(_types(path, header.rstrip("\r\n")))
+            line, block = 2, file.read(size) + file.readline()
             while True:
                 yield _rows(path, types, _text(path, block, line), line)
                 line += block.count(b"\n")
-                block = file.read(BLOCK) + file.readline()
+                block = file.read(size) + file.readline()
                 if not block:
                     return
     except (EOFError, zlib.error, gzip.BadGzipFile) as reason:
@@ -154,14 +176,26 @@ def _rows(path: Path, types: Mapping[str, str], text: str, line: int) -> Table:
 def _types(path: Path, header: str) -> dict[str, str]:
     """Column name -> type, from the header line."""
     types: dict[str, str] = {}
+    if "\r" in header:
+        raise ValueError(f"{path}: lines end in carriage returns alone; save it with ordinary ends of lines")
     for column in header.lstrip("\ufeff").split("\t"):
-        name, _, kind = column.rpartition(":")
+        name, _, kind = (part.strip() for part in column.rpartition(":"))
+        if SEVERAL.search(column):
+            raise ValueError(
+                f"{path}: the columns must be separated by tabs, but one column of the header is {_short(column)}; "
+                "replace what stands between the columns by tabs, in all lines"
+            )
         if not name or kind not in TYPES:
             raise ValueError(
-                f"{path}: header column {column!r} is not name:type with type one of {', '.join(TYPES)}; "
+                f"{path}: header column {_short(column)} is not name:type with type one of {', '.join(TYPES)}; "
                 "write e.g. user_id:token, columns separated by tabs"
             )
         if name in types:
             raise ValueError(f"{path}: column {name!r} appears twice in the header; rename or remove one")
         types[name] = kind
     return types
+
+
+def _short(cell: str) -> str:
+    """A cell as a message shows it."""
+    return repr(cell if len(cell) <= SHOWN else f"{cell[:SHOWN]}...")

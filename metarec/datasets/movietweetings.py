@@ -31,4 +31,4 @@ def movietweetings() -> Dataset:
         'The Matrix (1999)'
     """
     with as_file(files("metarec.datasets") / "files" / "movietweetings") as folder:
-        return load_atomic(folder, modalities=("text", "image"))
+        return load_atomic(folder, modalities=("text", "image"), ignore=("rating",))

@@ -10,7 +10,7 @@ from metarec.data.dataset import Catalog, Dataset, Ints, Vocabulary
 from metarec.types import Modality
 
 PLANTED_SPLIT = 1_000_000
-"""Last time of upstream: pass it as ``at`` to the split by time."""
+"""Last time of upstream: pass it as ``at`` to the split by time. It comes after 250 days."""
 
 _CLUSTERS = 10
 _CYCLES = np.array([1, 0, 3, 4, 2, 6, 7, 8, 9, 5])  # the successor inside cycles of 2, 3 and 5 clusters
@@ -81,7 +81,7 @@ def planted(
     )
     people = Vocabulary((f"user{i}" for i in range(users)), what="user")
     warm = np.bincount(item[kept], minlength=items + 1) > 0
-    return Dataset(people, catalog, code, item[kept], time[kept], warm, name="planted")
+    return Dataset(people, catalog, code, item[kept], time[kept], warm, name="planted", day=PLANTED_SPLIT / 250)
 
 
 def _check(users: int, items: int, adaptation: float, noise: float) -> None:

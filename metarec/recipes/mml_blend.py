@@ -32,7 +32,7 @@ from metarec.recipes.rehearsal import rehearsal_split, rehearsed
 from metarec.recipes.transitions import CoClicks, Transitions
 from metarec.types import Method, Progress
 
-DAY = 86400.0
+DAY: float | None = None  # told from the data
 RECENT = 90  # days before the split whose clicks count as recent
 CLICKS = 5  # last clicks of each rehearsing user
 
@@ -42,7 +42,7 @@ def mml_blend(
     config: MMLConfig | None = None,
     *,
     live: Dataset | None = None,
-    day: float = DAY,
+    day: float | None = DAY,
     sasrec_epochs: int = 10,
     seed: int = 0,
     device: torch.device | str = "cpu",
@@ -53,13 +53,14 @@ def mml_blend(
         upstream: the upstream side of a split.
         config: of MML; default :class:`MMLConfig`.
         live: all clicks there are, on both sides of the split, if they may be counted up to each question's time.
-        day: a day in the units of the data's times.
+        day: how many units of the data's times are a day; by default as :meth:`metarec.Dataset.days` tells.
         sasrec_epochs: of the SASRec of ids and features.
         seed: of weights and draws.
         device: where it is trained and stays.
 
     Raises:
-        ValueError: as :func:`metarec.split_by_time` does, if too few users start late to rehearse with.
+        ValueError: as :func:`metarec.split_by_time` does, if too few users start late to rehearse with; as
+            :meth:`metarec.Dataset.days` does, if nothing says how long a day is.
 
     Example:
         >>> from metarec.data import split_by_time
@@ -71,6 +72,7 @@ def mml_blend(
         ('upstream', ['MML id + generator', 'MML image + generator'])
     """
     config = config or MMLConfig()
+    upstream.days(1, day)  # said before the training if at all
     steps = config.test_steps
     counted_live = {} if live is None else _live(live, day, device)
 
@@ -118,21 +120,22 @@ def _sum(data: Dataset, config: MMLConfig, seed: int, device: torch.device | str
     return "SASRec " + "+".join(inputs), learner
 
 
-def _counts(data: Dataset, day: float, device: torch.device | str) -> dict[str, Method]:
+def _counts(data: Dataset, day: float | None, device: torch.device | str) -> dict[str, Method]:
     """What is counted upstream, by name."""
     return {
         "popularity, all": Popularity(data),
-        "popularity, recent": Popularity(data, since=float(data.time.max()) - RECENT * day),
+        "popularity, recent": Popularity(data, since=float(data.time.max()) - data.days(RECENT, day)),
         "EASE": EASE(data, penalty=500.0, device=torch.device(device)),
         "transitions": Transitions(data).to(device),
         "co-clicks": CoClicks(data).to(device),
     }
 
 
-def _live(everything: Dataset, day: float, device: torch.device | str) -> dict[str, Method]:
+def _live(everything: Dataset, day: float | None, device: torch.device | str) -> dict[str, Method]:
     """What is counted until the moment of each question, by name."""
+    length = everything.days(1, day)
     return {
-        "popularity, live decay": LivePopularity(everything, window=10 * day, half_life=day),
-        "transitions, live": Transitions(everything, half_life=3 * day, live=True).to(device),
+        "popularity, live decay": LivePopularity(everything, window=10 * length, half_life=length),
+        "transitions, live": Transitions(everything, half_life=3 * length, live=True).to(device),
         "co-clicks, live": CoClicks(everything, live=True).to(device),
     }

@@ -16,6 +16,11 @@ SMOOTH = 0.5
 """Clicks that every item has on top of its own. The log ranks as the counts do, and adds up with other scores."""
 
 
+def after(time: Tensor) -> Tensor:
+    """A time, float64, strictly after another: one unit, or more where nanoseconds leave no room for one."""
+    return torch.nextafter(time + 1, time.new_tensor(math.inf))
+
+
 class Popularity:
     """Scores an item by its interactions upstream (their log, see ``SMOOTH``), the same for every user.
 
@@ -24,7 +29,8 @@ class Popularity:
     Args:
         data: the upstream side of a split. Counting later interactions would be another information set:
             :class:`LivePopularity`.
-        since: count only interactions at or after this time, in the units of the data; all of them by default.
+        since: count only interactions at or after this time, in the units of the data; all of them by default. The
+            last 90 days are ``data.time.max() - data.days(90)``.
 
     Raises:
         ValueError: if no interaction is left to count.
@@ -74,7 +80,7 @@ class LivePopularity:
 
     Args:
         data: all clicks there are, before any split.
-        window: length of the window, in the units of the data.
+        window: length of the window, in the units of the data, e.g. ``data.days(7)``.
         half_life: age at which a click counts half, in the same units; None to count all of the window alike.
 
     Raises:
@@ -119,7 +125,7 @@ class LivePopularity:
 
     def _score(self, examples: Examples) -> Scored:
         shape, device = examples.target.shape, examples.target.device
-        now = torch.full(shape, float(self.time[-1]) + 1, dtype=torch.float64, device=device)
+        now = after(self.time[-1]).to(device).expand(shape)
         counts = self.counts(now if examples.time is None else examples.time)
         return Scored(
             scores=(counts + SMOOTH).log(),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from metarec.data.dataset import Dataset
 from metarec.functional.histories import readable
+from metarec.recipes.popularity import after
 from metarec.types import Examples, Scored, Scorer
 
 REACH = 10
@@ -37,8 +38,8 @@ class Transitions(nn.Module):
 
     Args:
         data: the upstream side of a split; or, for ``live``, all clicks there are, before any split.
-        half_life: age at which a transition counts half, in the units of the data, where they are counted live; all
-            count alike by default.
+        half_life: age at which a transition counts half, in the units of the data (``data.days(3)``), where they are
+            counted live; all count alike by default.
         live: count what comes strictly before the time of each example, whatever side of a split it is on: the
             information is ``"live"``. Examples without a time, of users served now, are asked for after the last click.
 
@@ -100,7 +101,7 @@ class Transitions(nn.Module):
         """(B, Q) float64, the time that each example is asked at; after all clicks where none is known."""
         if self.live and examples.time is not None:
             return examples.time.double()
-        return (self.clicked[-1] + 1).expand(examples.target.shape)
+        return after(self.clicked[-1]).expand(examples.target.shape)
 
     def _score(self, examples: Examples) -> Scored:
         shape = examples.target.shape

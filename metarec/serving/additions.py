@@ -80,7 +80,7 @@ def _modality(name: str, dim: int, items: Vocabulary, given: Vectors) -> Modalit
             raise ValueError(f"add_items: {name} needs one vector for each of the {len(items)} ids, got {len(whole)}")
         codes = np.arange(1, items.size)
         values = np.stack([_array(name, i, row, dim) for i, row in zip(items.ids, whole, strict=True)])
-    features[codes], present[codes] = torch.from_numpy(values), True
+    features[codes], present[codes] = torch.from_numpy(values), torch.from_numpy(values.any(1))
     return Modality(name, features, present)
 
 

@@ -1,0 +1,178 @@
+"""Which columns of an interaction file are read, and what is said of the others."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import polars as pl
+
+from metarec.data.clock import told_day, unit_of
+from metarec.data.table import Table
+
+# The words of a column's name that say what it may be.
+TIME = re.compile(
+    "time|timestamps?|ts|date|datetime|epoch|unix|created|when|day|hour|week|month|year|(unix)?(time|timestamp)(ms|s|us|ns)?"
+)
+LASTING = re.compile(
+    "watch(ed)?|play(ed)?|dwell|spen[dt]|stay|duration|elapsed|reading|gap|delta|diff|zone|of|birth|since|remaining|"
+    "releas(e|ed)|publish(ed)?|upload(ed)?|load|response|total|average|avg|mean|session|day|hour|week|month|year"
+)
+"""They make it the time of something else, or a length of time."""
+LABEL = re.compile(
+    "labels?|(is)?(clicks?|clicked|liked?)|purchased?|buy|bought|conversion|converted|positive|relevance|relevant|"
+    "feedback|ratings?|scores?|stars?|overall"
+)
+LIST = re.compile("lists?|histor(y|ies)|hist|seq|sequence|past|previous|impressions")
+ITEM = re.compile("items?")
+NO = ("false", "no", "none", "f", "n")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the caller of ``load_atomic`` says of the columns; see there.
+
+    Raises:
+        ValueError: if an argument is of another form.
+    """
+
+    time_field: str | None = None
+    positive: Mapping[str, float] = field(default_factory=dict)
+    ignore: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if isinstance(self.ignore, str):
+            raise ValueError(
+                f"ignore must be names of columns, got the string {self.ignore!r}; write ({self.ignore!r},)"
+            )
+        ok = isinstance(self.positive, Mapping) and all(
+            isinstance(least, int | float) and np.isfinite(least) for least in self.positive.values()
+        )
+        if not ok:
+            raise ValueError(
+                f"positive must be column -> the least value of a click, such as {{'rating': 4}}, got {self.positive!r}"
+            )
+
+
+class Columns:
+    """The columns of one file as they are read, and counts of what they leave out.
+
+    Args:
+        block: the first rows of the file.
+        asked: what the caller says of them.
+
+    Attributes:
+        time: the time column; None where the order of the rows stands in for it.
+        dropped: what was left out until now and how much of it.
+
+    Raises:
+        ValueError: if a column that nobody asked for holds lists of clicks or may be the time, or an asked one is
+            not there.
+    """
+
+    def __init__(self, block: Table, asked: Asked) -> None:
+        self.path, self.asked = block.path, asked
+        self.dropped: dict[str, int] = {}
+        for name in (*asked.positive, *asked.ignore):
+            block.column(name, block.types.get(name, "float"))
+        taken = {"user_id", "item_id", *asked.positive, *asked.ignore}
+        self._free = {name: kind for name, kind in block.types.items() if name not in taken}
+        self._refuse_lists()
+        self.time = asked.time_field or self._find_time(block)
+        self._free.pop(self.time or "", None)
+        self._labels = [n for n in self._free if _says(n, LABEL)] if not asked.positive else []
+        self._zeros = dict.fromkeys(self._labels, 0)
+        self._kept = self._rows = 0
+        self._largest = dict.fromkeys(asked.positive, -np.inf)
+
+    def clicks(self, block: Table) -> Table:
+        """The rows of a block that are clicks."""
+        self._rows += len(block)
+        for name in self._labels:
+            text = block.column(name, self._free[name]).str.strip_chars()
+            zero = (text.cast(pl.Float64, strict=False) <= 0).fill_null(False) | text.str.to_lowercase().is_in(NO)
+            self._zeros[name] += int(zero.sum())
+        for name, least in self.asked.positive.items():
+            value = block.numbers(name)
+            self._largest[name] = max(self._largest[name], float(value.max(initial=-np.inf)))
+            kept = value >= least
+            below = f"rows with {name} below {least:g}"
+            self.dropped[below] = self.dropped.get(below, 0) + int((~kept).sum())
+            block = block.filter(kept)
+        self._kept += len(block)
+        return block
+
+    def finish(self) -> dict[str, int]:
+        """Say what is to be said after the last row, and return what was left out.
+
+        Raises:
+            ValueError: if no row is a click.
+        """
+        if not self._rows:
+            raise ValueError(f"{self.path}: no interactions, only a header")
+        if not self._kept:
+            raise ValueError(
+                f"{self.path}: no row is a click by positive={dict(self.asked.positive)}; the largest values are "
+                f"{self._largest}"
+            )
+        zeros = {name: count for name, count in self._zeros.items() if count}
+        if zeros:
+            name = next(iter(zeros))
+            told = ", ".join(f"{column!r} ({count:,} of {self._rows:,} rows)" for column, count in zeros.items())
+            warnings.warn(
+                f"{self.path}: every row is taken for a click, also where a column says 0 or less: {told}; pass "
+                f"load_atomic(..., positive={{{name!r}: 1}}) to keep the rows from 1 on, or ignore=({name!r},) for all",
+                stacklevel=4,
+            )
+        unread = {f"values of column {name!r}, which is not read": self._rows for name in self._free}
+        return {what: count for what, count in (self.dropped | unread).items() if count}
+
+    def _refuse_lists(self) -> None:
+        for name, kind in self._free.items():
+            if _says(name, LIST) or (kind.endswith("_seq") and _says(name, ITEM)):
+                raise ValueError(
+                    f"{self.path}: column '{name}:{kind}' looks like a list of clicks, as in files that were split "
+                    "before; expected one click a row: give the file from before the split, or write one row for each "
+                    f"click of a list; ignore=({name!r},) reads the file without this column"
+                )
+
+    def _find_time(self, block: Table) -> str | None:
+        """The time column, by its name or else by its values."""
+        floats = [name for name, kind in self._free.items() if kind == "float"]
+        like = [name for name, kind in self._free.items() if not kind.endswith("_seq") and _says(name, TIME)]
+        named = [name for name in floats if name in like and not _says(name, LASTING)]
+        found = named or [name for name in floats if _calendar(block, name)]
+        if len(found) > 1:
+            raise ValueError(
+                f"{self.path}: more than one column looks like the time: {', '.join(map(repr, found))}; pass "
+                f"load_atomic(..., time_field={found[0]!r}) or another, or ignore=(...) those that are not"
+            )
+        if found and not named:
+            warnings.warn(
+                f"{self.path}: column {found[0]!r} is taken for the time, as its values are times of the calendar; "
+                f"pass load_atomic(..., time_field={found[0]!r}) to say so, or ignore=({found[0]!r},)",
+                stacklevel=5,
+            )
+        if like and not found:
+            kind = block.types[like[0]]
+            raise ValueError(
+                f"{self.path}: column '{like[0]}:{kind}' looks like a time but is not read; pass "
+                f"load_atomic(..., time_field={like[0]!r}) if it is the time of the click, as a number, of type float "
+                f"in the header; or ignore=({like[0]!r},) if not: the order of the rows is then the order in time"
+            )
+        return found[0] if found else None
+
+
+def _says(name: str, what: re.Pattern[str]) -> bool:
+    """Whether one of the words of a column's name, or all of them as one, are of a kind."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    return any(what.fullmatch(word.lower()) for word in [*words, "".join(words)])
+
+
+def _calendar(block: Table, name: str) -> bool:
+    """Whether a column holds unix times in one unit."""
+    number = block.column(name, "float").str.strip_chars().cast(pl.Float64, strict=False).fill_null(0.0).to_numpy()
+    return told_day(number) > 1 and unit_of(number.min()) == unit_of(number.max()) is not None
