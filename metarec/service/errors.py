@@ -40,9 +40,10 @@ def _fault(fault: Mapping[str, Any]) -> str:
     place = fault["loc"][1:]
     if fault["type"] == "json_invalid":
         return f"the body is not JSON: {fault['ctx']['error']} at character {place[0]}"
-    if not place:
+    if not place and fault["type"] != "string_unicode":
         return "expected a JSON object as the body, under the header content-type: application/json"
-    return f"{'.'.join(printable(str(part), _NAME) for part in place)}: {fault['msg']}"
+    names = ".".join(printable(str(part), _NAME) for part in place) or "a name of the body"
+    return f"{names}: {'Input should be an object' if fault['type'].startswith('model') else fault['msg']}"
 
 
 async def _full(request: Request, error: QueueFullError) -> JSONResponse:

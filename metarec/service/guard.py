@@ -45,6 +45,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics, paths: frozenset[str]) -> None:
         self.app, self.limits, self.metrics, self.paths = app, limits, metrics, paths
+        self._parts = 100 + 3 * (limits.users + limits.ids)  # lists and objects that what is allowed can have
         self._held = 0  # bytes of bodies that are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,6 +111,9 @@ class Guard:
                     self._check(len(content))
         except TimeoutError as error:
             raise _RefusedError(408, f"the body did not arrive within {seconds:g} seconds") from error
+        parts = content.count(b"[") + content.count(b"{")
+        if parts > self._parts:
+            raise _RefusedError(413, f"the body has {parts} lists and objects; send fewer users or items at once")
         return bytes(content)
 
     def _check(self, size: int) -> None:

@@ -214,9 +214,9 @@ class Reader:
         unknown = next((i for i in ids if i not in self.items), None)
         if unknown is not None:
             place = bisect(self._alphabet, unknown)
-            around = self._alphabet[max(0, place - _NEAR) : place + _NEAR]
-            cut = [known[:_SHOWN] for known in around]
-            near = difflib.get_close_matches(unknown[:_SHOWN], cut, n=3, cutoff=0.5) or around[_NEAR - 1 : _NEAR + 2]
+            around = [known[:_SHOWN] for known in self._alphabet[max(0, place - _NEAR) : place + _NEAR]]
+            beside = self._alphabet[max(0, place - 2) : place + 1]
+            near = difflib.get_close_matches(unknown[:_SHOWN], around, n=3, cutoff=0.5) or beside
             raise ValueError(
                 f"{name}: unknown item id {_short(unknown)}; nearest known ids: {', '.join(map(_short, near))}"
             )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import copy
 import errno
+import gc
 import logging
 import socket
 from typing import Any
@@ -122,6 +123,8 @@ def serve(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000, limits: Li
         server = make_server(app, limits or Limits())
         name, number = place.getsockname()[:2]
         _LOG.info("listening on http://%s:%d, documented under /docs", f"[{name}]" if ":" in name else name, number)
+        gc.collect()
+        gc.freeze()  # the model and the libraries are not walked through again for each large body
         with contextlib.suppress(KeyboardInterrupt):  # raised once more when all is answered
             server.run(sockets=[place])
 
