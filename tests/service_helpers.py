@@ -12,6 +12,7 @@ from typing import Any
 
 from metarec.recommender import Recommender, User, Users
 from metarec.service import Limits, create_app
+from metarec.service.connections import Connections
 from metarec.service.server import listening, make_server
 
 QUICK = Limits(body_bytes=20_000, clicks=60, users=50, k=30, ids=45, waiting=64, seconds=30, read_seconds=20)
@@ -20,13 +21,24 @@ QUICK = Limits(body_bytes=20_000, clicks=60, users=50, k=30, ids=45, waiting=64,
 @contextmanager
 def running(recommender: Recommender, limits: Limits = QUICK, **options: Any) -> Iterator[int]:
     """The port of a server that runs in a thread of its own."""
+    with started(recommender, limits, **options) as (port, _):
+        yield port
+
+
+@contextmanager
+def started(
+    recommender: Recommender, limits: Limits = QUICK, buffer: int | None = None, **options: Any
+) -> Iterator[tuple[int, Connections]]:
+    """The port of such a server, and its connections; the system keeps about ``buffer`` bytes of an answer for it."""
     app = create_app(recommender, limits=limits, version="1.2.3", **options)
     server = make_server(app, limits, log_level="CRITICAL")
     with listening("127.0.0.1", 0) as place:
+        if buffer is not None:
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
         thread.start()
         try:
-            yield place.getsockname()[1]
+            yield place.getsockname()[1], app.state.service.connections
         finally:
             server.should_exit = True
             thread.join()
@@ -44,6 +56,12 @@ def ask(port: int, path: str, body: object = None) -> tuple[int, Any]:
         return answer.status, json.loads(text) if answer.headers["content-type"] == "application/json" else text
     finally:
         connection.close()
+
+
+def post(path: str, content: bytes, *headers: str) -> bytes:
+    """A request as it goes over the wire."""
+    head = [f"POST {path} HTTP/1.1", "host: x", "content-type: application/json", *headers]
+    return "\r\n".join([*head, f"content-length: {len(content)}", "", ""]).encode() + content
 
 
 def talk(port: int, sent: bytes) -> bytes:

@@ -11,7 +11,8 @@ from metarec.service.limits import Limits
 
 _LOG = logging.getLogger("metarec.service")
 SPARE = 8  # connections above the limit, which get 503 or the service's health
-_RESERVE = 32  # files that the process may open besides: the spare connections, and what is being accepted or closed
+BURST = 16  # connections accepted at once
+_RESERVE = SPARE + 2 * BURST  # files for these, for what is being closed, and for the process itself
 _RECENT = 2.0  # seconds after a refused connection in which the service's health tells of it
 
 

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from uvicorn.config import LOGGING_CONFIG
 
 from metarec.functional.text import printable
-from metarec.service.connections import Connections
+from metarec.service.connections import BURST, Connections
 from metarec.service.limits import Limits
 from metarec.service.protocol import TimedProtocol
 
@@ -69,7 +69,10 @@ class Server(uvicorn.Server):
                     await asyncio.sleep(_PAUSE)
                 continue
             self._join(client)
-            await asyncio.sleep(0)  # one at a time, so that each is counted before the next one
+            with contextlib.suppress(OSError):
+                for _ in range(BURST - 1):
+                    self._join(place.accept()[0])
+            await asyncio.sleep(0)  # they are counted, and some closed, before more come
 
     def _join(self, client: socket.socket) -> None:
         client.setblocking(False)
