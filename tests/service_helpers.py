@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
 from typing import Any
@@ -72,6 +73,37 @@ def talk(port: int, sent: bytes) -> bytes:
         while part := client.recv(65536):
             parts.append(part)
         return b"".join(parts)
+
+
+def until(done: Callable[[], Any]) -> None:
+    """Wait for something that must come."""
+    for _ in range(2000):
+        if done():
+            return
+        time.sleep(0.01)
+    raise AssertionError("it did not come")
+
+
+def deaf(port: int, sent: bytes) -> socket.socket:
+    """A client that sends something and does not read what comes of it."""
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    client.connect(("127.0.0.1", port))
+    client.sendall(sent)
+    return client
+
+
+def rest(client: socket.socket) -> bytes:
+    """What a client still gets."""
+    parts = []
+    with client:
+        client.settimeout(20)
+        try:
+            while part := client.recv(65536):
+                parts.append(part)
+        except ConnectionResetError:
+            pass
+    return b"".join(parts)
 
 
 class Gated(Recommender):

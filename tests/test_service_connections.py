@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import resource
-import signal
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from contextlib import ExitStack
+from dataclasses import fields, replace
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
 
 import pytest
+from uvicorn.server import ServerState
 
-from metarec import save
 from metarec.recommender import Recommender
+from metarec.service import Limits, create_app, server
+from metarec.service import requests as schema
 from metarec.service.connections import SPARE, Connections
 from metarec.service.protocol import _CHUNKS
-from metarec.service.server import Seldom
-from service_helpers import QUICK, Gated, ask, post, running, started, talk
+from metarec.service.server import Seldom, make_server
+from service_helpers import QUICK, Gated, ask, deaf, post, rest, running, started, talk, until
 from tiny import TWO_LEARNERS, trained
 
 LARGE = post("/recommend/users", json.dumps({"users": [{"clicks": []}] * 50, "k": 30}).encode())
@@ -36,37 +30,6 @@ GET = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
 @pytest.fixture(scope="module")
 def recommender() -> Recommender:
     return Recommender(trained(TWO_LEARNERS))
-
-
-def until(done: Callable[[], Any]) -> None:
-    """Wait for something that must come."""
-    for _ in range(2000):
-        if done():
-            return
-        time.sleep(0.01)
-    raise AssertionError("it did not come")
-
-
-def deaf(port: int, sent: bytes) -> socket.socket:
-    """A client that sends something and does not read what comes of it."""
-    client = socket.socket()
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    client.connect(("127.0.0.1", port))
-    client.sendall(sent)
-    return client
-
-
-def rest(client: socket.socket) -> bytes:
-    """What a client still gets."""
-    parts = []
-    with client:
-        client.settimeout(20)
-        try:
-            while part := client.recv(65536):
-                parts.append(part)
-        except ConnectionResetError:
-            pass
-    return b"".join(parts)
 
 
 def whole(answer: bytes) -> bool:
@@ -184,75 +147,31 @@ def test_above_the_limit_the_silent_make_room_and_health_says_so(recommender: Re
         assert status == 200 and answer["status"] == "ok" and "problem" not in answer
 
 
-@contextmanager
-def serving(path: Path, files: int | None = None) -> Iterator[tuple[subprocess.Popen[bytes], int, Path]]:
-    """The command as it is typed, where it may open so many files; its port, and its log."""
-    log = path.with_suffix(".log")
-    limited = None if files is None else lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))
-    command = [sys.executable, "-m", "metarec", "serve", str(path), "--port", "0"]
-    with (
-        log.open("wb") as out,
-        subprocess.Popen(command, cwd=Path(__file__).parents[1], stderr=out, preexec_fn=limited) as server,
-    ):
-        try:
-            found: list[str] = []
-            until(lambda: found.extend(re.findall(r"listening on http://127\.0\.0\.1:(\d+)", log.read_text())) or found)
-            until(lambda: "startup complete" in log.read_text())
-            yield server, int(found[0]), log
-        finally:
-            server.send_signal(signal.SIGINT)
-            server.wait()
-
-
-@pytest.fixture
-def file(recommender: Recommender, tmp_path: Path) -> Path:
-    save(recommender.model, tmp_path / "model.safetensors")
-    return tmp_path / "model.safetensors"
-
-
-def test_few_file_descriptors(file: Path) -> None:
-    with serving(file, files=100) as (server, port, log), ExitStack() as stack:
-        clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(150)]
-        status, answer = ask(port, "/health")
-        assert status == 503 and "the process may open 100 files (ulimit -n)" in answer["problem"]
-        assert len(os.listdir(f"/proc/{server.pid}/fd")) < 100
-        for client in clients:
-            client.close()
-        until(lambda: ask(port, "/health")[0] == 200)
-        assert ask(port, "/recommend", {"clicks": ["item1", "item2"], "k": 3})[0] == 200
-        lines = log.read_text().splitlines()
-    assert [line for line in lines if "may open 100 files; raise that limit (ulimit -n)" in line] == lines[:1]
-    assert len([line for line in lines if "refusing some" in line]) == 1
-    assert len(lines) < 10 and "Traceback" not in log.read_text()
-
-
-def test_no_file_descriptor_at_all_for_a_while(file: Path) -> None:
-    with serving(file) as (server, port, log):
-        client = HTTPConnection("127.0.0.1", port)
-        client.request("GET", "/health")
-        assert json.load(client.getresponse())["status"] == "ok"
-        before = resource.prlimit(server.pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (3, before[1]))
-        waiting = deaf(port, b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        until(lambda: "cannot accept connections: Too many open files" in log.read_text())
-        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, before)
-        answer = rest(waiting)
-        assert b"Too many open files" in answer or answer.startswith(b"HTTP/1.1 200 ")
-        until(lambda: ask(port, "/health")[0] == 200)
-        client.close()
-    text = log.read_text()
-    assert text.count("cannot accept connections") == 1 and "Traceback" not in text
-
-
-def test_too_few_files_to_serve_at_all(file: Path) -> None:
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
-
-    command = [sys.executable, "-m", "metarec", "serve", str(file), "--port", "0"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], preexec_fn=limited, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert "metarec serve: the process may open 40 files, too few to serve; raise the limit" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_the_table_of_limits_has_the_numbers_of_the_code(recommender: Recommender) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "security.md").read_text(encoding="utf-8")
+    rows = [line for line in page.partition("## The service")[2].splitlines() if line.startswith("| ")]
+    for field in fields(Limits):
+        value = getattr(Limits(), field.name)
+        said = f"{value >> 20} MiB" if field.name.endswith("bytes") else f"{value:,.0f}"
+        found = [row for row in rows if f"`{field.name}`" in row]
+        assert found and all(re.search(rf"\b{said}\b", row) for row in found if "for each of" not in row), field.name
+    app = create_app(recommender)
+    config = make_server(app, Limits()).config
+    made = type(config.http)("made", (config.http,), {})(config, ServerState(), {})  # type: ignore[call-overload]
+    fixed = {
+        "headers, in bytes": f"{made.conn._max_incomplete_event_size >> 10} KiB",
+        "between two requests": str(config.timeout_keep_alive),
+        "chunks of a body": f"{_CHUNKS:,}",
+        "new ids": f"{schema._ID} characters",
+        "new titles": f"{schema._TEXT:,} characters",
+        "| connections |": f"{SPARE} more are open",
+        "accepting fails": f"{server._PAUSE} s",
+    }
+    for what, said in fixed.items():
+        (row,) = [row for row in rows if what in row]
+        assert said in row
+    assert f"{schema._SHOWN} characters of an id or a name, 1,000 in all" in page
+    assert app.state.service.connections.most == Limits().connections
 
 
 class Idle:
