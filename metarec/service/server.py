@@ -130,6 +130,7 @@ def serve(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000, limits: Li
         gc.freeze()  # the model and the libraries are not walked through again for each large body
         with contextlib.suppress(KeyboardInterrupt):  # raised once more when all is answered
             server.run(sockets=[place])
+        gc.unfreeze()
 
 
 def listening(host: str, port: int) -> socket.socket:
