@@ -87,9 +87,9 @@ def test_more_lists_than_what_is_allowed_can_have_are_not_read(model: Any, monke
     monkeypatch.setattr("metarec.service.body.parsed", lambda content: read.append(content) or json.loads(content))
     allowed = {"users": [{"clicks": ["zz"], "candidates": []}] * 4}
     with running(Recommender(model), Limits(users=4, ids=4)) as port:
-        status, answer = ask(port, "/recommend/users", {"users": [{}] * 200})
-        assert status == 413 and "the body has 202 lists and objects" in answer["error"]
-        assert ask(port, "/recommend", {"clicks": [[]] * 200})[0] == 413
+        status, answer = ask(port, "/recommend/users", {"users": [{}] * 20_000})
+        assert status == 413 and "the body has 20002 lists and objects" in answer["error"]
+        assert ask(port, "/recommend", {"clicks": [[]] * 20_000})[0] == 413
         assert read == []
         status, answer = ask(port, "/recommend/users", allowed)
     assert status == 422 and "users.0.clicks: unknown item id" in answer["error"] and len(read) == 1

@@ -157,7 +157,7 @@ def test_the_table_of_limits_has_the_numbers_of_the_code(recommender: Recommende
         assert found and all(re.search(rf"\b{said}\b", row) for row in found if "for each of" not in row), field.name
     app = create_app(recommender)
     config = make_server(app, Limits()).config
-    made = type(config.http)("made", (config.http,), {})(config, ServerState(), {})  # type: ignore[call-overload]
+    made = config.http(config, ServerState(), {}, _loop=object())  # type: ignore[operator, arg-type]
     fixed = {
         "headers, in bytes": f"{made.conn._max_incomplete_event_size >> 10} KiB",
         "between two requests": str(config.timeout_keep_alive),

@@ -16,8 +16,8 @@ def parsed(content: bytes) -> Any:
 
     Raises:
         json.JSONDecodeError: if it is not JSON.
-        fastapi.HTTPException: with status 400, if it is not UTF-8, nests too deeply, names a field twice, or holds NaN, an
-            infinity or a number of thousands of digits.
+        fastapi.HTTPException: with status 400, if it is not UTF-8, nests too deeply, names a field twice, or holds
+            NaN, an infinity or a number of thousands of digits.
 
     Example:
         >>> parsed(b'{"clicks": [], "k": 3}')

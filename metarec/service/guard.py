@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from metarec.service.limits import Limits
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_PARTS = 20_000  # lists and objects of a body that cost little
 _USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -45,7 +46,7 @@ class Guard:
 
     def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics, paths: frozenset[str]) -> None:
         self.app, self.limits, self.metrics, self.paths = app, limits, metrics, paths
-        self._parts = 100 + 3 * (limits.users + limits.ids)  # lists and objects that what is allowed can have
+        self._parts = max(_PARTS, 100 + 3 * (limits.users + limits.ids))  # as many as what is allowed can have
         self._held = 0  # bytes of bodies that are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
