@@ -8,9 +8,9 @@ import re
 from collections.abc import Sequence
 
 
-def post(content: bytes) -> bytes:
-    """A request for recommendations."""
-    head = f"POST /recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
+def post(content: bytes, path: str = "/recommend") -> bytes:
+    """A request, by default for recommendations."""
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
     return head.encode() + b"\r\n\r\n" + content
 
 
@@ -29,6 +29,19 @@ async def got(port: int, path: str) -> tuple[str, str]:
     status, body = await answer(reader)
     writer.close()
     return status, body.decode()
+
+
+async def told(port: int, content: bytes) -> tuple[str, int]:
+    """Status and size of the first answer to some bytes, however they are taken."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    try:
+        writer.write(content)
+        status, body = await answer(reader)
+    except (OSError, asyncio.IncompleteReadError):
+        return "hung up", 0
+    finally:
+        writer.close()
+    return status, len(body)
 
 
 async def garbage(port: int, seed: int) -> str:

@@ -130,7 +130,7 @@ def ask_directly(recommender: mr.Recommender, *, users: int, clicks: int, k: int
 def served(path: Path, options: argparse.Namespace) -> Iterator[tuple[int, subprocess.Popen[str]]]:
     """The port of a running server, which is told to stop at the end."""
     code = "import sys, torch; torch.set_num_threads(int(sys.argv.pop(1))); from metarec.__main__ import main; main()"
-    limits = ["--port", "0", "--read-timeout", str(options.read_timeout)]
+    limits = ["--port", "0", "--read-timeout", str(options.read_timeout), *getattr(options, "more", [])]
     command = [sys.executable, "-c", code, str(options.threads), "serve", str(path), *limits]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:

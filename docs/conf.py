@@ -56,7 +56,9 @@ nitpicky = True
 nitpick_ignore = [("py:exc", "torch.OutOfMemoryError")]  # has no page
 nitpick_ignore_regex = [
     (r"py:class", r"metarec\.[\w.]+\.(T|R|C|Batch)"),  # type variables have no page
-    (r"py:class", r"(annotated_types|asyncio|fastapi|socket|starlette|uvicorn)\..*"),  # what metarec.service is made of
+    # What metarec.service is made of, and what checks the fields of its requests.
+    (r"py:(class|exc)", r"(annotated_types|asyncio|fastapi|pydantic|socket|starlette|uvicorn)\..*"),
+    (r"py:class", r"FailFast|FieldInfo|NoneType|PydanticUndefined|metarec\.service\.requests\._\w+"),
     (r"py:class", r"collections\.abc\.Mapping\[str"),  # Sphinx cuts `float | Mapping[str, float]` in the wrong place
 ]
 

@@ -8,13 +8,15 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from metarec.recommender import Recommender
 from metarec.service import requests as schema
 from metarec.service.answering import Answer, Job, answers
 from metarec.service.batching import Batcher
+from metarec.service.body import StrictRoute
+from metarec.service.connections import Connections
 from metarec.service.errors import HANDLERS
 from metarec.service.guard import Guard, Metrics
 from metarec.service.limits import Limits
@@ -22,11 +24,13 @@ from metarec.service.limits import Limits
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schema.ErrorResponse, "description": why}
     for status, why in {
+        400: "The body is not JSON in UTF-8, or could be understood in two ways.",
         408: "The body came too slowly.",
         413: "The body is too large.",
+        415: "The body is compressed.",
         422: "A field is missing, unknown or out of range, or an id is unknown.",
-        429: "Too many users are waiting; try again.",
-        503: "No answer in time.",
+        429: "Too much is waiting; try again.",
+        503: "No answer in time, or too many connections; try again.",
     }.items()
 }
 
@@ -43,7 +47,7 @@ class Service:
 
     def __init__(self, recommender: Recommender, limits: Limits, *, max_batch: int, version: str) -> None:
         self.recommender, self.limits, self.version = recommender, limits, version
-        self.metrics = Metrics()
+        self.metrics, self.connections = Metrics(), Connections(limits)
         self.batcher: Batcher[Job, Answer] = Batcher(
             lambda jobs: answers(self.recommender, jobs),
             max_batch=max_batch,
@@ -68,16 +72,19 @@ class Service:
             await self.batcher.call(self._prepare)
             yield
 
-    async def recommend(self, request: schema.RecommendRequest) -> JSONResponse:
+    async def recommend(self, request: schema.RecommendRequest) -> Response:
         """Recommend to someone from their clicks."""
         [answer] = await self._answered([self.reader.job(request)], [""])
-        return JSONResponse(schema.body(answer))
+        return Response(schema.content(answer), media_type="application/json")
 
-    async def recommend_users(self, request: schema.RecommendUsersRequest) -> JSONResponse:
+    async def recommend_users(self, request: schema.RecommendUsersRequest) -> Response:
         """Recommend to several users at once."""
         jobs = self.reader.jobs(request)
-        found = await self._answered(jobs, [f"users.{i}: " for i in range(len(jobs))])
-        return JSONResponse({"users": [schema.body(answer) for answer in found]})
+        found, parts = await self._answered(jobs, [f"users.{i}: " for i in range(len(jobs))]), []
+        for answer in found:
+            parts.append(schema.content(answer))
+            await asyncio.sleep(0)  # other clients' requests go on in between
+        return Response(b'{"users":[%b]}' % b",".join(parts), media_type="application/json")
 
     async def _answered(self, jobs: Sequence[Job], where: Sequence[str]) -> list[Answer]:
         async with asyncio.timeout(self.limits.seconds):
@@ -116,15 +123,17 @@ class Service:
         catalog = self.recommender.catalog
         return JSONResponse({"items": len(catalog.items), "removed": len(catalog.hidden)})
 
-    async def health(self) -> dict[str, Any]:
-        """Whether the service answers, and what it serves."""
-        return {
-            "status": "ok",
+    async def health(self) -> JSONResponse:
+        """Whether the service answers everyone, and what it serves."""
+        problem = self.connections.problem()
+        said = {
+            **({"status": "short of connections", "problem": problem} if problem else {"status": "ok"}),
             "items": len(self.recommender.catalog.items),
             "learners": list(self.recommender.learners),
             "waiting": len(self.batcher),
             "version": self.version,
         }
+        return JSONResponse(said, 503 if problem else 200)
 
     async def show_metrics(self) -> PlainTextResponse:
         """Counts and times in the Prometheus text format."""
@@ -165,7 +174,7 @@ def create_app(
         lifespan=service.running,
         redoc_url=None,
     )
-    app.state.service = service
+    app.state.service, app.router.route_class = service, StrictRoute
     add = app.add_api_route
     add("/recommend", service.recommend, methods=["POST"], response_model=schema.RecommendResponse, responses=_ERRORS)
     many = schema.RecommendUsersResponse
@@ -176,7 +185,9 @@ def create_app(
         for name, change in changes.items():
             path = f"/items/{name}"
             add(path, change, methods=["POST"], response_model=schema.ItemsResponse, responses=_ERRORS)
-    add("/health", service.health, methods=["GET"], response_model=schema.HealthResponse)
+    short: dict[int | str, dict[str, Any]]
+    short = {503: {"model": schema.HealthResponse, "description": "Some clients cannot connect."}}
+    add("/health", service.health, methods=["GET"], response_model=schema.HealthResponse, responses=short)
     add("/metrics", service.show_metrics, methods=["GET"], response_class=PlainTextResponse)
     for error, handler in HANDLERS.items():
         app.add_exception_handler(error, handler)

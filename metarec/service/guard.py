@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from metarec.service.limits import Limits
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+_PARTS = 20_000  # lists and objects of a body that cost little
 _USERS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -45,6 +46,8 @@ class Guard:
 
     def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics, paths: frozenset[str]) -> None:
         self.app, self.limits, self.metrics, self.paths = app, limits, metrics, paths
+        self._parts = max(_PARTS, 100 + 3 * (limits.users + limits.ids))  # as many as what is allowed can have
+        self._held = 0  # bytes of bodies that are not answered yet
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -67,39 +70,67 @@ class Guard:
             self.metrics.seconds.labels(path).observe(time.perf_counter() - start)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
-        most, seconds = self.limits.body_bytes, self.limits.read_seconds
+        too_many = scope.get("state", {}).get("too_many")
+        if too_many and too_many() and scope["path"] != "/health":
+            await refuse(send, 503, "too many connections are open; try again", {"retry-after": "1"})
+            return
+        content = bytearray()
+        try:
+            body = await self._body(scope, receive, content)
+        except _RefusedError as error:
+            await refuse(send, error.status, str(error))
+        else:
+            parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def replay() -> Message:
+                return parts.pop() if parts else await receive()
+
+            await self.app(scope, replay, send)
+        finally:
+            self._held -= len(content)
+
+    async def _body(self, scope: Scope, receive: Receive, content: bytearray) -> bytes:
+        """The body, collected in ``content``; empty if the client has gone.
+
+        Raises:
+            _RefusedError: if it is compressed, too large or too slow, or all bodies together are too large.
+        """
+        headers, seconds = dict(scope["headers"]), self.limits.read_seconds
+        if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+            raise _RefusedError(415, "the body is compressed; send it as it is, without content-encoding")
+        length, more = headers.get(b"content-length", b"0"), True
+        self._check(int(length) if length.isdigit() else self.limits.body_bytes + 1)
         try:
             async with asyncio.timeout(seconds):
-                content = await _read(scope, receive, most)
-        except TimeoutError:
-            await refuse(send, 408, f"the body did not arrive within {seconds:g} seconds")
-            return
-        if content is None:
-            await refuse(send, 413, f"the body has more than {most} bytes; send fewer users or clicks at once")
-            return
-        parts: list[Message] = [{"type": "http.request", "body": content, "more_body": False}]
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return b""
+                    part, more = message.get("body", b""), message.get("more_body", False)
+                    content += part
+                    self._held += len(part)
+                    self._check(len(content))
+        except TimeoutError as error:
+            raise _RefusedError(408, f"the body did not arrive within {seconds:g} seconds") from error
+        parts = content.count(b"[") + content.count(b"{")
+        if parts > self._parts:
+            raise _RefusedError(413, f"the body has {parts} lists and objects; send fewer users or items at once")
+        return bytes(content)
 
-        async def replay() -> Message:
-            return parts.pop() if parts else await receive()
+    def _check(self, size: int) -> None:
+        most = self.limits.body_bytes
+        if size > most:
+            raise _RefusedError(413, f"the body has more than {most} bytes; send fewer users or clicks at once")
+        if self._held > self.limits.held_bytes:
+            raise _RefusedError(429, "too many bytes wait for their answers; try again")
 
-        await self.app(scope, replay, send)
 
+class _RefusedError(Exception):
+    """Why a request is not passed on."""
 
-async def _read(scope: Scope, receive: Receive, most: int) -> bytes | None:
-    """The body; None if it is too large, or the client has gone."""
-    length = dict(scope["headers"]).get(b"content-length", b"0")
-    if not length.isdigit() or int(length) > most:
-        return None
-    content, more = bytearray(), True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return b""
-        content += message.get("body", b"")
-        more = message.get("more_body", False)
-        if len(content) > most:
-            return None
-    return bytes(content)
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 async def refuse(send: Send, status: int, message: str, headers: Mapping[str, str] | None = None) -> None:

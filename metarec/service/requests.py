@@ -3,23 +3,87 @@
 from __future__ import annotations
 
 import difflib
+import json
+import re
 from bisect import bisect
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from metarec.data.dataset import Vocabulary
+from metarec.functional.text import printable
 from metarec.service.answering import Answer, Filters, Job
 from metarec.service.limits import Limits
 
-Ids = list[str]
+T = TypeVar("T")
 _NEAR = 50  # neighbours in the alphabet among which the nearest ids are looked for, on either side
 _SHOWN = 60  # characters of an id that an error repeats
+_ID = 256  # characters of a new id
+_TEXT = 10_000  # characters of a new attribute
+_UNCLEAN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, line ends, lone surrogates
+
+
+def _entry_by_entry(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """Check a dict up to its first fault, as ``fail_fast`` does for lists."""
+    if not isinstance(value, dict):
+        return check(value)
+    out: dict[str, Any] = {}
+    for name, part in value.items():
+        out.update(check({name: part}))
+    return out
+
+
+def _new_id(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("id", "Input should be an id, got nothing or blanks")
+    if text != text.strip():
+        raise PydanticCustomError("id", "Input should be an id without blanks around it")
+    return _clean(text, _ID)
+
+
+def _new_text(text: str) -> str:
+    return _clean(text, _TEXT)
+
+
+def _clean(text: str, most: int) -> str:
+    """A text that is kept, and comes back in the answers to others."""
+    if len(text) > most:
+        raise PydanticCustomError("long", f"Input should have at most {most} characters, got {len(text)}")
+    if _UNCLEAN.search(text):
+        raise PydanticCustomError("text", "Input should have no control characters and no lone surrogates")
+    return text
+
+
+# A hostile body has as many faults as bytes; making an error of each takes seconds. The first one says enough.
+_FIRST = Field(fail_fast=True)
+Ids = Annotated[list[str], _FIRST]
+NewIds = Annotated[list[Annotated[str, AfterValidator(_new_id)]], _FIRST]
+NewTexts = Annotated[list[Annotated[str, AfterValidator(_new_text)]], _FIRST]
+Dict = Annotated[dict[str, T], WrapValidator(_entry_by_entry)]
+Vector = Annotated[list[float], _FIRST]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown(cls, data: Any) -> Any:
+        """Of many unknown fields, keep one to be complained of."""
+        if not isinstance(data, dict) or len(data) <= len(cls.model_fields):
+            return data
+        unknown = next(name for name in data if name not in cls.model_fields)
+        return {name: data[name] for name in (*cls.model_fields, unknown) if name in data}
 
 
 class _Wanted(_Strict):
@@ -46,15 +110,15 @@ class UserClicks(_Strict):
 class RecommendUsersRequest(_Wanted):
     """Several users."""
 
-    users: list[UserClicks]
+    users: Annotated[list[UserClicks], _FIRST]
 
 
 class AddItemsRequest(_Strict):
     """New items with their features."""
 
-    ids: Ids
-    vectors: dict[str, dict[str, list[float]]] = Field(description="By modality, by item id; items may be missing.")
-    attributes: dict[str, Ids] = Field({}, description="By column, one string per id, e.g. titles.")
+    ids: NewIds
+    vectors: Dict[Dict[Vector]] = Field(description="By modality, by item id; items may be missing.")
+    attributes: Dict[NewTexts] = Field({}, description="By column, one string per id, e.g. titles.")
 
 
 class ItemsRequest(_Strict):
@@ -74,6 +138,7 @@ class RecommendResponse(BaseModel):
     """One user's list, best first."""
 
     items: list[Item]
+    count: int = Field(description="Items in the list; fewer than k where no more are left to recommend.")
     adapted: bool = Field(description="Whether there were clicks enough, two or more, to adapt to.")
     weights: dict[str, float] = Field(description="How much each learner counts for this user.")
 
@@ -94,7 +159,8 @@ class ItemsResponse(BaseModel):
 class HealthResponse(BaseModel):
     """What is being served."""
 
-    status: str
+    status: str = Field(description="ok, or short of connections.")
+    problem: str | None = Field(None, description="What keeps clients from connecting, and what to do.")
     items: int
     learners: list[str]
     waiting: int
@@ -148,10 +214,11 @@ class Reader:
         unknown = next((i for i in ids if i not in self.items), None)
         if unknown is not None:
             place = bisect(self._alphabet, unknown)
-            around = self._alphabet[max(0, place - _NEAR) : place + _NEAR]
-            near = difflib.get_close_matches(unknown[:_SHOWN], around, n=3, cutoff=0.5) or around[_NEAR - 1 : _NEAR + 2]
+            around = [known[:_SHOWN] for known in self._alphabet[max(0, place - _NEAR) : place + _NEAR]]
+            beside = self._alphabet[max(0, place - 2) : place + 1]
+            near = difflib.get_close_matches(unknown[:_SHOWN], around, n=3, cutoff=0.5) or beside
             raise ValueError(
-                f"{name}: unknown item id {_short(unknown)}; nearest known ids: {', '.join(map(repr, near))}"
+                f"{name}: unknown item id {_short(unknown)}; nearest known ids: {', '.join(map(_short, near))}"
             )
 
     def _jobs(self, request: _Wanted, users: Sequence[UserClicks], where: Sequence[str]) -> list[Job]:
@@ -180,15 +247,17 @@ class Reader:
             raise ValueError(f"{name}: expected at most {most}, got {len(what)}")
 
 
-def body(answer: Answer) -> dict[str, Any]:
-    """An answer as JSON says it; the form of :class:`RecommendResponse`."""
-    return {
+def content(answer: Answer) -> bytes:
+    """An answer as JSON; the form of :class:`RecommendResponse`."""
+    said = {
         "items": [{"id": item.id, "score": item.score} for item in answer.items],
+        "count": len(answer.items),
         "adapted": answer.adapted,
         "weights": answer.weights,
     }
+    return json.dumps(said, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
 def _short(value: object) -> str:
-    text = value if isinstance(value, str) else str(value)
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...") if isinstance(value, str) else text[:_SHOWN]
+    text = printable(str(value), _SHOWN)
+    return f"'{text}'" if isinstance(value, str) else text

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
+import errno
+import gc
 import logging
 import socket
 from typing import Any
@@ -11,29 +14,99 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.config import LOGGING_CONFIG
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from metarec.functional.text import printable
+from metarec.service.connections import BURST, Connections
 from metarec.service.limits import Limits
+from metarec.service.protocol import TimedProtocol
 
 _LOG = logging.getLogger("metarec.service")
 _GOODBYE = 10  # seconds that running requests get when the service is stopped
+_PAUSE = 0.2  # seconds without accepting, when that has failed
+_MINUTE = 60.0  # in which a warning is written once
+_WAITING = 2048  # connections that the system keeps for us until they are accepted
+
+
+class Server(uvicorn.Server):
+    """A server that accepts connections itself, so that it can stop doing so.
+
+    asyncio accepts all that wait at once, and without a file descriptor left it logs a traceback for each of thousands.
+    """
+
+    def __init__(self, config: uvicorn.Config, connections: Connections) -> None:
+        super().__init__(config)
+        self._connections = connections
+        self._accepting: list[asyncio.Task[None]] = []
+        self._joining: set[asyncio.Task[Any]] = set()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept."""
+        await super().startup(sockets=[])
+        for place in sockets or []:
+            place.setblocking(False)
+            self._accepting.append(asyncio.create_task(self._accept(place)))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take in who has connected already, answer what has begun, and close."""
+        for task in self._accepting:
+            task.cancel()
+        await asyncio.gather(*self._accepting, return_exceptions=True)
+        for place in sockets or []:
+            with contextlib.suppress(OSError):
+                while True:
+                    self._join(place.accept()[0])
+        await asyncio.gather(*self._joining, return_exceptions=True)
+        await asyncio.sleep(0)
+        await super().shutdown(sockets)
+
+    async def _accept(self, place: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = await asyncio.get_running_loop().sock_accept(place)
+            except OSError as error:
+                if error.errno != errno.ECONNABORTED:
+                    self._connections.starve(error)
+                    await asyncio.sleep(_PAUSE)
+                continue
+            self._join(client)
+            with contextlib.suppress(OSError):
+                for _ in range(BURST - 1):
+                    self._join(place.accept()[0])
+            await asyncio.sleep(0)  # they are counted, and some closed, before more come
+
+    def _join(self, client: socket.socket) -> None:
+        client.setblocking(False)
+        joining = asyncio.get_running_loop().connect_accepted_socket(self._protocol, client)
+        task = asyncio.ensure_future(joining)
+        self._joining.add(task)
+        task.add_done_callback(self._joining.discard)
+
+    def _protocol(self) -> TimedProtocol:
+        kind: Any = self.config.http_protocol_class
+        made: TimedProtocol = kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return made
 
 
 def make_server(app: FastAPI, limits: Limits, *, log_level: str = "INFO") -> uvicorn.Server:
-    """A server for an application, with the limits that only a server can keep."""
+    """A server for an application, with the limits that only a server can keep.
+
+    Raises:
+        OSError: if the process may not open enough files.
+    """
+    connections: Connections = app.state.service.connections
     config = uvicorn.Config(
         app,
-        http=type("Timed", (TimedProtocol,), {"seconds": limits.read_seconds}),
+        http=type("Timed", (TimedProtocol,), {"limits": limits, "known": connections}),
         ws="none",
         lifespan="on",
         log_config=_logging(log_level),
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=limits.connections,
         timeout_graceful_shutdown=_GOODBYE,
     )
-    return uvicorn.Server(config)
+    connections.afford()
+    return Server(config, connections)
 
 
 def serve(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000, limits: Limits | None = None) -> None:
@@ -43,16 +116,21 @@ def serve(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000, limits: Li
         app: from :func:`create_app`.
         host: address to listen on; 127.0.0.1 is reached from this machine alone.
         port: 0 takes a free one, which the log names.
-        limits: on connections and slow headers; default :class:`Limits`.
+        limits: on connections, and on slow and unread clients; default :class:`Limits`.
 
     Raises:
-        OSError: if the address cannot be had, as when the port is taken.
+        OSError: if the address cannot be had, as when the port is taken, or the process may not open enough files.
+        ValueError: if there is no such port.
     """
     with listening(host, port) as place:
         server = make_server(app, limits or Limits())
         name, number = place.getsockname()[:2]
         _LOG.info("listening on http://%s:%d, documented under /docs", f"[{name}]" if ":" in name else name, number)
-        server.run(sockets=[place])
+        gc.collect()
+        gc.freeze()  # the model and the libraries are not walked through again for each large body
+        with contextlib.suppress(KeyboardInterrupt):  # raised once more when all is answered
+            server.run(sockets=[place])
+        gc.unfreeze()
 
 
 def listening(host: str, port: int) -> socket.socket:
@@ -60,56 +138,44 @@ def listening(host: str, port: int) -> socket.socket:
 
     Raises:
         OSError: if the address cannot be had.
+        ValueError: if there is no such port.
     """
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port: expected 0 to 65535, got {port}")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
+        return socket.create_server((host, port), family=family, backlog=_WAITING)
+    except (OSError, ValueError) as error:  # ValueError: what is no host name at all
         raise OSError(f"cannot listen on {host} port {port} ({error}); choose another --host or --port") from error
+
+
+class Seldom(logging.Filter):
+    """Lets the first warning of each kind in a minute pass, so that no client can fill the log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[str, float] = {}
+        self._more: dict[str, int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is to be written; printable then, and with the number of those that were not."""
+        text, kind = printable(record.getMessage()), str(record.msg)
+        if record.levelno == logging.WARNING:
+            if record.created - self._last.get(kind, -_MINUTE) < _MINUTE:
+                self._more[kind] = self._more.get(kind, 0) + 1
+                return False
+            self._last[kind] = record.created
+            more = self._more.pop(kind, 0)
+            text += f" (and {more} times more before)" if more else ""
+        record.msg, record.args = text, ()
+        return True
 
 
 def _logging(level: str) -> dict[str, Any]:
     """The server's way of logging, for the service's own lines too."""
     config = copy.deepcopy(LOGGING_CONFIG)
-    config["loggers"] = {name: {"handlers": ["default"], "level": level} for name in ("uvicorn", "metarec.service")}
+    config["filters"] = {"seldom": {"()": Seldom}}
+    config["handlers"]["default"]["filters"] = ["seldom"]
+    names = ("uvicorn", "metarec.service", "asyncio")
+    config["loggers"] = {name: {"handlers": ["default"], "level": level} for name in names}
     return config
-
-
-class TimedProtocol(H11Protocol):
-    """HTTP/1.1 that hangs up on a client whose headers take longer than ``seconds``."""
-
-    seconds = 10.0
-
-    def connection_made(self, transport: Any) -> None:
-        """A client has connected."""
-        # Without this a body waits until the client has acknowledged the headers, which it puts off by 40 ms.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        super().connection_made(transport)
-        self._due: asyncio.TimerHandle | None = self.loop.call_later(self.seconds, self._hang_up)
-
-    def data_received(self, data: bytes) -> None:
-        """A client has sent something."""
-        if self._due is None and self._between():
-            self._due = self.loop.call_later(self.seconds, self._hang_up)
-        super().data_received(data)
-        if not self._between():
-            self._stop()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """A client has gone."""
-        self._stop()
-        super().connection_lost(exc)
-
-    def _between(self) -> bool:
-        """Whether no request is being answered: none has come, or its headers are not whole yet."""
-        return self.cycle is None or self.cycle.response_complete
-
-    def _stop(self) -> None:
-        if self._due is not None:
-            self._due.cancel()
-            self._due = None
-
-    def _hang_up(self) -> None:
-        self._due = None
-        if self._between():
-            self.transport.close()
