@@ -41,11 +41,12 @@ class User(nn.Module):
 
 user = User().eval()
 example = (torch.tensor([0, 1]),)
+program = torch.export.export(user, example).module()
 torch.onnx.export(user, example, "user.onnx", dynamo=True, verbose=False)
 session = onnxruntime.InferenceSession("user.onnx", providers=["CPUExecutionProvider"])
 served = {
     "torch": lambda codes: user(torch.tensor(codes)),
-    "torch.export": lambda codes: torch.export.export(user, example).module()(torch.tensor(codes)),
+    "torch.export": lambda codes: program(torch.tensor(codes)),
     "ONNX Runtime": lambda codes: torch.tensor(session.run(None, {session.get_inputs()[0].name: codes})[0]),
 }
 as_if = user(torch.tensor([0, 3])).detach()  # song 1 and the song of today
