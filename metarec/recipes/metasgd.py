@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from metarec.meta import Adapted, Learner, TaskStack
 from metarec.meta.memory import chunk_sizes
+from metarec.meta.users import check_objectives
 from metarec.types import EpisodeBatch, Examples
 
 
@@ -35,7 +36,7 @@ class MetaSGD(nn.Module):
         objectives: inner and outer loss.
 
     Raises:
-        ValueError: if ``steps`` or ``lr`` is negative.
+        ValueError: if ``steps`` or ``lr`` is negative, or an objective is not one of the learner's.
 
     Example:
         >>> from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
@@ -57,6 +58,7 @@ class MetaSGD(nn.Module):
         if steps < 0 or lr < 0:
             raise ValueError(f"MetaSGD: steps and lr must not be negative, got steps={steps} and lr={lr}")
         self.learner: Any = learner
+        check_objectives(learner, objectives)
         self.lr, self.steps, self.second_order, self.objectives = lr, steps, second_order, objectives
         adapting = dict(learner.task_view("encoder").named_parameters())
         self.scale = nn.ParameterDict({_key(name): torch.ones_like(p) for name, p in adapting.items()})
@@ -80,7 +82,7 @@ class MetaSGD(nn.Module):
 
     def _adapted(self, stack: TaskStack, support: Examples) -> TaskStack:
         for _ in range(self.steps):
-            weights = stack.weights()
+            weights = stack.adapting()
             loss = stack("loss", support, self.objectives[0]).sum()
             gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=self.second_order)
             moved = zip(weights.items(), gradients, strict=True)

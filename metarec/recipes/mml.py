@@ -273,14 +273,14 @@ def meta_train(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun,
 
 
 def train_generator(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun) -> Iterator[Progress]:
-    """Stage 2: the same meta-learned loss with everything else frozen, some items taking their generated vector."""
+    """Stage 2: the same meta-learned loss; of what is trained, only the generator; some items take its vector."""
     meta = model.training_meta(name)
     generator = cast(ModalityLearner, model.learners[name]).items
     if not isinstance(generator, ColdItemGenerator):
         return
     trained = [*generator.projections.parameters(), *generator.attentions.parameters()]
     model.requires_grad_(False)
-    for parameter in trained:
+    for parameter in (*trained, *meta.learner.encoder.parameters()):  # the encoder adapts, but is not trained
         parameter.requires_grad_(True)
     yield from run.stage(
         f"{name} generator",
@@ -291,7 +291,7 @@ def train_generator(model: MML, name: str, sampler: EpisodeSampler, run: Trainin
         sampler.users,
         lambda batch: meta.backward(batch.to(device_of(model))),
     )
-    model.requires_grad_(True)
+    model.requires_grad_(True).zero_grad()
 
 
 def device_of(module: nn.Module) -> torch.device:

@@ -103,6 +103,7 @@ class _Served(ModalityLearner):
         items.room = self.room
         return _Served(items, self.encoder, context=self.context, candidates=self.candidates)
 
+    broadcasts = ()
     room = 0
 
 

@@ -1,0 +1,173 @@
+"""What an engine may rely on, looked at in the modules themselves and never taken from the name of a class.
+
+A fast engine computes what a class is known to compute, from parameters that it keeps elsewhere. That is right only
+while an object is what its class builds: no other part, no hook, no function of its own, nothing tied or frozen.
+Whatever is not so is run as it is, by :class:`~metarec.meta.stack.TaskStack`.
+"""
+
+from __future__ import annotations
+
+from types import BuiltinFunctionType, FunctionType, NoneType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+EVERY_MODULE = frozenset(vars(nn.Module()))  # attributes that all modules have
+NUMBERS = frozenset({"training", "p", "eps", "context_scale"})  # attributes that an engine reads, whatever their value
+RENEWED = frozenset({"_flat_weights", "_flat_weight_refs"})  # lists of parameters that nn.RNNBase keeps up to date
+PLAIN = (NoneType, bool, int, float, str, bytes, torch.Size, torch.dtype, torch.device, Tensor)
+MANY = 64  # values in a list that are looked at one by one
+STATELESS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Identity, nn.Dropout, nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh)
+
+
+def as_built(module: nn.Module) -> bool:
+    """Whether a module is what its class builds, but for the values of parameters and of ``NUMBERS``.
+
+    The class must have a method ``unaltered`` of its own, which gives a new module of the same sizes. Compared are the
+    exact types of all parts, the code of their forward passes, their attributes, and the parameters' shapes.
+    """
+    unaltered = vars(type(module)).get("unaltered")
+    if unaltered is None:
+        return False
+    try:
+        fresh = list(unaltered(module).modules())
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
+        return False  # not even its sizes can be read
+    parts = list(module.modules())
+    return (
+        len(parts) == len(fresh)
+        and len({part.training for part in parts}) == 1
+        and all(map(_same, parts, fresh))
+    )
+
+
+def separate(module: nn.Module) -> bool:
+    """Whether an engine may keep a module's parameters elsewhere: none is tied, frozen, hooked or of a kind of its own.
+
+    They have one type and one device, and no module has a hook.
+    """
+    parts = list(module.modules())
+    slots = [p for part in parts for p in part._parameters.values() if p is not None]
+    ids = {id(p) for p in slots}
+    edges = sum(child is not None for part in parts for child in part._modules.values())
+    return (
+        edges == len(parts) - 1  # or a part is registered twice
+        and len(ids) == len(slots)
+        and not any(id(buffer) in ids for part in parts for buffer in part._buffers.values())
+        and len({(p.dtype, p.device) for p in slots}) <= 1
+        and all(map(_ordinary, slots))
+        and not hooked(parts)
+    )
+
+
+def hooked(parts: list[nn.Module]) -> bool:
+    """Whether any of some modules has a hook, or all modules have."""
+    return _has_any_global_hook() or any(vars(part)[name] for part in parts for name in HOOKS)
+
+
+def declared(module: nn.Module) -> bool:
+    """Whether the very class of a module says that it takes users' parameters with a leading axis, ``broadcasts``.
+
+    That is: any leading dimensions of the input, layers called as modules and not read, and no function of the object's
+    own instead of one of the class.
+    """
+    kind = type(module)
+    return "broadcasts" in vars(kind) and not any(hasattr(kind, name) and callable(v) for name, v in _own(module))
+
+
+def stackable(module: nn.Module) -> bool:
+    """Whether linear layers and layer norms may be exchanged for those of many users, in a tree that says so."""
+    own = {name for name, p in module._parameters.items() if p is not None}
+    kind = type(module)
+    if kind is nn.Linear or (kind is nn.LayerNorm and len(own) != 1):
+        return _unpatched(module)
+    if kind in STATELESS:
+        return _unpatched(module) and all(map(stackable, module.children()))
+    fits = declared(module) and own <= set(vars(kind)["broadcasts"])
+    return fits and all(map(stackable, (m for m in module.children() if next(m.parameters(), None) is not None)))
+
+
+def self_contained(module: nn.Module) -> bool:
+    """Whether a copy of a module tree computes with the copy's parts alone.
+
+    Not so if there is a hook, or an attribute that may lead back to the original: a function, a list of layers.
+    """
+    parts = list(module.modules())
+    return not hooked(parts) and all(_is_plain(value) for part in parts for _, value in _own(part))
+
+
+def written_buffers(view: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a view's forward pass may write to, by name: not those of items, nor of declared classes."""
+    own = ((n, m) for n, m in view.named_modules() if not (hasattr(m, "adapts_rows") or "broadcasts" in vars(type(m))))
+    return {
+        f"{name}.{key}".lstrip("."): buffer
+        for name, part in own
+        for key, buffer in part._buffers.items()
+        if buffer is not None
+    }
+
+
+def _same(part: nn.Module, fresh: nn.Module) -> bool:
+    own, expected = vars(part), vars(fresh)
+    if type(part) is not type(fresh) or own.keys() - NUMBERS != expected.keys() - NUMBERS:
+        return False
+    for name, value in expected.items():
+        mine = own.get(name)
+        if name in ("_parameters", "_buffers"):
+            if _shapes(mine) != _shapes(value):
+                return False
+        elif name == "_modules":
+            if list(mine or ()) != list(value):
+                return False
+        elif name in NUMBERS:
+            if name in own and not isinstance(mine, int | float):
+                return False
+        elif type(mine) is not type(value) or mine != value:
+            return False
+    return _as_written(type(part))
+
+
+def _shapes(tensors: Any) -> list[tuple[str, torch.Size | None]]:
+    return [(name, None if t is None else t.shape) for name, t in tensors.items()]
+
+
+def _as_written(kind: type) -> bool:
+    """Whether a class still has the forward pass that it was written with."""
+    forward: Any = getattr(kind, "forward", None)
+    home = next(c for c in kind.__mro__ if "forward" in vars(c))
+    return (getattr(forward, "__module__", ""), getattr(forward, "__qualname__", "")) == (
+        home.__module__,
+        "_forward_unimplemented" if home is nn.Module else f"{home.__qualname__}.forward",
+    )
+
+
+def _unpatched(module: nn.Module) -> bool:
+    return _as_written(type(module)) and not any(callable(value) for _, value in _own(module))
+
+
+def _ordinary(parameter: Tensor) -> bool:
+    return (
+        type(parameter) is nn.Parameter
+        and parameter.requires_grad
+        and parameter.layout is torch.strided
+        and not parameter._backward_hooks
+        and not parameter._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+    )
+
+
+def _own(module: nn.Module) -> list[tuple[str, Any]]:
+    """Attributes of the object that not every module has."""
+    return [(n, v) for n, v in vars(module).items() if n not in EVERY_MODULE and n not in RENEWED]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple | set | frozenset):
+        return len(value) <= MANY and all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return len(value) <= MANY and all(map(_is_plain, value.values()))
+    if isinstance(value, FunctionType | BuiltinFunctionType):
+        return str(value.__module__).partition(".")[0] == "torch" and not getattr(value, "__closure__", None)
+    return type(value) in PLAIN
