@@ -7,6 +7,7 @@ Whatever is not so is run as it is, by :class:`~metarec.meta.stack.TaskStack`.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any
 
@@ -17,8 +18,11 @@ from torch.nn.modules.module import _has_any_global_hook
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 EVERY_MODULE = frozenset(vars(nn.Module()))  # attributes that all modules have
 NUMBERS = frozenset({"training", "p", "eps", "context_scale"})  # attributes that an engine reads, whatever their value
+REGISTERED = ("_parameters", "_buffers", "_modules")
+NOT_COMPARED = (*NUMBERS, *REGISTERED)
 RENEWED = frozenset({"_flat_weights", "_flat_weight_refs"})  # lists of parameters that nn.RNNBase keeps up to date
 PLAIN = (NoneType, bool, int, float, str, bytes, torch.Size, torch.dtype, torch.device, Tensor)
+Shapes = list[tuple[str, torch.Size | None]]
 MANY = 64  # values in a list that are looked at one by one
 STATELESS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Identity, nn.Dropout, nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh)
 
@@ -33,15 +37,15 @@ def as_built(module: nn.Module) -> bool:
     if unaltered is None:
         return False
     try:
-        fresh = list(unaltered(module).modules())
+        plan, parts = _blueprint(unaltered(module)), parts_of(module)
+        return (
+            len(parts) == len(plan)
+            and all(map(_same, parts, plan))
+            and len({part.training for part in parts}) == 1
+            and all(map(_as_written, {type(part) for part in parts}))
+        )
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
         return False  # not even its sizes can be read
-    parts = list(module.modules())
-    return (
-        len(parts) == len(fresh)
-        and len({part.training for part in parts}) == 1
-        and all(map(_same, parts, fresh))
-    )
 
 
 def separate(module: nn.Module) -> bool:
@@ -49,10 +53,10 @@ def separate(module: nn.Module) -> bool:
 
     They have one type and one device, and no module has a hook.
     """
-    parts = list(module.modules())
-    slots = [p for part in parts for p in part._parameters.values() if p is not None]
+    parts = parts_of(module)
+    edges = sum(child is not None for part in parts for child in vars(part)["_modules"].values())
+    slots = slots_of(parts)
     ids = {id(p) for p in slots}
-    edges = sum(child is not None for part in parts for child in part._modules.values())
     return (
         edges == len(parts) - 1  # or a part is registered twice
         and len(ids) == len(slots)
@@ -61,6 +65,22 @@ def separate(module: nn.Module) -> bool:
         and all(map(_ordinary, slots))
         and not hooked(parts)
     )
+
+
+def parts_of(module: nn.Module) -> list[nn.Module]:
+    """A module and all of its parts, each once."""
+    parts, seen = [module], {module}
+    for part in parts:
+        for child in vars(part)["_modules"].values():
+            if child is not None:
+                parts += [child] if child not in seen else ()
+                seen.add(child)
+    return parts
+
+
+def slots_of(parts: list[nn.Module]) -> list[Tensor]:
+    """The parameters of some modules, one by one."""
+    return [p for part in parts for p in vars(part)["_parameters"].values() if p is not None]
 
 
 def hooked(parts: list[nn.Module]) -> bool:
@@ -95,7 +115,7 @@ def self_contained(module: nn.Module) -> bool:
 
     Not so if there is a hook, or an attribute that may lead back to the original: a function, a list of layers.
     """
-    parts = list(module.modules())
+    parts = parts_of(module)
     return not hooked(parts) and all(_is_plain(value) for part in parts for _, value in _own(part))
 
 
@@ -110,28 +130,35 @@ def written_buffers(view: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _same(part: nn.Module, fresh: nn.Module) -> bool:
-    own, expected = vars(part), vars(fresh)
-    if type(part) is not type(fresh) or own.keys() - NUMBERS != expected.keys() - NUMBERS:
-        return False
-    for name, value in expected.items():
-        mine = own.get(name)
-        if name in ("_parameters", "_buffers"):
-            if _shapes(mine) != _shapes(value):
-                return False
-        elif name == "_modules":
-            if list(mine or ()) != list(value):
-                return False
-        elif name in NUMBERS:
-            if name in own and not isinstance(mine, int | float):
-                return False
-        elif type(mine) is not type(value) or mine != value:
-            return False
-    return _as_written(type(part))
+@lru_cache(maxsize=32)
+def _blueprint(fresh: nn.Module) -> list[tuple[type, dict[str, Any], Shapes, Shapes, list[str]]]:
+    """Of each part: its type, its attributes, shapes of parameters and buffers, and what its parts are called."""
+    return [(type(part), _attributes(part), *_registered(part)) for part in parts_of(fresh)]
 
 
-def _shapes(tensors: Any) -> list[tuple[str, torch.Size | None]]:
-    return [(name, None if t is None else t.shape) for name, t in tensors.items()]
+def _same(part: nn.Module, plan: tuple[type, dict[str, Any], Shapes, Shapes, list[str]]) -> bool:
+    numbers = (vars(part)[name] for name in NUMBERS & vars(part).keys())
+    return (
+        type(part) is plan[0]
+        and _attributes(part) == plan[1]
+        and _registered(part) == plan[2:]
+        and all(isinstance(number, int | float) for number in numbers)
+    )
+
+
+def _attributes(part: nn.Module) -> dict[str, Any]:
+    """All attributes but those registered and ``NUMBERS``; hooks among them."""
+    found = vars(part).copy()
+    for name in NOT_COMPARED:
+        found.pop(name, None)
+    return found
+
+
+def _registered(part: nn.Module) -> tuple[Shapes, Shapes, list[str]]:
+    parameters, buffers = (
+        [(name, None if t is None else t.shape) for name, t in vars(part)[kind].items()] for kind in REGISTERED[:2]
+    )
+    return parameters, buffers, list(vars(part)["_modules"])
 
 
 def _as_written(kind: type) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarec.meta.inspection import as_built, declared, separate
+from metarec.meta.inspection import as_built, declared, parts_of, separate, slots_of
 from metarec.meta.kernel import KernelEncoder, encoder_sizes
 from metarec.meta.library import KERNEL, MOST_WIDE, OBJECTIVES, Pass, library
 from metarec.types import EpisodeBatch, Examples
@@ -42,7 +42,7 @@ class KernelStack:
         if len(found) != 1 or library() is None or not declared(view):
             return False
         base = found[0][1]
-        alone = sum(1 for _ in view.parameters()) == sum(1 for _ in base.parameters())
+        alone = len(slots_of(parts_of(view))) == len(slots_of(parts_of(base)))
         return alone and _of_a_kind(base) and as_built(base) and separate(view)
 
     @staticmethod

@@ -23,6 +23,7 @@ class EncoderBlock(nn.Module):
         dropout: of hidden layers and attention weights.
     """
 
+    broadcasts = ()
     attend = staticmethod(attend)
 
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from metarec.functional import losses
 from metarec.meta import MetaLearner
+from metarec.meta.inspection import as_built, separate
 from metarec.nn import ModalityLearner, SequenceEncoder
 from metarec.nn.encoder import EncoderBlock
 from metarec.types import Examples
@@ -133,6 +134,13 @@ def contexts_of(tables: Sequence[Tensor | None], history: Tensor) -> Tensor | No
     return None if some is None else torch.stack([torch.zeros_like(some) if v is None else v for v in found])
 
 
+def _shape_of(encoder: SequenceEncoder) -> list[Any]:
+    """All of an encoder that is no weight."""
+    heads = [block.heads for block in cast("list[EncoderBlock]", list(encoder.blocks))]
+    eps = [module.eps for module in encoder.modules() if isinstance(module, nn.LayerNorm)]
+    return [[(name, p.shape) for name, p in encoder.named_parameters()], heads, eps, encoder.context_scale]
+
+
 class OneUser:
     """Adapts one user with M learners at once; equal to their own :meth:`MetaLearner.adapt` up to rounding.
 
@@ -157,11 +165,13 @@ class OneUser:
 
     @staticmethod
     def fits(metas: Sequence[MetaLearner]) -> bool:
-        """Whether the learners adapt their encoders only, and these have one shape."""
+        """Whether the learners adapt their encoders only, these are what their class builds, and all have one shape."""
         encoders = [cast(ModalityLearner, meta.learner).encoder for meta in metas]
-        shapes = [[(name, p.shape) for name, p in encoder.named_parameters()] for encoder in encoders]
         plain = all(meta.adapts == "encoder" for meta in metas) and all(type(e) is SequenceEncoder for e in encoders)
-        return plain and all(shape == shapes[0] for shape in shapes)
+        if not plain or not all(as_built(e) and separate(e) for e in encoders):
+            return False
+        alike = [(_shape_of(cast(SequenceEncoder, e)), meta.objectives[0]) for e, meta in zip(encoders, metas, strict=True)]
+        return all(one == alike[0] for one in alike)
 
     @torch.no_grad()
     def adapt(self, support: Examples, query: Examples) -> tuple[Tensor, Tensor]:
