@@ -24,6 +24,10 @@ RENEWED = frozenset({"_flat_weights", "_flat_weight_refs"})  # lists of paramete
 PLAIN = (NoneType, bool, int, float, str, bytes, torch.Size, torch.dtype, torch.device, Tensor)
 Shapes = list[tuple[str, torch.Size | None]]
 MANY = 64  # values in a list that are looked at one by one
+LAYERS: dict[type, tuple[set[str], ...]] = {
+    nn.Linear: ({"weight", "bias"}, {"weight"}),
+    nn.LayerNorm: ({"weight", "bias"}, set()),
+}  # with the parameters that users may have of their own
 STATELESS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.Identity, nn.Dropout, nn.GELU, nn.ReLU, nn.SiLU, nn.Tanh)
 
 
@@ -102,8 +106,8 @@ def stackable(module: nn.Module) -> bool:
     """Whether linear layers and layer norms may be exchanged for those of many users, in a tree that says so."""
     own = {name for name, p in module._parameters.items() if p is not None}
     kind = type(module)
-    if kind is nn.Linear or (kind is nn.LayerNorm and len(own) != 1):
-        return _unpatched(module)
+    if kind in LAYERS:
+        return own in LAYERS[kind] and not module._modules and _unpatched(module)
     if kind in STATELESS:
         return _unpatched(module) and all(map(stackable, module.children()))
     fits = declared(module) and own <= set(vars(kind)["broadcasts"])
@@ -117,6 +121,22 @@ def self_contained(module: nn.Module) -> bool:
     """
     parts = parts_of(module)
     return not hooked(parts) and all(_is_plain(value) for part in parts for _, value in _own(part))
+
+
+def beyond_vmap(module: nn.Module) -> bool:
+    """Whether ``vmap`` is known to fail on a module tree, or to pass over something in it without an error.
+
+    Recurrent layers have no rule; hooks on gradients are not called; attention that does not train takes a path without
+    a derivative, as it does not see that a gradient is wanted.
+    """
+    parts = parts_of(module)
+    return _has_any_global_hook() or any(
+        isinstance(part, nn.RNNBase)
+        or (isinstance(part, nn.MultiheadAttention) and not part.training)
+        or part._backward_hooks
+        or part._backward_pre_hooks
+        for part in parts
+    )
 
 
 def written_buffers(view: nn.Module) -> dict[str, Tensor]:

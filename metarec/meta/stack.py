@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 
 from metarec.meta.calling import Substituted
-from metarec.meta.inspection import written_buffers
+from metarec.meta.inspection import beyond_vmap, written_buffers
 from metarec.types import Examples
 
 
@@ -26,7 +26,7 @@ class _Task:
         self.call = Substituted(view)
         self.shared = dict(view.named_parameters())
         self.written = written_buffers(view)
-        self.alone = any(isinstance(part, nn.RNNBase) for part in view.modules())
+        self.alone = beyond_vmap(view)
         self.buffers: list[dict[str, Tensor]] = []
 
     def own_buffers(self) -> dict[str, Tensor]:
