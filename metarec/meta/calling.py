@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +12,11 @@ from torch import Tensor, nn
 from metarec.meta.inspection import self_contained
 
 _ONE_AT_A_TIME = threading.RLock()
+
+
+def exclusive(module: nn.Module) -> AbstractContextManager[Any]:
+    """Held while a module's parameters are read, of which a call in another thread may have put others in place."""
+    return nullcontext() if self_contained(module) else _ONE_AT_A_TIME
 
 
 class Substituted:

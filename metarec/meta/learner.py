@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from metarec.meta.calling import exclusive
 from metarec.meta.fast import FastStack
 from metarec.meta.graphs import Gradients, Graphs
 from metarec.meta.kernel_stack import KernelStack
@@ -108,18 +110,20 @@ class MetaLearner(nn.Module):
             weights: where each user starts, as :meth:`Adapted.weights` gives them, (B, ...) by name; the shared
                 weights by default.
         """
-        keep_graph = torch.is_grad_enabled()
+        keep_graph, steps = torch.is_grad_enabled(), self.steps if steps is None else steps
         with torch.enable_grad():
             view = self.learner.task_view(self.adapts)
-            if steps != 0 and self.steps and not any(p.requires_grad for p in view.parameters()):
-                warnings.warn(FROZEN, stacklevel=2)
-            engine, stacks, start = self._engine(view), [], 0
-            for size in self._chunk_sizes(view, engine, support, keep_graph):
-                part = support if size == len(support) else support[start : start + size].trim()
-                own = {name: w[start : start + size] for name, w in (weights or {}).items()}
-                stack = self._adapt_chunk(view, engine, part, self.steps if steps is None else steps, own)
-                stacks.append(stack if keep_graph else stack.detached())
-                start += size
+            engine = self._engine(view)
+            with exclusive(view) if engine is TaskStack else nullcontext():
+                if steps and not any(p.requires_grad for p in view.parameters()):
+                    warnings.warn(FROZEN, stacklevel=2)
+                stacks, start = [], 0
+                for size in self._chunk_sizes(view, engine, support, keep_graph):
+                    part = support if size == len(support) else support[start : start + size].trim()
+                    own = {name: w[start : start + size] for name, w in (weights or {}).items()}
+                    stack = self._adapt_chunk(view, engine, part, steps, own)
+                    stacks.append(stack if keep_graph else stack.detached())
+                    start += size
         return Adapted(stacks, view.items.known)
 
     def _engine(self, view: nn.Module) -> type[Stack]:
