@@ -367,3 +367,34 @@ def test_a_call_with_other_tensors_meets_all_names_of_one():
     both[1].weight = layer.weight
     out = Substituted(both)({"0.weight": 2 * torch.eye(2)}, "forward", torch.ones(2))
     assert out.tolist() == [4.0, 4.0] and both[1].weight is layer.weight
+
+
+def test_serving_says_which_encoders_and_learners_it_cannot_copy():
+    import metarec as mr
+    from tiny import UP
+
+    def served(change):
+        model = mr.MML.build(UP, mr.MMLConfig(dim=DIM, layers=1, modalities=()))
+        change(model)
+        return mr.Recommender(model).adapt(["item3", "item5"]).recommend(k=3)
+
+    def forward(model):
+        layer = model.learner("id").encoder.blocks[0].attention_out
+        layer.forward = lambda x: F.linear(torch.sin(x), layer.weight)
+
+    def hook(model):
+        norm = model.learner("id").encoder.norm
+        model.learner("id").encoder.register_forward_hook(lambda m, i, o: o * norm.weight)
+
+    class Other(ModalityLearner):
+        """Perhaps with other scores."""
+
+    with pytest.raises(TypeError, match=r"encoder\.blocks\.0\.attention_out\.forward is a function"):
+        served(forward)
+    with pytest.raises(TypeError, match=r"encoder\._forward_hooks is a function"):
+        served(hook)
+    with pytest.raises(TypeError, match="got Other or one with methods of its own"):
+        served(lambda model: setattr(model.learners["id"], "__class__", Other))
+    with pytest.raises(TypeError, match="methods of its own"):
+        served(lambda model: setattr(model.learners["id"], "rank", lambda examples: None))
+    served(lambda model: model.learner("id").encoder.norm.register_forward_hook(lambda m, i, o: 0.5 * o))

@@ -139,6 +139,21 @@ def beyond_vmap(module: nn.Module) -> bool:
     )
 
 
+def leads_back(module: nn.Module) -> str | None:
+    """What a deep copy of a module would share with the original, by name: code that holds the original's parts."""
+    for path, part in module.named_modules():
+        hooks = ((name, hook) for name in HOOKS for hook in vars(part)[name].values())
+        for name, code in (*_own(part), *hooks):
+            if isinstance(code, FunctionType) and (hasattr(type(part), name) and name not in HOOKS or _holds(code)):
+                return f"{path}.{name}".lstrip(".")
+    return None
+
+
+def _holds(function: FunctionType) -> bool:
+    cells = (cell.cell_contents for cell in function.__closure__ or ())
+    return any(isinstance(value, nn.Module | nn.Parameter) or callable(value) for value in cells)
+
+
 def written_buffers(view: nn.Module) -> dict[str, Tensor]:
     """The buffers that a view's forward pass may write to, by name: not those of items, nor of declared classes."""
     own = ((n, m) for n, m in view.named_modules() if not (hasattr(m, "adapts_rows") or "broadcasts" in vars(type(m))))

@@ -6,6 +6,7 @@ vectors once, so that a single user pays for the calls of less than one learner.
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from metarec.functional import losses
 from metarec.meta import MetaLearner
-from metarec.meta.inspection import as_built, separate
+from metarec.meta.inspection import as_built, leads_back, separate
 from metarec.nn import ModalityLearner, SequenceEncoder
 from metarec.nn.encoder import EncoderBlock
 from metarec.types import Examples
@@ -125,6 +126,26 @@ def tables_of(learners: Sequence[ModalityLearner]) -> tuple[list[Tensor], list[T
         [None if learner.context is None else learner.context.table() for learner in learners],
         torch.stack([learner.items.known for learner in learners]),
     )
+
+
+def encoder_apart(learner: ModalityLearner) -> nn.Module:
+    """A copy of a learner's encoder, which later training does not reach.
+
+    Raises:
+        TypeError: if the learner is of another class, whose losses and scores serving would pass over, or the copy
+            would compute with the original's parts.
+    """
+    if type(learner) is not ModalityLearner or any(hasattr(ModalityLearner, n) and callable(v) for n, v in vars(learner).items()):
+        raise TypeError(
+            f"serving computes what a ModalityLearner does, got {type(learner).__name__} or one with methods of its own; "
+            "serve it by metarec.Served, which calls the method itself"
+        )
+    if name := leads_back(learner.encoder):
+        raise TypeError(
+            f"encoder.{name} is a function that a copy would share with the original, whose weights it reads; write it "
+            "into a class, as a method"
+        )
+    return copy.deepcopy(learner.encoder)
 
 
 def contexts_of(tables: Sequence[Tensor | None], history: Tensor) -> Tensor | None:
