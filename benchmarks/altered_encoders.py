@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from altering import DIM, altered
+from altering import altered
 from machine import add_machine_options, add_numbers, command_line, stamp
+from own_encoders import DIM
 from torch import Tensor, nn
 from torch.func import functional_call
 from tqdm import tqdm
@@ -31,6 +32,7 @@ from tqdm import tqdm
 from metarec.files import write_json
 from metarec.meta import MetaLearner
 from metarec.nn import IdItems, ModalityLearner
+from metarec.nn.learner import Objective
 from metarec.types import Examples
 
 ITEMS, LR = 9, 0.3
@@ -64,7 +66,7 @@ def users(draw: torch.Generator, dtype: torch.dtype) -> tuple[Examples, Examples
 
 
 def expected(
-    learner: ModalityLearner, support: Examples, query: Examples, steps: int, objectives: tuple[str, str]
+    learner: ModalityLearner, support: Examples, query: Examples, steps: int, objectives: tuple[Objective, Objective]
 ) -> dict[str, Tensor]:
     """First order: each user steps in the learner itself, whose weights are put back afterwards."""
     shared = [p for p in learner.encoder.parameters() if p.requires_grad]
@@ -93,7 +95,7 @@ def expected(
 
 
 def expected_second(
-    learner: ModalityLearner, support: Examples, query: Examples, steps: int, objectives: tuple[str, str]
+    learner: ModalityLearner, support: Examples, query: Examples, steps: int, objectives: tuple[Objective, Objective]
 ) -> dict[str, Tensor]:
     """Second order: each user's weights as functions of the shared ones."""
     called, trained = _Called(learner), _trained(learner)
@@ -136,10 +138,12 @@ def compare(seed: int) -> tuple[str, str]:
     draw = random.Random(-1 - seed)
     dtype = draw.choice((torch.float64, torch.float64, torch.float32))
     encoder, told = altered(seed, dtype)
-    learner = ModalityLearner(IdItems(ITEMS, DIM), encoder).to(dtype)
-    learner.items.weight.data.mul_(30)
+    items = IdItems(ITEMS, DIM)
+    items.weight.data.mul_(30)
+    learner = ModalityLearner(items, encoder).to(dtype)
     support, query = users(torch.Generator().manual_seed(seed), dtype)
-    steps, objectives = draw.choice((0, 1, 3)), (draw.choice(("bpr", "softmax")), draw.choice(("bpr", "softmax")))
+    losses: tuple[Objective, ...] = ("bpr", "softmax")
+    steps, objectives = draw.choice((0, 1, 3)), (draw.choice(losses), draw.choice(losses))
     tied = len(list(encoder.named_parameters(remove_duplicate=False))) > len(list(encoder.parameters()))
     own = any(callable(v) for m in encoder.modules() for v in vars(m).values())
     second = draw.random() < 0.3 and not tied and not own
@@ -152,9 +156,7 @@ def compare(seed: int) -> tuple[str, str]:
             return "impossible", f"{told}: not even plain torch: {error}"
         state = _state(learner)
         names = [name for name, _ in encoder.named_parameters()]
-        meta = MetaLearner(
-            learner, lr=LR, steps=steps, second_order=second, objectives=objectives, engine="native"
-        )
+        meta = MetaLearner(learner, lr=LR, steps=steps, second_order=second, objectives=objectives, engine="native")
         try:
             got = found(meta, learner, support, query, names)
         except TypeError as error:
@@ -164,9 +166,9 @@ def compare(seed: int) -> tuple[str, str]:
     if _state(learner) != state:
         return "different", f"{told}: the encoder was left changed"
     for name, value in want.items():
-        error = float((got[name] - value).abs().max() / value.abs().max().clamp(min=1)) if value.numel() else 0.0
-        if not error <= (STEP_OF_INT8 if "quantised" in told and dtype == torch.float32 else CLOSE[dtype]):
-            return "different", f"{told}: {name} by {error:.1e}"
+        off = float((got[name] - value).abs().max() / value.abs().max().clamp(min=1)) if value.numel() else 0.0
+        if not off <= (STEP_OF_INT8 if "quantised" in told and dtype == torch.float32 else CLOSE[dtype]):
+            return "different", f"{told}: {name} by {off:.1e}"
     return "same", told
 
 
@@ -189,7 +191,9 @@ def _state(learner: nn.Module) -> list[Any]:
         (n, id(m), {k: (id(v) if isinstance(v, Tensor | nn.Module) else str(type(v))) for k, v in vars(m).items()})
         for n, m in learner.named_modules()
     ]
-    tensors = [(n, id(t), t.detach().numpy().tobytes()) for n, t in (*learner.named_parameters(), *learner.named_buffers())]
+    tensors = [
+        (n, id(t), t.detach().numpy().tobytes()) for n, t in (*learner.named_parameters(), *learner.named_buffers())
+    ]
     return [kept, tensors]
 
 

@@ -27,10 +27,11 @@ def test_altered_encoders_adapt_as_a_loop_over_users_does(altered, start):
 
 def test_every_alteration_and_every_encoder_of_the_list_is_tried(altered):
     import altering
+    import own_encoders
     import torch
 
     told = " ".join(altering.altered(seed, torch.float64)[1] for seed in range(EXAMPLES))
-    assert [name for name in (*altering.ALTERATIONS, *altering.OWN, "copied") if name not in told] == []
+    assert [name for name in (*altering.ALTERATIONS, *own_encoders.OWN, "copied") if name not in told] == []
 
 
 def test_the_comparison_sees_what_is_different(altered, monkeypatch):

@@ -1,4 +1,4 @@
-"""A row of attention that is masked whole: uniform in ours, and never given to a fused kernel, where backends differ."""
+"""A row of attention that is masked whole: uniform in ours, and never given to a fused kernel: backends differ."""
 
 from __future__ import annotations
 

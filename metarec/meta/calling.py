@@ -49,8 +49,8 @@ class Substituted:
         for path, part in module.named_modules():
             if hasattr(part, "code") and hasattr(part, "graph"):
                 raise TypeError(
-                    f"{path or type(module).__name__}: TorchScript keeps its parameters to itself, so they cannot adapt; "
-                    "give the module itself, before torch.jit.script"
+                    f"{path or type(module).__name__}: TorchScript keeps its parameters to itself, so they cannot "
+                    "adapt; give the module itself, before torch.jit.script"
                 )
             for kind in ("_parameters", "_buffers"):
                 for key, tensor in vars(part)[kind].items():

@@ -144,7 +144,7 @@ def leads_back(module: nn.Module) -> str | None:
     for path, part in module.named_modules():
         hooks = ((name, hook) for name in HOOKS for hook in vars(part)[name].values())
         for name, code in (*_own(part), *hooks):
-            if isinstance(code, FunctionType) and (hasattr(type(part), name) and name not in HOOKS or _holds(code)):
+            if isinstance(code, FunctionType) and ((hasattr(type(part), name) and name not in HOOKS) or _holds(code)):
                 return f"{path}.{name}".lstrip(".")
     return None
 
@@ -216,7 +216,7 @@ def _ordinary(parameter: Tensor) -> bool:
         and parameter.requires_grad
         and parameter.layout is torch.strided
         and not parameter._backward_hooks
-        and not parameter._post_accumulate_grad_hooks  # type: ignore[attr-defined]
+        and not parameter._post_accumulate_grad_hooks
     )
 
 

@@ -30,9 +30,9 @@ FROZEN = (
 class MetaLearner(nn.Module):
     """MAML (Finn et al., ICML 2017) over users, adapting them all at once.
 
-    Frozen parameters (``requires_grad=False``) stay as they are. Each user takes ``steps`` SGD steps of size ``lr`` on its own support loss, from the shared initialisation; the
+    Each user takes ``steps`` SGD steps of size ``lr`` on its own support loss, from the shared initialisation; the
     query loss at the adapted weights teaches the shared weights. First order (the default) treats the inner gradients
-    as constants. The learner's ``task_view`` says what adapts.
+    as constants. Frozen parameters (``requires_grad=False``) stay as they are. The learner's ``task_view`` says what adapts.
 
     The inner loss is the SUM over users: their weights are separate, so each user's gradient is its own.
 
@@ -221,8 +221,8 @@ class MetaLearner(nn.Module):
             stack = KernelStack(view, len(part))
             losses, gradients = stack.gradients(part, self.objectives, self.steps, self.lr, trained)
         else:
-            stack = self._adapt_chunk(view, engine, part.support, self.steps)
-            losses = stack("loss", part.query, self.objectives[1])
+            adapted = self._adapt_chunk(view, engine, part.support, self.steps)
+            losses = adapted("loss", part.query, self.objectives[1])
             gradients = list(torch.autograd.grad(losses.sum(), trained, allow_unused=True))
         used = [(p, g) for p, g in zip(trained, gradients, strict=True) if g is not None]
         return losses.detach(), [p for p, _ in used], [g for _, g in used]

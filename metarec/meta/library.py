@@ -167,7 +167,8 @@ class Pass:
         if wrong:
             raise ValueError(
                 f"the encoder's kernel: {f'parameter {wrong - 1}' if wrong > 0 else 'the row of weights'} is not that "
-                f"of the encoder, among {len(parameters)} parameters of {list(counts)} numbers and a row of {row.numel()}"
+                f"of the encoder, among {len(parameters)} parameters of {list(counts)} numbers and a row "
+                f"of {row.numel()}"
             )
 
     def run(self) -> None:
@@ -192,6 +193,8 @@ class Pass:
             sizes = {name: getattr(job, name) for name in _SIZES}
             if code >= ADDRESSES:
                 name = _COUNTED[code - ADDRESSES]
-                raise ValueError(f"the encoder's kernel: {of}{name} has only {job.count[_PLACE[name]]} numbers for {sizes}")
+                raise ValueError(
+                    f"the encoder's kernel: {of}{name} has only {job.count[_PLACE[name]]} numbers for {sizes}"
+                )
             name = (*_SIZES, *_MODES)[code - SIZES]
             raise ValueError(f"the encoder's kernel: {of}{name} cannot be {getattr(job, name)}, in a pass of {sizes}")

@@ -69,7 +69,9 @@ class TaskStack(nn.Module):
         own, task = dict(own or {}), _Task(view)
         trained = [name for name, p in task.shared.items() if p.requires_grad]
         weights = {n: own.pop(n) if n in own else task.shared[n].expand(users, *task.shared[n].shape) for n in trained}
-        self._fill(task, users, {n: w if w.requires_grad else w.detach().requires_grad_() for n, w in weights.items()}, own)
+        self._fill(
+            task, users, {n: w if w.requires_grad else w.detach().requires_grad_() for n, w in weights.items()}, own
+        )
 
     def _fill(self, task: _Task, users: int, weights: Mapping[str, Tensor], fixed: Mapping[str, Tensor]) -> None:
         self.users = users

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -112,7 +113,7 @@ class SequenceEncoder(nn.Module):
             >>> SequenceEncoder(dim=8, max_length=5).unaltered().position.device
             device(type='meta')
         """
-        block = self.blocks[0]
+        block = cast(EncoderBlock, self.blocks[0])
         return _sized(*self.position.shape, len(self.blocks), block.heads, block.feedforward_in.out_features)
 
     def forward(self, x: Tensor, keep: Tensor, context: Tensor | None = None, at: Tensor | None = None) -> Tensor:

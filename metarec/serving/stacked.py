@@ -135,10 +135,12 @@ def encoder_apart(learner: ModalityLearner) -> nn.Module:
         TypeError: if the learner is of another class, whose losses and scores serving would pass over, or the copy
             would compute with the original's parts.
     """
-    if type(learner) is not ModalityLearner or any(hasattr(ModalityLearner, n) and callable(v) for n, v in vars(learner).items()):
+    if type(learner) is not ModalityLearner or any(
+        hasattr(ModalityLearner, n) and callable(v) for n, v in vars(learner).items()
+    ):
         raise TypeError(
-            f"serving computes what a ModalityLearner does, got {type(learner).__name__} or one with methods of its own; "
-            "serve it by metarec.Served, which calls the method itself"
+            f"serving computes what a ModalityLearner does, got {type(learner).__name__} or one with methods of its "
+            "own; serve it by metarec.Served, which calls the method itself"
         )
     if name := leads_back(learner.encoder):
         raise TypeError(
@@ -191,7 +193,9 @@ class OneUser:
         plain = all(meta.adapts == "encoder" for meta in metas) and all(type(e) is SequenceEncoder for e in encoders)
         if not plain or not all(as_built(e) and separate(e) for e in encoders):
             return False
-        alike = [(_shape_of(cast(SequenceEncoder, e)), meta.objectives[0]) for e, meta in zip(encoders, metas, strict=True)]
+        alike = [
+            (_shape_of(cast(SequenceEncoder, e)), meta.objectives[0]) for e, meta in zip(encoders, metas, strict=True)
+        ]
         return all(one == alike[0] for one in alike)
 
     @torch.no_grad()
