@@ -32,7 +32,7 @@ class MetaLearner(nn.Module):
 
     Each user takes ``steps`` SGD steps of size ``lr`` on its own support loss, from the shared initialisation; the
     query loss at the adapted weights teaches the shared weights. First order (the default) treats the inner gradients
-    as constants. Frozen parameters (``requires_grad=False``) stay as they are. The learner's ``task_view`` says what adapts.
+    as constants. The learner's ``task_view`` says what adapts; what of it is frozen (``requires_grad=False``) stays.
 
     The inner loss is the SUM over users: their weights are separate, so each user's gradient is its own.
 
