@@ -53,14 +53,14 @@ class _Called(nn.Module):
 
 
 def users(draw: torch.Generator, dtype: torch.dtype) -> tuple[Examples, Examples]:
-    """Support and query of three users with histories of several lengths."""
-    lengths = torch.randint(2, 6, (3,), generator=draw)
+    """Support and query of two users with histories of unlike lengths."""
+    lengths = torch.randint(2, 6, (2,), generator=draw)
     real = torch.arange(5) < lengths[:, None]
-    click = torch.randint(1, ITEMS, (3, 6), generator=draw)
-    drawn = torch.randint(1, ITEMS, (3, 5, 2), generator=draw)
+    click = torch.randint(1, ITEMS, (2, 6), generator=draw)
+    drawn = torch.randint(1, ITEMS, (2, 5, 2), generator=draw)
     support = Examples(click[:, :5] * real, torch.arange(5) * real, click[:, 1:] * real, drawn, real.to(dtype))
     query = Examples(
-        click[:, :5] * real, lengths[:, None] - 1, click[:, 5:], drawn[:, :1], torch.ones(3, 1, dtype=dtype)
+        click[:, :5] * real, lengths[:, None] - 1, click[:, 5:], drawn[:, :1], torch.ones(2, 1, dtype=dtype)
     )
     return support, query
 
@@ -207,7 +207,7 @@ def run(seeds: range) -> dict[str, Any]:
 
 
 def _apart(seeds: range) -> dict[str, Any]:
-    """The same in a process of its own; if that dies, its examples one by one, so that crashes are counted."""
+    """The same in a process of its own; if that dies, in halves, so that the examples that kill it are counted."""
     command = [sys.executable, __file__, "--seeds", str(seeds.start), str(seeds.stop), "--out", "-"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
@@ -215,7 +215,8 @@ def _apart(seeds: range) -> dict[str, Any]:
     if len(seeds) == 1:
         told = f"{seeds.start}: exit {done.returncode} {done.stderr[-300:]}"
         return {"tried": 1, "refused": 0, "differences": 0, "different": [told], "crashes": 1}
-    parts = [_apart(range(seed, seed + 1)) for seed in seeds]
+    middle = len(seeds) // 2
+    parts = [_apart(seeds[:middle]), _apart(seeds[middle:])]
     return {name: sum((part[name] for part in parts), type(parts[0][name])()) for name in parts[0]}
 
 
@@ -224,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     parser.add_argument("--out", required=True, metavar="FILE.json", help="where the result goes")
     parser.add_argument("--seeds", type=int, nargs=2, metavar="N", help="run these examples here and print the result")
-    add_numbers(parser, {"examples": (20_000, "encoders to try"), "each": (250, "examples in one process")})
+    add_numbers(parser, {"examples": (20_000, "encoders to try"), "each": (1000, "examples in one process")})
     add_machine_options(parser, "cpu")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
