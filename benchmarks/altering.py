@@ -209,7 +209,7 @@ def altered(seed: int, dtype: torch.dtype) -> tuple[nn.Module, str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's, of what it calls old
         for change in names:
-            with suppress(AttributeError, KeyError, RuntimeError, ValueError):  # not after the one before
+            with suppress(AttributeError, KeyError, RuntimeError, TypeError, ValueError):  # not after the one before
                 ALTERATIONS[change](encoder, draw)
     encoder.to(dtype)
     if draw.random() < 0.1:
