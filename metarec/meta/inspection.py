@@ -172,13 +172,25 @@ def _blueprint(fresh: nn.Module) -> list[tuple[type, dict[str, Any], Shapes, Sha
 
 
 def _same(part: nn.Module, plan: tuple[type, dict[str, Any], Shapes, Shapes, list[str]]) -> bool:
-    numbers = (vars(part)[name] for name in NUMBERS & vars(part).keys())
+    kind, attributes, parameters, buffers, children = plan
+    own = vars(part)
     return (
-        type(part) is plan[0]
-        and _attributes(part) == plan[1]
-        and _registered(part) == plan[2:]
-        and all(isinstance(number, int | float) for number in numbers)
+        type(part) is kind
+        and list(own["_modules"]) == children
+        and _have(own["_parameters"], parameters)
+        and _have(own["_buffers"], buffers)
+        and _attributes(part) == attributes
+        and all(isinstance(own[name], int | float) for name in NUMBERS if name in own)
     )
+
+
+def _have(tensors: dict[str, Tensor | None], shapes: Shapes) -> bool:
+    if len(tensors) != len(shapes):
+        return False
+    for (name, tensor), (expected, shape) in zip(tensors.items(), shapes, strict=True):
+        if name != expected or (tensor if tensor is None else tensor.shape) != shape:
+            return False
+    return True
 
 
 def _attributes(part: nn.Module) -> dict[str, Any]:

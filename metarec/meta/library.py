@@ -127,7 +127,7 @@ class Pass:
                 self._put(name, None, 0)
                 continue
             kind = _KINDS.get(name, self.kind)
-            if tensor.dtype != kind or not tensor.is_contiguous() or tensor.device.type != "cpu":
+            if tensor.dtype != kind or not tensor.is_contiguous() or not tensor.is_cpu:
                 raise ValueError(
                     f"the encoder's kernel: {name} must be contiguous {kind} on a CPU, got {tensor.dtype} on "
                     f"{tensor.device} with strides {tensor.stride()} of {tuple(tensor.shape)}"
