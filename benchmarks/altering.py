@@ -142,6 +142,10 @@ def _quantised(root: nn.Module, draw: random.Random) -> None:
             part._modules[name] = torch.ao.quantization.quantize_dynamic(nn.Sequential(child), {nn.Linear})[0]
 
 
+def _drops(root: nn.Module) -> bool:
+    return any(m.p > 0 for m in root.modules() if isinstance(m, nn.Dropout))
+
+
 def _spectral(module: Any) -> None:
     parametrizations.spectral_norm(module)
     module.eval()
@@ -184,8 +188,10 @@ ALTERATIONS: dict[str, Alteration] = {
     "transposed": _transposed,
     "parameter more": lambda e, d: one(e, nn.Module, d).register_parameter("more", nn.Parameter(torch.ones(2))),
     "buffer more": lambda e, d: one(e, nn.Module, d).register_buffer("more", torch.ones(2)),
-    "another mode": lambda e, d: one(e, nn.Module, d).train(d.random() < 0.5),
-    "dropout set": lambda e, d: setattr(one(e, nn.Dropout, d), "p", 0.5 if not e.training else 0.0),
+    "another mode": lambda e, d: one(e, nn.Module, d).train(d.random() < 0.5 and not _drops(e)),
+    "dropout set": lambda e, d: setattr(
+        one(e, nn.Dropout, d), "p", 0.5 if not any(m.training for m in e.modules()) else 0.0
+    ),
     "eps": lambda e, d: setattr(one(e, nn.LayerNorm, d), "eps", 0.1),
     "heads": _heads,
     "context scale": lambda e, d: setattr(e, "context_scale", 0.5),

@@ -130,6 +130,7 @@ def beyond_vmap(module: nn.Module) -> bool:
     a derivative, as it does not see that a gradient is wanted.
     """
     parts = parts_of(module)
+    parts += [m for part in parts for _, value in _own(part) for held in _held(value) for m in parts_of(held)]
     return _has_any_global_hook() or any(
         isinstance(part, nn.RNNBase)
         or (isinstance(part, nn.MultiheadAttention) and not part.training)
@@ -235,6 +236,12 @@ def _ordinary(parameter: Tensor) -> bool:
 def _own(module: nn.Module) -> list[tuple[str, Any]]:
     """Attributes of the object that not every module has."""
     return [(n, v) for n, v in vars(module).items() if n not in EVERY_MODULE and n not in RENEWED]
+
+
+def _held(value: Any) -> list[nn.Module]:
+    """Modules in an attribute, registered or not."""
+    values = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
+    return [held for held in values if isinstance(held, nn.Module)]
 
 
 def _is_plain(value: Any) -> bool:
