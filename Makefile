@@ -4,7 +4,7 @@ PYTHON ?= python
 PIP = $(PYTHON) -m pip install -c constraints.txt
 
 .PHONY: help install dev extras learn2learn scatter encoders test coverage mutation demo-test lint types doctest docs
-.PHONY: lowest package notebook
+.PHONY: lowest package notebook sanitize
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -49,6 +49,19 @@ mutation:  ## what the tests do not notice in the functions, the split and the i
 	cp -r metarec tests pyproject.toml setup.py README.md build/mutation
 	cd build/mutation && PYTHONPATH=. $(PYTHON) -m mutmut run
 	cd build/mutation && PYTHONPATH=. $(PYTHON) -m mutmut results
+
+# In a copy, since the library that is built is for these tests alone. What comes from torch and Python is not looked at.
+SANITIZED = -fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -O1 -g
+sanitize:  ## the kernel's tests under AddressSanitizer and UndefinedBehaviorSanitizer; gcc, about a minute
+	rm -rf build/sanitize && mkdir -p build/sanitize
+	cp -r metarec tests benchmarks pyproject.toml setup.py README.md LICENSE build/sanitize
+	rm -f build/sanitize/metarec/meta/_encoder_kernel*
+	cd build/sanitize && CC=gcc CFLAGS="$(SANITIZED)" LDFLAGS="-fsanitize=address,undefined" \
+		$(PYTHON) setup.py -q build_ext --inplace
+	grep -q __asan_report build/sanitize/metarec/meta/_encoder_kernel*.so
+	cd build/sanitize && LD_PRELOAD="$$(gcc -print-file-name=libasan.so) $$(gcc -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=. OMP_NUM_THREADS=2 \
+		$(PYTHON) -m pytest -q -s -p no:cacheprovider tests/test_kernel*.py
 
 # Wants Chromium and its driver: apt-get install chromium chromium-driver
 demo-test: dev  ## the demo page in a headless Chromium

@@ -140,6 +140,7 @@ def _joined(values: Tensor, users: int) -> Tensor:
 def total(value: Tensor) -> Tensor:
     """The sum of a tensor over the processes."""
     if processes() > 1:
+        value = value.contiguous()  # what is sent is memory, in whatever order it lies
         distributed.all_reduce(value)
     return value
 
@@ -148,7 +149,10 @@ def copy_first(module: nn.Module) -> None:
     """Give every process the weights of the first."""
     if processes() > 1:
         for tensor in module.state_dict().values():
-            distributed.broadcast(tensor, src=0)
+            sent = tensor.contiguous()  # what is sent is memory, in whatever order it lies
+            distributed.broadcast(sent, src=0)
+            if sent is not tensor:
+                tensor.copy_(sent)
 
 
 def from_first(read: Callable[[], T]) -> T:

@@ -22,6 +22,7 @@
 #endif
 #endif
 
+#define FIELDS 17
 typedef struct Job {
     int64_t users, length, asked, dim, heads, layers, feedforward, positions, threads;
     int64_t stride, what, failed, steps, objective, compared;
@@ -40,7 +41,11 @@ typedef struct Job {
     const void *vectors, *weight;
     void *dvectors, *losses;
     const struct Job *query;
+    int64_t count[FIELDS]; /* numbers that lie at each address, in the order of `names` in library.py */
 } Job;
+
+/* What lies at the addresses of a job. */
+enum { DROP, EPS, WEIGHTS, MOVED, X, KEEP, BIAS, AT_, SAVED, STATE, DSTATE, DX, DBIAS, VECTORS, WEIGHT, DVECTORS, LOSSES };
 
 enum { FORWARD, BACKWARD, STEP, DESCEND, LEARN };
 enum { BPR, SAMPLED_SOFTMAX };
@@ -197,8 +202,94 @@ static void work(void *given) {
     }
 }
 
-/* The whole job; 0 if all went well. */
+/* ---- what is looked at before anything is read or written ---- */
+
+/* Errors: 1 no memory, 2 a position, SIZES and on a size, ADDRESSES and on a field whose numbers are too few. */
+enum { SIZES = 100, ADDRESSES = 200, QUERY = 1000 };
+
+/* a b c, or the largest number where that is too large. */
+static int64_t times(int64_t a, int64_t b, int64_t c) {
+    int64_t out;
+    if (__builtin_mul_overflow(a, b, &out) || __builtin_mul_overflow(out, c, &out)) return INT64_MAX;
+    return out;
+}
+
+/* Sizes of an encoder and of a pass: within bounds in which no product of them overflows. */
+static int check_sizes(const Job *job) {
+    const int64_t size[] = {job->users, job->length, job->asked, job->dim, job->heads, job->layers, job->feedforward,
+                            job->positions, job->threads};
+    const int64_t least[] = {0, 0, 0, 1, 1, 1, 1, 1, 0};
+    const int64_t most[] = {1L << 31, 1L << 16, 1L << 31, MAX_WIDE, MAX_WIDE, 1L << 10, 1L << 20, 1L << 31, 1L << 16};
+    for (int j = 0; j < 9; j++)
+        if (size[j] < least[j] || size[j] > most[j]) return SIZES + j;
+    return job->dim % job->heads ? SIZES + 4 : 0;
+}
+
+/* Whether a field has at least so many numbers; it may be absent if it is not `wanted`. */
+static int lacks(const Job *job, int field, const void *place, int64_t least, int wanted) {
+    if (!place) return wanted && least > 0 ? ADDRESSES + field : 0;
+    return job->count[field] < least ? ADDRESSES + field : 0;
+}
+
+#define NEED(field, place, least, wanted) \
+    if ((failed = lacks(job, field, job->place, least, wanted))) return failed
+
+static int check(const Job *job, int64_t wide, int inner) {
+    int failed = check_sizes(job);
+    if (failed) return failed;
+    if (job->length > job->positions || job->length < 1) return SIZES + 1;
+    if (job->threads < 1) return SIZES + 8;
+    if (job->what < FORWARD || job->what > LEARN || (job->what == LEARN) != inner) return SIZES + 10;
+    Layout o = wide ? layout_f64(job) : layout_f32(job);
+    int64_t B = job->users, L = job->length, S = job->asked, D = job->dim, T = job->threads, rows = B;
+    int product = job->what == DESCEND || job->what == LEARN, descends = job->what == STEP || job->what == DESCEND;
+    if (job->stride != 0 && job->stride < o.row) return SIZES + 9;
+    if (product && (job->steps < 0 || job->steps > INT32_MAX)) return SIZES + 12;
+    if (product && (job->objective < BPR || job->objective > SAMPLED_SOFTMAX)) return SIZES + 13;
+    if (product && (job->compared < 1 || job->compared > 1L << 31)) return SIZES + 14;
+    NEED(DROP, drop, 1 + job->layers, 1);
+    NEED(EPS, eps, 1 + 2 * job->layers, 1);
+    if (job->stride && B) rows = times(B - 1, job->stride, 1) + o.row;
+    NEED(WEIGHTS, weights, job->stride ? rows : o.row, !inner);
+    NEED(MOVED, moved, times(descends && !job->query ? B : T, o.row, 1), descends);
+    NEED(X, x, times(B, L, D), job->what == FORWARD || product);
+    NEED(KEEP, keep, times(B, L, 1), 1);
+    NEED(BIAS, bias, times(B, L, L), 0);
+    NEED(AT_, at, times(B, S, 1), 1);
+    NEED(SAVED, saved, times(job->what < DESCEND ? B : T, o.saved, 1), 1);
+    NEED(STATE, state, times(B, S, D), job->what == FORWARD);
+    NEED(DSTATE, dstate, times(B, S, D), job->what == BACKWARD || job->what == STEP);
+    NEED(DX, dx, times(B, L, D), 0);
+    NEED(DBIAS, dbias, times(B, L, L), 0);
+    int64_t vectors = times(times(B, S, 1), job->compared, D);
+    NEED(VECTORS, vectors, vectors, product);
+    NEED(WEIGHT, weight, times(B, S, 1), product);
+    NEED(DVECTORS, dvectors, vectors, inner);
+    NEED(LOSSES, losses, B, inner);
+    return 0;
+}
+
+/* A query's job is of the same users and the same encoder as the one that leads to it. */
+static int check_query(const Job *job, int64_t wide) {
+    const Job *query = job->query;
+    if (!query) return 0;
+    if (job->what != DESCEND) return SIZES + 10;
+    if (query->users != job->users) return QUERY + SIZES;
+    if (query->dim != job->dim) return QUERY + SIZES + 3;
+    if (query->heads != job->heads) return QUERY + SIZES + 4;
+    if (query->layers != job->layers) return QUERY + SIZES + 5;
+    if (query->feedforward != job->feedforward) return QUERY + SIZES + 6;
+    if (query->positions != job->positions) return QUERY + SIZES + 7;
+    if (query->threads != job->threads) return QUERY + SIZES + 8;
+    int failed = query->query ? SIZES + 10 : check(query, wide, 1);
+    return failed ? QUERY + failed : 0;
+}
+
+/* The whole job; 0 if all went well, else what was wrong, before anything was done if it can be told before. */
 int encoder_run(Job *job, int64_t wide) {
+    int failed = check(job, wide, 0);
+    if (!failed) failed = check_query(job, wide);
+    if (failed) return failed;
     Parts parts = {job, wide, 0};
     if (GOMP_parallel && job->threads > 1) GOMP_parallel(work, &parts, (unsigned)job->threads, 0);
     else work(&parts);
@@ -208,16 +299,29 @@ int encoder_run(Job *job, int64_t wide) {
 /* Whether there are threads but the caller's. */
 int encoder_threads(void) { return GOMP_parallel != NULL; }
 
-/* Numbers in a user's row of weights, and in what is kept of its forward pass. */
-void encoder_sizes(const Job *job, int64_t wide, int64_t *sizes) {
+/* Numbers in a user's row of weights, and in what is kept of its forward pass; 0 if the sizes are possible. */
+int encoder_sizes(const Job *job, int64_t wide, int64_t *sizes) {
+    int failed = check_sizes(job);
+    if (failed) return failed;
     Layout o = wide ? layout_f64(job) : layout_f32(job);
     sizes[0] = o.row, sizes[1] = o.saved;
+    return 0;
 }
 
-/* A row from parameters, or with `back` parameters from a row. */
-void encoder_convert(const Job *job, int64_t wide, void *row, void *const *parameters, int64_t back) {
+/* A row from parameters, or with `back` parameters from a row; 0, or the number of the parameter, from 1 on, that has
+   another count than the encoder's, or -1 if the row or the number of parameters has. */
+int encoder_convert(const Job *job, int64_t wide, void *row, int64_t count, void *const *parameters,
+                    const int64_t *counts, int64_t given, int64_t back) {
+    if (check_sizes(job) || given != 3 + 12 * job->layers) return -1;
+    Layout o = wide ? layout_f64(job) : layout_f32(job);
+    if (!row || count < o.row) return -1;
+    int64_t D = job->dim, F = job->feedforward, start[] = {job->positions * D, D, D};
+    int64_t block[] = {3 * D * D, 3 * D, D * D, D, D, D, F * D, F, D * F, D, D, D};
+    for (int64_t j = 0; j < given; j++)
+        if (!parameters[j] || counts[j] != (j < 3 ? start[j] : block[(j - 3) % 12])) return (int)(j + 1);
     if (wide) convert_f64(job, row, (double *const *)parameters, (int)back);
     else convert_f32(job, row, (float *const *)parameters, (int)back);
+    return 0;
 }
 
 /* Whether this machine can run what is above. */

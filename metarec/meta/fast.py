@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metarec.meta.adapted import AdaptedLinear, AdaptedNorm, AdaptedPart, Delta, kernels
+from metarec.meta.inspection import separate, stackable
 from metarec.types import Examples
 
 Part = TypeVar("Part", bound=AdaptedPart)
@@ -17,8 +18,10 @@ Part = TypeVar("Part", bound=AdaptedPart)
 class FastStack:
     """B users' first-order weights in the fewest bytes; the interface of :class:`TaskStack`.
 
-    Takes views whose parameters all sit in linear layers, in layer norms with scale and shift, and in modules that
-    name the rest in ``broadcasts``: parameters that their forward pass also takes with a leading user axis.
+    Takes views that say so: the learner's class and that of its encoder name in ``broadcasts`` the parameters of their
+    own that their forward passes also take with a leading user axis, maybe none; all others must sit in linear layers
+    and in layer norms with scale and shift, which the forward passes call and do not read. See
+    :mod:`metarec.meta.inspection`.
 
     Args:
         view: one user's task.
@@ -35,22 +38,17 @@ class FastStack:
 
     @staticmethod
     def fits(view: nn.Module) -> bool:
-        """Whether every parameter of a view is of a kind that this class knows."""
-        for module in view.modules():
-            own = dict(module.named_parameters(recurse=False))
-            norm = isinstance(module, nn.LayerNorm) and len(own) == 2
-            if not (norm or type(module) is nn.Linear or set(own) <= set(getattr(module, "broadcasts", ()))):
-                return False
-        return True
+        """Whether every part of a view says that it can be run so, and nothing in it was altered."""
+        return stackable(view) and separate(view)
 
     def _twin(self, module: nn.Module, path: str) -> nn.Module:
         """A copy of a module tree in which everything with parameters is the users' own."""
         if type(module) is nn.Linear:
             return self._part(path, AdaptedLinear(module, self.users, self.steps))
-        if isinstance(module, nn.LayerNorm):
+        if type(module) is nn.LayerNorm and module.elementwise_affine:
             return self._part(path, AdaptedNorm(module, self.users))
         twin: Any = copy.copy(module)
-        twin._modules = {n: m and self._twin(m, f"{path}{n}.") for n, m in module._modules.items()}
+        twin._modules = {n: None if m is None else self._twin(m, f"{path}{n}.") for n, m in module._modules.items()}
         if self.kernels and hasattr(twin, "attend"):
             twin.attend = self.kernels.attend
         own = {name: p for name, p in module._parameters.items() if p is not None}

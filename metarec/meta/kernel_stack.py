@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metarec.meta.inspection import as_built, declared, parts_of, separate, slots_of
 from metarec.meta.kernel import KernelEncoder, encoder_sizes
 from metarec.meta.library import KERNEL, MOST_WIDE, OBJECTIVES, Pass, library
 from metarec.types import EpisodeBatch, Examples
@@ -17,8 +18,8 @@ from metarec.types import EpisodeBatch, Examples
 class KernelStack:
     """B users' first-order weights, each in one row; the interface of :class:`~metarec.meta.fast.FastStack`.
 
-    Takes views on a CPU whose parameters all sit in one encoder, whose class names the ``kernel`` that the library
-    has.
+    Takes views on a CPU whose parameters all sit in one encoder: one that is just what its class builds, where that
+    names the ``kernel`` that the library has. See :mod:`metarec.meta.inspection`.
 
     Args:
         view: one user's task.
@@ -38,16 +39,11 @@ class KernelStack:
     def fits(view: nn.Module) -> bool:
         """Whether a view is of the kind that the library computes, and the library is there."""
         found = _kernels(view)
-        if len(found) != 1 or library() is None:
+        if len(found) != 1 or library() is None or not declared(view):
             return False
-        base, parameters = found[0][1], list(view.parameters())
-        kinds = {(p.device.type, p.dtype) for p in parameters}
-        return (
-            len(parameters) == len(list(base.parameters()))
-            and (kinds == {("cpu", torch.float32)} or kinds == {("cpu", torch.float64)})
-            and len(base.blocks) > 0
-            and base.position.shape[1] <= MOST_WIDE
-        )
+        base = found[0][1]
+        alone = len(slots_of(parts_of(view))) == len(slots_of(parts_of(base)))
+        return alone and _of_a_kind(base) and as_built(base) and separate(view)
 
     @staticmethod
     def bytes_per_user(view: nn.Module, support: Examples, graph_steps: int) -> int:
@@ -119,6 +115,23 @@ class KernelStack:
     def weights(self) -> dict[str, Tensor]:
         """The adapted weights by their name in the view, each (B, ...)."""
         return {f"{self.path}.{name}": value for name, value in self.encoder.weights().items()}
+
+
+def computes(encoder: nn.Module) -> bool:
+    """Whether the library computes just this encoder: looked at in all of its parts, not only in its class."""
+    known = vars(type(encoder)).get("kernel") == KERNEL
+    return known and _of_a_kind(encoder) and as_built(encoder) and separate(encoder)
+
+
+def _of_a_kind(encoder: nn.Module) -> bool:
+    """Whether an encoder's numbers are of a kind and a size that the library takes."""
+    first = next(encoder.parameters(), None)
+    return (
+        first is not None
+        and first.device.type == "cpu"
+        and first.dtype in (torch.float32, torch.float64)
+        and first.shape[-1] <= MOST_WIDE
+    )
 
 
 def _kernels(view: nn.Module) -> list[tuple[str, Any]]:

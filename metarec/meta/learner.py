@@ -3,97 +3,28 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from metarec.meta.calling import exclusive
 from metarec.meta.fast import FastStack
 from metarec.meta.graphs import Gradients, Graphs
 from metarec.meta.kernel_stack import KernelStack
 from metarec.meta.memory import bytes_per_user, chunk_sizes, in_halves
 from metarec.meta.stack import TaskStack
-from metarec.types import EpisodeBatch, Examples, Scored
+from metarec.meta.users import Adapted, Learner, Stack, check_objectives
+from metarec.types import EpisodeBatch, Examples
 
 Engine = Literal["auto", "native", "learn2learn"]
-
-
-class Learner(Protocol):
-    """What can be meta-learned: losses and scores of examples, and a view of itself as one user's task."""
-
-    def loss(self, examples: Examples, objective: Any) -> Tensor:
-        """Mean loss of each user's examples."""
-        ...
-
-    def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
-        """Catalogue scores, states, and whether the history is known at all."""
-        ...
-
-    def stand(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """States, and whether the history is known at all."""
-        ...
-
-    def task_view(self, adapts: Any) -> nn.Module:
-        """The learner as one user's task: its parameters are what adapts."""
-        ...
-
-
-class Adapted:
-    """Adapted weights of B users, as values: calling it scores those users' examples.
-
-    Attributes:
-        stacks: the users' weights, in the chunks in which they were adapted.
-    """
-
-    def __init__(self, stacks: Sequence[TaskStack | FastStack | KernelStack], known: Tensor) -> None:
-        self.stacks = tuple(stacks)
-        self.known = known
-
-    def __len__(self) -> int:
-        return sum(stack.users for stack in self.stacks)
-
-    def __call__(self, examples: Examples) -> Scored:
-        """Scores of the whole catalogue for each of the B users' examples.
-
-        Raises:
-            ValueError: if the examples are not of the B users that were adapted.
-        """
-        scores, state, active = self.rank(examples)
-        return Scored(scores, state, self.known, active)
-
-    def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
-        """Catalogue scores (B, Q, I), states (B, Q, D) and whether the history is known at all (B, Q)."""
-        scores, state, active = (torch.cat(parts) for parts in zip(*self._each("rank", examples), strict=True))
-        return scores, state, active
-
-    def stand(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """States (B, Q, D) and whether the history is known at all (B, Q), without scoring the catalogue."""
-        state, active = (torch.cat(parts) for parts in zip(*self._each("stand", examples), strict=True))
-        return state, active
-
-    def loss(self, examples: Examples, objective: str = "bpr") -> Tensor:
-        """Each user's loss on its examples, (B,)."""
-        return torch.cat(self._each("loss", examples, objective))
-
-    def _each(self, method: str, examples: Examples, *args: Any) -> list[Any]:
-        if len(examples) != len(self):
-            raise ValueError(f"adapted to {len(self)} users, but got the examples of {len(examples)}")
-        if len(self.stacks) == 1:
-            return [self.stacks[0](method, examples, *args)]  # to trim would be to wait for the GPU
-        out, start = [], 0
-        for stack in self.stacks:
-            out.append(stack(method, examples[start : start + stack.users].trim_history(), *args))
-            start += stack.users
-        return out
-
-    def weights(self) -> dict[str, Tensor]:
-        """Adapted weights by name, (B, ...); touched rows are padded to the widest user.
-
-        Only for users adapted in one chunk or without touched rows, where the shapes agree.
-        """
-        parts = [stack.weights() for stack in self.stacks]
-        return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
+FROZEN = (
+    "MetaLearner: every parameter of what adapts has requires_grad=False, so inner steps change nothing; call "
+    "requires_grad_() on what shall adapt, or take steps=0"
+)
 
 
 class MetaLearner(nn.Module):
@@ -101,7 +32,7 @@ class MetaLearner(nn.Module):
 
     Each user takes ``steps`` SGD steps of size ``lr`` on its own support loss, from the shared initialisation; the
     query loss at the adapted weights teaches the shared weights. First order (the default) treats the inner gradients
-    as constants. The learner's ``task_view`` says what adapts.
+    as constants. The learner's ``task_view`` says what adapts; what of it is frozen (``requires_grad=False``) stays.
 
     The inner loss is the SUM over users: their weights are separate, so each user's gradient is its own.
 
@@ -111,7 +42,8 @@ class MetaLearner(nn.Module):
         steps: inner steps.
         adapts: ``"encoder"``, or ``"all"``: the projections and the touched item rows too.
         second_order: differentiate through the inner steps.
-        objectives: inner and outer loss: ``"bpr"``, ``"sampled_softmax"`` or ``"softmax"``.
+        objectives: inner and outer loss: ``"bpr"``, ``"sampled_softmax"`` or ``"softmax"``, or those that the learner
+            names in its own ``objectives``.
         engine: ``"learn2learn"`` steps through its ``MAML``, ``"native"`` here; equal results. ``"auto"`` takes
             learn2learn where it is installed.
         memory_budget: bytes that adapting may take at once; users are adapted in chunks that fit. Default: half of the
@@ -121,7 +53,7 @@ class MetaLearner(nn.Module):
             whose Python code does the same at every call.
 
     Raises:
-        ValueError: if ``steps`` or ``lr`` is negative or the engine is unknown.
+        ValueError: if ``steps`` or ``lr`` is negative, or the engine or an objective is unknown.
         ModuleNotFoundError: if ``engine="learn2learn"`` and it is not installed.
 
     Example:
@@ -153,6 +85,7 @@ class MetaLearner(nn.Module):
             raise ValueError(f"MetaLearner: steps and lr must not be negative, got steps={steps} and lr={lr}")
         if engine not in ("auto", "native", "learn2learn"):
             raise ValueError(f"MetaLearner: engine must be 'auto', 'native' or 'learn2learn', got {engine!r}")
+        check_objectives(learner, objectives)
         found = importlib.util.find_spec("learn2learn") is not None
         if engine == "learn2learn" and not found:
             raise ModuleNotFoundError("learn2learn is not installed: `make extras` installs it, or use engine='native'")
@@ -177,20 +110,29 @@ class MetaLearner(nn.Module):
             weights: where each user starts, as :meth:`Adapted.weights` gives them, (B, ...) by name; the shared
                 weights by default.
         """
-        keep_graph = torch.is_grad_enabled()
+        keep_graph, steps = torch.is_grad_enabled(), self.steps if steps is None else steps
         with torch.enable_grad():
             view = self.learner.task_view(self.adapts)
-            stacks, start = [], 0
-            for size in self._chunk_sizes(view, support, keep_graph):
-                part = support if size == len(support) else support[start : start + size].trim()
-                own = {name: w[start : start + size] for name, w in (weights or {}).items()}
-                stack = self._adapt_chunk(view, part, self.steps if steps is None else steps, own)
-                stacks.append(stack if keep_graph else stack.detached())
-                start += size
+            engine = self._engine(view)
+            with exclusive(view) if engine is TaskStack else nullcontext():
+                if steps and not any(p.requires_grad for p in view.parameters()):
+                    warnings.warn(FROZEN, stacklevel=2)
+                stacks, start = [], 0
+                for size in self._chunk_sizes(view, engine, support, keep_graph):
+                    part = support if size == len(support) else support[start : start + size].trim()
+                    own = {name: w[start : start + size] for name, w in (weights or {}).items()}
+                    stack = self._adapt_chunk(view, engine, part, steps, own)
+                    stacks.append(stack if keep_graph else stack.detached())
+                    start += size
         return Adapted(stacks, view.items.known)
 
-    def _chunk_sizes(self, view: nn.Module, support: Examples, keep_graph: bool) -> list[int]:
-        each = KernelStack.bytes_per_user if self._plain and KernelStack.fits(view) else bytes_per_user
+    def _engine(self, view: nn.Module) -> type[Stack]:
+        """The fastest engine that computes just what a view computes."""
+        kinds = (KernelStack, FastStack) if self._plain else ()
+        return next((kind for kind in kinds if kind.fits(view)), TaskStack)
+
+    def _chunk_sizes(self, view: nn.Module, engine: type[Stack], support: Examples, keep_graph: bool) -> list[int]:
+        each = KernelStack.bytes_per_user if engine is KernelStack else bytes_per_user
         return chunk_sizes(view, support, self._graph_steps(keep_graph), self.memory_budget, each)
 
     def _graph_steps(self, keep_graph: bool) -> int:
@@ -203,11 +145,11 @@ class MetaLearner(nn.Module):
         return self.adapts == "encoder" and not self.learn2learn and not self.second_order
 
     def _adapt_chunk(
-        self, view: Any, support: Examples, steps: int, own: Mapping[str, Tensor] | None = None
-    ) -> TaskStack | FastStack | KernelStack:
-        if self._plain and KernelStack.fits(view):
+        self, view: Any, engine: type[Stack], support: Examples, steps: int, own: Mapping[str, Tensor] | None = None
+    ) -> Stack:
+        if engine is KernelStack:
             return KernelStack(view, len(support), own).steps(support, self.objectives[0], steps, self.lr).attached()
-        if self._plain and FastStack.fits(view) and not own:
+        if engine is FastStack and not own:
             fast = FastStack(view, len(support), steps)
             for _ in range(steps):
                 fast = fast.step(fast("loss", support, self.objectives[0]).sum(), self.lr)
@@ -224,7 +166,9 @@ class MetaLearner(nn.Module):
 
         maml = MAML(stack, lr=self.lr, first_order=not self.second_order, allow_unused=True)
         for _ in range(steps):
-            maml.adapt(maml.module("loss", support, self.objectives[0]).sum())
+            loss = maml.module("loss", support, self.objectives[0]).sum()
+            if loss.requires_grad and maml.module.adapting():
+                maml.adapt(loss)
         out: TaskStack = maml.module
         return out
 
@@ -240,7 +184,7 @@ class MetaLearner(nn.Module):
         """
         with torch.no_grad():  # a graph that leads to the parameters would keep a CUDA graph from being recorded
             view = self.learner.task_view(self.adapts)
-        sizes = self._chunk_sizes(view, episodes.support, True)
+        sizes = self._chunk_sizes(view, self._engine(view), episodes.support, True)
         total = 0.0
         for part in episodes.chunks(*sizes):
             need = len(part) * bytes_per_user(view, part.support, self._graph_steps(True))
@@ -272,11 +216,13 @@ class MetaLearner(nn.Module):
         """Query losses (B,) of users that fit into memory, parameters, and the gradients of the losses' sum."""
         trained = [p for p in self.learner.parameters() if p.requires_grad]
         view = self.learner.task_view(self.adapts)
-        if self._plain and KernelStack.knows(view, *self.objectives) and KernelStack.fits(view):
+        engine = self._engine(view)
+        if engine is KernelStack and KernelStack.knows(view, *self.objectives):
             stack = KernelStack(view, len(part))
             losses, gradients = stack.gradients(part, self.objectives, self.steps, self.lr, trained)
         else:
-            losses = self._adapt_chunk(view, part.support, self.steps)("loss", part.query, self.objectives[1])
+            adapted = self._adapt_chunk(view, engine, part.support, self.steps)
+            losses = adapted("loss", part.query, self.objectives[1])
             gradients = list(torch.autograd.grad(losses.sum(), trained, allow_unused=True))
         used = [(p, g) for p, g in zip(trained, gradients, strict=True) if g is not None]
         return losses.detach(), [p for p, _ in used], [g for _, g in used]

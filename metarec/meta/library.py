@@ -22,6 +22,11 @@ _MODES = ("stride", "what", "failed", "steps", "objective", "compared")
 _GIVEN = ("drop", "eps", "weights", "moved", "x", "keep", "bias", "at")
 _MADE = ("saved", "state", "dstate", "dx", "dbias", "vectors", "weight", "dvectors", "losses", "query")
 
+_COUNTED = [name for name in (*_GIVEN, *_MADE) if name != "query"]
+_PLACE = {name: place for place, name in enumerate(_COUNTED)}
+_KINDS = {"keep": torch.bool, "at": torch.int64}  # of the tensors that are not of the weights' type
+SIZES, ADDRESSES, QUERY = 100, 200, 1000  # where the library's codes for errors begin
+
 
 class Job(ctypes.Structure):
     """One pass of one encoder over B users; the ``Job`` of the C file.
@@ -46,6 +51,7 @@ class Job(ctypes.Structure):
         dvectors: like vectors; losses: (B,).
         query: of a job that descends, one that learns: with each user's weights as soon as they are found. ``moved``
             is then a row for each thread.
+        count: how many numbers lie at each address but ``query``. The library refuses a pass that would leave them.
     """
 
     _fields_ = (
@@ -53,6 +59,7 @@ class Job(ctypes.Structure):
         ("seed", ctypes.c_uint64),
         ("rate", ctypes.c_double),
         *((name, ctypes.c_void_p) for name in (*_GIVEN, *_MADE)),
+        ("count", ctypes.c_int64 * len(_COUNTED)),
     )
 
 
@@ -74,7 +81,7 @@ def _opened(path: Path) -> ctypes.CDLL | None:
     job, number, place = ctypes.POINTER(Job), ctypes.c_int64, ctypes.c_void_p
     found.encoder_run.argtypes = [job, number]
     found.encoder_sizes.argtypes = [job, number, place]
-    found.encoder_convert.argtypes = [job, number, place, place, number]
+    found.encoder_convert.argtypes = [job, number, place, number, place, place, number, number]
     return found if found.encoder_runs() else None
 
 
@@ -96,11 +103,12 @@ class Pass:
         if found is None:
             raise RuntimeError("the encoder's kernel was not built; installing builds it where there is a C compiler")
         self.library, self.job, self.wide = found, Job(), int(like.dtype == torch.float64)
+        self.kind = like.dtype
         self.held: dict[str, Any] = {}
         self.set(**sizes)
         for name, numbers in (("drop", drop), ("eps", eps)):
             self.held[name] = (ctypes.c_double * len(numbers))(*numbers)
-            setattr(self.job, name, ctypes.addressof(self.held[name]))
+            self._put(name, ctypes.addressof(self.held[name]), len(numbers))
 
     def set(self, **numbers: float) -> None:
         """Set numbers of the job."""
@@ -108,10 +116,27 @@ class Pass:
             setattr(self.job, name, number)
 
     def point(self, **tensors: Tensor | None) -> None:
-        """Set addresses; tensors must be contiguous."""
+        """Set addresses.
+
+        Raises:
+            ValueError: if a tensor is not contiguous, on a CPU and of the right type.
+        """
         self.held.update(tensors)
         for name, tensor in tensors.items():
-            setattr(self.job, name, None if tensor is None else tensor.data_ptr())
+            if tensor is None:
+                self._put(name, None, 0)
+                continue
+            kind = _KINDS.get(name, self.kind)
+            if tensor.dtype != kind or not tensor.is_contiguous() or not tensor.is_cpu:
+                raise ValueError(
+                    f"the encoder's kernel: {name} must be contiguous {kind} on a CPU, got {tensor.dtype} on "
+                    f"{tensor.device} with strides {tensor.stride()} of {tuple(tensor.shape)}"
+                )
+            self._put(name, tensor.data_ptr(), tensor.numel())
+
+    def _put(self, name: str, address: int | None, count: int) -> None:
+        setattr(self.job, name, address)
+        self.job.count[_PLACE[name]] = count
 
     def followed(self, query: Pass) -> None:
         """Let another pass learn from the weights that this one leads to."""
@@ -119,15 +144,32 @@ class Pass:
         self.job.query = ctypes.addressof(query.job)
 
     def sizes(self) -> tuple[int, int]:
-        """Numbers of a row of weights and of what a forward pass saves, per user."""
+        """Numbers of a row of weights and of what a forward pass saves, per user.
+
+        Raises:
+            ValueError: if there is no encoder of such sizes.
+        """
         out = (ctypes.c_int64 * 2)()
-        self.library.encoder_sizes(self.job, self.wide, out)
+        self._check(self.library.encoder_sizes(self.job, self.wide, out))
         return out[0], out[1]
 
     def convert(self, row: Tensor, parameters: Sequence[Tensor], *, back: bool) -> None:
-        """Fill a row of weights from the encoder's parameters, or with ``back`` the parameters from a row."""
+        """Fill a row of weights from the encoder's parameters, or with ``back`` the parameters from a row.
+
+        Raises:
+            ValueError: if a parameter has not the size that the encoder's has, or is not contiguous.
+        """
         places = (ctypes.c_void_p * len(parameters))(*(p.data_ptr() for p in parameters))
-        self.library.encoder_convert(self.job, self.wide, row.data_ptr(), places, back)
+        whole = all(p.is_contiguous() and p.dtype == self.kind for p in (row, *parameters))
+        counts = (ctypes.c_int64 * len(parameters))(*(p.numel() for p in parameters))
+        ends = row.data_ptr(), row.numel(), places, counts, len(parameters)
+        wrong = self.library.encoder_convert(self.job, self.wide, *ends, back) if whole else -1
+        if wrong:
+            raise ValueError(
+                f"the encoder's kernel: {f'parameter {wrong - 1}' if wrong > 0 else 'the row of weights'} is not that "
+                f"of the encoder, among {len(parameters)} parameters of {list(counts)} numbers and a row "
+                f"of {row.numel()}"
+            )
 
     def run(self) -> None:
         """The pass, on torch's number of threads.
@@ -135,9 +177,24 @@ class Pass:
         Raises:
             IndexError: if a position is not within the history.
             MemoryError: if there was no memory for what is at hand.
+            ValueError: if a size is impossible, or a tensor has fewer numbers than the sizes say.
         """
-        failed = self.library.encoder_run(self.job, self.wide)
+        self._check(self.library.encoder_run(self.job, self.wide))
+
+    def _check(self, failed: int) -> None:
+        """Raise what a code of the library means."""
         if failed == 1:
             raise MemoryError("the encoder's kernel got no memory for its scratch numbers")
-        if failed:
+        if failed == 2:
             raise IndexError(f"encoder: positions must be from 0 to {self.job.length - 1}, got others")
+        if failed:
+            job = self.held["query"].job if failed >= QUERY else self.job
+            of, code = ("the query's " if failed >= QUERY else ""), failed % QUERY
+            sizes = {name: getattr(job, name) for name in _SIZES}
+            if code >= ADDRESSES:
+                name = _COUNTED[code - ADDRESSES]
+                raise ValueError(
+                    f"the encoder's kernel: {of}{name} has only {job.count[_PLACE[name]]} numbers for {sizes}"
+                )
+            name = (*_SIZES, *_MODES)[code - SIZES]
+            raise ValueError(f"the encoder's kernel: {of}{name} cannot be {getattr(job, name)}, in a pass of {sizes}")

@@ -7,35 +7,53 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 
+from metarec.meta.calling import Substituted
+from metarec.meta.inspection import beyond_vmap, written_buffers
 from metarec.types import Examples
 
 
-class _Call(nn.Module):
-    """Lets ``functional_call`` reach any method of a module, and hands back tensors only."""
+class _Task:
+    """One user's task, how it is called, and what its users have besides weights.
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
+    Attributes:
+        alone: whether users are called one after another, since ``vmap`` cannot run the module.
+        buffers: then, of each user, what the module has written to.
+    """
 
-    def forward(self, method: str, examples: Examples, *args: Any) -> Any:
-        return getattr(self.module, method)(examples, *args)
+    def __init__(self, view: nn.Module) -> None:
+        self.call = Substituted(view)
+        self.shared = dict(view.named_parameters())
+        self.written = written_buffers(view)
+        self.alone = beyond_vmap(view)
+        self.buffers: list[dict[str, Tensor]] = []
+
+    def own_buffers(self) -> dict[str, Tensor]:
+        """Copies of the buffers that a call may write to."""
+        return {name: buffer.clone() for name, buffer in self.written.items()}
 
 
 class TaskStack(nn.Module):
     """B copies of a task view's parameters, stacked over users, called for all users at once.
 
     A copy starts as an expanded view of the shared parameter, so gradients of the stacked weights flow back to it,
-    and a user's own tensors (touched rows) are stacked already. Only the forward pass runs under ``vmap``; gradients
-    are taken outside, on the sum of the users' losses, which keeps second-order gradients right
-    (``vmap`` around ``torch.func.grad`` gives wrong ones through layer norms) and lets learn2learn's ``MAML.adapt``
-    step all users together.
+    and a user's own tensors (touched rows) are stacked already. Parameters that are frozen (``requires_grad`` is False)
+    stay as they are, and one that the view has under several names adapts as one.
+
+    Only the forward pass runs under ``vmap``; gradients are taken outside, on the sum of the users' losses, which keeps
+    second-order gradients right (``vmap`` around ``torch.func.grad`` gives wrong ones through layer norms) and lets
+    learn2learn's ``MAML.adapt`` step all users together. What ``vmap`` cannot run (recurrent layers, ``.item()``,
+    changes of buffers in place) is run for one user after another, with the same result. The view is called with one
+    user's examples and a leading 1 either way, and is never changed.
 
     Args:
         view: one user's task; what of it is a parameter adapts.
         users: B.
         own: tensors (B, ...) that each user has of its own from the start, by parameter or buffer name.
+
+    Raises:
+        TypeError: if a part of the view is compiled by TorchScript.
 
     Example:
         >>> stack = TaskStack(nn.Linear(2, 1), users=3)
@@ -43,34 +61,40 @@ class TaskStack(nn.Module):
         [(3, 1, 2), (3, 1)]
     """
 
-    _call: _Call
+    _task: _Task
     _names: dict[str, str]
 
     def __init__(self, view: nn.Module, users: int, own: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
-        own = dict(own or {})
-        weights = {name: p.unsqueeze(0).expand(users, *p.shape) for name, p in view.named_parameters()}
-        weights |= {name: t for name, t in own.items() if name in weights}
-        weights = {name: w if w.requires_grad else w.requires_grad_() for name, w in weights.items()}
-        self._fill(view, users, weights, {name: t for name, t in own.items() if name not in weights})
+        own, task = dict(own or {}), _Task(view)
+        trained = [name for name, p in task.shared.items() if p.requires_grad]
+        weights = {n: own.pop(n) if n in own else task.shared[n].expand(users, *task.shared[n].shape) for n in trained}
+        self._fill(
+            task, users, {n: w if w.requires_grad else w.detach().requires_grad_() for n, w in weights.items()}, own
+        )
 
-    def _fill(self, view: nn.Module, users: int, weights: Mapping[str, Tensor], fixed: Mapping[str, Tensor]) -> None:
+    def _fill(self, task: _Task, users: int, weights: Mapping[str, Tensor], fixed: Mapping[str, Tensor]) -> None:
         self.users = users
         self.fixed = dict(fixed)
-        object.__setattr__(self, "_call", _Call(view))
+        object.__setattr__(self, "_task", task)
         object.__setattr__(self, "_names", {name.replace(".", "/"): name for name in weights})
         for key, name in self._names.items():
             self._parameters[key] = weights[name]  # type: ignore[assignment]
 
-    def weights(self) -> dict[str, Tensor]:
-        """The adapting weights by their name in the view, each (B, ...)."""
+    def adapting(self) -> dict[str, Tensor]:
+        """The weights that steps move, by their name in the view, each (B, ...)."""
         return {name: self._parameters[key] for key, name in self._names.items()}  # type: ignore[misc]
+
+    def weights(self) -> dict[str, Tensor]:
+        """All weights by their name in the view, frozen ones too, each (B, ...)."""
+        own = self.fixed | self.adapting()
+        return {n: own[n] if n in own else p.expand(self.users, *p.shape) for n, p in self._task.shared.items()}
 
     def with_weights(self, weights: Mapping[str, Tensor]) -> TaskStack:
         """The same users with other weights."""
         stack = TaskStack.__new__(TaskStack)
         nn.Module.__init__(stack)
-        stack._fill(self._call.module, self.users, weights, self.fixed)
+        stack._fill(self._task, self.users, weights, self.fixed)
         return stack
 
     def forward(self, method: str, examples: Examples, *args: Any) -> Any:
@@ -84,21 +108,69 @@ class TaskStack(nn.Module):
         Returns:
             what the method returns, with a leading B.
         """
-        own = {f"module.{name}": tensor for name, tensor in (self.weights() | self.fixed).items()}
+        own, task, tensors = self.fixed | self.adapting(), self._task, examples.tensors()
+        if not task.alone:
+            shared = task.own_buffers()
 
-        def one(user: dict[str, Tensor], *tensors: Tensor) -> Any:
-            return functional_call(self._call, user, (method, Examples(*tensors), *args))
+            def one(user: dict[str, Tensor], *given: Tensor) -> Any:
+                return _first(task.call(shared | user, method, _alone(given), *args))
 
-        return vmap(one, randomness="different")(own, *examples.tensors())
+            try:
+                return vmap(one, randomness="different")(own, *tensors)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # vmap has no rule for something in it, or it is wrong for one user too
+                out = self._one_by_one(own, tensors, method, args)
+                task.alone = True
+                return out
+        return self._one_by_one(own, tensors, method, args)
+
+    def _one_by_one(
+        self, own: Mapping[str, Tensor], tensors: tuple[Tensor, ...], method: str, args: tuple[Any, ...]
+    ) -> Any:
+        task, outs = self._task, []
+        buffers = task.buffers or [task.own_buffers() for _ in range(self.users)]
+        for user in range(self.users):
+            mine = {name: tensor[user] for name, tensor in own.items()}
+            given = _alone(tensor[user] for tensor in tensors)
+            out, after = task.call.call(buffers[user] | mine, method, given, *args)
+            buffers[user] = {name: after[name] for name in buffers[user]}
+            outs.append(_first(out))
+        task.buffers = buffers
+        return _stacked(outs)
 
     def step(self, loss: Tensor, lr: float, second_order: bool) -> TaskStack:
         """One SGD step of every user on the sum of their losses."""
-        weights = self.weights()
+        weights = self.adapting()
+        if not weights or not loss.requires_grad:
+            return self
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=second_order, allow_unused=True)
         moved = zip(weights.items(), gradients, strict=True)
         return self.with_weights({n: w if g is None else torch.add(w, g, alpha=-lr) for (n, w), g in moved})
 
     def detached(self) -> TaskStack:
-        """The same weights as plain values, without the graph that made them."""
+        """The same weights as plain values, without the graph that made them; later training does not reach them."""
         with torch.no_grad():
-            return self.with_weights({name: w.detach() for name, w in self.weights().items()})
+            values = {name: _value(w, self._task.shared[name]) for name, w in self.weights().items()}
+            stack = self.with_weights({name: values[name] for name in self.adapting()})
+            stack.fixed |= {name: value for name, value in values.items() if name not in self.adapting()}
+        return stack
+
+
+def _value(weights: Tensor, shared: Tensor) -> Tensor:
+    """Users' weights without a graph, not in the memory of the shared ones."""
+    mine = weights.detach()
+    return mine[:1].clone().expand_as(mine) if mine.data_ptr() == shared.data_ptr() else mine
+
+
+def _alone(tensors: Any) -> Examples:
+    return Examples(*(tensor.unsqueeze(0) for tensor in tensors))
+
+
+def _first(out: Any) -> Any:
+    return out.squeeze(0) if isinstance(out, Tensor) else tuple(part.squeeze(0) for part in out)
+
+
+def _stacked(outs: list[Any]) -> Any:
+    one = isinstance(outs[0], Tensor)
+    return torch.stack(outs) if one else tuple(torch.stack(parts) for parts in zip(*outs, strict=True))

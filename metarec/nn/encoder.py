@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -21,6 +24,7 @@ class EncoderBlock(nn.Module):
         dropout: of hidden layers and attention weights.
     """
 
+    broadcasts = ()
     attend = staticmethod(attend)
 
     def __init__(self, dim: int, heads: int, feedforward: int, dropout: float) -> None:
@@ -72,7 +76,7 @@ class SequenceEncoder(nn.Module):
     context_scale = 0.001
     broadcasts = ("position",)
     takes_positions = True
-    kernel = "post-norm transformer"  # the compiled kernel that computes just this; a subclass does not inherit it
+    kernel = "post-norm transformer"  # the compiled kernel that computes just this, as long as it is unaltered
 
     def __init__(
         self,
@@ -101,6 +105,16 @@ class SequenceEncoder(nn.Module):
     def max_length(self) -> int:
         """The longest history."""
         return self.position.shape[-2]
+
+    def unaltered(self) -> SequenceEncoder:
+        """A new encoder of the same sizes, without numbers: an engine compares this one with it before it relies on it.
+
+        Example:
+            >>> SequenceEncoder(dim=8, max_length=5).unaltered().position.device
+            device(type='meta')
+        """
+        block = cast(EncoderBlock, self.blocks[0])
+        return _sized(*self.position.shape, len(self.blocks), block.heads, block.feedforward_in.out_features)
 
     def forward(self, x: Tensor, keep: Tensor, context: Tensor | None = None, at: Tensor | None = None) -> Tensor:
         """State after each prefix, or after those asked for.
@@ -132,3 +146,9 @@ class SequenceEncoder(nn.Module):
         if few is not None:
             return x
         return x[..., :length, :] if at is None else rows(x, at)
+
+
+@lru_cache(maxsize=32)
+def _sized(max_length: int, dim: int, layers: int, heads: int, feedforward: int) -> SequenceEncoder:
+    with torch.device("meta"):
+        return SequenceEncoder(dim, max_length=max_length, layers=layers, heads=heads, feedforward=feedforward)

@@ -41,6 +41,8 @@ class ModalityLearner(nn.Module):
         (torch.Size([1]), torch.Size([1, 3, 6]))
     """
 
+    broadcasts = ()  # examples may have any leading dimensions; so may the parameters of what is inside
+    objectives = ("bpr", "sampled_softmax", "softmax")
     candidates: Tensor
 
     def __init__(

@@ -24,6 +24,7 @@ class HeadedEncoder(nn.Module):
     """
 
     takes_positions = True
+    broadcasts = ()
 
     def __init__(self, body: nn.Module, dim: int) -> None:
         super().__init__()
@@ -56,6 +57,8 @@ class HeadLearner(ModalityLearner):
         >>> [name for name, _ in learner.task_view().named_parameters()]
         ['encoder.head.weight', 'encoder.head.bias']
     """
+
+    broadcasts = ()
 
     def __init__(self, learner: ModalityLearner) -> None:
         encoder = HeadedEncoder(learner.encoder, learner.items.table().shape[1])

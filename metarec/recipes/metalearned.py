@@ -65,7 +65,8 @@ def reptile(meta: MetaLearner, sampler: EpisodeSampler, *, epochs: int = 10, rat
                 adapted = meta.adapt(examples)
                 loss = float(adapted.loss(examples, meta.objectives[0]).mean())
                 for name, weights in adapted.weights().items():
-                    shared[name].lerp_(weights.mean(0), rate)
+                    if shared[name].requires_grad:
+                        shared[name].lerp_(weights.mean(0), rate)
             seen += len(batch)
             speed = seen / max(time.perf_counter() - began, 1e-9)
             yield Progress("Reptile", epoch + 1, epochs, seen, sampler.users, loss, speed)

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from metarec.meta import Adapted, Learner, TaskStack
+from metarec.meta.calling import exclusive
 from metarec.meta.memory import chunk_sizes
+from metarec.meta.users import check_objectives
 from metarec.types import EpisodeBatch, Examples
 
 
@@ -35,7 +37,7 @@ class MetaSGD(nn.Module):
         objectives: inner and outer loss.
 
     Raises:
-        ValueError: if ``steps`` or ``lr`` is negative.
+        ValueError: if ``steps`` or ``lr`` is negative, or an objective is not one of the learner's.
 
     Example:
         >>> from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
@@ -57,6 +59,7 @@ class MetaSGD(nn.Module):
         if steps < 0 or lr < 0:
             raise ValueError(f"MetaSGD: steps and lr must not be negative, got steps={steps} and lr={lr}")
         self.learner: Any = learner
+        check_objectives(learner, objectives)
         self.lr, self.steps, self.second_order, self.objectives = lr, steps, second_order, objectives
         adapting = dict(learner.task_view("encoder").named_parameters())
         self.scale = nn.ParameterDict({_key(name): torch.ones_like(p) for name, p in adapting.items()})
@@ -69,22 +72,26 @@ class MetaSGD(nn.Module):
         """Adapt to B users at once; the shared weights and the rates stay as they are."""
         keep_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            view = self.learner.task_view("encoder")
-            stacks, start = [], 0
-            for size in chunk_sizes(view, support, max(1, self.steps) if keep_graph else 1):
-                part = support[start : start + size].trim()
-                stack = self._adapted(TaskStack(view, size, view.task_tensors(part)), part)
-                stacks.append(stack if keep_graph else stack.detached())
-                start += size
+            view, stacks, start = self.learner.task_view("encoder"), [], 0
+            with exclusive(view):
+                for size in chunk_sizes(view, support, max(1, self.steps) if keep_graph else 1):
+                    part = support[start : start + size].trim()
+                    stack = self._adapted(TaskStack(view, size, view.task_tensors(part)), part)
+                    stacks.append(stack if keep_graph else stack.detached())
+                    start += size
         return Adapted(stacks, view.items.known)
 
     def _adapted(self, stack: TaskStack, support: Examples) -> TaskStack:
         for _ in range(self.steps):
-            weights = stack.weights()
+            weights = stack.adapting()
             loss = stack("loss", support, self.objectives[0]).sum()
-            gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=self.second_order)
-            moved = zip(weights.items(), gradients, strict=True)
-            stack = stack.with_weights({name: w - self.lr * self.scale[_key(name)] * g for (name, w), g in moved})
+            gradients = torch.autograd.grad(
+                loss, list(weights.values()), create_graph=self.second_order, allow_unused=True
+            )
+            moved = ((name, w, g) for (name, w), g in zip(weights.items(), gradients, strict=True))
+            stack = stack.with_weights(
+                {name: w if g is None else w - self.lr * self.scale[_key(name)] * g for name, w, g in moved}
+            )
         return stack
 
     def backward(self, episodes: EpisodeBatch) -> float:

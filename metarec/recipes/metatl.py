@@ -47,6 +47,7 @@ class TransitionLearner(nn.Module):
         [1, 2]
     """
 
+    objectives = ("margin", "softmax")
     candidates: Tensor
     relation: Tensor
 

@@ -266,7 +266,7 @@ def meta_train(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun,
 
 
 def train_generator(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun) -> Iterator[Progress]:
-    """Stage 2: the same meta-learned loss with everything else frozen, some items taking their generated vector."""
+    """Stage 2: the same meta-learned loss; of what is trained, only the generator; some items take its vector."""
     meta = model.training_meta(name)
     generator = cast(ModalityLearner, model.learners[name]).items
     if not isinstance(generator, ColdItemGenerator):

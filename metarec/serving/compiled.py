@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from metarec.meta import MetaLearner
 from metarec.meta.kernel import KernelEncoder
-from metarec.meta.library import KERNEL, OBJECTIVES, library
+from metarec.meta.kernel_stack import computes
+from metarec.meta.library import OBJECTIVES, library
 from metarec.nn import ModalityLearner
 from metarec.serving.stacked import OneUser, contexts_of, tables_of
 from metarec.types import Examples
@@ -43,11 +44,10 @@ class CompiledUser:
         return (
             library() is not None
             and OneUser.fits(metas)
-            and all(vars(type(encoder)).get("kernel") == KERNEL for encoder in encoders)
+            and all(map(computes, encoders))
             and metas[0].objectives[0] in OBJECTIVES
             and len({(meta.steps, meta.lr) for meta in metas}) == 1
-            and {(p.device.type, p.dtype) for encoder in encoders for p in encoder.parameters()}
-            in ({("cpu", torch.float32)}, {("cpu", torch.float64)})
+            and len({p.dtype for encoder in encoders for p in encoder.parameters()}) == 1
         )
 
     @torch.no_grad()

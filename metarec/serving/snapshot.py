@@ -20,7 +20,7 @@ from metarec.serving.compiled import CompiledUser
 from metarec.serving.ranking import Scores
 from metarec.serving.scores import FusedScores, GivenScores, Tables
 from metarec.serving.servable import Servable
-from metarec.serving.stacked import OneUser
+from metarec.serving.stacked import OneUser, encoder_apart
 from metarec.serving.standing import Standing
 from metarec.types import Examples, Method, Scored
 
@@ -103,6 +103,7 @@ class _Served(ModalityLearner):
         items.room = self.room
         return _Served(items, self.encoder, context=self.context, candidates=self.candidates)
 
+    broadcasts = ()
     room = 0
 
 
@@ -151,7 +152,7 @@ class FusedSnapshot:
         learner.eval()
         try:
             table = learner.items.table().detach().clone()
-            encoder = copy.deepcopy(learner.encoder)
+            encoder = encoder_apart(learner)
             context: Any = learner.context
             if context is not None:
                 context = context.frozen() if self.adapts == "encoder" else copy.deepcopy(context)

@@ -6,10 +6,11 @@ vectors once, so that a single user pays for the calls of less than one learner.
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from metarec.functional import losses
 from metarec.meta import MetaLearner
+from metarec.meta.inspection import as_built, leads_back, separate
 from metarec.nn import ModalityLearner, SequenceEncoder
 from metarec.nn.encoder import EncoderBlock
 from metarec.types import Examples
@@ -126,11 +128,40 @@ def tables_of(learners: Sequence[ModalityLearner]) -> tuple[list[Tensor], list[T
     )
 
 
+def encoder_apart(learner: ModalityLearner) -> nn.Module:
+    """A copy of a learner's encoder, which later training does not reach.
+
+    Raises:
+        TypeError: if the learner is of another class, whose losses and scores serving would pass over, or the copy
+            would compute with the original's parts.
+    """
+    if type(learner) is not ModalityLearner or any(
+        hasattr(ModalityLearner, n) and callable(v) for n, v in vars(learner).items()
+    ):
+        raise TypeError(
+            f"serving computes what a ModalityLearner does, got {type(learner).__name__} or one with methods of its "
+            "own; serve it by metarec.Served, which calls the method itself"
+        )
+    if name := leads_back(learner.encoder):
+        raise TypeError(
+            f"encoder.{name} is a function that a copy would share with the original, whose weights it reads; write it "
+            "into a class, as a method"
+        )
+    return copy.deepcopy(learner.encoder)
+
+
 def contexts_of(tables: Sequence[Tensor | None], history: Tensor) -> Tensor | None:
     """Context vectors (M, L, E) of a history (L,), zero for learners without; None if no learner has any."""
     found = [None if table is None else F.embedding(history, table) for table in tables]
     some = next((vectors for vectors in found if vectors is not None), None)
     return None if some is None else torch.stack([torch.zeros_like(some) if v is None else v for v in found])
+
+
+def _shape_of(encoder: SequenceEncoder) -> list[Any]:
+    """All of an encoder that is no weight."""
+    heads = [block.heads for block in cast("list[EncoderBlock]", list(encoder.blocks))]
+    eps = [module.eps for module in encoder.modules() if isinstance(module, nn.LayerNorm)]
+    return [[(name, p.shape) for name, p in encoder.named_parameters()], heads, eps, encoder.context_scale]
 
 
 class OneUser:
@@ -157,11 +188,15 @@ class OneUser:
 
     @staticmethod
     def fits(metas: Sequence[MetaLearner]) -> bool:
-        """Whether the learners adapt their encoders only, and these have one shape."""
+        """Whether the learners adapt their encoders only, these are what their class builds, and all have one shape."""
         encoders = [cast(ModalityLearner, meta.learner).encoder for meta in metas]
-        shapes = [[(name, p.shape) for name, p in encoder.named_parameters()] for encoder in encoders]
         plain = all(meta.adapts == "encoder" for meta in metas) and all(type(e) is SequenceEncoder for e in encoders)
-        return plain and all(shape == shapes[0] for shape in shapes)
+        if not plain or not all(as_built(e) and separate(e) for e in encoders):
+            return False
+        alike = [
+            (_shape_of(cast(SequenceEncoder, e)), meta.objectives[0]) for e, meta in zip(encoders, metas, strict=True)
+        ]
+        return all(one == alike[0] for one in alike)
 
     @torch.no_grad()
     def adapt(self, support: Examples, query: Examples) -> tuple[Tensor, Tensor]:

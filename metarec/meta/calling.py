@@ -1,0 +1,121 @@
+"""Calls a module with other tensors in place of its own, and leaves it as it was."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+from torch import Tensor, nn
+
+from metarec.meta.inspection import self_contained
+
+_ONE_AT_A_TIME = threading.RLock()
+
+
+def exclusive(module: nn.Module) -> AbstractContextManager[Any]:
+    """Held while a module's parameters are read, of which a call in another thread may have put others in place."""
+    return nullcontext() if self_contained(module) else _ONE_AT_A_TIME
+
+
+class Substituted:
+    """Calls methods of a module as if some of its parameters and buffers were others.
+
+    A copy of the module tree gets the tensors, so that nobody else meets them, whatever happens meanwhile. Only where a
+    copy might lead back to the original (a hook, a function as an attribute) does the original itself get them: one
+    call at a time, after which everything in it is as before.
+
+    A tensor that the module has under several names is replaced under all of them.
+
+    Args:
+        module: is not changed.
+
+    Raises:
+        TypeError: if a part is compiled by TorchScript: its parameters cannot be others.
+
+    Example:
+        >>> import torch
+        >>> layer = nn.Linear(2, 1, bias=False)
+        >>> Substituted(layer)({"weight": torch.tensor([[1.0, 2.0]])}, "forward", torch.ones(2)).tolist()
+        [3.0]
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.copies = self_contained(module)
+        seen: dict[int, str] = {}
+        self.places: dict[str, list[tuple[nn.Module, str, str]]] = {}
+        for path, part in module.named_modules():
+            if hasattr(part, "code") and hasattr(part, "graph"):
+                raise TypeError(
+                    f"{path or type(module).__name__}: TorchScript keeps its parameters to itself, so they cannot "
+                    "adapt; give the module itself, before torch.jit.script"
+                )
+            for kind in ("_parameters", "_buffers"):
+                for key, tensor in vars(part)[kind].items():
+                    if tensor is not None:
+                        name = seen.setdefault(id(tensor), f"{path}.{key}".lstrip("."))
+                        self.places.setdefault(name, []).append((part, kind, key))
+
+    def __call__(self, tensors: Mapping[str, Tensor], method: str, *args: Any) -> Any:
+        """``module.method(*args)`` with other tensors.
+
+        Args:
+            tensors: by the name of a parameter or buffer.
+            method: of the module.
+            args: of the method.
+        """
+        return self.call(tensors, method, *args)[0]
+
+    def call(self, tensors: Mapping[str, Tensor], method: str, *args: Any) -> tuple[Any, dict[str, Tensor]]:
+        """The same, and the tensors that are in their places afterwards."""
+        with self._parts() as of:
+            for name, tensor in tensors.items():
+                for part, kind, key in self.places[name]:
+                    vars(of(part))[kind][key] = tensor
+            out = getattr(of(self.module), method)(*args)
+            places = {name: self.places[name][0] for name in tensors}
+            return out, {name: vars(of(part))[kind].get(key) for name, (part, kind, key) in places.items()}
+
+    @contextmanager
+    def _parts(self) -> Iterator[Any]:
+        """What stands for each part of the module during a call."""
+        if self.copies:
+            yield _copied(self.module).__getitem__
+            return
+        with _ONE_AT_A_TIME:
+            before = [(part, _state(part)) for part in self.module.modules()]
+            try:
+                yield lambda part: part
+            finally:
+                for part, (attributes, registered) in before:
+                    _restore(vars(part), attributes)
+                    for name, entries in registered.items():
+                        _restore(vars(part)[name], entries)
+
+
+def _copied(module: nn.Module) -> dict[nn.Module, nn.Module]:
+    """A copy of each part of a tree, whose parts are copies."""
+    copies: dict[nn.Module, nn.Module] = {}
+    for part in module.modules():
+        copies[part] = twin = object.__new__(type(part))
+        vars(twin).update(vars(part))
+        for name in ("_parameters", "_buffers"):
+            vars(twin)[name] = dict(vars(part)[name])
+    for twin in copies.values():
+        vars(twin)["_modules"] = {
+            name: None if child is None else copies[child] for name, child in vars(twin)["_modules"].items()
+        }
+    return copies
+
+
+def _state(part: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    state = dict(vars(part))
+    return state, {name: dict(state[name]) for name in ("_parameters", "_buffers", "_modules")}
+
+
+def _restore(found: dict[str, Any], before: Mapping[str, Any]) -> None:
+    for name in found.keys() - before.keys():
+        del found[name]
+    found.update(before)
