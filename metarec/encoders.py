@@ -182,7 +182,7 @@ def encode_items(
         raise ValueError(f"modality {name!r}: none of the {len(content)} items has any content")
     vectors = encoder(list(given.values()), progress=progress)
     features, present = torch.zeros(items.size, vectors.shape[1]), torch.zeros(items.size, dtype=torch.bool)
-    features[codes], present[codes] = vectors, True
+    features[codes], present[codes] = vectors.detach().to(features), True
     return Modality(name, features, present)
 
 

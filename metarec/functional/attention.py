@@ -63,7 +63,7 @@ def causal_attention(
     logits = (query / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)
     if bias is not None:
         logits = logits + bias.unsqueeze(-3)
-    return logits.masked_fill(hidden.unsqueeze(-3), -1e9).softmax(-1)
+    return logits.masked_fill(hidden.unsqueeze(-3), max(-1e9, torch.finfo(logits.dtype).min)).softmax(-1)
 
 
 def attend(

@@ -46,9 +46,11 @@ class Adapted:
         stacks: the users' weights, in the chunks in which they were adapted.
     """
 
-    def __init__(self, stacks: Sequence[TaskStack | FastStack | KernelStack], known: Tensor) -> None:
+    def __init__(
+        self, stacks: Sequence[TaskStack | FastStack | KernelStack], known: Tensor, fitted: int | None = None
+    ) -> None:
         self.stacks = tuple(stacks)
-        self.known = known
+        self.known, self.fitted = known, fitted
 
     def __len__(self) -> int:
         return sum(stack.users for stack in self.stacks)
@@ -60,7 +62,7 @@ class Adapted:
             ValueError: if the examples are not of the B users that were adapted.
         """
         scores, state, active = self.rank(examples)
-        return Scored(scores, state, self.known, active)
+        return Scored(scores, state, self.known, active, self.fitted)
 
     def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
         """Catalogue scores (B, Q, I), states (B, Q, D) and whether the history is known at all (B, Q)."""
@@ -187,7 +189,7 @@ class MetaLearner(nn.Module):
                 stack = self._adapt_chunk(view, part, self.steps if steps is None else steps, own)
                 stacks.append(stack if keep_graph else stack.detached())
                 start += size
-        return Adapted(stacks, view.items.known)
+        return Adapted(stacks, view.items.known, getattr(view, "fitted", None))
 
     def _chunk_sizes(self, view: nn.Module, support: Examples, keep_graph: bool) -> list[int]:
         each = KernelStack.bytes_per_user if self._plain and KernelStack.fits(view) else bytes_per_user
