@@ -113,12 +113,12 @@ def check_scores(scored: Scored, name: str) -> None:
 def _tell(scored: Sequence[Scored], weights: Tensor, out: Tensor, names: Sequence[str]) -> None:
     for name, one in zip(names, scored, strict=True):
         _tell_one(one, name)
-    for what, values in (("the weight of learner " + ", ".join(names), weights), ("the fused score", out)):
+    for what, values in ((f"the fusion's weight of the learners {list(names)}", weights), ("the fused score", out)):
         bad = ~values.isfinite()
         if bad.any():
             where = bad.nonzero()[0].tolist()
             raise ValueError(
-                f"fusion: {what}: {float(values[tuple(where)])} at {tuple(where)} (user, example, column) is not "
+                f"{what}: {float(values[tuple(where)].detach())} at {tuple(where)} (user, example, column) is not "
                 "finite. Look for a diverged fusion, or scores that differ by more than float32 holds"
             )
 
@@ -128,6 +128,6 @@ def _tell_one(scored: Scored, name: str) -> None:
     if bad.any():
         where = tuple(bad.nonzero()[0].tolist())
         raise ValueError(
-            f"fusion: learner {name!r}: score {float(scored.scores[where].detach())} of item code {where[-1]} for user "
+            f"learner {name!r}: score {float(scored.scores[where].detach())} of item code {where[-1]} for user "
             f"{where[0]} of the batch is not finite. Look for a diverged step (a lower learning rate)"
         )

@@ -16,7 +16,7 @@ from torch import Tensor
 # that, farther than 6 robust deviations of their logarithm (a deviation is 1.4826 times the median deviation).
 FAR = 8.0
 SPREADS = 6 * 1.4826
-FLAT = 1e-6  # a spread that is this small against the values is their rounding
+FLAT = 2e-7  # a deviation that is this small against the mean is the rounding of single precision
 _FEW = 5  # rows among which none stands out
 _SAMPLE = 4096  # rows, evenly spaced, whose medians are the middle
 _ROWS = 1 << 15  # in double precision at once

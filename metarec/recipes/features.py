@@ -23,8 +23,8 @@ def scales_of(catalog: Catalog, names: Sequence[str], fitted: int) -> dict[str, 
         ValueError: if the catalogue lacks a modality, or an item's features are so far off that they cannot be meant.
 
     Warns:
-        UserWarning: if an item is an outlier (it is left out of the scale, and pulled in to the farthest of the others), if all items
-            have the same features, or one column's spread leaves nothing of the others'.
+        UserWarning: if an item is an outlier (it is left out of the scale, and pulled in to the farthest of the
+            others), if all items have the same features, or one column's spread leaves nothing of the others'.
     """
     out = {}
     for name in names:
@@ -107,10 +107,13 @@ def _tell_outliers(catalog: Catalog, modality: Modality, scale: FeatureScale) ->
     if len(codes) > 1:
         what += f", and {len(codes) - 1} more items are beyond {scale.limit:.3g} times"
     if most > SENTINEL * scale.limit:
-        raise ValueError(f"{what}; a stand-in for a missing value? Items without features have present=False and zeros")
+        raise ValueError(
+            f"{what}. That is a stand-in for a missing value, or a damaged number: leave out the row of an item without "
+            "features (present=False, zeros)"
+        )
     warnings.warn(
-        f"{what}; the scale is taken without them, and they are pulled in to {scale.farthest:.3g} times. Check them; of "
-        "counts or prices take logarithms",
+        f"{what}. Outliers are left out of the scale and pulled in to {scale.farthest:.3g} times; check them, take the "
+        "logarithm of counts or prices, and leave out the rows of items without features",
         stacklevel=3,
     )
 
