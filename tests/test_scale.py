@@ -120,6 +120,23 @@ def test_nothing_is_said_of_features_as_they_come(kind: str, seed: int) -> None:
     np.testing.assert_allclose(learner.items.features[1:], by_numpy(made, np.arange(1, 500))[1:], atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["equal", "alike", "zeros"])
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_many_rows_of_one_kind_make_no_outliers_of_the_others(kind: str, share: float) -> None:
+    given = TEXT.clone()
+    rows = slice(1, 1 + round(40 * share))
+    given[rows] = {"equal": TEXT[4].clone(), "alike": TEXT[4] + 1e-3 * TEXT[rows], "zeros": 0.0}[kind]
+    np.testing.assert_allclose(features_of(given)[1:], by_numpy(given, np.arange(1, 41))[1:], atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
+def test_a_stand_in_is_found_however_many_items_have_it(share: float) -> None:
+    given = TEXT.clone()
+    given[1 : 1 + round(40 * share)] = -1e6
+    with pytest.raises(ValueError, match=rf"'item0' .* and {round(40 * share) - 1} more items are .*leave out the row"):
+        features_of(given)
+
+
 SAME = {
     "zeros": (torch.zeros_like(TEXT), None, "all 40 items have the same features"),
     "constant": (torch.full_like(TEXT, 0.1), None, "all 40 items have the same features"),

@@ -70,9 +70,14 @@ def first_equal(rows: Tensor) -> Tensor:
         >>> first_equal(torch.tensor([[1.0, 2.0], [0.0, 3.0], [1.0, 2.0]])).tolist()
         [0, 1, 0]
     """
-    weight = torch.linspace(1, 2, rows.shape[1], dtype=torch.float64, device=rows.device)
+    weight = torch.arange(1, rows.shape[1] + 1, dtype=torch.float64, device=rows.device).cos()
     mark = torch.cat([(part.double() * weight).sum(1) for part in rows.split(_ROWS)])
-    _, group = mark.unique(return_inverse=True)
-    own = torch.arange(len(rows), device=rows.device)
-    first = own.new_full((len(rows),), len(rows)).scatter_reduce(0, group, own, "amin")[group]
-    return torch.where((rows == rows[first]).all(1), first, own)
+    group = mark.unique(return_inverse=True)[1]
+    out = torch.arange(len(rows), device=rows.device)
+    left = out.clone()
+    while len(left):  # once, but for different rows of the same mark
+        first = left.new_full((len(rows),), len(rows)).scatter_reduce(0, group[left], left, "amin")[group[left]]
+        found = (rows[left] == rows[first]).all(1) | (first == left)
+        out[left[found]] = first[found]
+        left = left[~found]
+    return out

@@ -10,6 +10,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from metarec.functional.neighbours import first_equal
+
 # Features of encoders stand at much the same distance from their mean: in MovieTweetings the farthest text and the
 # farthest poster are at 1.2 times the median distance, in planted worlds at 1.8 times. Counts and prices spread over
 # orders of magnitude. So a row is an outlier if it is farther than 8 medians and, where distances spread more than
@@ -17,7 +19,8 @@ from torch import Tensor
 FAR = 8.0
 SPREADS = 6 * 1.4826
 FLAT = 2e-7  # a deviation that is this small against the mean is the rounding of single precision
-_FEW = 5  # rows among which none stands out
+_FEW = 5  # different rows among which none stands out
+_SHARE = 10  # at most one row in so many is an outlier
 _SAMPLE = 4096  # rows, evenly spaced, whose medians are the middle
 _ROWS = 1 << 15  # in double precision at once
 
@@ -113,18 +116,22 @@ class _Rows:
         return (self.features[part].double() for part in self.codes.split(_ROWS) if len(part))
 
     def distances(self) -> tuple[Tensor, float]:
-        """(n,) distance of each row from the middle, and the limit from which on a row is an outlier."""
-        some = self.features[self.codes[:: max(1, len(self.codes) // _SAMPLE)]].double()
-        if not len(some):
-            return some.new_zeros(0), torch.inf
+        """(n,) distance of each row from the middle, and the limit from which on a row is an outlier.
+
+        Rows that are equal (a stand-in for what is missing, say) count once. If many are beyond the limit, they are no
+        outliers but items of another kind, and there is none.
+        """
+        equal = first_equal(self.features[self.codes])
+        once = (equal == torch.arange(len(equal), device=equal.device)).nonzero().squeeze(-1)
+        some = self.features[self.codes[once[:: max(1, len(once) // _SAMPLE)]]].double()
+        if len(once) < _FEW:
+            return self.features.new_zeros(len(self.codes), dtype=torch.float64), torch.inf
         middle = some.median(0).values
         distance = torch.cat([_norm(part - middle) for part in self])
-        apart = distance[distance > 0]
-        if len(apart) < _FEW:
-            return distance, torch.inf
-        logs = apart.log()
+        logs = distance[once].clamp(min=1e-300).log()
         spread = float((logs - logs.median()).abs().median())
-        return distance, float(apart.median()) * math.exp(min(700.0, max(math.log(FAR), SPREADS * spread)))
+        limit = float(distance[once].median()) * math.exp(min(700.0, max(math.log(FAR), SPREADS * spread)))
+        return distance, limit if int((distance[once] > limit).sum()) <= max(1, len(once) // _SHARE) else torch.inf
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Means and variances of the columns, (F,) each."""

@@ -108,7 +108,7 @@ def _tell_outliers(catalog: Catalog, modality: Modality, scale: FeatureScale) ->
         what += f", and {len(codes) - 1} more items are beyond {scale.limit:.3g} times"
     if most > SENTINEL * scale.limit:
         raise ValueError(
-            f"{what}. That is a stand-in for a missing value, or a damaged number: leave out the row of an item without "
+            f"{what}. That stands for a missing value, or is a damaged number: leave out the row of an item without "
             "features (present=False, zeros)"
         )
     warnings.warn(

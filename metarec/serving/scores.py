@@ -115,7 +115,7 @@ class FusedScores:
         added = corrections * factor.unsqueeze(-1)
         out = cls(tables, query.to(state.dtype), share, rows, added.to(state.dtype))
         if not bool((out.query.sum() + out.added.sum()).isfinite()):
-            out._tell()
+            out._tell(state)
         return out
 
     def __len__(self) -> int:
@@ -125,16 +125,21 @@ class FusedScores:
         """The scores of some users."""
         return type(self)(self.tables, self.query[users], self.share[users], self.rows[users], self.added[users])
 
-    def _tell(self) -> None:
+    def _tell(self, state: Tensor) -> None:
+        """Raise for the first user of whom something is not finite, naming what."""
         users, learners = self.share.shape
         parts = self.query[:, :-learners].reshape(users, learners, -1), self.query[:, -learners:, None], self.added
-        broken = ~torch.cat(parts, 2).isfinite().all(2)
-        if broken.any():
-            user, learner = broken.nonzero()[0].tolist()
-            raise ValueError(
-                f"recommend: user {user}: the scores of learner {self.tables.names[learner]!r} in the fusion are not "
-                "finite; its state or the fusion's weights have diverged: train or adapt with a lower learning rate"
-            )
+        scores = torch.cat(parts, 2)
+        own, shares = list(self.tables.names), self.share.unsqueeze(2)
+        for what, values in (("state", state), ("weight in the fusion", shares), ("score in the fusion", scores)):
+            broken = ~values.isfinite().all(2)
+            if broken.any():
+                user, learner = broken.nonzero()[0].tolist()
+                whose = f"learners {own}" if broken[user].all() and len(own) > 1 else f"learner {own[learner]!r}"
+                raise ValueError(
+                    f"recommend: user {user}: the {what} of {whose} is not finite: the steps or the training have "
+                    "diverged; train or adapt with a lower learning rate"
+                )
 
     def error(self) -> Tensor:
         """(B,) how far rounding may take ``approximate`` from ``exact``: a bound on a product of float32 rows."""
