@@ -7,7 +7,7 @@ from torch import Tensor
 
 from metarec.functional.ranking import top_k
 
-_ROWS = 1 << 15  # in double precision at once
+_ROWS = 1 << 10  # in double precision at once: what a cache holds
 _LARGE = 2.0**40  # products of larger numbers may be more than float32 holds, those of their inverses less
 
 

@@ -22,7 +22,7 @@ FLAT = 2e-7  # a deviation that is this small against the mean is the rounding o
 _FEW = 5  # different rows among which none stands out
 _SHARE = 10  # at most one row in so many is an outlier
 _SAMPLE = 4096  # rows, evenly spaced, whose medians are the middle
-_ROWS = 1 << 15  # in double precision at once
+_NUMBERS = 1 << 18  # in double precision at once: what a cache holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,10 +89,10 @@ class FeatureScale:
     def __call__(self, features: Tensor, present: Tensor) -> Tensor:
         """Standardised features, (I, F) of the type given: centred, in lengths, 0 where an item has none."""
         out = torch.zeros_like(features)
-        for start in range(0, len(features), _ROWS):
-            part = slice(start, start + _ROWS)
-            rows = self._measured(features[part])
-            out[part] = torch.where(present[part].unsqueeze(-1), rows, 0)
+        step = _step(features)
+        for start in range(0, len(features), step):
+            part = slice(start, start + step)
+            out[part] = self._measured(features[part]).masked_fill_(~present[part].unsqueeze(-1), 0)
         far = self._measured(features[self.outliers])
         out[self.outliers] = (far * (self.farthest / _norm(far).unsqueeze(-1)).clamp(max=1)).to(out)
         return out
@@ -102,7 +102,7 @@ class FeatureScale:
         return _norm(self._measured(rows))
 
     def _measured(self, rows: Tensor) -> Tensor:
-        return torch.where(self.varies, rows.double() - self.mean, 0) / self.length
+        return (rows.double() - self.mean).mul_(self.varies.double() / self.length)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +113,7 @@ class _Rows:
     codes: Tensor
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (self.features[part].double() for part in self.codes.split(_ROWS) if len(part))
+        return (self.features[part].double() for part in self.codes.split(_step(self.features)) if len(part))
 
     def distances(self) -> tuple[Tensor, float]:
         """(n,) distance of each row from the middle, and the limit from which on a row is an outlier.
@@ -138,7 +138,11 @@ class _Rows:
         zero = self.features.new_zeros(self.features.shape[1], dtype=torch.float64)
         count = max(1, len(self.codes))
         mean = sum((part.sum(0) for part in self), zero) / count
-        return mean, sum((((part - mean) ** 2).sum(0) for part in self), zero) / count
+        return mean, sum((part.sub_(mean).square_().sum(0) for part in self), zero) / count
+
+
+def _step(rows: Tensor) -> int:
+    return max(1, _NUMBERS // max(1, rows.shape[1]))
 
 
 def _norm(rows: Tensor) -> Tensor:
