@@ -145,7 +145,7 @@ def test_a_vector_on_another_scale_is_refused_with_the_number(name: str, factor:
     assert recommender.catalog is UP.catalog
 
 
-@pytest.mark.parametrize("factor", [0.0, 1e-8, 0.01])
+@pytest.mark.parametrize("factor", [1e-8, 0.01])
 def test_a_vector_of_nothing_is_refused(factor: float) -> None:
     recommender = Recommender(shaken(*WORLDS["default"]))
     with pytest.raises(

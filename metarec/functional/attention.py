@@ -47,7 +47,8 @@ def causal_attention(
         at: (..., Q) the positions of the queries; by default 0 to L - 1.
 
     Returns:
-        (..., heads, Q, L), each row summing to 1. A row that sees nothing is uniform, never NaN.
+        (..., heads, Q, L), each row summing to 1. A row that sees nothing is uniform, never NaN: plain products and a
+        softmax compute it, since fused kernels disagree about such rows.
 
     Example:
         >>> q = torch.zeros(1, 3, 4)
@@ -63,7 +64,8 @@ def causal_attention(
     logits = (query / math.sqrt(query.shape[-1])) @ key.transpose(-2, -1)
     if bias is not None:
         logits = logits + bias.unsqueeze(-3)
-    return logits.masked_fill(hidden.unsqueeze(-3), max(-1e9, torch.finfo(logits.dtype).min)).softmax(-1)
+    lowest = max(-1e9, torch.finfo(logits.dtype).min)  # finite: a row that is masked whole stays defined
+    return logits.masked_fill(hidden.unsqueeze(-3), lowest).softmax(-1)
 
 
 def attend(

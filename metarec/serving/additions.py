@@ -76,12 +76,13 @@ def _modality(name: str, dim: int, items: Vocabulary, given: Vectors) -> Modalit
         codes = items.encode(list(given))
         rows = [_array(name, item, vector, dim) for item, vector in given.items()]
     else:
-        given = given if isinstance(given, list | tuple | torch.Tensor) else np.asarray(given)
-        if len(given) != len(items):
-            raise ValueError(f"add_items: {name} needs one vector for each of the {len(items)} ids, got {len(given)}")
+        whole = given if isinstance(given, list | tuple | torch.Tensor) else np.asarray(given)
+        if len(whole) != len(items):
+            raise ValueError(f"add_items: {name} needs one vector for each of the {len(items)} ids, got {len(whole)}")
         codes = np.arange(1, items.size)
-        rows = [_array(name, i, row, dim) for i, row in zip(items.ids, given, strict=True)]
-    features[codes], present[codes] = torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, dim), True
+        rows = [_array(name, i, row, dim) for i, row in zip(items.ids, whole, strict=True)]
+    values = np.stack(rows) if rows else np.zeros((0, dim), dtype=np.float32)
+    features[codes], present[codes] = torch.from_numpy(values), True
     return Modality(name, features, present)
 
 
