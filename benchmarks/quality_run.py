@@ -23,7 +23,7 @@ from quality_scorers import (
     trained_mml,
 )
 from quality_summary import FUSION, Results
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from metarec.data import Dataset
@@ -71,7 +71,8 @@ class Once(nn.Module):
             if key not in self.kept:
                 self.kept[key] = self.method.adapt(support)(examples)
             kept, device = self.kept[key], examples.history.device  # counts are asked on the CPU too
-            return Scored(*(getattr(kept, field.name).to(device) for field in fields(kept)))
+            values = (getattr(kept, field.name) for field in fields(kept))
+            return Scored(*(v.to(device) if isinstance(v, Tensor) else v for v in values))
 
         return score
 

@@ -182,6 +182,7 @@ def encode_items(
         raise ValueError(f"modality {name!r}: none of the {len(content)} items has any content")
     vectors = encoder(list(given.values()), progress=progress)
     features, present = torch.zeros(items.size, vectors.shape[1]), torch.zeros(items.size, dtype=torch.bool)
+    vectors = vectors.detach().to(features)
     features[codes], present[codes] = vectors, vectors.any(1)
     return Modality(name, features, present)
 

@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from metarec.evaluation import evaluating
 from metarec.files import replace_file
+from metarec.functional import top_k
+from metarec.functional.neighbours import first_equal
 from metarec.nn import ModalityLearner
 from metarec.recipes.fusing import fused
 from metarec.recipes.mml import MML
@@ -56,6 +58,7 @@ class Scoring(nn.Module):
     """
 
     usable: Tensor
+    equal: Tensor
 
     def __init__(self, model: MML, *, clicks: Sequence[str] | None = None, k: int | None = None) -> None:
         super().__init__()
@@ -70,6 +73,9 @@ class Scoring(nn.Module):
         usable = torch.stack([learner.items.known for learner in learners]).any(0)
         usable[torch.from_numpy(model.catalog.items.encode(sorted(model.catalog.hidden)))] = False
         self.register_buffer("usable", usable, persistent=False)
+        with torch.no_grad():
+            tables = [part for one in learners for part in (one.items.table(), one.items.known.unsqueeze(1))]
+            self.register_buffer("equal", first_equal(torch.cat(tables, 1)), persistent=False)
         if k is not None and not 1 <= k <= int(usable.sum()):
             raise ValueError(f"export: k must be at least 1 and at most {int(usable.sum())}, the items known, got {k}")
         self.k, self.max_length = k, model.config.max_length
@@ -82,8 +88,8 @@ class Scoring(nn.Module):
                 ``max_length``. A user without any click scores 0 everywhere.
 
         Returns:
-            With ``k``, codes (B, k) and their scores (B, k), -inf where a user is left with fewer items; without it,
-            scores (B, I). Then the weights (B, M) that the fusion gave to the learners.
+            With ``k``, codes (B, k) and their scores (B, k), equal ones by ascending code, -inf where a user is left
+            with fewer items; without it, scores (B, I). Then the weights (B, M) that the fusion gave to the learners.
         """
         last = ((history > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
         nothing = torch.zeros_like(last)
@@ -92,12 +98,12 @@ class Scoring(nn.Module):
         whole = history[:, place * inside] * inside  # of one length, so that the program holds for every length
         examples = Examples(whole, last, nothing, nothing.unsqueeze(-1), nothing.to(torch.float32))
         scored = fused([learner(examples) for learner in self.learners], self.fusion)
-        scores, weights = scored.scores.squeeze(1), scored.state.squeeze(1)
+        scores, weights = scored.scores.squeeze(1)[:, self.equal], scored.state.squeeze(1)
         if self.k is None:
             return scores, weights
         scores = scores.masked_fill(~self.usable, -torch.inf).scatter(1, history, -torch.inf)
-        best = scores.topk(self.k)
-        return best.indices, best.values, weights
+        values, codes = top_k(scores, self.k)
+        return codes, values, weights
 
 
 def export_program(

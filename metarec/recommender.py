@@ -207,12 +207,11 @@ class Recommender:
         Raises:
             TypeError: if the model takes in no items.
             ValueError: if an id is known already or given twice, a modality is not the model's, or a vector has
-                another width, is not finite, or is missing for an item in every modality.
+                another width or scale, is not finite, or is missing for an item in every modality.
         """
         if not isinstance(self.model, MML):
             raise TypeError(f"add_items: expected an MML, got {type(self.model).__name__}, which takes in no items")
-        names = [name for name in self.model.learners if name != "id"]
-        added = new_items(self.catalog, names, ids, {**(vectors or {}), **more}, attributes or {})
+        added = new_items(self.catalog, self.model.scales, ids, {**(vectors or {}), **more}, attributes or {})
         self._current()
         if len(ids):
             self.model = with_items(self.model, added)
@@ -267,7 +266,7 @@ class Recommender:
     def _adapted(self, asked: Clicks | Spelled, start: Tensor | None = None) -> Users:
         standing = adapted(self._current(), self._support, asked, start)
         clicks = asked if isinstance(asked, Clicks) else asked.clicks
-        return Users(self, clicks, checked(standing, clicks, self.catalog), self.version)
+        return Users(self, clicks, checked(standing, clicks, self.catalog, self._current().names), self.version)
 
     def _current(self) -> Snapshot:
         """The snapshot of the model as it is now."""

@@ -118,7 +118,8 @@ class Modality:
 
     Attributes:
         name: e.g. ``"text"``.
-        features: (I, F) float32; row = item code, row 0 and the rows of items without features are zero.
+        features: (I, F); row = item code, row 0 and the rows of items without features are zero. Other numbers than
+            float32 (half precision, double, integers) become float32.
         present: (I,) bool, False for padding and for items without features.
 
     Raises:
@@ -135,6 +136,7 @@ class Modality:
                 f"modality {self.name!r}: expected features (I,F) and present (I,), got "
                 f"{tuple(self.features.shape)} and {tuple(self.present.shape)}"
             )
+        object.__setattr__(self, "features", self.features.to(torch.float32))
         if not bool(torch.isfinite(self.features).all()):
             row, column = (int(i) for i in (~torch.isfinite(self.features)).nonzero()[0])
             raise ValueError(f"modality {self.name!r}: feature of item code {row}, column {column} is not finite")
@@ -219,6 +221,7 @@ class Scored:
         state: (..., Q, D), the encoder's state from which the scores were made.
         known: (C,) bool, candidates that the learner's modality has something to say about.
         active: (..., Q) bool, examples with at least one history item that the modality knows.
+        fitted: candidates that scores are measured by, the first so many: those that training knew. None for all.
 
     Example:
         >>> scored = Scored(torch.tensor([[0.0, 2.0, 1.0]]), torch.zeros(1, 4), torch.arange(3) > 0, torch.ones(1) > 0)
@@ -230,6 +233,7 @@ class Scored:
     state: Tensor
     known: Tensor
     active: Tensor
+    fitted: int | None = None
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,11 @@
 """Pure tensor functions: losses, attention, fusion, nearest items, ranking metrics, segment sums."""
 
 from metarec.functional.attention import attend, causal_attention, merge_heads, rows, split_heads
-from metarec.functional.fusion import fuse, standardise, standardise_features
+from metarec.functional.fusion import fuse, standardise
 from metarec.functional.losses import bpr, sampled_softmax, softmax, softmax_among, weighted_mean
 from metarec.functional.neighbours import nearest_items
-from metarec.functional.ranking import mrr_at, ndcg_at, ranks, recall_at
+from metarec.functional.ranking import mrr_at, ndcg_at, ranks, recall_at, top_k
+from metarec.functional.scaling import standardise_features
 from metarec.functional.segments import segment_max, segment_mean, segment_sum
 
 __all__ = [
@@ -28,5 +29,6 @@ __all__ = [
     "split_heads",
     "standardise",
     "standardise_features",
+    "top_k",
     "weighted_mean",
 ]

@@ -9,6 +9,51 @@ import torch
 from torch import Tensor
 
 
+def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest scores of each row and their columns, largest first, equal ones by ascending column.
+
+    So the first j of k are the best j, whatever k is, on every device; ``torch.topk`` takes any of the equals. -0.0
+    equals 0.0. A program that exports this holds a stable sort of the row.
+
+    Args:
+        scores: (..., C) without NaN.
+        k: at least 0 and at most C.
+
+    Returns:
+        values: (..., k).
+        columns: (..., k) int64.
+
+    Raises:
+        ValueError: if ``k`` is not between 0 and C.
+
+    Example:
+        >>> top_k(torch.tensor([1.0, 3.0, 1.0, 3.0, 1.0]), 3)
+        (tensor([3., 3., 1.]), tensor([1, 3, 0]))
+    """
+    width = scores.shape[-1]
+    if not 0 <= k <= width:
+        raise ValueError(f"top_k: k must be between 0 and the {width} columns, got {k}")
+    if torch.onnx.is_in_onnx_export():
+        first = scores.topk(k)  # ONNX itself says that of equals the lower column comes first
+        return first.values, first.indices
+    if torch.compiler.is_compiling() or k == 0:
+        values, columns = (scores + 0.0).sort(dim=-1, descending=True, stable=True)
+        return values[..., :k], columns[..., :k]
+    rows = scores.reshape(-1, width)
+    found = rows.topk(k)
+    chosen = found.indices.sort().values
+    last = found.values[:, -1:]
+    equal = rows == last
+    cut = (equal.sum(1) > (found.values == last).sum(1)).nonzero().squeeze(1)  # rows that have more equals than places
+    if len(cut):
+        above, equal = rows[cut] > last[cut], equal[cut]
+        taken = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
+        chosen[cut] = taken.nonzero()[:, 1].view(-1, k)
+    values, order = rows.gather(1, chosen).sort(descending=True, stable=True)
+    shape = (*scores.shape[:-1], k)
+    return values.view(shape), chosen.gather(1, order).view(shape)
+
+
 def ranks(scores: Tensor, target: Tensor, *, allowed: Tensor | None = None) -> Tensor:
     """Rank of each target among its candidates; 1 is best.
 

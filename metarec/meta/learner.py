@@ -124,7 +124,7 @@ class MetaLearner(nn.Module):
                     stack = self._adapt_chunk(view, engine, part, steps, own)
                     stacks.append(stack if keep_graph else stack.detached())
                     start += size
-        return Adapted(stacks, view.items.known)
+        return Adapted(stacks, view.items.known, getattr(view, "fitted", None))
 
     def _engine(self, view: nn.Module) -> type[Stack]:
         """The fastest engine that computes just what a view computes."""

@@ -44,9 +44,9 @@ class Adapted:
         stacks: the users' weights, in the chunks in which they were adapted.
     """
 
-    def __init__(self, stacks: Sequence[Stack], known: Tensor) -> None:
+    def __init__(self, stacks: Sequence[Stack], known: Tensor, fitted: int | None = None) -> None:
         self.stacks = tuple(stacks)
-        self.known = known
+        self.known, self.fitted = known, fitted
 
     def __len__(self) -> int:
         return sum(stack.users for stack in self.stacks)
@@ -58,7 +58,7 @@ class Adapted:
             ValueError: if the examples are not of the B users that were adapted.
         """
         scores, state, active = self.rank(examples)
-        return Scored(scores, state, self.known, active)
+        return Scored(scores, state, self.known, active, self.fitted)
 
     def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
         """Catalogue scores (B, Q, I), states (B, Q, D) and whether the history is known at all (B, Q)."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from metarec.functional.fusion import fuse, standardise
+from metarec.functional.fusion import fuse_scored
 from metarec.types import Scored
 
 
@@ -50,16 +50,17 @@ class AdaptiveFusion(nn.Module):
             raise ValueError(f"AdaptiveFusion: built for {len(self.bias)} modalities, got {len(scored)}")
         logits = self.gate(torch.stack([s.state for s in scored], -2)).squeeze(-1) + self.bias
         active = torch.stack([s.active for s in scored], -1)
-        out: Tensor = logits.masked_fill(~active, -1e9).softmax(-1) * active
+        out: Tensor = logits.masked_fill(~active, torch.finfo(logits.dtype).min).softmax(-1) * active
         return out
 
-    def forward(self, scored: Sequence[Scored]) -> Tensor:
+    def forward(self, scored: Sequence[Scored], names: Sequence[str] | None = None) -> Tensor:
         """Fused scores, (..., Q, C).
 
         Args:
             scored: one per modality, over the same candidates.
+            names: of the modalities, for messages.
+
+        Raises:
+            ValueError: if a score or a weight is not finite.
         """
-        weights = self.weights(scored)
-        known = torch.stack([s.known for s in scored])
-        scores = torch.stack([standardise(s.scores, s.known) for s in scored], -2) * self.scale.unsqueeze(-1)
-        return fuse(scores, weights, known)
+        return fuse_scored(scored, self.weights(scored), self.scale, names)

@@ -151,7 +151,7 @@ class ColdItemGenerator(nn.Module):
         if self.variant == "metarec":
             logits = F.leaky_relu(logits, 0.2)
         usable = present[self.neighbours] & (self.neighbours > 0)
-        weights = logits.masked_fill(~usable, -1e9).softmax(-1) * usable
+        weights = logits.masked_fill(~usable, torch.finfo(logits.dtype).min).softmax(-1) * usable
         out = own + (weights.unsqueeze(-1) * near).sum(1)
         return F.relu(out) if self.variant == "paper" else out
 

@@ -44,6 +44,7 @@ class ModalityLearner(nn.Module):
     broadcasts = ()  # examples may have any leading dimensions; so may the parameters of what is inside
     objectives = ("bpr", "sampled_softmax", "softmax")
     candidates: Tensor
+    fitted: int | None = None  # items that scores are measured by, the first so many; all by default
 
     def __init__(
         self, items: Items, encoder: nn.Module, *, context: Items | None = None, candidates: Tensor | None = None
@@ -144,7 +145,7 @@ class ModalityLearner(nn.Module):
     def forward(self, examples: Examples) -> Scored:
         """Scores of the whole catalogue for each example."""
         scores, state, active = self.rank(examples)
-        return Scored(scores, state, self.items.known, active)
+        return Scored(scores, state, self.items.known, active, self.fitted)
 
     def adapt(self, support: Examples) -> ModalityLearner:
         """Itself: without a meta-learner around it, a learner treats every user alike."""

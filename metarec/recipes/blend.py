@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from metarec.functional import standardise
+from metarec.functional import standardise, top_k
+from metarec.functional.fusion import check_scores
 from metarec.functional.histories import readable, seen_items
 from metarec.types import EpisodeBatch, Examples, Method, Scored, Scorer
 
@@ -86,19 +87,25 @@ class Blend(nn.Module):
         return max((until for until in said if until is not None), default=None)
 
     def adapt(self, support: Examples) -> Scorer:
-        """Adapt every method to B users."""
+        """Adapt every method to B users; scoring raises ``ValueError`` where a method's score is not finite."""
         scorers = [method.adapt(support) for method in self.methods.values()]
 
         def score(examples: Examples) -> Scored:
             features = self.features(self.context(examples))
             weight, missing = features @ self.weight, features @ self.unknown
             total, known, active = torch.zeros(()), torch.zeros(()) > 0, torch.zeros(()) > 0
-            for number, scorer in enumerate(scorers):  # one by one: the scores of all of them would take much memory
+            fitted = None
+            # One by one: the scores of all of them would take much memory.
+            for number, (name, scorer) in enumerate(zip(self.methods, scorers, strict=True)):
                 scored = scorer(examples)
-                z = standardise(scored.scores, scored.known)
+                check_scores(scored, name)
+                fitted = fitted or scored.fitted
+                z = standardise(scored.scores, scored.known, scored.fitted)
                 own = weight[..., number, None] * z + missing[..., number, None] * ~scored.known
                 total, known, active = total + own, known | scored.known, active | scored.active
-            return Scored(scores=total, state=weight, known=known, active=active)
+            out = Scored(scores=total, state=weight, known=known, active=active, fitted=fitted)
+            check_scores(out, "blend")
+            return out
 
         return score
 
@@ -252,7 +259,9 @@ def _rows(blend: Blend, batch: EpisodeBatch, draw: torch.Generator) -> tuple[Ten
     """The ``COLUMNS`` of the real queries of one batch."""
     query, real = batch.query, batch.query.weight > 0
     scored = [method.adapt(batch.support)(query) for method in blend.methods.values()]
-    z = torch.stack([standardise(s.scores, s.known)[real] for s in scored], 1)
+    for name, own in zip(blend.methods, scored, strict=True):
+        check_scores(own, name)
+    z = torch.stack([standardise(s.scores, s.known, s.fitted)[real] for s in scored], 1)
     target = query.target[real]
     allowed = ~seen_items(query, len(blend.warm))[real]
     allowed[:, 0] = False
@@ -270,7 +279,7 @@ def _rivals(z: Tensor, allowed: Tensor, target: Tensor, draw: torch.Generator) -
     if size <= RIVALS:
         rival = torch.arange(size, device=z.device).expand(n, -1)
         return rival, torch.where(allowed, 0.0, NEVER)
-    best = z.masked_fill(~allowed[:, None], -torch.inf).topk(RIVALS // (2 * methods), -1).indices
+    best = top_k(z.masked_fill(~allowed[:, None], -torch.inf), RIVALS // (2 * methods))[1]
     key = torch.rand(n, size, generator=draw, device=z.device).scatter(1, best.flatten(1), 2.0)
     key = key.scatter(1, target[:, None], 2.0).masked_fill(~allowed, -1.0)
     others = ((key >= 0) & (key < 2)).sum(-1, keepdim=True)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from metarec import distributed
 from metarec.data.sampler import EpisodeSampler
-from metarec.functional import fuse, softmax, standardise
+from metarec.functional import softmax
+from metarec.functional.fusion import fuse_scored
 from metarec.meta import MetaLearner
 from metarec.nn import AdaptiveFusion, ModalityLearner
 from metarec.recipes.config import MMLConfig
@@ -29,33 +30,40 @@ class FusedMethod(nn.Module):
     Args:
         metas: one per modality.
         fusion: an :class:`AdaptiveFusion`; None for equal weights of the standardised scores.
+        names: of the learners, for messages.
     """
 
-    def __init__(self, metas: Sequence[MetaLearner], fusion: AdaptiveFusion | None = None) -> None:
+    def __init__(
+        self, metas: Sequence[MetaLearner], fusion: AdaptiveFusion | None = None, *, names: Sequence[str] | None = None
+    ) -> None:
         super().__init__()
         self.metas = nn.ModuleList(metas)
-        self.fusion = fusion
+        self.fusion, self.names = fusion, names
 
     def adapt(self, support: Examples) -> Scorer:
-        """Adapt every learner to B users."""
+        """Adapt every learner to B users; scoring raises ``ValueError`` where a learner's score is not finite."""
         scorers = [cast(MetaLearner, meta).adapt(support) for meta in self.metas]
 
         def score(examples: Examples) -> Scored:
-            return fused([scorer(examples) for scorer in scorers], self.fusion)
+            return fused([scorer(examples) for scorer in scorers], self.fusion, self.names)
 
         return score
 
 
-def fused(scored: Sequence[Scored], fusion: AdaptiveFusion | None) -> Scored:
-    """The learners' scores as one; the state is the weight that each modality had, (B, Q, M)."""
-    known = torch.stack([s.known for s in scored])
+def fused(scored: Sequence[Scored], fusion: AdaptiveFusion | None, names: Sequence[str] | None = None) -> Scored:
+    """The learners' scores as one; the state is the weight that each modality had, (B, Q, M).
+
+    Raises:
+        ValueError: if a score or a weight is not finite.
+    """
+    known = torch.stack([s.known for s in scored]).any(0)
     active = torch.stack([s.active for s in scored], -1)
     if fusion is None:
         weights = active / active.sum(-1, keepdim=True).clamp(min=1)
-        scores = fuse(torch.stack([standardise(s.scores, s.known) for s in scored], -2), weights, known)
+        scores = fuse_scored(scored, weights, names=names)
     else:
-        weights, scores = fusion.weights(scored), fusion(scored)
-    return Scored(scores, weights, known.any(0), active.any(-1))
+        weights, scores = fusion.weights(scored), fusion(scored, names)
+    return Scored(scores, weights, known, active.any(-1), scored[0].fitted)
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ class _Users:
         for learner, state, active in zip(learners, self.states, self.active, strict=True):
             with torch.no_grad():
                 scores = learner.items.scores(state[rows])
-            out.append(Scored(scores, state[rows], learner.items.known, active[rows]))
+            out.append(Scored(scores, state[rows], learner.items.known, active[rows], learner.fitted))
         return out
 
     def loss(

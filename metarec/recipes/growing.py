@@ -11,7 +11,8 @@ from torch import nn
 
 from metarec.data.dataset import Catalog
 from metarec.nn import ColdItemGenerator, FeatureItems, IdItems, Items, ModalityLearner
-from metarec.recipes.mml import MML, joined, standardised
+from metarec.recipes.features import joined, standardised
+from metarec.recipes.mml import MML
 from metarec.types import Modality
 
 
@@ -43,7 +44,7 @@ def with_items(model: MML, added: Catalog) -> MML:
     out = copy.copy(model)
     out.catalog = model.catalog.grown(added)
     out.warm = np.append(model.warm, np.zeros(len(added.items), dtype=np.bool_))
-    modalities = standardised(out.catalog, model.config, model.fitted)
+    modalities = standardised(out.catalog, model.scales)
     learners = {name: _grown(model.learner(name), name, modalities, out.catalog.size) for name in model.learners}
     out._modules = {**model._modules, "learners": nn.ModuleDict(learners)}
     return out
@@ -63,4 +64,6 @@ def _grown(learner: ModalityLearner, name: str, modalities: Sequence[Modality], 
     if isinstance(context, FeatureItems):
         context = context.grown(joined(modalities))
     candidates = nn.functional.pad(learner.candidates, (0, size - len(learner.candidates)))
-    return ModalityLearner(grown, learner.encoder, context=context, candidates=candidates).train(learner.training)
+    out = ModalityLearner(grown, learner.encoder, context=context, candidates=candidates)
+    out.fitted = learner.fitted
+    return out.train(learner.training)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 
 from metarec.data.dataset import Dataset
+from metarec.functional import top_k
 from metarec.recipes.ease import cooccurrences, from_history, most_clicked
 from metarec.types import Examples, Scorer
 
@@ -53,8 +54,8 @@ class ItemKNN:
         together = cooccurrences(data, codes, device)
         root = together.diagonal().sqrt()
         similarity = (together / (root[:, None] * root + shrink).clamp(min=1e-9)).fill_diagonal_(0)
-        nearest = similarity.topk(min(neighbours, len(similarity)), dim=1)
-        self.weight = torch.zeros_like(similarity).scatter(1, nearest.indices, nearest.values)
+        values, nearest = top_k(similarity, min(neighbours, len(similarity)))
+        self.weight = torch.zeros_like(similarity).scatter(1, nearest, values)
         self.codes, self.size = torch.from_numpy(codes).to(device), data.catalog.size
         self.fitted_until = float(data.time.max())
 

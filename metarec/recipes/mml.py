@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog, Dataset
 from metarec.data.sampler import EpisodeSampler
-from metarec.functional import standardise_features
 from metarec.meta import MetaLearner
 from metarec.nn import AdaptiveFusion, ColdItemGenerator, FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder
 from metarec.nn.generator import warm_neighbours
 from metarec.recipes.config import MMLConfig
+from metarec.recipes.features import joined, scales_of, standardised
 from metarec.recipes.fusing import FusedMethod, fusion_users, train_fusion
 from metarec.recipes.training import TrainingRun, settings_of, stages_of, training_only
 from metarec.types import EpisodeBatch, Examples, Method, Modality, Progress, Scorer
@@ -38,7 +38,8 @@ class MML(nn.Module):
         catalog: the items and their features.
         warm: (I,) bool, items seen upstream.
         config: the settings.
-        fitted: rows of the catalogue that features are standardised by; later ones were added to a trained model.
+        fitted: rows of the catalogue that features and scores are standardised by; later ones were added to a trained
+            model.
         neighbours: (I, K) the nearest warm items of each item, if they are known already.
 
     Raises:
@@ -66,7 +67,9 @@ class MML(nn.Module):
         self.catalog, self.warm, self.config = catalog, warm, config
         self.fitted = catalog.size if fitted is None else fitted
         seen = torch.from_numpy(warm)
-        modalities = standardised(catalog, config, self.fitted)
+        names = sorted(catalog.modalities) if config.modalities is None else config.modalities
+        self.scales = scales_of(catalog, names, self.fitted)
+        modalities = standardised(catalog, self.scales)
         parts: dict[str, tuple[Items, Items | None]] = {}
         context = FeatureItems(joined(modalities), config.dim) if modalities else None
         parts["id"] = IdItems(catalog.size, config.dim, known=seen), context
@@ -88,6 +91,7 @@ class MML(nn.Module):
                 dropout=config.dropout,
             )
             learners[name] = ModalityLearner(items, encoder, context=aware, candidates=seen)
+            learners[name].fitted = self.fitted
         self.learners = nn.ModuleDict(learners)
         self.fusion = AdaptiveFusion(len(learners), config.dim)
 
@@ -130,6 +134,7 @@ class MML(nn.Module):
         if generator or not isinstance(whole.items, ColdItemGenerator):
             return whole
         bare = ModalityLearner(whole.items.items, whole.encoder, context=whole.context, candidates=whole.candidates)
+        bare.fitted = whole.fitted
         return bare.train(whole.training)
 
     def meta(self, name: str, *, generator: bool = True) -> MetaLearner:
@@ -158,7 +163,7 @@ class MML(nn.Module):
 
     def adapt(self, support: Examples) -> Scorer:
         """Adapt every learner to B users; the fused scores of their examples come from what this returns."""
-        return FusedMethod([self.meta(name) for name in self.learners], self.fusion).adapt(support)
+        return FusedMethod([self.meta(n) for n in self.learners], self.fusion, names=list(self.learners)).adapt(support)
 
     def methods(self) -> dict[str, Method]:
         """Every part by itself and the fusions, by the names of the results table."""
@@ -168,23 +173,9 @@ class MML(nn.Module):
             out[name] = self.meta(name, generator=False)
             if isinstance(self.learner(name).items, ColdItemGenerator):
                 out[f"{name} + generator"] = self.meta(name)
-        out["weight fusion"] = FusedMethod([self.meta(name) for name in self.learners])
+        out["weight fusion"] = FusedMethod([self.meta(name) for name in self.learners], names=list(self.learners))
         out["adaptive fusion"] = self
         return out
-
-
-def standardised(catalog: Catalog, config: MMLConfig, fitted: int) -> list[Modality]:
-    """The modalities that a model uses, standardised by the first ``fitted`` rows."""
-    names = sorted(catalog.modalities) if config.modalities is None else config.modalities
-    return [
-        replace(m, features=standardise_features(m.features, m.present, fitted)) for m in (catalog[n] for n in names)
-    ]
-
-
-def joined(modalities: Sequence[Modality]) -> Modality:
-    """All features of each item as one modality; an item has it that has any."""
-    present = torch.stack([m.present for m in modalities]).any(0)
-    return Modality("all", torch.cat([m.features for m in modalities], 1), present)
 
 
 def train(

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metarec.data.dataset import Dataset
+from metarec.functional.fusion import check_scores
 from metarec.functional.histories import seen_items
 from metarec.functional.ranking import ndcg_at, ranks
 from metarec.recipes.mml import MML, device_of
@@ -73,7 +74,7 @@ def paying_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, in
     out, batches = {}, [batch.to(device_of(model)) for batch in last_clicks(users, clicks)]
     for name in model.learners:
         ways = model.meta(name), with_steps(model, 0).meta(name)
-        found = [_gains(*ways, batch) for batch in batches]
+        found = [_gains(name, *ways, batch) for batch in batches]
         user, gain = (torch.cat(column) for column in zip(*found, strict=True)) if found else (torch.empty(0),) * 2
         out[name] = model.config.steps(name) if _pays(user, gain) else 0
     model.train(training)
@@ -81,15 +82,17 @@ def paying_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, in
 
 
 @torch.no_grad()
-def _gains(adapted: Method, still: Method, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+def _gains(name: str, adapted: Method, still: Method, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
     """User (n,) and gain of NDCG (n,) of each query of one batch."""
     query, real = batch.query, batch.query.weight > 0
     scored = [method.adapt(batch.support)(query) for method in (adapted, still)]
+    for one in scored:
+        check_scores(one, name)
     allowed = ~seen_items(query, scored[0].scores.shape[-1])
     allowed[..., 0] = False
     known = [s.scores.masked_fill(~s.known, torch.finfo(s.scores.dtype).min) for s in scored]
-    one, two = (ndcg_at(ranks(scores, query.target, allowed=allowed), LENGTH) for scores in known)
-    return batch.user[:, None].expand_as(real)[real], (one - two)[real]
+    moved, stood = (ndcg_at(ranks(scores, query.target, allowed=allowed), LENGTH) for scores in known)
+    return batch.user[:, None].expand_as(real)[real], (moved - stood)[real]
 
 
 def _pays(user: Tensor, gain: Tensor) -> bool:

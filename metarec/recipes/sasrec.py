@@ -8,7 +8,6 @@ are the full softmax (Klenitskiy and Vasilev, RecSys 2023), the sampled softmax,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import Literal, cast
 
 import torch
@@ -17,9 +16,9 @@ from torch.nn import functional as F
 
 from metarec.data.dataset import Dataset
 from metarec.data.sampler import EpisodeSampler
-from metarec.functional import standardise_features
 from metarec.functional.losses import weighted_mean
 from metarec.nn import FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder, TableItems
+from metarec.recipes.features import scales_of, standardised
 from metarec.recipes.training import TrainingRun
 from metarec.types import EpisodeBatch, Examples, Progress
 
@@ -116,9 +115,8 @@ def build(
             if name == "id":
                 sources.append(IdItems(upstream.catalog.size, dim, known=warm))
                 continue
-            modality = upstream.catalog[name]
-            features = standardise_features(modality.features, modality.present)
-            sources.append(FeatureItems(replace(modality, features=features), dim))
+            scales = scales_of(upstream.catalog, [name], upstream.catalog.size)
+            sources.append(FeatureItems(standardised(upstream.catalog, scales)[0], dim))
         encoder = SequenceEncoder(dim, max_length=max_length, layers=layers, dropout=dropout)
         items = sources[0] if len(sources) == 1 else SummedItems(sources, drop=drop_inputs)
         return ModalityLearner(items, encoder, candidates=warm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metarec.data.dataset import Catalog, Ints
+from metarec.functional import top_k
 from metarec.meta.memory import halves, in_halves
 from metarec.serving.clicks import Clicks, Spelled, SupportMaker
 from metarec.serving.ranking import pieces
@@ -76,7 +78,7 @@ def likely_users(snapshot: Snapshot, support: SupportMaker) -> tuple[Standing, T
     """Users of one click each on the items that the model expects most, and how likely these are, (n,)."""
     some = support.warm[:: max(1, len(support.warm) // FIRST_CLICKS)]
     chances = snapshot.chances(snapshot.adapt(*support(_one_click_each(some))))[torch.from_numpy(support.warm)]
-    share, likely = chances.topk(min(LIKELY, len(chances)))
+    share, likely = top_k(chances, min(LIKELY, len(chances)))
     return snapshot.adapt(*support(_one_click_each(support.warm[likely.cpu().numpy()]))), share
 
 
@@ -84,14 +86,15 @@ def _one_click_each(codes: Ints) -> Clicks:
     return Clicks(codes, np.arange(len(codes) + 1))
 
 
-def checked(standing: Standing, clicks: Clicks, catalog: Catalog) -> Standing:
-    """Where users stand, if that can be served.
+def checked(standing: Standing, clicks: Clicks, catalog: Catalog, names: Sequence[str] = ()) -> Standing:
+    """Where users stand, if that can be served. ``names`` are those of the learners, for messages.
 
     Raises:
         ValueError: if no modality knows any of a user's items, or a score is not finite.
     """
     lost = ~standing.active.any(1)
-    broken = ~(standing.state.isfinite().flatten(1).all(1) & standing.corrections.isfinite().flatten(1).all(1))
+    diverged = ~(standing.state.isfinite().all(2) & standing.corrections.isfinite().all(2))
+    broken = diverged.any(1)
     if not bool((lost | broken).any()):
         return standing
     user = int((lost | broken).nonzero()[0])
@@ -102,7 +105,8 @@ def checked(standing: Standing, clicks: Clicks, catalog: Catalog) -> Standing:
             f"adapt: {who}the model knows none of the items {ids}: they were not seen upstream and have no features; "
             "show popular items, or give the items features"
         )
+    part = f" of learner {names[int(diverged[user].nonzero()[0])]!r}" if names else ""
     raise ValueError(
-        f"adapt: {who}the scores after adapting to {ids} are not finite; the steps diverge: train or adapt with a "
-        "lower learning rate"
+        f"adapt: {who}the scores{part} after adapting to {ids} are not finite; the steps diverge: train or adapt with "
+        "a lower learning rate"
     )

@@ -10,6 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from metarec.data.dataset import Catalog, Vocabulary
+from metarec.functional.scaling import FeatureScale
+from metarec.recipes.features import check_scale
 from metarec.types import Modality
 
 Vectors = Any  # array-like (n, F), or a mapping from id to array-like (F,)
@@ -17,7 +19,7 @@ Vectors = Any  # array-like (n, F), or a mapping from id to array-like (F,)
 
 def new_items(
     known: Catalog,
-    used: Sequence[str],
+    scales: Mapping[str, FeatureScale],
     ids: Sequence[str],
     vectors: Mapping[str, Vectors],
     attributes: Mapping[str, Sequence[str]],
@@ -26,7 +28,7 @@ def new_items(
 
     Args:
         known: the catalogue that they will be added to.
-        used: modalities that the model uses.
+        scales: of the modalities that the model uses, by name.
         ids: of the new items.
         vectors: per modality, in the order of the ids or by id.
         attributes: per column of the catalogue, one string per id.
@@ -43,8 +45,8 @@ def new_items(
             raise ValueError(f"add_items: item id {name!r} {why or 'is not a string'}")
     modalities = {}
     for name, given in vectors.items():
-        if name not in used:
-            raise ValueError(f"add_items: the model has no modality {name!r}; it has {sorted(used)}")
+        if name not in scales:
+            raise ValueError(f"add_items: the model has no modality {name!r}; it has {sorted(scales)}")
         modalities[name] = _modality(name, known[name].dim, names, given)
     described = np.zeros(names.size, dtype=np.bool_)
     described[0] = True
@@ -52,17 +54,17 @@ def new_items(
         described |= modality.present.numpy()
     if not described.all():
         lacking = names.ids[int(np.argmin(described)) - 1]
-        raise ValueError(
-            f"add_items: item {lacking!r} has no vector in any modality, so nothing could rank it; give it one of "
-            f"{sorted(used)}"
-        )
+        way = f"give it one of {sorted(scales)}" if scales else "this model knows ids alone, and takes in no items"
+        raise ValueError(f"add_items: item {lacking!r} has no vector in any modality, so nothing could rank it; {way}")
     for column, values in attributes.items():
         if column not in known.attributes or len(values) != len(names):
             raise ValueError(
                 f"add_items: attribute {column!r} needs {len(names)} values and to be one of "
                 f"{sorted(known.attributes)}, got {len(values)} values"
             )
-    return Catalog(names, modalities, attributes)
+    added = Catalog(names, modalities, attributes)
+    check_scale(added, scales)
+    return added
 
 
 def _modality(name: str, dim: int, items: Vocabulary, given: Vectors) -> Modality:
@@ -73,21 +75,22 @@ def _modality(name: str, dim: int, items: Vocabulary, given: Vectors) -> Modalit
             raise ValueError(f"add_items: {name} has a vector of {strange[0]!r}, which is not one of the new ids")
         codes = items.encode(list(given))
         rows = [_array(name, item, vector, dim) for item, vector in given.items()]
-        values = np.stack(rows) if rows else np.zeros((0, dim), dtype=np.float32)
     else:
-        whole = given.detach().cpu().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
+        whole = given if isinstance(given, list | tuple | torch.Tensor) else np.asarray(given)
         if len(whole) != len(items):
             raise ValueError(f"add_items: {name} needs one vector for each of the {len(items)} ids, got {len(whole)}")
         codes = np.arange(1, items.size)
-        values = np.stack([_array(name, i, row, dim) for i, row in zip(items.ids, whole, strict=True)])
+        rows = [_array(name, i, row, dim) for i, row in zip(items.ids, whole, strict=True)]
+    values = np.stack(rows) if rows else np.zeros((0, dim), dtype=np.float32)
     features[codes], present[codes] = torch.from_numpy(values), torch.from_numpy(values.any(1))
     return Modality(name, features, present)
 
 
 def _array(name: str, item: str, vector: Any, dim: int) -> NDArray[np.float32]:
     if isinstance(vector, torch.Tensor):
-        vector = vector.detach().cpu().numpy()
-    row = np.asarray(vector, dtype=np.float32)
+        vector = vector.detach().cpu().double().numpy()  # numpy has no bfloat16
+    with np.errstate(over="ignore"):
+        row = np.asarray(vector, dtype=np.float32)
     if row.shape != (dim,):
         raise ValueError(f"add_items: {name} of item {item!r} must have shape ({dim},), got {row.shape}")
     if not np.isfinite(row).all():

@@ -17,6 +17,7 @@ from metarec.nn.touched import TouchedRows
 from metarec.recipes.mml import MML
 from metarec.serving.clicks import sent
 from metarec.serving.compiled import CompiledUser
+from metarec.serving.prepared import check_table, wide
 from metarec.serving.ranking import Scores
 from metarec.serving.scores import FusedScores, GivenScores, Tables
 from metarec.serving.servable import Servable
@@ -59,7 +60,7 @@ class Snapshot(Protocol):
         ...
 
     def chances(self, standing: Standing) -> Tensor:
-        """(I,) how likely each item is clicked next, on average over B users and their learners."""
+        """(I,) how likely each item that training knew is clicked next, on average over B users and their learners."""
         ...
 
 
@@ -120,13 +121,14 @@ class FusedSnapshot:
         self.names = tuple(model.learners)
         self.device = model.fusion.bias.device
         self.adapts = model.config.test_adapts
-        self.fusion = copy.deepcopy(model.fusion).eval().requires_grad_(requires_grad=False)
+        self.fusion = wide(copy.deepcopy(model.fusion)).eval().requires_grad_(requires_grad=False)
         self.metas: list[MetaLearner] = []
         compiled = library() is not None and self.device.type == "cpu" and self.adapts == "encoder"
         tables, known = [], []
         for name in self.names:
             learner = self._prepared(copy.copy(model.learner(name)))
             tables.append(learner.items.table())
+            check_table(name, learner.items, model.catalog)
             known.append(learner.items.known)
             config = model.config
             self.metas.append(
@@ -143,7 +145,7 @@ class FusedSnapshot:
         kind = next((kind for kind in (CompiledUser, OneUser) if kind.fits(self.metas)), None)
         self.one = None if kind is None else kind(self.metas)
         self.known = torch.stack(known).any(0)
-        self.tables = Tables.of(tables, known)
+        self.tables = Tables.of(tables, known, self.names, model.fitted)
         self.shape = (len(self.names), tables[0].shape[1])
 
     @torch.no_grad()
@@ -152,14 +154,14 @@ class FusedSnapshot:
         learner.eval()
         try:
             table = learner.items.table().detach().clone()
-            encoder = encoder_apart(learner)
+            encoder = wide(encoder_apart(learner))
             context: Any = learner.context
             if context is not None:
-                context = context.frozen() if self.adapts == "encoder" else copy.deepcopy(context)
+                context = wide(context.frozen() if self.adapts == "encoder" else copy.deepcopy(context))
         finally:
             for part, training in modes:
                 part.training = training
-        items = _Unscored(table, learner.items.known.clone())
+        items = wide(_Unscored(table, learner.items.known.clone()))
         return _Served(items, encoder, context=context, candidates=learner.candidates)
 
     def start(self) -> Tensor:
@@ -226,12 +228,12 @@ class FusedSnapshot:
     @torch.no_grad()
     def chances(self, standing: Standing) -> Tensor:
         """(I,) the mean over users and learners of the softmax of a learner's scores over the items it knows."""
-        total = standing.state.new_zeros(len(self.known))
+        total, fitted = standing.state.new_zeros(len(self.known)), self.tables.fitted
         for number, meta in enumerate(self.metas):
             items = meta.learner.items
             for states in standing.state[:, number].split(128):
-                scores = (states @ items.table().T).masked_fill(~items.known, -torch.inf)
-                total += scores.softmax(-1).nan_to_num().sum(0)
+                scores = (states @ items.table()[:fitted].T).masked_fill(~items.known[:fitted], -torch.inf)
+                total[:fitted] += scores.softmax(-1).nan_to_num().sum(0)
         return total / (len(standing.state) * len(self.metas))
 
 

@@ -1,0 +1,192 @@
+"""What is not a number is named where it arises: with the learner and the user, in every fusion and list."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from metarec.data import EpisodeSampler
+from metarec.evaluation import evaluate
+from metarec.functional import fuse
+from metarec.nn import AdaptiveFusion
+from metarec.recipes import EASE, MML, Popularity
+from metarec.recipes.blend import Blend, observe
+from metarec.recipes.fusing import FusedMethod, fused
+from metarec.recipes.paying import paying_steps
+from metarec.recommender import Recommender
+from metarec.serving.servable import Served
+from metarec.types import Examples, Scored
+from tiny import CONFIG, DOWN, UP
+
+BROKEN = [torch.nan, torch.inf, -torch.inf]
+HISTORIES = [["item3", "item14", "item15"], ["item7", "item2"], ["item5"]]
+
+
+def said(users: int = 4, items: int = 9, *, unknown: int = 8) -> list[Scored]:
+    """Three learners that know all items but padding and one."""
+    draw = torch.Generator().manual_seed(0)
+    known = (torch.arange(items) > 0) & (torch.arange(items) != unknown)
+    return [
+        Scored(
+            torch.randn(users, 2, items, generator=draw),
+            torch.randn(users, 2, 6, generator=draw),
+            known,
+            torch.ones(users, 2) > 0,
+        )
+        for _ in range(3)
+    ]
+
+
+def broken(scored: Scored, value: float, *where: int) -> Scored:
+    scores = scored.scores.clone()
+    scores[where] = value
+    return replace(scored, scores=scores)
+
+
+@pytest.mark.parametrize("value", BROKEN)
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_a_fusion_names_the_learner_and_the_user(value: float, adaptive: bool) -> None:
+    fusion = AdaptiveFusion(3, 6) if adaptive else None
+    parts = said()
+    parts[1] = broken(parts[1], value, 2, 1, 5)
+    with pytest.raises(ValueError, match=rf"learner 'b': score {value} of item code 5 for user 2 .* is not finite"):
+        fused(parts, fusion, ["a", "b", "c"])
+    if fusion is not None:
+        with pytest.raises(ValueError, match="learner '1 of 3': score"):
+            fusion(parts)
+
+
+@pytest.mark.parametrize("value", BROKEN)
+@pytest.mark.parametrize("adaptive", [True, False])
+def test_what_a_learner_says_of_items_that_it_does_not_know_is_not_read(value: float, adaptive: bool) -> None:
+    fusion = AdaptiveFusion(3, 6) if adaptive else None
+    parts = said()
+    expected = fused(parts, fusion).scores
+    parts[1] = broken(broken(parts[1], value, 2, 1, 8), value, 0, 0, 0)
+    assert torch.equal(fused(parts, fusion).scores, expected)
+
+
+def test_a_broken_learner_is_named_where_it_has_no_weight_too() -> None:
+    parts = said()
+    parts[1] = replace(broken(parts[1], torch.nan, 2, 1, 5), active=torch.zeros(4, 2) > 0)
+    with pytest.raises(ValueError, match=r"learner '1 of 3'.*user 2 "):
+        fused(parts, None)
+
+
+@pytest.mark.parametrize("name", ["bias", "scale", "gate.1.weight"])
+def test_a_broken_fusion_is_named(name: str) -> None:
+    fusion = AdaptiveFusion(3, 6)
+    with torch.no_grad():
+        fusion.get_parameter(name).flatten()[0] = torch.nan
+    with pytest.raises(ValueError, match=r"fusion's weight of the learners|the fused score"):
+        fusion(said())
+
+
+def test_fuse_keeps_what_is_not_a_number() -> None:
+    scores = torch.randn(5, 3, 9)
+    weights = torch.rand(5, 3)
+    scores[1, 2, 3], weights[2, 0], scores[3, 0, 4] = torch.nan, torch.nan, torch.inf
+    assert fuse(scores, weights, torch.arange(9).expand(3, -1) > 0).isfinite().all(1).tolist() == [
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]
+
+
+class OneIsBroken:
+    """A method of which the scores of one user alone are no numbers."""
+
+    def __init__(self, value: float) -> None:
+        self.value = value
+
+    def adapt(self, support: Examples) -> OneIsBroken:
+        return self
+
+    def __call__(self, examples: Examples) -> Scored:
+        scores = torch.zeros(*examples.target.shape, UP.catalog.size)
+        scores[3, 0, 7] = self.value
+        return Scored(scores, scores[..., :1], torch.arange(UP.catalog.size) > 0, scores[..., 0] == 0)
+
+
+@pytest.mark.parametrize("value", BROKEN)
+def test_a_blend_names_the_method_and_the_user(value: float) -> None:
+    methods = {"ease": EASE(UP), "mine": OneIsBroken(value)}
+    episodes = EpisodeSampler(UP, part="serving")
+    batch = next(episodes.epoch(0))
+    blend = Blend(methods, torch.from_numpy(UP.warm))
+    message = rf"learner 'mine': score {value} of item code 7 for user 3 "
+    with pytest.raises(ValueError, match=message):
+        blend.adapt(batch.support)(batch.query)
+    with pytest.raises(ValueError, match=message):
+        observe(methods, blend.warm, episodes.epoch(0))
+    with pytest.raises(ValueError, match=f"evaluating Blend on .*{message}"):
+        evaluate(blend, DOWN)
+
+
+def test_a_blend_whose_own_weights_are_broken_says_so() -> None:
+    batch = next(EpisodeSampler(UP, part="serving").epoch(0))
+    blend = Blend({"ease": EASE(UP), "popularity": Popularity(UP)}, torch.from_numpy(UP.warm))
+    with torch.no_grad():
+        blend.weight[0, 0] = torch.nan
+        with pytest.raises(ValueError, match="learner 'blend': score nan"):
+            blend.adapt(batch.support)(batch.query)
+    with pytest.raises(ValueError, match="learner 'blend': score nan"):
+        Recommender(Served(blend, UP)).adapt(HISTORIES)
+
+
+def poisoned(name: str, tensor: str, row: int | slice = slice(None)) -> MML:
+    """A model with numbers in one learner that are none."""
+    model = MML.build(UP, CONFIG).eval()
+    learner: Tensor = model.get_parameter(f"learners.{name}.{tensor}")
+    with torch.no_grad():
+        learner[row] = torch.nan
+    return model
+
+
+@pytest.mark.parametrize("name", ["id", "image", "text"])
+def test_every_path_of_a_model_names_the_learner(name: str) -> None:
+    model = poisoned(name, "encoder.position")
+    for method in (model, model.methods()["weight fusion"]):
+        with pytest.raises(ValueError, match=f"evaluating .*learner '{name}': score nan"):
+            evaluate(method, DOWN)
+    with pytest.raises(ValueError, match=f"user 0: the scores of learner '{name}' after adapting to .* are not finite"):
+        Recommender(model).adapt(HISTORIES)
+    with pytest.raises(ValueError, match=f"learner '{name}': score nan"):
+        paying_steps(model, UP)
+
+
+def test_one_item_that_is_broken_is_named() -> None:
+    model = poisoned("id", "items.items.weight", 3)
+    with pytest.raises(ValueError, match="learner 'id': the vector of item 'item2' is not finite"):
+        Recommender(model).adapt(HISTORIES)
+    with pytest.raises(ValueError, match="learner 'id': score nan of item code"):
+        evaluate(FusedMethod([model.meta("id")], names=["id"]), DOWN)
+
+
+def test_a_learner_that_is_broken_for_one_user_alone_is_named() -> None:
+    recommender = Recommender(MML.build(UP, CONFIG).eval())
+    users = recommender.adapt(HISTORIES)
+    users.standing.state[1, 2, 0] = torch.inf
+    with pytest.raises(ValueError, match="recommend: user 1: the state of learner 'text' is not finite"):
+        users.recommend(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("bias", r"the weight in the fusion of learners \['id', 'image', 'text'\]"),
+        ("scale", "the score .* of learner 'image'"),
+    ],
+)
+def test_a_served_fusion_that_is_broken_is_named(name: str, what: str) -> None:
+    model = MML.build(UP, CONFIG).eval()
+    recommender = Recommender(model)
+    with torch.no_grad():
+        model.fusion.get_parameter(name)[1] = torch.nan
+    with pytest.raises(ValueError, match=f"recommend: user 0: {what} is not finite"):
+        recommender.adapt(HISTORIES).recommend(3)
