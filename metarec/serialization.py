@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from metarec.data.dataset import Catalog, Vocabulary
 from metarec.files import read_tensors, write_tensors
 from metarec.nn import ColdItemGenerator
 from metarec.recipes.config import MMLConfig
+from metarec.recipes.growing import lacking
 from metarec.recipes.mml import MML
 from metarec.types import Modality
 
@@ -34,6 +36,9 @@ MOST = {  # more is a damaged or hostile file, and would take memory or time wit
 def save(model: MML, path: str | Path) -> None:
     """Write a model, its settings and its catalogue to one file, in one step.
 
+    What a :class:`~metarec.Recommender` of this model has added or removed is left out, with a warning;
+    :meth:`Recommender.save <metarec.Recommender.save>` keeps it.
+
     Args:
         model: on any device.
         path: usually named ``.safetensors``; a file that is there already is replaced once the new one is whole.
@@ -51,8 +56,25 @@ def save(model: MML, path: str | Path) -> None:
         >>> again.config.dim, again.catalog.items
         (8, Vocabulary(40 item ids))
     """
+    write_model(model, path, {})
+    if left_out := lacking(model):
+        warnings.warn(
+            f"save: {path} holds the model as it was given to a Recommender, without what changed there since: "
+            f"{left_out} items; recommender.save(path) keeps them",
+            stacklevel=2,
+        )
+
+
+def write_model(model: object, path: str | Path, more: Mapping[str, Any]) -> None:
+    """What :func:`save` writes, with more in the header, which :func:`read_model` gives back.
+
+    Raises:
+        TypeError: if the model is not an :class:`~metarec.MML`.
+        OSError: if the file cannot be written; the old file, if any, is as it was.
+    """
     if not isinstance(model, MML):
-        raise TypeError(f"save: expected an MML, got {type(model).__name__}; of another module save the state_dict()")
+        way = "call its own save(path)" if hasattr(model, "save_users") else "of another module save the state_dict()"
+        raise TypeError(f"save: expected an MML, got {type(model).__name__}; {way}")
     catalog = model.catalog
     header = {
         "kind": "MML",
@@ -61,6 +83,7 @@ def save(model: MML, path: str | Path) -> None:
         "modalities": list(catalog.modalities),
         "attributes": list(catalog.attributes),
         "fitted": model.fitted,
+        **more,
     }
     tensors = {"warm": torch.from_numpy(model.warm), **_pack("items", catalog.items.ids)}
     tensors |= _pack("hidden", sorted(catalog.hidden))
@@ -96,6 +119,16 @@ def load(path: str | Path, *, device: torch.device | str = "cpu") -> MML:
         >>> load(path).catalog.items
         Vocabulary(40 item ids)
     """
+    return read_model(path, device=device)[0]
+
+
+def read_model(path: str | Path, *, device: torch.device | str) -> tuple[MML, dict[str, Any]]:
+    """What :func:`load` gives, and the header of the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: as :func:`load`.
+    """
     tensors, header = read_tensors(path)
     if header.get("kind") != "MML":
         raise ValueError(
@@ -110,7 +143,7 @@ def load(path: str | Path, *, device: torch.device | str = "cpu") -> MML:
             f"{path}: its contents do not make an MML of this version ({type(error).__name__}: {error}); load it with "
             "the version of metarec that saved it, or train again"
         ) from error
-    return model.to(device).eval()
+    return model.to(device).eval(), header
 
 
 def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any], config: MMLConfig) -> MML:
