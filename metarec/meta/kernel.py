@@ -227,7 +227,10 @@ _spare: list[Tensor] = []  # the rows of users who are gone: new memory costs a 
 def _rows(encoder: KernelEncoder) -> Tensor:
     """A row (B, size) for each user of an encoder; another encoder gets the memory when this one is gone."""
     count = encoder.users * encoder.size
-    flat = _spare.pop() if _spare else None
+    try:
+        flat = _spare.pop()  # in one step: another thread may want it
+    except IndexError:
+        flat = None
     if flat is None or flat.dtype != encoder.row.dtype or flat.numel() < count:
         flat = encoder.row.new_empty(count)
     weakref.finalize(encoder, _give_back, flat).atexit = False

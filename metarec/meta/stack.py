@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,17 @@ from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
 from metarec.types import Examples
+
+
+def shell(module: nn.Module, found: dict[nn.Module, Any] | None = None) -> Any:
+    """A module tree of its own around the same tensors, so that what is put into one tree no other thread sees."""
+    found = {} if found is None else found
+    if module not in found:
+        found[module] = out = copy.copy(module)
+        for name in ("_parameters", "_buffers"):
+            setattr(out, name, dict(getattr(module, name)))
+        out._modules = {name: part and shell(part, found) for name, part in module._modules.items()}
+    return found[module]
 
 
 class _Call(nn.Module):
@@ -85,9 +97,10 @@ class TaskStack(nn.Module):
             what the method returns, with a leading B.
         """
         own = {f"module.{name}": tensor for name, tensor in (self.weights() | self.fixed).items()}
+        call = _Call(shell(self._call.module))  # the users' weights are put into it while it runs
 
         def one(user: dict[str, Tensor], *tensors: Tensor) -> Any:
-            return functional_call(self._call, user, (method, Examples(*tensors), *args))
+            return functional_call(call, user, (method, Examples(*tensors), *args))
 
         return vmap(one, randomness="different")(own, *examples.tensors())
 
