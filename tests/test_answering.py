@@ -18,7 +18,7 @@ def recommender() -> mr.Recommender:
     return mr.Recommender(mr.MML.build(mr.datasets.planted(users=60, items=40), mr.MMLConfig(dim=8, layers=1)))
 
 
-def test_one_who_asks_for_more_than_there_is_lengthens_no_other_list_of_the_same_filters(recommender: mr.Recommender) -> None:
+def test_one_who_asks_for_more_than_there_is_changes_no_other_list(recommender: mr.Recommender) -> None:
     jobs = [Job((f"item{i}", f"item{i + 1}"), 99 if i == 5 else 3 + i, Filters()) for i in range(7)]
     together = answers(recommender, jobs)
     for i, (job, answer) in enumerate(zip(jobs, together, strict=True)):
