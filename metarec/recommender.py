@@ -17,14 +17,13 @@ from metarec.data.containers import is_single, plain
 from metarec.data.dataset import Catalog
 from metarec.recipes.mml import MML
 from metarec.serialization import read_model, write_model
-from metarec.serving.adapting import adapted, checked
+from metarec.serving.adapting import adapted, checked, further
 from metarec.serving.additions import Vectors, new_items
 from metarec.serving.clicks import Clicks, Spelled, SupportMaker
 from metarec.serving.listing import Wanted, listed
 from metarec.serving.lists import Recommendation, Recommendations
 from metarec.serving.servable import Servable, check_servable
 from metarec.serving.snapshot import Snapshot
-from metarec.serving.standing import Standing
 from metarec.serving.state import State, States
 from metarec.serving.storage import read_users, write_users
 from metarec.serving.users import Ids, User, Users
@@ -172,18 +171,11 @@ class Recommender:
         if len(clicks) != len(users):
             raise ValueError(f"update: expected clicks for each of the {len(users)} users, got {len(clicks)} sequences")
         more = Clicks.of(clicks, state.catalog.items)
-        new = np.flatnonzero(more.counts)
-        if not len(new):
+        if not more.counts.any():
             return users
         whole = users.clicks.extended(more)
-        held = users.standing.weights
-        start = None if held is None else held[torch.from_numpy(new)]
-        if len(new) == len(users):
-            return self._adapted(state, whole, start)
-        fresh, old = self._adapted(state, whole[new], start), np.flatnonzero(more.counts == 0)
-        order = torch.from_numpy(np.argsort(np.concatenate([new, old])))
-        standing = Standing.join([fresh.standing, users.standing[torch.from_numpy(old)]])[order]
-        return Users(self, whole, standing, users.version)
+        standing = further(state.snapshot, state.support, whole, more.counts, users.standing)
+        return Users(self, whole, checked(standing, whole, state.catalog), users.version)
 
     def add_items(
         self,

@@ -10,7 +10,7 @@ import pytest
 
 import metarec as mr
 from metarec.service.answering import Answer, Filters, Job, answers
-from service_helpers import QUICK, running
+from service_helpers import QUICK, ask, running
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,16 @@ def test_one_who_asks_for_more_than_there_is_changes_no_other_list(recommender: 
         assert isinstance(answer, Answer) and isinstance(user, mr.recommender.User)
         assert [item.id for item in answer.items] == [item.id for item in user.recommend(38 if i == 5 else job.k)]
         assert answer.weights == pytest.approx(user.weights, abs=1e-6)
+
+
+def test_a_list_is_shorter_where_fewer_items_are_left(recommender: mr.Recommender) -> None:
+    with running(recommender, QUICK) as port:
+        status, answer = ask(port, "/recommend", {"clicks": ["item1"], "allow": ["item1"]})
+        assert status == 200 and answer["items"] == []
+        few = {"users": [{"clicks": []}, {"clicks": [], "candidates": ["item1"]}], "k": 2}
+        status, answer = ask(port, "/recommend/users", few)
+    assert status == 200 and [len(user["items"]) for user in answer["users"]] == [2, 1]
+    assert answer["users"][1]["items"][0]["id"] == "item1"
 
 
 def test_a_client_that_goes_silent_after_an_answer_is_hung_up_on(recommender: mr.Recommender) -> None:

@@ -108,15 +108,6 @@ def test_jobs_of_one_batch_do_not_disturb_each_other(recommender):
     assert isinstance(together[8], Answer) and len(together[8].items) == 39, "all but the one that is denied"
 
 
-def test_a_list_is_shorter_where_fewer_items_are_left(port):
-    status, answer = ask(port, "/recommend", {"clicks": ["item1"], "allow": ["item1"]})
-    assert status == 200 and answer["items"] == []
-    few = {"users": [{"clicks": []}, {"clicks": [], "candidates": ["item1"]}], "k": 2}
-    status, answer = ask(port, "/recommend/users", few)
-    assert status == 200 and [len(user["items"]) for user in answer["users"]] == [2, 1]
-    assert answer["users"][1]["items"][0]["id"] == "item1"
-
-
 @pytest.mark.parametrize(
     ("body", "message"),
     [
