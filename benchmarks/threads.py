@@ -35,10 +35,10 @@ from metarec.serving.servable import Servable
 from metarec.types import Method
 
 K = 8
-DIFFERENT = 32  # questions
+DIFFERENT = 24  # questions
 TOLERANCE = 1e-5
-SWITCH = 1e-5  # seconds after which Python lets another thread go on, so that they meet in many places
-STAGES = 9  # of the catalogue
+SWITCH = 1e-4  # seconds after which Python lets another thread go on, so that they meet in many places
+STAGES = 7  # of the catalogue
 
 Lists = list[list[mr.recommender.Recommendation]]
 Expected = list[tuple[int, int, Lists]]  # at which stages users are adapted to and get their lists, and these
@@ -163,7 +163,7 @@ class Question:
 
     def __init__(self, number: int, keep_weights: bool, folder: Path) -> None:
         draw = random.Random(number)
-        users = 1 if number % 4 else 10
+        users = 1 if number % 8 else 9
         self.histories = [[f"item{draw.randrange(40)}" for _ in range(draw.randint(2, 9))] for _ in range(users)]
         self.histories[0] = self.histories[0] if number % 16 else []
         self.number, self.keep_weights, self.folder = number, keep_weights, folder
