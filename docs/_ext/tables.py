@@ -244,12 +244,6 @@ def serving() -> str:
             "more clients wait longer, and the slowest hundredth longer than the middle.\n"
             "From `service_cpu.json`: clients and server share two cores.\n```",
         ]
-    if (RESULTS / "threads.json").exists():
-        asked = read("threads")
-        parts.append(
-            f"{asked['threads']} threads asked one recommender {asked['asks']:,} times in {len(asked['modes'])} modes "
-            f"while items came and went: {asked['wrong']} answers were wrong, and {asked['errors']} were errors."
-        )
     return "\n\n".join(parts) + "\n"
 
 
