@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -209,15 +210,28 @@ def _rank(method: Method, batch: EpisodeBatch, items: int, *, exclude_seen: bool
 
 @contextmanager
 def evaluating(method: Method) -> Iterator[torch.device]:
-    """The device of the method; a module is in evaluation mode meanwhile."""
+    """The device of the method; a module is in evaluation mode meanwhile, until the last of several threads is done."""
     if not isinstance(method, nn.Module):
         yield torch.device("cpu")
         return
     module = cast(nn.Module, method)
-    modes = {part: part.training for part in module.modules()}
-    module.eval()
+    parts = list(module.modules())
+    with _modes_lock:
+        for part in parts:
+            asked, training = _modes.get(part, (0, part.training))
+            _modes[part] = asked + 1, training
+            part.training = False
     try:
         yield next((t.device for t in chain(module.parameters(), module.buffers())), torch.device("cpu"))
     finally:
-        for part, training in modes.items():
-            part.training = training
+        with _modes_lock:
+            for part in parts:
+                asked, training = _modes.pop(part)
+                if asked > 1:
+                    _modes[part] = asked - 1, training
+                else:
+                    part.training = training
+
+
+_modes: dict[nn.Module, tuple[int, bool]] = {}  # how many threads evaluate a module, and the mode it goes back to
+_modes_lock = threading.Lock()

@@ -4,29 +4,29 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Self, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from metarec.data.containers import is_single, plain
 from metarec.data.dataset import Catalog
-from metarec.recipes.growing import with_items
 from metarec.recipes.mml import MML
-from metarec.serving.adapting import adapted, checked
+from metarec.serialization import read_model, write_model
+from metarec.serving.adapting import adapted, checked, further
 from metarec.serving.additions import Vectors, new_items
 from metarec.serving.clicks import Clicks, Spelled, SupportMaker
-from metarec.serving.exposure import shift_of
 from metarec.serving.listing import Wanted, listed
-from metarec.serving.servable import Servable
-from metarec.serving.snapshot import FusedSnapshot, Snapshot, snapshot_of
-from metarec.serving.standing import Standing
+from metarec.serving.lists import Recommendation, Recommendations
+from metarec.serving.servable import Servable, check_servable
+from metarec.serving.snapshot import Snapshot
+from metarec.serving.state import State, States
 from metarec.serving.storage import read_users, write_users
-from metarec.serving.users import Ids, Recommendation, Recommendations, User, Users
+from metarec.serving.users import Ids, User, Users
 
 __all__ = ["Recommendation", "Recommendations", "Recommender", "User", "Users"]
 
@@ -36,15 +36,18 @@ class Recommender:
 
     What does not depend on the user is computed once, at the first call and again after the model or its catalogue
     has changed. Runs where the model is and in evaluation mode; the model is left as it was. The same clicks give the
-    same list, whoever else is adapted to at the same time.
+    same list, whoever else is adapted to at the same time. Any number of threads may call it; each call sees one
+    catalogue and one set of weights. Ids are strings, in any container that has an order (lists, arrays, columns of
+    pandas, polars or Arrow, generators): by position, never by label.
 
     Args:
-        model: e.g. an :class:`~metarec.MML`, trained or loaded.
+        model: e.g. an :class:`~metarec.MML`, trained or loaded; any other method as :class:`~metarec.Served`.
         new_share: of the places in lists of ten, what items that training has not seen get, on average over typical
             users: one number is added to all their scores. Choose it on upstream data, see
             ``benchmarks/new_items.py``. By default scores stay as the model gives them.
 
     Raises:
+        TypeError: if the model does not say which items it scores; :class:`~metarec.Served` does.
         ValueError: if ``new_share`` is not between 0 and 1, or the model is not an MML.
 
     Example:
@@ -58,29 +61,24 @@ class Recommender:
         User(3 clicks, the last on 'item15')
         >>> len(me.recommend(k=10)), me.recommend(k=37)[0] == me.recommend(k=1)[0]
         (10, True)
-        >>> me.recommend(k=38)
-        Traceback (most recent call last):
-        ...
-        ValueError: recommend: k must be at least 1 and at most 37, the number of items that the model knows and that
-        this user has not clicked, got 38
         >>> many = recommender.adapt([["item3", "item14", "item15"], ["item7"]])
         >>> many, many.recommend(k=5), many[0].recommend(k=1) == me.recommend(k=1)
         (Users(2 users, 4 clicks), Recommendations(2 users, 5 items each), True)
     """
 
     def __init__(self, model: Servable, *, new_share: float | None = None) -> None:
+        check_servable(model)
         if new_share is not None and not (0 < new_share < 1 and isinstance(model, MML)):
             raise ValueError(
                 f"Recommender: new_share must be between 0 and 1, of an MML, got {new_share} of {type(model).__name__}"
             )
-        self.model = model
         self.new_share = new_share
-        self.version = 0
-        self._watched: object = None
-        self._parameters: list[nn.Parameter] = []
-        self._key: list[tuple[int, int]] = []
-        self._snapshot: Snapshot | None = None
-        self._support = SupportMaker(model.warm, model.config.negatives, model.config.max_length)
+        self._states = States(model, new_share)
+
+    @property
+    def model(self) -> Servable:
+        """The model, with the items that were added or removed."""
+        return self._states.model
 
     @property
     def catalog(self) -> Catalog:
@@ -90,7 +88,7 @@ class Recommender:
     @property
     def learners(self) -> tuple[str, ...]:
         """Names of the learners that :attr:`User.weights` is about."""
-        return self._current().names
+        return self._states.current().snapshot.names
 
     @overload
     def adapt(self, history: Sequence[str], *, keep_weights: bool = False) -> User: ...  # type: ignore[overload-overlap]
@@ -99,11 +97,11 @@ class Recommender:
     def adapt(self, history: Sequence[str] | Sequence[Sequence[str]], *, keep_weights: bool = False) -> User | Users:
         """Adapt to one user's clicks, or to those of many users.
 
-        A user with a single click has nothing to adapt to and is served by the shared weights. A user without any
-        click gets the unadapted ranking: that of the average state after one likely click. ``adapted`` says which.
+        A user with one click has nothing to adapt to and is served by the shared weights. One without any gets the
+        unadapted ranking, that of the average state after one likely click. ``adapted`` says which.
 
-        Many users are adapted to thousands at a time, and in halves of that where a GPU's memory turns out too small;
-        so are lists made. The log says so, and the result is the same.
+        Many users are adapted to thousands at a time, in halves where a GPU's memory turns out too small; so are lists
+        made. The log says so, and the result is the same.
 
         Args:
             history: external ids of what the user clicked, in time order, or one such sequence per user; of a longer
@@ -116,12 +114,12 @@ class Recommender:
             ValueError: if an id is not known (naming it and the nearest known ones), no modality knows any of a user's
                 items, a score is not finite, or weights are to be kept of a model that adapts item rows too.
         """
-        if isinstance(history, str):
-            raise ValueError(f"adapt: expected a sequence of item ids, got the string {history!r}; write [{history!r}]")
-        one = all(isinstance(entry, str) for entry in history)
-        clicks = Spelled([history] if one else history, self.catalog.items)  # type: ignore[list-item]
-        start = self._current().start().expand(len(clicks.counts), -1, -1) if keep_weights else None
-        users = self._adapted(clicks, start)
+        entries = plain(history, "adapt")
+        one = all(map(is_single, entries))
+        state = self._states.current()
+        clicks = Spelled([entries] if one else entries, state.catalog.items)
+        start = state.snapshot.start().expand(len(clicks.counts), -1, -1) if keep_weights else None
+        users = self._adapted(state, clicks, start)
         return User(users) if one else users
 
     def stream(self, histories: Iterable[Sequence[str]], *, users: int = 4096) -> Iterator[Users]:
@@ -131,9 +129,10 @@ class Recommender:
             histories: as for :meth:`adapt`, from anything that yields them.
             users: of one piece.
         """
-        source = iter(histories)
+        source = iter(histories if hasattr(histories, "__next__") else plain(histories, "stream"))
         while piece := list(islice(source, users)):
-            yield self._adapted(Clicks.of(piece, self.catalog.items))
+            state = self._states.current()
+            yield self._adapted(state, Clicks.of(piece, state.catalog.items))
 
     def rank(
         self,
@@ -146,43 +145,37 @@ class Recommender:
         candidates: Sequence[Ids] | None = None,
         columns: int | None = None,
     ) -> Recommendations:
-        """As :meth:`Users.recommend`; ``columns`` is how much of the catalogue is scored at once."""
-        snapshot = self._of(users)
-        wanted = Wanted(k, exclude_seen, allow, deny, candidates)
+        """As :meth:`Users.recommend`, without its warning; ``columns`` of the catalogue are scored at once."""
+        state = self._of(users)
+        wanted = Wanted.of(k, exclude_seen, allow, deny, candidates)
         with torch.no_grad():
-            scores = snapshot.scores(users.standing)
-            return listed(wanted, scores, users.clicks, snapshot.known, self.catalog, columns)
+            scores = state.snapshot.scores(users.standing)
+            return listed(wanted, scores, users.clicks, state.snapshot.known, state.catalog, columns)
 
     def weights_of(self, users: Users) -> NDArray[np.float32]:
         """As :attr:`Users.weights`."""
-        snapshot = self._of(users)
+        snapshot = self._of(users).snapshot
         with torch.no_grad():
             return snapshot.weights(users.standing).float().cpu().numpy()
 
     def scores_of(self, users: Users) -> Tensor:
         """(B, I) every score, for a few users."""
-        snapshot = self._of(users)
+        state = self._of(users)
         with torch.no_grad():
-            return snapshot.scores(users.standing).approximate(0, self.catalog.size)
+            return state.snapshot.scores(users.standing).approximate(0, state.catalog.size)
 
     def updated(self, users: Users, clicks: Sequence[Sequence[str]]) -> Users:
         """As :meth:`Users.update`."""
-        self._of(users)
+        state = self._of(users)
+        clicks = plain(clicks, "update")
         if len(clicks) != len(users):
             raise ValueError(f"update: expected clicks for each of the {len(users)} users, got {len(clicks)} sequences")
-        more = Clicks.of(clicks, self.catalog.items)
-        new = np.flatnonzero(more.counts)
-        if not len(new):
+        more = Clicks.of(clicks, state.catalog.items)
+        if not more.counts.any():
             return users
         whole = users.clicks.extended(more)
-        held = users.standing.weights
-        start = None if held is None else held[torch.from_numpy(new)]
-        if len(new) == len(users):
-            return self._adapted(whole, start)
-        fresh, old = self._adapted(whole[new], start), np.flatnonzero(more.counts == 0)
-        order = torch.from_numpy(np.argsort(np.concatenate([new, old])))
-        standing = Standing.join([fresh.standing, users.standing[torch.from_numpy(old)]])[order]
-        return Users(self, whole, standing, users.version)
+        standing = further(state.snapshot, state.support, whole, more.counts, users.standing)
+        return Users(self, whole, checked(standing, whole, state.catalog, state.snapshot.names), users.version)
 
     def add_items(
         self,
@@ -209,43 +202,53 @@ class Recommender:
             ValueError: if an id is known already or given twice, a modality is not the model's, or a vector has
                 another width or scale, is not finite, or is missing for an item in every modality.
         """
-        if not isinstance(self.model, MML):
-            raise TypeError(f"add_items: expected an MML, got {type(self.model).__name__}, which takes in no items")
-        added = new_items(self.catalog, self.model.scales, ids, {**(vectors or {}), **more}, attributes or {})
-        self._current()
-        if len(ids):
-            self.model = with_items(self.model, added)
-            version = self.version
-            self._support = self._support.grown(self.catalog.size)
-            self._current()
-            self.version = version
+        model = self.model
+        if not isinstance(model, MML):
+            raise TypeError(f"add_items: expected an MML, got {type(model).__name__}, which takes in no items")
+        given = {**({} if vectors is None else vectors), **more}
+        own, columns = plain(ids, "add_items"), {} if attributes is None else attributes
+        self._states.grow(lambda known: new_items(known, model.scales, own, given, columns))
 
-    def remove_items(self, ids: Sequence[str]) -> None:
-        """Recommend these items no more. They keep their codes and stay known as clicks.
+    def remove_items(self, ids: Ids) -> None:
+        """Recommend these items no more; they stay known as clicks.
 
         Raises:
             ValueError: if an id is not known.
         """
-        self._hide(self.catalog.hidden | self._ids(ids, "remove_items"))
+        self._states.hide(plain(ids, "remove_items", ordered=False), frozenset.union)
 
-    def restore_items(self, ids: Sequence[str]) -> None:
+    def restore_items(self, ids: Ids) -> None:
         """Recommend removed items again.
 
         Raises:
             ValueError: if an id is not known.
         """
-        self._hide(self.catalog.hidden - self._ids(ids, "restore_items"))
+        self._states.hide(plain(ids, "restore_items", ordered=False), frozenset.difference)
 
-    def _ids(self, ids: Sequence[str], what: str) -> frozenset[str]:
-        if isinstance(ids, str):
-            raise ValueError(f"{what}: expected a sequence of ids, got the string {ids!r}; write [{ids!r}]")
-        self.catalog.items.encode(ids)
-        return frozenset(ids)
+    def save(self, path: str | Path) -> None:
+        """Write all that it serves to one file: the model with the items added and removed so far, and ``new_share``.
 
-    def _hide(self, ids: frozenset[str]) -> None:
-        model: Any = copy.copy(self.model)
-        model.catalog = replace(self.catalog, hidden=ids)
-        self.model = model
+        ``metarec.load`` reads the model of such a file. Users have files of their own: :meth:`Users.save`.
+
+        Raises:
+            TypeError: if the model is not an :class:`~metarec.MML`.
+            OSError: if the file cannot be written.
+        """
+        write_model(self.model, path, {"new_share": self.new_share})
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: torch.device | str = "cpu") -> Recommender:
+        """From a file that :meth:`save` or ``metarec.save`` wrote, a recommender that gives the same lists.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: as for ``metarec.load``.
+        """
+        model, header = read_model(path, device=device)
+        share = header.get("new_share")
+        if share is not None and not (isinstance(share, float) and 0 < share < 1):
+            raise ValueError(f"{path}: new_share must be a number between 0 and 1, got {share!r}; save it again")
+        return cls(model, new_share=share)
 
     def load_users(self, path: str | Path) -> Users:
         """Users that :meth:`Users.save` wrote, if this model adapted to them.
@@ -254,45 +257,37 @@ class Recommender:
             FileNotFoundError: if there is no such file.
             ValueError: if the file is damaged, holds something else, or its users belong to another model.
         """
-        snapshot = self._current()
-        clicks, standing = read_users(path, self.model, self.catalog.size, snapshot)
-        return Users(self, clicks, standing.to(snapshot.device), self.version)
+        state = self._states.current()
+        clicks, standing = read_users(path, state.model, state.catalog.size, state.snapshot)
+        return Users(self, clicks, standing.to(state.snapshot.device), state.version)
 
     def save_users(self, users: Users, path: str | Path) -> None:
         """As :meth:`Users.save`."""
-        self._of(users)
-        write_users(path, self.model, users.clicks, users.standing)
+        write_users(path, self._of(users).model, users.clicks, users.standing)
 
-    def _adapted(self, asked: Clicks | Spelled, start: Tensor | None = None) -> Users:
-        standing = adapted(self._current(), self._support, asked, start)
-        clicks = asked if isinstance(asked, Clicks) else asked.clicks
-        return Users(self, clicks, checked(standing, clicks, self.catalog, self._current().names), self.version)
+    def __copy__(self) -> Self:
+        """Another recommender of the same model; what is added to one is not in the other."""
+        out = type(self).__new__(type(self))
+        vars(out).update(vars(self), _states=copy.copy(self._states))
+        return out
 
     def _current(self) -> Snapshot:
-        """The snapshot of the model as it is now."""
-        if self._watched is not self.model:
-            parameters = self.model.parameters() if isinstance(self.model, nn.Module) else ()
-            self._watched, self._parameters = self.model, list(parameters)
-        key = [(p.data_ptr(), p._version) for p in self._parameters]
-        if self._snapshot is None or key != self._key:
-            self.version += self._snapshot is not None
-            self._snapshot, self._key = snapshot_of(self.model), key
-            self._balance(self._snapshot)
-        return self._snapshot
+        return self._states.current().snapshot
 
-    def _balance(self, snapshot: Snapshot) -> None:
-        """Give new items their share of the lists."""
-        if self.new_share is None or not isinstance(snapshot, FusedSnapshot):
-            return
-        new = snapshot.known & ~torch.from_numpy(self.model.warm).to(snapshot.device)
-        shift = new * shift_of(snapshot, self._support, new, self.new_share)
-        snapshot.tables = replace(snapshot.tables, shift=shift)
+    @property
+    def _support(self) -> SupportMaker:
+        return self._states.current().support
 
-    def _of(self, users: Users) -> Snapshot:
-        """The snapshot that users belong to."""
-        snapshot = self._current()
-        if users.recommender is not self or users.version != self.version:
+    def _adapted(self, state: State, asked: Clicks | Spelled, start: Tensor | None = None) -> Users:
+        standing = adapted(state.snapshot, state.support, asked, start)
+        clicks = asked if isinstance(asked, Clicks) else asked.clicks
+        return Users(self, clicks, checked(standing, clicks, state.catalog, state.snapshot.names), state.version)
+
+    def _of(self, users: Users) -> State:
+        """The current state, which users belong to."""
+        state = self._states.current()
+        if users.recommender is not self or users.version != state.version:
             raise ValueError(
                 "recommend: the model's weights have changed since these users were adapted to; adapt to them again"
             )
-        return snapshot
+        return state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from metarec.data.dataset import Catalog, Vocabulary
 from metarec.files import read_tensors, write_tensors
 from metarec.recipes.config import MMLConfig
+from metarec.recipes.growing import lacking
 from metarec.recipes.mml import MML
 from metarec.recipes.structure import difference, empty_model, neighbours_of
 from metarec.types import Modality
@@ -30,6 +32,9 @@ _OLD_NEIGHBOURS = 1 << 24  # the most that are computed anew for a file of the f
 
 def save(model: MML, path: str | Path) -> None:
     """Write a model, its settings and its catalogue to one file, in one step.
+
+    What a :class:`~metarec.Recommender` of this model has added or removed is left out, with a warning;
+    :meth:`Recommender.save <metarec.Recommender.save>` keeps it.
 
     Args:
         model: on any device, of any floating-point type, as its settings and its catalogue make it.
@@ -51,8 +56,24 @@ def save(model: MML, path: str | Path) -> None:
         >>> again.config.dim, again.catalog.items
         (8, Vocabulary(40 item ids))
     """
+    write_model(model, path, {})
+    if left_out := lacking(model):
+        warnings.warn(
+            f"save: {path} holds the model as it was given to a Recommender, without what changed there since: "
+            f"{left_out} items; recommender.save(path) keeps them",
+            stacklevel=2,
+        )
+
+
+def write_model(model: object, path: str | Path, more: Mapping[str, Any]) -> None:
+    """What :func:`save` writes, with more in the header, which :func:`read_model` gives back.
+
+    Raises:
+        TypeError, ValueError, RuntimeError, OSError: as for :func:`save`.
+    """
     if type(model) is not MML:
-        raise TypeError(f"save: expected an MML, got {type(model).__name__}; of another module save the state_dict()")
+        way = "call its own save(path)" if hasattr(model, "save_users") else "of another module save the state_dict()"
+        raise TypeError(f"save: expected an MML, got {type(model).__name__}; {way}")
     if problem := difference(model):
         raise ValueError(
             f"save: {path}: not written, as load() would build another model: {problem}; save model.state_dict() and "
@@ -67,6 +88,7 @@ def save(model: MML, path: str | Path) -> None:
         "attributes": list(catalog.attributes),
         "fitted": model.fitted,
         "frozen": sorted(name for name, p in model.named_parameters() if not p.requires_grad),
+        **more,
     }
     tensors = {"warm": torch.from_numpy(model.warm), **_pack("items", catalog.items.ids)}
     tensors |= _pack("hidden", sorted(catalog.hidden))
@@ -103,6 +125,16 @@ def load(path: str | Path, *, device: torch.device | str = "cpu") -> MML:
         >>> load(path).catalog.items
         Vocabulary(40 item ids)
     """
+    return read_model(path, device=device)[0]
+
+
+def read_model(path: str | Path, *, device: torch.device | str) -> tuple[MML, dict[str, Any]]:
+    """What :func:`load` gives, and the header of the file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: as :func:`load`.
+    """
     tensors, header = read_tensors(path)
     if header.get("kind") != "MML":
         raise ValueError(
@@ -117,7 +149,7 @@ def load(path: str | Path, *, device: torch.device | str = "cpu") -> MML:
             f"{path}: its contents do not make an MML of this version ({type(error).__name__}: {error}); load it with "
             "the version of metarec that saved it, or train again"
         ) from error
-    return model.to(device).eval()
+    return model.to(device).eval(), header
 
 
 def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any], config: MMLConfig) -> MML:

@@ -10,7 +10,7 @@ import pytest
 
 import metarec as mr
 from metarec.service.answering import Answer, Filters, Job, answers
-from service_helpers import QUICK, running
+from service_helpers import QUICK, ask, running
 
 
 @pytest.fixture(scope="module")
@@ -18,17 +18,24 @@ def recommender() -> mr.Recommender:
     return mr.Recommender(mr.MML.build(mr.datasets.planted(users=60, items=40), mr.MMLConfig(dim=8, layers=1)))
 
 
-def test_one_who_asks_for_too_much_spoils_no_other_list_of_the_same_filters(recommender: mr.Recommender) -> None:
+def test_one_who_asks_for_more_than_there_is_changes_no_other_list(recommender: mr.Recommender) -> None:
     jobs = [Job((f"item{i}", f"item{i + 1}"), 99 if i == 5 else 3 + i, Filters()) for i in range(7)]
     together = answers(recommender, jobs)
     for i, (job, answer) in enumerate(zip(jobs, together, strict=True)):
-        if i == 5:
-            assert isinstance(answer, ValueError) and "k must be at least 1 and at most" in str(answer)
-            continue
         user = recommender.adapt(list(job.clicks))
         assert isinstance(answer, Answer) and isinstance(user, mr.recommender.User)
-        assert [item.id for item in answer.items] == [item.id for item in user.recommend(job.k)]
+        assert [item.id for item in answer.items] == [item.id for item in user.recommend(38 if i == 5 else job.k)]
         assert answer.weights == pytest.approx(user.weights, abs=1e-6)
+
+
+def test_a_list_is_shorter_where_fewer_items_are_left(recommender: mr.Recommender) -> None:
+    with running(recommender, QUICK) as port:
+        status, answer = ask(port, "/recommend", {"clicks": ["item1"], "allow": ["item1"]})
+        assert status == 200 and answer["items"] == []
+        few = {"users": [{"clicks": []}, {"clicks": [], "candidates": ["item1"]}], "k": 2}
+        status, answer = ask(port, "/recommend/users", few)
+    assert status == 200 and [len(user["items"]) for user in answer["users"]] == [2, 1]
+    assert answer["users"][1]["items"][0]["id"] == "item1"
 
 
 def test_a_client_that_goes_silent_after_an_answer_is_hung_up_on(recommender: mr.Recommender) -> None:

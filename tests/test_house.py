@@ -42,7 +42,7 @@ LAYERS = {
     "comparison": {"report"},
     "reporting": UPPER,
     "serving": UPPER,
-    "recommender": UPPER | {"serving"},
+    "recommender": UPPER | {"serving", "serialization"},
     "serialization": UPPER,
     "encoders": {"types", "data"},
     "export": UPPER | {"serving"},

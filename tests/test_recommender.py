@@ -139,13 +139,9 @@ def test_a_list_reads_well() -> None:
 def test_k_out_of_range() -> None:
     user = Recommender(ByHand("abcdef", known=[0, 1, 1, 1, 1, 1, 0])).adapt(["a", "a", "f"])
     assert len(user.recommend(k=4)) == 4 and len(user.recommend(k=5, exclude_seen=False)) == 5
-    with pytest.raises(ValueError, match=r"at most 4, the number .* knows and that this user has not clicked, got 5"):
-        user.recommend(k=5)
-    with pytest.raises(ValueError, match="at most 5, the number of items that the model knows, got 10"):
-        user.recommend(exclude_seen=False)
-    for k in (0, -1):
-        with pytest.raises(ValueError, match=f"k must be at least 1 and at most 4.*got {k}"):
-            user.recommend(k=k)
+    for k in (0, -1, 2.5, True, "3"):
+        with pytest.raises(ValueError, match=f"k must be a whole number of at least 1, got {k!r}"):
+            user.recommend(k=k)  # type: ignore[arg-type]
 
 
 def test_unknown_ids_are_named_with_the_nearest(model: MML) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +56,10 @@ class Catalog:
         self.items.encode(sorted(self.hidden))
         object.__setattr__(self, "modalities", MappingProxyType(dict(self.modalities)))
         object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
+
+    def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
+        """How :mod:`copy` and :mod:`pickle` make another one."""
+        return type(self), (self.items, dict(self.modalities), dict(self.attributes), self.hidden)
 
     def __getitem__(self, modality: str) -> Modality:
         if modality not in self.modalities:

@@ -110,7 +110,7 @@ class EpisodeSampler:
         """(users,) codes of the users that are sampled, ascending."""
         return self.data.user_codes[self._rows]
 
-    @cached_property
+    @property
     def refused(self) -> Mapping[str, int]:
         """How many users have too few clicks for this part, under the reason."""
         reason = f"users with fewer than {LEAST_CLICKS[self.part]} clicks"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from metarec.data.containers import bare, plain, unknown_id
 
 Ints = NDArray[np.int64]
 
@@ -67,16 +68,20 @@ class Vocabulary:
     def encode(self, ids: Sequence[str]) -> Ints:
         """Codes of external ids, (len(ids),) int64.
 
+        Args:
+            ids: in any container that has an order.
+
         Raises:
-            ValueError: if an id is not known; names it and the nearest known ids.
+            ValueError: if an id is not known or no string; names it and the nearest known ids.
         """
+        ids = plain(ids, f"{self.what} ids")
         try:
             return np.fromiter(map(self._code.__getitem__, ids), dtype=np.int64, count=len(ids))
-        except KeyError:
-            position, name = next((i, n) for i, n in enumerate(ids) if n not in self._code)
-            near = difflib.get_close_matches(str(name), self.ids, n=3, cutoff=0.5)
-            hint = f"nearest known ids: {', '.join(map(repr, near))}" if near else f"known ids look like {self.ids[:3]}"
-            raise ValueError(f"unknown {self.what} id {name!r} (at position {position}); {hint}") from None
+        except (KeyError, TypeError):
+            names = [bare(name) for name in ids]
+        if any(not isinstance(name, str) or name not in self._code for name in names):
+            unknown_id(names, self._code, self.what)
+        return self.encode(names)
 
     def decode(self, codes: Iterable[int]) -> list[str]:
         """External ids of codes.

@@ -36,6 +36,10 @@ class Graphs:
         self.recorded: dict[Hashable, Recorded | None] = {}
         self.pool: Any = None  # one memory pool for all: they run one after another
 
+    def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
+        """A copy records its own: a graph reads the weights that it was recorded with."""
+        return Graphs, ()
+
     def gradients(self, meta: Trained, part: EpisodeBatch, need: int) -> Gradients | None:
         """What a graph finds for a batch that needs so many bytes; None if it should run without."""
         return self._replayed(meta, part, need) if part.user.device.type == "cuda" else None

@@ -46,7 +46,7 @@ class Answer:
     """One user's list.
 
     Attributes:
-        items: best first.
+        items: best first; fewer than were asked for where no more are left.
         adapted: whether there was something to learn from.
         weights: how much each learner counts for this user, by name.
     """
@@ -63,7 +63,7 @@ def answers(recommender: Recommender, jobs: Sequence[Job]) -> list[Answer | Valu
         >>> from metarec.datasets import planted
         >>> from metarec.recipes import MML, MMLConfig
         >>> recommender = Recommender(MML.build(planted(users=60, items=40), MMLConfig(dim=8)))
-        >>> good, bad = Job(("item3", "item7"), 5, Filters()), Job(("item3",), 99, Filters())
+        >>> good, bad = Job(("item3", "item7"), 5, Filters()), Job(("itm3",), 5, Filters())
         >>> [type(answer).__name__ for answer in answers(recommender, [good, bad])]
         ['Answer', 'ValueError']
     """
@@ -94,7 +94,8 @@ def _listed(jobs: Sequence[Job], users: Users) -> list[Answer | ValueError]:
     filters, names = jobs[0].filters, users.recommender.learners
     candidates = None if filters.candidates is None else [filters.candidates] * len(jobs)
     try:
-        lists = users.recommend(
+        lists = users.recommender.rank(
+            users,
             max(job.k for job in jobs),
             exclude_seen=filters.exclude_seen,
             allow=filters.allow,

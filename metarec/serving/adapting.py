@@ -58,6 +58,25 @@ def adapted(
     return Standing.join(parts)[back.to(snapshot.device)]
 
 
+def further(snapshot: Snapshot, support: SupportMaker, clicks: Clicks, more: Ints, before: Standing) -> Standing:
+    """Where B users stand after more clicks; those who have none stay where they stood.
+
+    Args:
+        snapshot: the model.
+        support: makes the examples.
+        clicks: all of each user.
+        more: (B,) how many of them are new; somebody has some.
+        before: where the users stood; if they carry weights, their steps start from those.
+    """
+    new, old = np.flatnonzero(more), np.flatnonzero(more == 0)
+    start = None if before.weights is None else before.weights[torch.from_numpy(new)]
+    if not len(old):
+        return adapted(snapshot, support, clicks, start)
+    fresh = adapted(snapshot, support, clicks[new], start)
+    order = torch.from_numpy(np.argsort(np.concatenate([new, old])))
+    return Standing.join([fresh, before[torch.from_numpy(old)]])[order]
+
+
 def unadapted(snapshot: Snapshot, support: SupportMaker) -> Standing:
     """Where a user without clicks stands: at the average state after one click on a likely item, (1, ...).
 

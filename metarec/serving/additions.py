@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metarec.data.containers import bare, check_labels, plain
 from metarec.data.dataset import Catalog, Vocabulary
 from metarec.functional.scaling import FeatureScale
 from metarec.recipes.features import check_scale
@@ -36,9 +37,7 @@ def new_items(
     Raises:
         ValueError: see :meth:`Recommender.add_items <metarec.Recommender.add_items>`.
     """
-    if isinstance(ids, str):
-        raise ValueError(f"add_items: expected a sequence of ids, got the string {ids!r}; write [{ids!r}]")
-    names = Vocabulary(ids, known.items.what)
+    names = Vocabulary(map(bare, plain(ids, "add_items")), known.items.what)
     for name in names.ids:
         if not isinstance(name, str) or name in known.items:
             why = "is in the catalogue already; restore_items shows a removed one again" if name in known.items else ""
@@ -56,13 +55,16 @@ def new_items(
         lacking = names.ids[int(np.argmin(described)) - 1]
         way = f"give it one of {sorted(scales)}" if scales else "this model knows ids alone, and takes in no items"
         raise ValueError(f"add_items: item {lacking!r} has no vector in any modality, so nothing could rank it; {way}")
-    for column, values in attributes.items():
+    columns = {}
+    for column, given in attributes.items():
+        check_labels(given, names.ids, f"add_items: attribute {column!r}")
+        columns[column] = values = [bare(value) for value in plain(given, f"add_items: attribute {column!r}")]
         if column not in known.attributes or len(values) != len(names):
             raise ValueError(
                 f"add_items: attribute {column!r} needs {len(names)} values and to be one of "
                 f"{sorted(known.attributes)}, got {len(values)} values"
             )
-    added = Catalog(names, modalities, attributes)
+    added = Catalog(names, modalities, columns)
     check_scale(added, scales)
     return added
 
@@ -76,7 +78,7 @@ def _modality(name: str, dim: int, items: Vocabulary, given: Vectors) -> Modalit
         codes = items.encode(list(given))
         rows = [_array(name, item, vector, dim) for item, vector in given.items()]
     else:
-        whole = given if isinstance(given, list | tuple | torch.Tensor) else np.asarray(given)
+        whole = _rows(name, items, given)
         if len(whole) != len(items):
             raise ValueError(f"add_items: {name} needs one vector for each of the {len(items)} ids, got {len(whole)}")
         codes = np.arange(1, items.size)
@@ -84,6 +86,16 @@ def _modality(name: str, dim: int, items: Vocabulary, given: Vectors) -> Modalit
     values = np.stack(rows) if rows else np.zeros((0, dim), dtype=np.float32)
     features[codes], present[codes] = torch.from_numpy(values), torch.from_numpy(values.any(1))
     return Modality(name, features, present)
+
+
+def _rows(name: str, items: Vocabulary, given: Vectors) -> Any:
+    """One vector after the other, from a matrix or a container of vectors."""
+    if isinstance(given, torch.Tensor):
+        return given
+    check_labels(given, items.ids, f"add_items: {name}")
+    if isinstance(given, np.ndarray) or hasattr(type(given), "columns"):
+        return np.atleast_1d(np.asarray(given))
+    return plain(given, f"add_items: {name}")
 
 
 def _array(name: str, item: str, vector: Any, dim: int) -> NDArray[np.float32]:

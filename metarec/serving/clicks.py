@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metarec.data.containers import plain_rows
 from metarec.data.dataset import Ints, Vocabulary
 from metarec.types import Examples
 
@@ -37,10 +38,10 @@ class Clicks:
         """Encode external ids.
 
         Raises:
-            ValueError: if a history is a single string, or an id is not known (naming user, id and the nearest ids).
+            ValueError: if a history is no sequence of ids, or an id is not known (naming user, id and the nearest ids).
         """
         spelled = Spelled(histories, items)
-        spelled.clicks.codes[:] = spelled.encoded(histories)
+        spelled.clicks.codes[:] = spelled.encoded(spelled.histories)
         return spelled.clicks
 
     @classmethod
@@ -94,8 +95,11 @@ class Spelled:
     """Clicks of B users as external ids, which are encoded when they are asked for: a GPU goes on meanwhile.
 
     Args:
-        histories: of each user.
+        histories: of each user, in any containers that have an order.
         items: encodes the ids.
+
+    Raises:
+        ValueError: if a history is no sequence of ids.
 
     Attributes:
         clicks: those of all users who have been asked for, and 0 for the others.
@@ -107,13 +111,8 @@ class Spelled:
     """
 
     def __init__(self, histories: Sequence[Sequence[str]], items: Vocabulary) -> None:
-        for number, history in enumerate(histories):
-            if isinstance(history, str):
-                raise ValueError(
-                    f"adapt: expected a sequence of item ids per user, got the string {history!r} as user {number}"
-                )
-        self.histories, self.items = histories, items
-        self.counts: Ints = np.fromiter(map(len, histories), dtype=np.int64, count=len(histories))
+        self.histories, self.items = plain_rows(histories, "adapt"), items
+        self.counts: Ints = np.fromiter(map(len, self.histories), dtype=np.int64, count=len(self.histories))
         offsets = _offsets(self.counts)
         self.clicks = Clicks(np.zeros(offsets[-1], dtype=np.int64), offsets)
 

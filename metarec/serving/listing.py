@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from metarec.data.containers import plain
 from metarec.data.dataset import Catalog
 from metarec.meta.memory import halves, in_halves
 from metarec.serving.clicks import Clicks
+from metarec.serving.lists import Recommendations
 from metarec.serving.ranking import LOWEST, USERS, Scores, best, columns_for, ordered, pieces
-from metarec.serving.users import Ids, Recommendations
+from metarec.serving.users import Ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +32,30 @@ class Wanted:
     """
 
     k: int
-    exclude_seen: bool = True
-    allow: Ids | None = None
-    deny: Ids | None = None
-    candidates: Sequence[Ids] | None = None
+    exclude_seen: bool
+    allow: Sequence[str] | None
+    deny: Sequence[str] | None
+    candidates: Sequence[Sequence[str]] | None
+
+    @classmethod
+    def of(
+        cls, k: int, exclude_seen: bool, allow: Ids | None, deny: Ids | None, candidates: Sequence[Ids] | None
+    ) -> Wanted:
+        """What was asked for, its ids in any containers.
+
+        Raises:
+            ValueError: if ``k`` is no whole number of at least 1, or ids are in no container.
+        """
+        if isinstance(k, bool) or not hasattr(k, "__index__") or k < 1:
+            raise ValueError(f"recommend: k must be a whole number of at least 1, got {k!r}")
+        rows = None if candidates is None else plain(candidates, "recommend: candidates")
+        return cls(
+            int(k),
+            exclude_seen,
+            allow=None if allow is None else plain(allow, "recommend: allow", ordered=False),
+            deny=None if deny is None else plain(deny, "recommend: deny", ordered=False),
+            candidates=rows and [plain(own, f"recommend: candidates {n}", ordered=False) for n, own in enumerate(rows)],
+        )
 
     def allowed(self, known: Tensor, catalog: Catalog) -> Tensor:
         """(I,) bool, the items that any user may get."""
@@ -53,8 +76,10 @@ def listed(
 ) -> Recommendations:
     """The lists of B users, made for some users at a time; fewer where the GPU's memory turns out too small.
 
+    A list is shorter than ``k`` where fewer items are left.
+
     Raises:
-        ValueError: if an id is not known, or ``k`` is less than 1 or more than what a user is left with.
+        ValueError: if an id is not known.
     """
     allowed = wanted.allowed(known, catalog)
     if wanted.candidates is not None and len(wanted.candidates) != len(clicks):
@@ -68,43 +93,47 @@ def listed(
     def work(users: range) -> tuple[Tensor, Tensor]:
         part = slice(users.start, users.stop)
         if wanted.candidates is None:
-            found = _from_catalogue(wanted, scores[part], clicks[part], allowed, part.start, columns)
+            codes, values, left = _from_catalogue(wanted, scores[part], clicks[part], allowed, columns)
         else:
-            found = _from_candidates(wanted, scores[part], clicks[part], allowed, part.start, catalog)
-        return found[0].cpu(), _shown(found[1]).float().cpu()
+            codes, values, left = _from_candidates(wanted, scores[part], clicks[part], allowed, part.start, catalog)
+        over = torch.arange(codes.shape[1], device=left.device) >= left.unsqueeze(1)
+        values = _shown(values).float().masked_fill(over, -torch.inf)
+        return codes.masked_fill(over, 0).cpu(), values.cpu()
 
     lists = [own for some in pieces(len(clicks), most) for _, own in in_halves(work, some, halves)]
-    codes, values = (torch.cat(parts).numpy() for parts in zip(*lists, strict=True))
-    return Recommendations(codes, values, catalog.items)
+    width = max(codes.shape[1] for codes, _ in lists)
+    codes = torch.cat([F.pad(own, (0, width - own.shape[1])) for own, _ in lists])
+    values = torch.cat([F.pad(own, (0, width - own.shape[1]), value=-torch.inf) for _, own in lists])
+    return Recommendations(codes.numpy(), values.numpy(), catalog.items)
 
 
 def _from_catalogue(
-    wanted: Wanted, scores: Scores, clicks: Clicks, allowed: Tensor, first: int, columns: int | None
-) -> tuple[Tensor, Tensor]:
+    wanted: Wanted, scores: Scores, clicks: Clicks, allowed: Tensor, columns: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes and values of each user's list, as long as the longest, and how many items each user is left with."""
     user = torch.from_numpy(clicks.owners()).to(allowed.device)
     item = torch.from_numpy(clicks.codes).to(allowed.device)
     if not wanted.exclude_seen:
         user, item = user[:0], item[:0]
     left = int(allowed.sum()) - _taken(user, item, allowed, len(clicks))
-    _check(wanted, left, first, "that the model knows", len(clicks) == 1 and first == 0)
-    return best(scores, wanted.k, allowed, (user, item), columns)
+    return *best(scores, min(wanted.k, int(left.max())), allowed, (user, item), columns), left
 
 
 def _from_candidates(
     wanted: Wanted, scores: Scores, clicks: Clicks, allowed: Tensor, first: int, catalog: Catalog
-) -> tuple[Tensor, Tensor]:
-    rows = [
-        np.unique(catalog.items.encode(list(ids))) for ids in (wanted.candidates or ())[first : first + len(clicks)]
-    ]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`_from_catalogue`."""
+    rows = [np.unique(catalog.items.encode(ids)) for ids in (wanted.candidates or ())[first : first + len(clicks)]]
     width = max(1, *(len(row) for row in rows))
     codes = torch.from_numpy(np.stack([np.pad(row, (0, width - len(row))) for row in rows])).to(allowed.device)
     usable = allowed[codes]
     if wanted.exclude_seen:
         for user, row in enumerate(rows):
             usable[user, : len(row)] &= torch.from_numpy(~np.isin(row, clicks.user(user))).to(allowed.device)
-    _check(wanted, usable.sum(1), first, "among the candidates", len(clicks) == 1 and first == 0)
-    values, found = ordered(scores.exact(codes).masked_fill(~usable, -torch.inf), codes, wanted.k)
-    return found, values
+    left = usable.sum(1)
+    k = min(wanted.k, int(left.max()))
+    values, found = ordered(scores.exact(codes).masked_fill(~usable, -torch.inf), codes, k)
+    return found, values, left
 
 
 def _taken(user: Tensor, item: Tensor, allowed: Tensor, users: int) -> Tensor:
@@ -114,26 +143,16 @@ def _taken(user: Tensor, item: Tensor, allowed: Tensor, users: int) -> Tensor:
     return torch.zeros(users, dtype=torch.int64, device=allowed.device).index_add_(0, pair // len(allowed), counted)
 
 
-def _check(wanted: Wanted, left: Tensor, first: int, where: str, one: bool) -> None:
-    least = int(left.min())
-    if 1 <= wanted.k <= least:
-        return
-    who = "this user" if one else f"user {first + int(left.argmin())}"
-    seen = f" and that {who} has not clicked" if wanted.exclude_seen else "" if one else f", for {who}"
-    lists = " and that allow and deny leave" if wanted.allow is not None or wanted.deny else ""
-    raise ValueError(
-        f"recommend: k must be at least 1 and at most {least}, the number of items {where}{lists}{seen}, got {wanted.k}"
-    )
-
-
 def _shown(values: Tensor) -> Tensor:
     """Items that no modality of the user knows get the lowest score of the user's list."""
+    if not values.shape[1]:
+        return values
     real = values > LOWEST / 2
     lowest = values.masked_fill(~real, torch.inf).amin(1, keepdim=True)
     return torch.where(real, values, torch.where(lowest.isfinite(), lowest, torch.zeros_like(lowest)))
 
 
-def _codes(ids: Ids, catalog: Catalog, name: str) -> Tensor:
+def _codes(ids: Collection[str], catalog: Catalog, name: str) -> Tensor:
     try:
         return torch.from_numpy(catalog.items.encode(list(ids)))
     except ValueError as error:

@@ -51,14 +51,14 @@ def best(
 
     Args:
         scores: of B users.
-        k: at most the number of items that each user is left with.
+        k: at most the number of items that some user is left with.
         allowed: (I,) bool, False at padding.
         excluded: user (n,) and item code (n,) pairs that are left out.
         columns: catalogue rows scored at once.
 
     Returns:
         codes: (B, k) int64.
-        values: (B, k) float64.
+        values: (B, k) float64; -inf once a user has no more items left.
     """
     if columns is None:
         columns = columns_for(len(scores), allowed.device.type)
@@ -66,7 +66,9 @@ def best(
     values, codes = _shortlist(scores, min(take, len(allowed)), allowed, excluded, columns)
     exact = scores.exact(codes).masked_fill(values == -torch.inf, -torch.inf)
     found, order = ordered(exact, codes, k)
-    unsure = found[:, -1] <= values[:, -1].double() + scores.error()
+    if not k:
+        return order, found
+    unsure = (found[:, -1] > -torch.inf) & (found[:, -1] <= values[:, -1].double() + scores.error())
     if take < len(allowed) and bool(unsure.any()):
         for user in unsure.nonzero().squeeze(-1).tolist():
             order[user], found[user] = _whole(scores, user, k, allowed, excluded)

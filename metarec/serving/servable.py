@@ -46,6 +46,20 @@ class Servable(Method, Protocol):
         ...
 
 
+def check_servable(model: object) -> None:
+    """Refuse what does not say which items it scores.
+
+    Raises:
+        TypeError: if the model lacks what a :class:`Servable` has; says how to give it that.
+    """
+    lacking = [name for name in ("adapt", "catalog", "warm", "config") if not hasattr(model, name)]
+    if lacking:
+        name = type(model).__name__
+        got = f"expected an MML or a method as Served, got {name}, which has no {' or '.join(lacking)}"
+        way = "give a method" if "adapt" in lacking else f"wrap it: Recommender(Served({name}(...), upstream))"
+        raise TypeError(f"Recommender: {got}; {way}")
+
+
 @dataclass(frozen=True)
 class _Read:
     max_length: int

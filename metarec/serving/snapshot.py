@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -18,12 +19,13 @@ from metarec.recipes.mml import MML
 from metarec.serving.clicks import sent
 from metarec.serving.compiled import CompiledUser
 from metarec.serving.prepared import check_table, wide
+from metarec.serving.given import GivenSnapshot
 from metarec.serving.ranking import Scores
-from metarec.serving.scores import FusedScores, GivenScores, Tables
+from metarec.serving.scores import FusedScores, Tables
 from metarec.serving.servable import Servable
 from metarec.serving.stacked import OneUser, encoder_apart
 from metarec.serving.standing import Standing
-from metarec.types import Examples, Method, Scored
+from metarec.types import Examples, Scored
 
 
 class Snapshot(Protocol):
@@ -126,7 +128,7 @@ class FusedSnapshot:
         compiled = library() is not None and self.device.type == "cpu" and self.adapts == "encoder"
         tables, known = [], []
         for name in self.names:
-            learner = self._prepared(copy.copy(model.learner(name)))
+            learner = self._prepared(model.learner(name))
             tables.append(learner.items.table())
             check_table(name, learner.items, model.catalog)
             known.append(learner.items.known)
@@ -150,17 +152,12 @@ class FusedSnapshot:
 
     @torch.no_grad()
     def _prepared(self, learner: ModalityLearner) -> _Served:
-        modes = [(part, part.training) for part in learner.modules()]
-        learner.eval()
-        try:
+        with evaluating(learner):
             table = learner.items.table().detach().clone()
             encoder = wide(encoder_apart(learner))
             context: Any = learner.context
             if context is not None:
                 context = wide(context.frozen() if self.adapts == "encoder" else copy.deepcopy(context))
-        finally:
-            for part, training in modes:
-                part.training = training
         items = wide(_Unscored(table, learner.items.known.clone()))
         return _Served(items, encoder, context=context, candidates=learner.candidates)
 
@@ -187,8 +184,7 @@ class FusedSnapshot:
         room = support.history.shape[1] + support.target.shape[1] + support.negatives[0].numel()
         corrections, states, active, weights = [], [], [], []
         with torch.no_grad():
-            for number, meta in enumerate(self.metas):
-                meta.learner.room = room
+            for number, meta in enumerate(_with_room(self.metas, room)):
                 own = None if start is None else _split(meta, start[:, number])
                 found = meta.adapt(support, weights=own)
                 if start is not None:
@@ -237,6 +233,15 @@ class FusedSnapshot:
         return total / (len(standing.state) * len(self.metas))
 
 
+def _with_room(metas: Sequence[MetaLearner], room: int) -> Iterator[MetaLearner]:
+    """The same for one call, with room for so many corrections; other threads have other users."""
+    for meta in metas:
+        own, learner = copy.copy(meta), copy.copy(meta.learner)
+        learner.room = room
+        own._modules = {"learner": learner}
+        yield own
+
+
 def _named(meta: MetaLearner) -> list[tuple[str, Tensor]]:
     """What adapts of a learner, by its name in the task view, in the order of the names."""
     return sorted((name, p) for name, p in meta.learner.named_parameters() if name.startswith("encoder."))
@@ -247,52 +252,6 @@ def _split(meta: MetaLearner, flat: Tensor) -> dict[str, Tensor]:
     named = _named(meta)
     parts = flat.split([p.numel() for _, p in named], 1)
     return {name: part.unflatten(1, p.shape) for (name, p), part in zip(named, parts, strict=True)}
-
-
-class GivenSnapshot:
-    """A method of one's own: its scores of the whole catalogue are what a user keeps.
-
-    Args:
-        method: the method.
-        items: I.
-    """
-
-    stranger: Standing | None = None
-    names: tuple[str, ...] = ()
-
-    def __init__(self, method: Method, items: int) -> None:
-        self.method = method
-        with evaluating(method) as self.device:
-            self.shape = (1, items)
-            self.known = torch.ones(items, dtype=torch.bool, device=self.device)
-
-    def start(self) -> Tensor:
-        """Nothing that could be kept.
-
-        Raises:
-            ValueError: always.
-        """
-        raise ValueError(f"keep_weights: only an MML has weights to keep, got {type(self.method).__name__}")
-
-    def adapt(self, support: Examples, query: Examples, start: Tensor | None = None) -> Standing:
-        """Adapt to B users and score the catalogue."""
-        with evaluating(self.method) as device, torch.no_grad():
-            scored = self.method.adapt(support.to(device))(query.to(device))
-        self.known = scored.known
-        none = scored.scores.new_zeros(len(support), 1, 0)
-        return Standing(scored.scores, scored.active, none.long(), none)
-
-    def weights(self, standing: Standing) -> Tensor:
-        """(B, 0): there is no fusion."""
-        return standing.state[:, 0, :0]
-
-    def scores(self, standing: Standing) -> Scores:
-        """The scores as they were given."""
-        return GivenScores(standing.state[:, 0])
-
-    def chances(self, standing: Standing) -> Tensor:
-        """(I,) the mean over users of the softmax of their scores."""
-        return standing.state[:, 0].softmax(-1).mean(0)
 
 
 def snapshot_of(model: Servable) -> Snapshot:

@@ -1,4 +1,4 @@
-"""Adapted users as values, and the lists that they get."""
+"""Adapted users as values."""
 
 from __future__ import annotations
 
@@ -13,67 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarec.data.dataset import Catalog, Ints, Vocabulary
+from metarec.data.dataset import Catalog
 from metarec.serving.clicks import Clicks
+from metarec.serving.lists import Recommendation, Recommendations
 from metarec.serving.standing import Standing
 
 Ids = Collection[str]
-
-
-@dataclass(frozen=True, repr=False)
-class Recommendation:
-    """One entry of a ranked list.
-
-    Attributes:
-        id: the item's external id.
-        score: comparable within one user's list, not between users.
-    """
-
-    id: str
-    score: float
-
-    def __repr__(self) -> str:
-        return f"{self.id} ({self.score:.3f})"
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Recommendations:
-    """Ranked lists of B users: codes and scores; ids and :class:`Recommendation` on demand.
-
-    Attributes:
-        codes: (B, k) int64 item codes, best first.
-        scores: (B, k) float32.
-        items: the vocabulary of the codes.
-
-    Example:
-        >>> lists = Recommendations(np.array([[2, 1]]), np.array([[0.5, 0.25]], dtype=np.float32), Vocabulary("ab"))
-        >>> lists.ids.tolist(), lists[0]
-        ([['b', 'a']], [b (0.500), a (0.250)])
-    """
-
-    codes: Ints
-    scores: NDArray[np.float32]
-    items: Vocabulary
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    def __repr__(self) -> str:
-        return f"Recommendations({len(self):,} users, {self.codes.shape[1]} items each)"
-
-    @cached_property
-    def ids(self) -> NDArray[np.object_]:
-        """(B, k) external ids."""
-        names = np.fromiter(self.items.decode(self.codes.ravel().tolist()), dtype=object, count=self.codes.size)
-        return names.reshape(self.codes.shape)
-
-    def __getitem__(self, user: int) -> list[Recommendation]:
-        """The list of one user."""
-        names = self.items.decode(self.codes[user].tolist())
-        return [Recommendation(i, s) for i, s in zip(names, self.scores[user].tolist(), strict=True)]
-
-    def __iter__(self) -> Iterator[list[Recommendation]]:
-        return (self[user] for user in range(len(self)))
 
 
 class Server(Protocol):
@@ -187,7 +132,9 @@ class Users:
         candidates: Sequence[Ids] | None = None,
     ) -> Recommendations:
         """The k best items of each user; see :meth:`User.recommend`. ``candidates`` holds one collection per user."""
-        return self.recommender.rank(self, k, exclude_seen=exclude_seen, allow=allow, deny=deny, candidates=candidates)
+        rank = self.recommender.rank
+        found = rank(self, k, exclude_seen=exclude_seen, allow=allow, deny=deny, candidates=candidates)
+        return found.say_if_short(k)
 
     def update(self, clicks: Sequence[Sequence[str]]) -> Users:
         """The same users after more clicks, one sequence per user (empty where there are none).
@@ -257,6 +204,8 @@ class User:
     ) -> list[Recommendation]:
         """The k best items, best first; ties in the order of the catalogue.
 
+        Where fewer are left, the list is shorter, with a warning.
+
         Args:
             k: how many.
             exclude_seen: leave out what the user has clicked.
@@ -266,10 +215,11 @@ class User:
                 user. ``allow``, ``deny`` and ``exclude_seen`` hold for them too.
 
         Raises:
-            ValueError: if an id is not known, or ``k`` is less than 1 or more than the items that can be recommended.
+            ValueError: if an id is not known, or ``k`` is no whole number of at least 1.
         """
-        own = None if candidates is None else [candidates]
-        return self.users.recommend(k, exclude_seen=exclude_seen, allow=allow, deny=deny, candidates=own)[0]
+        rank, own = self.users.recommender.rank, None if candidates is None else [candidates]
+        found = rank(self.users, k, exclude_seen=exclude_seen, allow=allow, deny=deny, candidates=own)
+        return found.say_if_short(k)[0]
 
     def update(self, clicks: Sequence[str]) -> User:
         """The same user after more clicks; see :meth:`Users.update`."""

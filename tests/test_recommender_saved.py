@@ -1,0 +1,117 @@
+"""A recommender saved whole: the lists of the one that comes back are those of the one that was saved."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from metarec import MML, Recommender, Served, load, save
+from metarec.files import read_tensors, write_tensors
+from metarec.recipes import EASE
+from tiny import CONFIG, UP, trained
+
+HISTORIES = [["item3", "item14", "item15", "item2"], [], ["item7"], ["item20", "new"]]
+ROWS = {name: UP.catalog[name].features for name in ("text", "image")}
+
+
+def changed(model: MML, new_share: float | None = None) -> Recommender:
+    """With an item more and two less."""
+    recommender = Recommender(model, new_share=new_share)
+    recommender.add_items(["new", "newer"], {"text": ROWS["text"][[4, 9]], "image": ROWS["image"][[4, 9]] + 0.1})
+    recommender.remove_items(["item9", "newer"])
+    return recommender
+
+
+@pytest.mark.parametrize("new_share", [None, 0.3])
+def test_lists_after_loading_are_those_before(tmp_path: Path, new_share: float | None) -> None:
+    recommender, path = changed(trained(), new_share), tmp_path / "all.safetensors"
+    users = recommender.adapt(HISTORIES)
+    expected = users.recommend(k=35)
+    assert "new" in set(expected.ids.ravel()) and "newer" not in set(expected.ids.ravel())
+    recommender.save(path)
+    users.save(tmp_path / "users")
+    again = Recommender.load(path)
+    assert again.new_share == new_share and again.catalog.hidden == {"item9", "newer"}
+    for found in (again.adapt(HISTORIES), again.load_users(tmp_path / "users")):
+        lists = found.recommend(k=35)
+        assert np.array_equal(lists.codes, expected.codes) and np.array_equal(lists.scores, expected.scores)
+    again.restore_items(["newer"])
+    again.add_items(["newest"], text=ROWS["text"][1:2])
+    assert again.catalog.items.ids[-3:] == ("new", "newer", "newest")
+    model = load(path)
+    assert model.catalog.items == recommender.catalog.items and model.catalog.hidden == {"item9", "newer"}
+    lists = Recommender(model, new_share=new_share).adapt(HISTORIES).recommend(k=35)
+    assert np.array_equal(lists.codes, expected.codes)
+
+
+def test_a_saved_model_is_a_recommender_too(tmp_path: Path) -> None:
+    model = MML.build(UP, CONFIG)
+    save(model, tmp_path / "mml")
+    again = Recommender.load(tmp_path / "mml")
+    assert again.new_share is None
+    assert again.adapt(HISTORIES[0]).recommend(k=9) == Recommender(model).adapt(HISTORIES[0]).recommend(k=9)
+
+
+def test_save_says_what_it_leaves_out(tmp_path: Path) -> None:
+    model = MML.build(UP, CONFIG)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(model, tmp_path / "before")
+        Recommender(model).adapt(HISTORIES[0])
+        save(model, tmp_path / "before")
+    recommender = changed(model)
+    left = (
+        r"save: .*mml holds the model as it was given to a Recommender, .* since: 2 added, 2 removed items; recommender"
+    )
+    with pytest.warns(UserWarning, match=left) as caught:
+        save(model, tmp_path / "mml")
+    assert caught[0].filename == __file__ and len(load(tmp_path / "mml").catalog.items) == 40
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(recommender.model, tmp_path / "served")  # type: ignore[arg-type]
+        recommender.save(tmp_path / "all")
+        del recommender
+        save(model, tmp_path / "mml")
+    hidden = Recommender(model)
+    hidden.remove_items(["item3"])
+    with pytest.warns(UserWarning, match="since: 1 removed items"):
+        save(model, tmp_path / "mml")
+    hidden.restore_items(["item3"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(model, tmp_path / "mml")
+
+
+def test_what_cannot_be_saved_or_loaded_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="save: expected an MML, got Served"):
+        Recommender(Served(EASE(UP), UP)).save(tmp_path / "none")
+    with pytest.raises(TypeError, match=r"save: expected an MML, got Recommender; call its own save\(path\)"):
+        save(Recommender(MML.build(UP, CONFIG)), tmp_path / "none")  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+    changed(MML.build(UP, CONFIG)).save(tmp_path / "all")
+    tensors, header = read_tensors(tmp_path / "all")
+    for share in (2, 0.0, "x", [0.1], True, float("1e400")):
+        said: dict[str, Any] = {**header, "new_share": share}
+        del said["format"]
+        write_tensors(tmp_path / "strange", tensors, said)
+        with pytest.raises(ValueError, match=r"strange: new_share must be a number between 0 and 1"):
+            Recommender.load(tmp_path / "strange")
+    assert json.dumps(header["new_share"]) == "null"
+
+
+@pytest.mark.parametrize("method", ["EASE", "meta", "nothing"])
+def test_what_does_not_name_its_items_is_refused_with_the_way_out(method: str) -> None:
+    model: Any = {"EASE": EASE(UP), "meta": MML.build(UP, CONFIG).meta("id"), "nothing": torch.nn.Linear(2, 2)}[method]
+    way = {
+        "EASE": r"got EASE, which has no catalog or warm or config; wrap it: Recommender\(Served\(EASE\(...\), up",
+        "meta": r"Recommender\(Served\(MetaLearner\(...\), upstream\)\)",
+        "nothing": "expected an MML or a method as Served, got Linear, which has no adapt or catalog .*; give a method",
+    }[method]
+    with pytest.raises(TypeError, match=way):
+        Recommender(model)
