@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from metarec.report import Report, one_information
+from metarec.report import Report, one_information, one_rule
 
 Values = NDArray[np.float64]
 
@@ -54,6 +54,7 @@ def compare(
     metric: str = "ndcg@10",
     *,
     cold: bool = False,
+    only: str | None = None,
     resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
@@ -68,12 +69,13 @@ def compare(
         baseline: the same of the other; the number of seeds may differ.
         metric: name and length.
         cold: only the clicks on cold items.
+        only: one of the report's slices, e.g. ``"repeated"``.
         resamples: bootstrap draws.
         level: of the interval, e.g. 0.95 for the percentiles 2.5 and 97.5.
         seed: of the draws.
 
     Raises:
-        ValueError: if the reports are of different clicks or different information, or there is none.
+        ValueError: if the reports are of different clicks, information or rules on seen items, or there is none.
 
     Example:
         >>> user = np.arange(100)
@@ -86,8 +88,10 @@ def compare(
     if not ours or not theirs:
         raise ValueError("compare: expected at least one report of each method, got none")
     _check_same_clicks([*ours, *theirs])
-    information = one_information({f"{r.info.get('method', 'report')} {i}": r for i, r in enumerate([*ours, *theirs])})
-    rows = ours[0].is_cold if cold else np.ones(len(ours[0]), dtype=np.bool_)
+    named = {f"{r.info.get('method', 'report')} {i}": r for i, r in enumerate([*ours, *theirs])}
+    information = one_information(named)
+    one_rule(named)
+    rows = ours[0].one_slice("cold" if cold else only)
     a, b = (np.mean([r.values(metric) for r in side], axis=0)[rows] for side in (ours, theirs))
     _, group = np.unique(ours[0].user[rows], return_inverse=True)
     users = int(group.max(initial=-1)) + 1
@@ -126,5 +130,5 @@ def _check_same_clicks(reports: Sequence[Report]) -> None:
         if not same:
             raise ValueError(
                 f"compare: the reports are of different clicks ({len(reports[0])} and {len(report)} rows); evaluate "
-                "both methods on the same data with the same part, positions and max_length"
+                "both methods on the same data with the same part, positions, max_length and exclude_seen"
             )

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog
+from metarec.functional.histories import leaves_out_seen
+from metarec.nn.record import record_of
 from metarec.recipes.growing import with_items
 from metarec.recipes.mml import MML
 from metarec.serving.adapting import adapted, checked
@@ -73,6 +75,7 @@ class Recommender:
             raise ValueError(
                 f"Recommender: new_share must be between 0 and 1, of an MML, got {new_share} of {type(model).__name__}"
             )
+        record_of(model).warn(type(model).__name__)
         self.model = model
         self.new_share = new_share
         self.version = 0
@@ -140,7 +143,7 @@ class Recommender:
         users: Users,
         k: int = 10,
         *,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         allow: Ids | None = None,
         deny: Ids | None = None,
         candidates: Sequence[Ids] | None = None,
@@ -148,6 +151,8 @@ class Recommender:
     ) -> Recommendations:
         """As :meth:`Users.recommend`; ``columns`` is how much of the catalogue is scored at once."""
         snapshot = self._of(users)
+        if exclude_seen is None:
+            exclude_seen = leaves_out_seen(getattr(self.model, "repeat_share", None))
         wanted = Wanted(k, exclude_seen, allow, deny, candidates)
         with torch.no_grad():
             scores = snapshot.scores(users.standing)

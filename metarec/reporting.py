@@ -77,6 +77,8 @@ def write_results(
         "users": {name: {"all": len(report), "cold_items": report.cold_users} for name, report in reports.items()},
         "methods": {name: _plain(report.metrics) for name, report in reports.items()},
         "cold_items": {name: _plain(report.cold) for name, report in reports.items()},
+        "slices": {name: report.slices_to_dict() for name, report in reports.items()},
+        "seen_items": {name: report.info.get("rule") for name, report in reports.items()},
     }
     write_json(path, results)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metarec.data.dataset import Catalog, Vocabulary
 from metarec.files import read_tensors, write_tensors
-from metarec.nn import ColdItemGenerator
+from metarec.nn import ColdItemGenerator, record
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.mml import MML
 from metarec.types import Modality
@@ -61,6 +61,9 @@ def save(model: MML, path: str | Path) -> None:
         "modalities": list(catalog.modalities),
         "attributes": list(catalog.attributes),
         "fitted": model.fitted,
+        "fitted_until": model.fitted_until,
+        "trained": list(model.trained),
+        "repeat_share": model.repeat_share,
     }
     tensors = {"warm": torch.from_numpy(model.warm), **_pack("items", catalog.items.ids)}
     tensors |= _pack("hidden", sorted(catalog.hidden))
@@ -130,7 +133,27 @@ def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any], config: MML
     with torch.device("meta"):
         model = MML(catalog, warm.numpy(), config, fitted=fitted, neighbours=near)
     model.load_state_dict(weights, assign=True)
+    _remember(model, header)
     return model.to(dtype)
+
+
+def _remember(model: MML, header: Mapping[str, Any]) -> None:
+    """What the file says of the training; files written before 2026-12 say nothing."""
+    until, share, trained = (header.get(name) for name in ("fitted_until", "repeat_share", "trained"))
+    for name, number in (("fitted_until", until), ("repeat_share", share)):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
+            raise ValueError(f"{name} must be a number, got {number!r}")
+    model.repeat_share = share
+    if trained is None:
+        record.forget(model)
+        return
+    if not isinstance(trained, list) or not all(isinstance(stage, str) for stage in trained):
+        raise ValueError(f"trained must be names of stages, got {trained!r}")
+    record.remake(model)
+    if until is not None:
+        record.begin(model, until)
+    for stage in trained:
+        record.finish(model, stage)
 
 
 def _neighbours(tensors: Mapping[str, Tensor], catalog: Catalog, warm: Tensor, k: int) -> Tensor:

@@ -177,6 +177,7 @@ class Dataset:
         warm: (I,) bool, items that occur upstream; every other item is cold.
         name: where the data came from, used in messages and reports.
         dropped: what was left out on the way here and how much of it.
+        upstream_repeat_share: ``repeat_share`` of the upstream side, known to both sides of a split.
 
     Raises:
         ValueError: if the columns differ in length or are not sorted.
@@ -197,6 +198,7 @@ class Dataset:
     warm: NDArray[np.bool_]
     name: str = "data"
     dropped: Mapping[str, int] = field(default_factory=dict)
+    upstream_repeat_share: float | None = None
 
     def __post_init__(self) -> None:
         if not len(self.user) == len(self.item) == len(self.time):
@@ -250,6 +252,11 @@ class Dataset:
         """
         once = len(self) - self.duplicates
         return (once - len(np.unique(self.user * self.catalog.size + self.item))) / max(once, 1)
+
+    @property
+    def known_repeat_share(self) -> float:
+        """The upstream side's share of repeats, if this is a side of a split, and else its own."""
+        return self.repeat_share if self.upstream_repeat_share is None else self.upstream_repeat_share
 
     @property
     def cold_items(self) -> Ints:

@@ -55,10 +55,10 @@ def split_by_time(data: Dataset, at: float, *, min_interactions: int = 4) -> tup
     short = f"users with fewer than {min_interactions} interactions"
     after = int((~before & ~later_user).sum())
     up_counts = {f"upstream {short}": up_short, "interactions after the split by upstream users": after}
-    return (
-        _side(data, "upstream", up_rows, warm, up_counts),
-        _side(data, "downstream", down_rows, warm, {f"downstream {short}": down_short}),
-    )
+    up = _side(data, "upstream", up_rows, warm, up_counts)
+    down = _side(data, "downstream", down_rows, warm, {f"downstream {short}": down_short})
+    share = up.repeat_share if data.upstream_repeat_share is None else data.upstream_repeat_share
+    return replace(up, upstream_repeat_share=share), replace(down, upstream_repeat_share=share)
 
 
 def split_time(data: Dataset, cold_users: float = 0.2) -> int | float:

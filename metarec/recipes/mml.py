@@ -7,7 +7,7 @@ the learners. Where the released code and sense differ, this follows sense, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -22,9 +22,10 @@ from metarec.functional import standardise_features
 from metarec.meta import MetaLearner
 from metarec.nn import AdaptiveFusion, ColdItemGenerator, FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder
 from metarec.nn.generator import warm_neighbours
+from metarec.nn.record import begin, expect, trained
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.fusing import FusedMethod, fusion_users, train_fusion
-from metarec.recipes.training import TrainingRun, fingerprint
+from metarec.recipes.training import TrainingRun, settings_of
 from metarec.types import EpisodeBatch, Examples, Method, Modality, Progress, Scorer
 
 
@@ -41,6 +42,11 @@ class MML(nn.Module):
         fitted: rows of the catalogue that features are standardised by; later ones were added to a trained model.
         neighbours: (I, K) the nearest warm items of each item, if they are known already.
 
+    Attributes:
+        fitted_until: time of the last click that it was trained on; say it after a training loop of your own.
+        trained: the stages of training that are done.
+        repeat_share: :attr:`metarec.Dataset.repeat_share` of what it was built for; see :func:`metarec.evaluate`.
+
     Raises:
         ValueError: if the config names a modality that the catalogue does not have.
 
@@ -52,6 +58,10 @@ class MML(nn.Module):
         >>> sorted({step.stage for step in train(model, EpisodeSampler(up, seed=0))})[:3]
         ['fusion', 'id', 'id generator']
     """
+
+    fitted_until: float | None = None
+    repeat_share: float | None = None
+    trained = property(trained)
 
     def __init__(
         self,
@@ -78,16 +88,15 @@ class MML(nn.Module):
         for name, (items, aware) in parts.items():
             if neighbours is not None:
                 items = self._generator(items, modalities, seen, neighbours)
-            encoder = SequenceEncoder(
-                config.dim,
-                max_length=config.max_length,
-                layers=config.layers,
-                heads=config.heads,
-                dropout=config.dropout,
-            )
+                expect(items, f"{name} generator")
+            same = {n: getattr(config, n) for n in ("max_length", "layers", "heads", "dropout")}
+            encoder = SequenceEncoder(config.dim, **same)
+            expect(encoder, f"{name} warm-up", name)
             learners[name] = ModalityLearner(items, encoder, context=aware, candidates=seen)
         self.learners = nn.ModuleDict(learners)
         self.fusion = AdaptiveFusion(len(learners), config.dim)
+        expect(self)
+        expect(self.fusion, "fusion")
 
     def _generator(
         self, items: Items, modalities: Sequence[Modality], seen: Tensor, neighbours: Tensor
@@ -114,7 +123,9 @@ class MML(nn.Module):
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(upstream.catalog, upstream.warm, config or MMLConfig())
+            model = cls(upstream.catalog, upstream.warm, config or MMLConfig())
+        model.repeat_share = upstream.known_repeat_share
+        return model
 
     def learner(self, name: str, *, generator: bool = True) -> ModalityLearner:
         """One modality's learner, with or without the generator in front of its items.
@@ -207,16 +218,11 @@ def train(
             f"train: the model was built for {model.catalog.items}, and the sampler's data {sampler.data.name!r} have "
             f"other items, {sampler.data.catalog.items}; build the model from the data that train it"
         )
-    sampler = replace(
-        sampler,
-        part="train",
-        users_per_batch=config.users_per_batch,
-        queries=config.queries,
-        negatives=config.negatives,
-        max_length=config.max_length,
-    )
+    same = {n: getattr(config, n) for n in ("users_per_batch", "queries", "negatives", "max_length")}
+    sampler = replace(sampler, part="train", **same)
     fusing, others = fusion_users(sampler, config)
-    run = TrainingRun(model, seed=sampler.seed, settings=_settings(config, sampler, epochs), checkpoint=checkpoint)
+    run = TrainingRun(model, seed=sampler.seed, settings=settings_of(config, sampler, epochs), checkpoint=checkpoint)
+    begin(model, sampler.data.time.max().item())
     model.train()
     for name in model.learners:
         yield from warm_up(model, name, others, run)
@@ -225,13 +231,6 @@ def train(
         yield from train_generator(model, name, others, run)
     yield from train_fusion([model.training_meta(name) for name in model.learners], model.fusion, fusing, run, config)
     model.eval()
-
-
-def _settings(config: MMLConfig, sampler: EpisodeSampler, epochs: int | None) -> dict[str, str]:
-    """Everything that decides the result of a training, by name."""
-    chosen = {"epochs": epochs, "seed": sampler.seed, "negative_sampling": sampler.negative_sampling}
-    given = {f"config.{f.name}": getattr(config, f.name) for f in fields(config)}
-    return {n: repr(v) for n, v in {**given, **chosen}.items()} | {"data": fingerprint(sampler)}
 
 
 def warm_up(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun) -> Iterator[Progress]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metarec.data.dataset import Dataset
-from metarec.functional.histories import seen_items
+from metarec.functional.histories import leaves_out_seen, seen_items
 from metarec.functional.ranking import ndcg_at, ranks
 from metarec.recipes.mml import MML, device_of
 from metarec.recipes.rehearsal import last_clicks
@@ -70,10 +70,11 @@ def paying_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, in
     """
     training = model.training
     model.eval()
+    leave_out = leaves_out_seen(users.known_repeat_share)
     out, batches = {}, [batch.to(device_of(model)) for batch in last_clicks(users, clicks)]
     for name in model.learners:
         ways = model.meta(name), with_steps(model, 0).meta(name)
-        found = [_gains(*ways, batch) for batch in batches]
+        found = [_gains(*ways, batch, exclude_seen=leave_out) for batch in batches]
         user, gain = (torch.cat(column) for column in zip(*found, strict=True)) if found else (torch.empty(0),) * 2
         out[name] = model.config.steps(name) if _pays(user, gain) else 0
     model.train(training)
@@ -81,11 +82,13 @@ def paying_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, in
 
 
 @torch.no_grad()
-def _gains(adapted: Method, still: Method, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+def _gains(adapted: Method, still: Method, batch: EpisodeBatch, *, exclude_seen: bool) -> tuple[Tensor, Tensor]:
     """User (n,) and gain of NDCG (n,) of each query of one batch."""
     query, real = batch.query, batch.query.weight > 0
     scored = [method.adapt(batch.support)(query) for method in (adapted, still)]
-    allowed = ~seen_items(query, scored[0].scores.shape[-1])
+    seen = seen_items(query, scored[0].scores.shape[-1]) & exclude_seen
+    real = real & ~seen.gather(-1, query.target.unsqueeze(-1)).squeeze(-1)  # a list without seen items has none of them
+    allowed = ~seen
     allowed[..., 0] = False
     known = [s.scores.masked_fill(~s.known, torch.finfo(s.scores.dtype).min) for s in scored]
     one, two = (ndcg_at(ranks(scores, query.target, allowed=allowed), LENGTH) for scores in known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from metarec import distributed
 from metarec.data.prefetch import prefetched
 from metarec.data.sampler import EpisodeSampler
 from metarec.files import checksum, read_tensors, write_tensors
+from metarec.nn import record
+from metarec.recipes.config import MMLConfig
 from metarec.types import EpisodeBatch, Progress
 
 
@@ -56,6 +59,8 @@ class TrainingRun:
             if found is not None:
                 self._resume(path, *found)
         distributed.copy_first(model)
+        for name in self._done:
+            record.finish(model, name)
 
     def _resume(self, path: Path, tensors: dict[str, Tensor], header: Mapping[str, Any]) -> None:
         if not isinstance(found := header.get("settings"), dict):
@@ -95,6 +100,7 @@ class TrainingRun:
         """
         if name in self._done:
             return
+        record.begin_stage(self.model, name)
         parameters = list(parameters)
         optimizer = torch.optim.Adam(parameters, lr=lr)
         start = 0
@@ -125,6 +131,7 @@ class TrainingRun:
     def finish(self, name: str) -> None:
         """Mark a stage as finished."""
         self._done.append(name)
+        record.finish(self.model, name)
         self._save("", 0, None)
 
     def _save(self, stage: str, epoch: int, optimizer: torch.optim.Optimizer | None) -> None:
@@ -136,6 +143,13 @@ class TrainingRun:
                 tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
         header = {"settings": self.settings, "done": self._done, "stage": stage, "epoch": epoch}
         write_tensors(self.checkpoint, tensors, header)
+
+
+def settings_of(config: MMLConfig, sampler: EpisodeSampler, epochs: int | None) -> dict[str, str]:
+    """Everything that decides the result of a training, by name."""
+    chosen = {"epochs": epochs, "seed": sampler.seed, "negative_sampling": sampler.negative_sampling}
+    given = {f"config.{f.name}": getattr(config, f.name) for f in fields(config)}
+    return {n: repr(v) for n, v in {**given, **chosen}.items()} | {"data": fingerprint(sampler)}
 
 
 def fingerprint(sampler: EpisodeSampler) -> str:

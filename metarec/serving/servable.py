@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from metarec.data.dataset import Catalog, Dataset
+from metarec.nn.record import longest_history, record_of
 from metarec.types import Examples, Method, Scorer
 
 
@@ -61,7 +62,7 @@ class Served(nn.Module):
     Args:
         method: fitted or trained, for example a blend.
         upstream: what it was fitted on.
-        max_length: longest history; of longer ones the last clicks count.
+        max_length: longest history; of longer ones the last clicks count. By default as long as the method reads.
         negatives: per example that the method adapts to.
 
     Example:
@@ -74,11 +75,22 @@ class Served(nn.Module):
         ['item35', 'item15', 'item25']
     """
 
-    def __init__(self, method: Method, upstream: Dataset, *, max_length: int = 50, negatives: int = 1) -> None:
+    def __init__(self, method: Method, upstream: Dataset, *, max_length: int | None = None, negatives: int = 1) -> None:
         super().__init__()
         self.method = method
         self.catalog, self.warm = upstream.catalog, upstream.warm
-        self.config = _Read(max_length, negatives)
+        self.config = _Read(longest_history(method) if max_length is None else max_length, negatives)
+        self.repeat_share = upstream.known_repeat_share
+
+    @property
+    def information(self) -> str:
+        """The method's."""
+        return record_of(self.method).information
+
+    @property
+    def fitted_until(self) -> float | None:
+        """The method's."""
+        return record_of(self.method).fitted_until
 
     def adapt(self, support: Examples) -> Scorer:
         """As the method does."""
