@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog
-from metarec.functional.histories import leaves_out_seen
-from metarec.nn.record import record_of
 from metarec.recipes.growing import with_items
 from metarec.recipes.mml import MML
 from metarec.serving.adapting import adapted, checked
@@ -24,7 +22,7 @@ from metarec.serving.additions import Vectors, new_items
 from metarec.serving.clicks import Clicks, Spelled, SupportMaker
 from metarec.serving.exposure import shift_of
 from metarec.serving.listing import Wanted, listed
-from metarec.serving.servable import Servable
+from metarec.serving.servable import Servable, leaves_out, warn_untrained
 from metarec.serving.snapshot import FusedSnapshot, Snapshot, snapshot_of
 from metarec.serving.standing import Standing
 from metarec.serving.storage import read_users, write_users
@@ -75,7 +73,7 @@ class Recommender:
             raise ValueError(
                 f"Recommender: new_share must be between 0 and 1, of an MML, got {new_share} of {type(model).__name__}"
             )
-        record_of(model).warn(type(model).__name__)
+        warn_untrained(model)
         self.model = model
         self.new_share = new_share
         self.version = 0
@@ -151,9 +149,7 @@ class Recommender:
     ) -> Recommendations:
         """As :meth:`Users.recommend`; ``columns`` is how much of the catalogue is scored at once."""
         snapshot = self._of(users)
-        if exclude_seen is None:
-            exclude_seen = leaves_out_seen(getattr(self.model, "repeat_share", None))
-        wanted = Wanted(k, exclude_seen, allow, deny, candidates)
+        wanted = Wanted(k, leaves_out(self.model, exclude_seen), allow, deny, candidates)
         with torch.no_grad():
             scores = snapshot.scores(users.standing)
             return listed(wanted, scores, users.clicks, snapshot.known, self.catalog, columns)

@@ -40,14 +40,14 @@ class Record:
         own = {"information": self.information, "fitted_until": self.fitted_until}
         return {**own, "said": self.said, "trained": list(self.trained), "untrained": list(self.untrained)}
 
-    def warn(self, name: str) -> None:
+    def warn(self, name: str, *, stacklevel: int = 3) -> None:
         """Warn of a method that is not trained, or not to the end."""
         if self.untrained:
             how = "to the end" if self.trained else "at all"
             warnings.warn(
                 f"{name} is not trained {how}: it lacks {', '.join(self.untrained)}; a training is a generator, go "
                 "through all its steps, as in `for step in train(...): pass`",
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
 
 

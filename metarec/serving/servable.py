@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from metarec.data.dataset import Catalog, Dataset
+from metarec.functional.histories import leaves_out_seen
 from metarec.nn.record import longest_history, record_of
 from metarec.types import Examples, Method, Scorer
 
@@ -95,3 +96,13 @@ class Served(nn.Module):
     def adapt(self, support: Examples) -> Scorer:
         """As the method does."""
         return self.method.adapt(support)
+
+
+def leaves_out(model: Servable, exclude_seen: bool | None) -> bool:
+    """Whether lists leave out what the user has clicked: as asked, or by the model's ``repeat_share``."""
+    return leaves_out_seen(getattr(model, "repeat_share", None)) if exclude_seen is None else exclude_seen
+
+
+def warn_untrained(model: Servable) -> None:
+    """Warn of a model whose lists mean nothing, or less than they should."""
+    record_of(model).warn(type(model).__name__, stacklevel=4)
