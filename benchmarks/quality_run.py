@@ -28,7 +28,9 @@ from tqdm import tqdm
 
 from metarec.data import Dataset
 from metarec.evaluation import evaluate
+from metarec.functional.histories import leaves_out_seen
 from metarec.functional.ranking import ndcg_at, ranks
+from metarec.nn.record import record_of
 from metarec.recipes import MML, CoClicks, Popularity, Transitions, paying_steps, with_steps
 from metarec.recipes.blend import NEVER, Blend, Observed, observe
 from metarec.recipes.rehearsal import last_clicks, rehearsal_split
@@ -56,8 +58,8 @@ class Once(nn.Module):
     def __init__(self, method: Method) -> None:
         super().__init__()
         self.method = method
-        self.information: str = getattr(method, "information", "upstream")
-        self.fitted_until: float | None = getattr(method, "fitted_until", None)
+        said = record_of(method)
+        self.information, self.fitted_until = said.information, said.fitted_until
         self.kept: dict[bytes, Scored] | None = {}
 
     def adapt(self, support: Examples) -> Scorer:
@@ -120,7 +122,7 @@ def blended(
     recipes = recipes_of_blends(rehearsed, world.up.catalog.modalities)
     used = {part: rehearsed[part] for parts, _ in recipes.values() for part in parts}
     clicks = last_clicks(rehearsal.down, REHEARSED)
-    seen = observe(used, warm, clicks)
+    seen = observe(used, warm, clicks, exclude_seen=leaves_out_seen(world.up.known_repeat_share))
     out = {}
     for name, (parts, context) in recipes.items():
         blend = Blend({part: rehearsed[part] for part in parts}, warm, context=context).to(world.device)
@@ -221,8 +223,8 @@ def adaptation(world: World, settings: Settings, model: MML, steps: Mapping[str,
 def report(method: Method, data: Dataset, *, positions: int = 1, clicks: int | None = None) -> Report:
     """The protocol of every figure; with ``clicks``, every history is cut to its last so many."""
     if clicks is None:
-        return evaluate(method, data, exclude_seen=True, positions=positions, users_per_batch=BATCH)
-    return evaluate(method, data, exclude_seen=True, part="serving", max_length=clicks, users_per_batch=BATCH)
+        return evaluate(method, data, positions=positions, users_per_batch=BATCH)
+    return evaluate(method, data, part="serving", max_length=clicks, users_per_batch=BATCH)
 
 
 def weights_of(blend: Blend) -> list[dict[str, object]]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from metarec.files import write_json
 from metarec.functional.ranking import mrr_at, ndcg_at, recall_at
 
+SLICES = (("cold", "warm"), ("repeated", "new"))  # shown where there is any of the first
 METRICS: Mapping[str, Callable[[Tensor, int], Tensor]] = {"recall": recall_at, "mrr": mrr_at, "ndcg": ndcg_at}
 
 
@@ -65,20 +66,15 @@ class Report:
 
     Example:
         >>> one = np.array([1, 2])
-        >>> report = Report(one, one, np.array([1.0, 4.0]), np.array([False, True]), k=(2,), info={"method": "M"})
+        >>> report = Report(one, one, np.array([1.0, 4.0]), one > 2, k=(2,), info={"method": "M"})
         >>> report.metrics["recall@2"], report.cold["recall@2"].mean
-        (Metric(mean=0.5, se=0.5), 0.0)
+        (Metric(mean=0.5, se=0.5), nan)
         >>> print(report)
         M: 2 users, information: upstream
                 @2
         recall  .500±.500
         mrr     .500±.500
         ndcg    .500±.500
-        cold items: 1 users
-                @2
-        recall  .000±-
-        mrr     .000±-
-        ndcg    .000±-
     """
 
     user: NDArray[np.int64]
@@ -198,7 +194,7 @@ class Report:
         users = len(np.unique(self.user))
         clicks = "" if users == len(self) else f", {len(self):,} clicks"
         blocks = [(f"{title}: {users:,} users{clicks}, information: {self.information}", self.metrics)]
-        parted = [name for pair in (("cold", "warm"), ("repeated", "new")) for name in pair if self.rows[pair[0]].any()]
+        parted = [name for pair in SLICES for name in pair if self.rows[pair[0]].any()]
         blocks += [(f"{name} items: {int(self.rows[name].sum()):,} users", self.slices[name]) for name in parted]
         lines = []
         for head, metrics in blocks:
