@@ -83,9 +83,11 @@ class Report:
     is_cold: NDArray[np.bool_]
     k: tuple[int, ...] = (5, 10, 20)
     info: Mapping[str, object] = field(default_factory=dict)
-    is_repeat: NDArray[np.bool_] | None = None
+    is_repeat: NDArray[np.bool_] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
+        if self.is_repeat is None:
+            object.__setattr__(self, "is_repeat", np.zeros(len(self), dtype=np.bool_))
         lengths = [len(column) for column in self._columns().values()]
         if len(set(lengths)) > 1:
             raise ValueError(f"Report: {', '.join(self._columns())} must have one value per user, got {lengths}")
@@ -94,8 +96,7 @@ class Report:
             raise ValueError(f"Report: ranks start at 1, got {self.rank[row]} of user code {self.user[row]}")
 
     def _columns(self) -> dict[str, NDArray[Any]]:
-        named = {"user": self.user, "target": self.target, "rank": self.rank, "is_cold": self.is_cold}
-        return named if self.is_repeat is None else {**named, "is_repeat": self.is_repeat}
+        return {name: getattr(self, name) for name in ("user", "target", "rank", "is_cold", "is_repeat")}
 
     def __len__(self) -> int:
         return len(self.user)
@@ -108,8 +109,8 @@ class Report:
     @cached_property
     def rows(self) -> dict[str, NDArray[np.bool_]]:
         """(n,) masks of the slices: targets that are cold or warm items, and that the user had clicked or not."""
-        is_repeat = np.zeros(len(self), dtype=np.bool_) if self.is_repeat is None else self.is_repeat
-        return {"cold": self.is_cold, "warm": ~self.is_cold, "repeated": is_repeat, "new": ~is_repeat}
+        cold, repeated = self.is_cold, self.is_repeat
+        return {"cold": cold, "warm": ~cold, "repeated": repeated, "new": ~repeated}
 
     @property
     def cold_users(self) -> int:
