@@ -152,8 +152,7 @@ def prepare(options: argparse.Namespace) -> Job:
     folder = options.out or Path("runs") / f"{data.name}-{preset}-seed{options.seed}"
     job = Job(up, down, at, preset, config, exclude_seen, clicks, options.seed, options.device, folder)
     print(f"preset {preset}, split at {at:,}, seed {job.seed}, device {job.device}, results in {folder}")
-    for what, count in counts(job).items():
-        print(f"  {what}: {count:,}")
+    print("\n".join(f"  {what}: {count:,}" for what, count in counts(job).items()))
     print(rule_in_words(exclude_seen, share))
     return job
 

@@ -87,10 +87,7 @@ def compare(
     ours, theirs = ([r] if isinstance(r, Report) else list(r) for r in (method, baseline))
     if not ours or not theirs:
         raise ValueError("compare: expected at least one report of each method, got none")
-    _check_same_clicks([*ours, *theirs])
-    named = {f"{r.info.get('method', 'report')} {i}": r for i, r in enumerate([*ours, *theirs])}
-    information = one_information(named)
-    one_rule(named)
+    information = _information_of_all([*ours, *theirs])
     rows = ours[0].one_slice("cold" if cold else only)
     a, b = (np.mean([r.values(metric) for r in side], axis=0)[rows] for side in (ours, theirs))
     _, group = np.unique(ours[0].user[rows], return_inverse=True)
@@ -124,7 +121,8 @@ def _relative(method: Values, baseline: Values) -> Values:
         return np.where(method == baseline, 0.0, method / baseline - 1)
 
 
-def _check_same_clicks(reports: Sequence[Report]) -> None:
+def _information_of_all(reports: Sequence[Report]) -> str:
+    """The information that all reports stand for, once it is seen that they are of the same clicks and rule."""
     for report in reports[1:]:
         same = np.array_equal(report.user, reports[0].user) and np.array_equal(report.target, reports[0].target)
         if not same:
@@ -132,3 +130,6 @@ def _check_same_clicks(reports: Sequence[Report]) -> None:
                 f"compare: the reports are of different clicks ({len(reports[0])} and {len(report)} rows); evaluate "
                 "both methods on the same data with the same part, positions, max_length and exclude_seen"
             )
+    named = {f"{report.info.get('method', 'report')} {number}": report for number, report in enumerate(reports)}
+    one_rule(named)
+    return one_information(named)

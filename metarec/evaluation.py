@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from numbers import Integral
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -63,9 +64,9 @@ def evaluate(
             one again, but adapts to all clicks before it. With it, ``max_length=K`` cuts every history to K clicks.
         positions: rank so many items of each user, from the last one back; each time everything after the item is
             taken away, and users with too few clicks left drop out.
-        exclude_seen: leave what the user has clicked out of the ranking. By default as a
-            :class:`metarec.Recommender` does: where fewer than 2% of the clicks upstream are repeats, by the method's
-            ``repeat_share`` or, if it has none, by ``data.known_repeat_share``.
+        exclude_seen: leave what the user has clicked (among ``max_length`` clicks, where that is given) out of the
+            ranking. By default as a :class:`metarec.Recommender` does: where fewer than 2% of the clicks upstream are
+            repeats, by ``method.repeat_share`` or, if it has none, ``data.known_repeat_share``.
         repeated: what becomes, where seen items are left out, of targets that the user has clicked before, which no
             list could show: ``"leave_out"`` does not ask for them, ``"miss"`` counts them as missed. Both are counted.
         users_per_batch: users adapted to at a time.
@@ -102,7 +103,6 @@ def evaluate(
     known.warn(type(method).__name__)
     share, exclude_seen = _rule(method, data, exclude_seen)
     length = longest_history(method) if max_length is None else max_length
-    how: dict[str, object] = {"part": part, "exclude_seen": exclude_seen, "seed": seed, "positions": positions}
     rows, refused = [], dict[str, int]()
     for position in range(positions):
         rest = without_last(data, position, least=LEAST_CLICKS[part])
@@ -113,15 +113,11 @@ def evaluate(
         )
         refused = refused or dict(sampler.refused)
         rows += _all_ranks(method, sampler, max_length, exclude_seen=exclude_seen, progress=progress)
-    how |= {
-        "max_length": length,
-        "negatives": negatives,
-        "refused": refused,
-        "rule": rule_in_words(exclude_seen, share),
-    }
-    what = {"method": type(method).__name__, "data": data.name, **how, **known.to_dict()}
+    what: dict[str, object] = {"method": type(method).__name__, "data": data.name, "part": part, "seed": seed}
+    what |= {"exclude_seen": exclude_seen, "rule": rule_in_words(exclude_seen, share), "positions": positions}
+    what |= {"max_length": length, "negatives": negatives, "refused": refused, **known.to_dict()}
     columns = [torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True)]
-    return _report(columns, data, tuple(k), what, repeated if exclude_seen else None)
+    return _report(columns, data, tuple(map(int, k)), what, repeated if exclude_seen else None)
 
 
 def _report(
@@ -149,7 +145,7 @@ def _report(
 def _check_settings(k: object, part: str, positions: int, repeated: str) -> None:
     """Refuse before anything is computed what would fail, or mean nothing, afterwards."""
     lengths = list(k) if isinstance(k, Sequence) and not isinstance(k, str) else []
-    if not lengths or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in lengths):
+    if not lengths or any(isinstance(n, bool) or not isinstance(n, Integral) or n < 1 for n in lengths):
         raise ValueError(f"evaluate: k must be list lengths of at least 1, as in k=(10,), got {k!r}")
     if part not in WITHHELD:
         raise ValueError(f"evaluate: part must be one of {list(WITHHELD)}, got {part!r}")

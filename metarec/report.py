@@ -17,6 +17,7 @@ from torch import Tensor
 from metarec.files import write_json
 from metarec.functional.ranking import mrr_at, ndcg_at, recall_at
 
+NONE = np.zeros(0, dtype=np.bool_)  # repeats of a report that names none, whatever its length
 SLICES = (("cold", "warm"), ("repeated", "new"))  # shown where there is any of the first
 METRICS: Mapping[str, Callable[[Tensor, int], Tensor]] = {"recall": recall_at, "mrr": mrr_at, "ndcg": ndcg_at}
 
@@ -83,10 +84,10 @@ class Report:
     is_cold: NDArray[np.bool_]
     k: tuple[int, ...] = (5, 10, 20)
     info: Mapping[str, object] = field(default_factory=dict)
-    is_repeat: NDArray[np.bool_] = None  # type: ignore[assignment]
+    is_repeat: NDArray[np.bool_] = field(default_factory=lambda: NONE)
 
     def __post_init__(self) -> None:
-        if self.is_repeat is None:
+        if self.is_repeat is NONE:
             object.__setattr__(self, "is_repeat", np.zeros(len(self), dtype=np.bool_))
         lengths = [len(column) for column in self._columns().values()]
         if len(set(lengths)) > 1:

@@ -58,7 +58,7 @@ def paying_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, in
         Steps by learner, for ``MMLConfig.test_steps``.
 
     Raises:
-        ValueError: if fewer than two users have enough clicks.
+        ValueError: if fewer than two users have enough clicks, or a score is not finite.
 
     Example:
         >>> from metarec.data import split_by_time
@@ -74,7 +74,10 @@ def paying_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, in
     out, batches = {}, [batch.to(device_of(model)) for batch in last_clicks(users, clicks)]
     for name in model.learners:
         ways = model.meta(name), with_steps(model, 0).meta(name)
-        found = [_gains(*ways, batch, exclude_seen=leave_out) for batch in batches]
+        try:
+            found = [_gains(*ways, batch, exclude_seen=leave_out) for batch in batches]
+        except ValueError as error:
+            raise ValueError(f"paying_steps: learner {name!r} on {users.name}: {error}") from error
         user, gain = (torch.cat(column) for column in zip(*found, strict=True)) if found else (torch.empty(0),) * 2
         out[name] = model.config.steps(name) if _pays(user, gain) else 0
     model.train(training)
