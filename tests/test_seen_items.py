@@ -148,6 +148,23 @@ def test_what_no_list_can_show_is_no_hit() -> None:
     assert len(nothing) == 0 and math.isnan(nothing.metrics["recall@10"].mean)
 
 
+def test_each_position_has_its_own_repeats() -> None:
+    data = replace(DOWN, upstream_repeat_share=0.0)
+    for how in ("leave_out", "miss"):
+        expected = []
+        for code in data.user_codes.tolist():
+            own = data.item[data.user == code].tolist()
+            for last in range(len(own), max(3, len(own) - 3), -1):
+                *history, target = own[:last]
+                better = sum(item > target for item in set(range(1, 41)) - set(history))
+                if target not in history:
+                    expected.append((code, target, 1 + better))
+                elif how == "miss":
+                    expected.append((code, target, math.inf))
+        found = evaluate(ByCode(), data, positions=3, repeated=how)
+        assert list(zip(found.user.tolist(), found.target.tolist(), found.rank.tolist(), strict=True)) == expected
+
+
 def test_steps_are_not_chosen_by_clicks_that_no_list_shows() -> None:
     down = replace(shop([[5, 6, 7, 5, 9, 8]] * 8), upstream_repeat_share=0.0)
     meta = MetaLearner(sasrec.build(UP, dim=8), engine="native")

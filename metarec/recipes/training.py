@@ -26,7 +26,8 @@ class TrainingRun:
 
     Every epoch starts from a random state that is a function of (seed, stage, epoch), so a resumed run goes through
     the same numbers as one that was never stopped. Where :func:`metarec.distributed.start` joined several processes,
-    each computes its share of every batch, and the first one reads and writes the checkpoint.
+    each computes its share of every batch, and the first one reads and writes the checkpoint. What is begun and done is
+    noted on the model; :func:`metarec.nn.record.begin` notes until when it saw clicks.
 
     Args:
         model: what is trained; all of it is in the checkpoint.
