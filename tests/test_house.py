@@ -231,6 +231,17 @@ def test_the_extras_are_real() -> None:
     assert skipped == []
 
 
+def test_no_fixture_has_the_name_of_a_plugins() -> None:
+    theirs = {"benchmark", "mocker", "faker", "cov", "httpserver", "requests_mock", "event_loop", "snapshot", "page"}
+    fixtures = {
+        node.name
+        for path in sorted((ROOT / "tests").glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and any("fixture" in ast.unparse(d) for d in node.decorator_list)
+    }
+    assert len(fixtures) > 20 and not fixtures & theirs
+
+
 def committed() -> list[Path]:
     top = [path for path in ROOT.iterdir() if path.is_file()]
     folders = [ROOT / folder for folder in (".ci", "metarec", "tests", "examples", "benchmarks", "docs")]
