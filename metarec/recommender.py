@@ -58,7 +58,7 @@ class Recommender:
         User(3 clicks, the last on 'item15')
         >>> len(me.recommend(k=10)), me.recommend(k=37)[0] == me.recommend(k=1)[0]
         (10, True)
-        >>> me.recommend(k=38)
+        >>> me.recommend(k=38, exclude_seen=True)
         Traceback (most recent call last):
         ...
         ValueError: recommend: k must be at least 1 and at most 37, the number of items that the model knows and that
