@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from metarec import Recommender, Report, Served, evaluate
 from metarec.comparison import compare
@@ -19,6 +20,7 @@ from metarec.functional.histories import leaves_out_seen
 from metarec.meta import MetaLearner
 from metarec.recipes import EASE, MML, Blend, MMLConfig, Popularity, paying_steps, rehearsal, sasrec
 from metarec.report import results_table
+from metarec.reporting import load_results, plot_results, write_results
 from metarec.types import Examples, Scored, Scorer
 
 UP, DOWN = split_by_time(planted(users=60, items=40), at=PLANTED_SPLIT)
@@ -211,6 +213,25 @@ def test_slices_are_in_tables_and_files(tmp_path: Path) -> None:
         results_table({"ease": report}, only="old")
     found = compare(report, report, "recall@5", only="repeated")
     assert (found.users, found.method) == (sum(expected), 0.0)
+
+
+def test_a_run_keeps_and_draws_its_slices(tmp_path: Path) -> None:
+    kept = evaluate(EASE(UP), DOWN, exclude_seen=False)
+    plain = replace(kept, is_repeat=np.zeros(len(kept), dtype=bool))
+    heights = []
+    for name, report in (("plain", plain), ("kept", kept)):
+        plot_results(tmp_path / f"{name}.png", {"ease": report}, {})
+        with Image.open(tmp_path / f"{name}.png") as image:
+            heights.append(image.height)
+    assert heights[1] > 1.3 * heights[0], "repeated and new targets have panels of their own"
+    said: dict[str, Any] = {"dataset": "toy", "split": {"at": 1}, "counts": {}, "seed": 0, "seconds": {}}
+    write_results(tmp_path / "results.json", {"ease": kept}, **said)
+    found = load_results(tmp_path)
+    assert found["seen_items"] == {"ease": "seen items are kept in, as asked for"}
+    for name in ("repeated", "new"):
+        values = kept.values("mrr@10")[kept.rows[name]]
+        assert found["slices"]["ease"][name]["users"] == len(values) > 0
+        assert found["slices"]["ease"][name]["mrr@10"]["mean"] == pytest.approx(values.mean())
 
 
 def test_figures_of_other_rules_are_not_compared() -> None:
