@@ -6,7 +6,7 @@ import copy
 import importlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from numbers import Integral
@@ -16,18 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metarec.data.cutting import clicked_before, without_last
+from metarec.asking import WITHHELD, ranked, whose
+from metarec.data.cutting import without_last
 from metarec.data.dataset import Dataset
 from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
 from metarec.functional.histories import leaves_out_seen, rule_in_words
-from metarec.functional.ranking import ranks
 from metarec.meta import MetaLearner
 from metarec.nn.record import Record, longest_history, record_of
 from metarec.report import Report
 from metarec.types import EpisodeBatch, Method
 
 STEPS = (0, 1, 2, 5, 10, 20, 50)
-WITHHELD = {"validation": 2, "test": 1, "serving": 1}  # last clicks that come after what is asked from
 
 
 def evaluate(
@@ -173,26 +172,16 @@ def _all_ranks(
     with evaluating(method) as device:
 
         def work(batch: EpisodeBatch) -> tuple[Tensor, ...]:
-            return _rank(method, batch.to(device), sampler, last, exclude_seen=exclude_seen)
+            return ranked(method, batch.to(device), sampler, last, exclude_seen=exclude_seen)
 
         for batch in _shown(sampler, label) if progress else sampler.epoch(0):
             try:
                 rows.append(work(batch))
             except ValueError as error:
-                who, why = _whose(work, batch, sampler.data) or ("", error)
+                who, why = whose(work, batch, sampler.data) or ("", error)
                 where = f"{type(method).__name__} on {sampler.data.name} ({sampler.part}{who})"
                 raise ValueError(f"evaluating {where}: {why}") from why
     return rows
-
-
-def _whose(work: Callable[[EpisodeBatch], object], batch: EpisodeBatch, data: Dataset) -> tuple[str, ValueError] | None:
-    """The first user of a batch that fails alone, and how; None if nobody does."""
-    for one in batch.chunks(1):
-        try:
-            work(one)
-        except ValueError as error:
-            return f", user {data.users.decode(one.user.tolist())[0]!r}", error
-    return None
 
 
 def check_information(method: Method, data: Dataset) -> Record:
@@ -255,29 +244,6 @@ def _shown(sampler: EpisodeSampler, label: str) -> Iterator[EpisodeBatch]:
         for batch in sampler.epoch(0):
             yield batch
             bar.update(len(batch))
-
-
-def _rank(
-    method: Method, batch: EpisodeBatch, sampler: EpisodeSampler, last: int | None, *, exclude_seen: bool
-) -> tuple[Tensor, ...]:
-    """User, target, rank, and whether the user has clicked the target before, of every query example."""
-    query, items, device = batch.query, sampler.data.catalog.size, batch.user.device
-    before = clicked_before(sampler.data, batch.user.cpu().numpy(), WITHHELD[sampler.part], last)
-    row, item = (torch.from_numpy(column).to(device) for column in before)
-    seen = torch.zeros(len(batch), 1, items, dtype=torch.bool, device=device)
-    seen[row, 0, item] = True
-    with torch.no_grad():
-        scored = method.adapt(batch.support)(query)
-        scores = scored.scores
-        if scores.shape != (*query.target.shape, items):
-            raise ValueError(f"expected scores {(*query.target.shape, items)}, got {tuple(scores.shape)}")
-        allowed = ~seen if exclude_seen else torch.ones_like(seen)
-        allowed[..., 0] = False
-        ordered = scores.masked_fill(~scored.known, torch.finfo(scores.dtype).min)
-        rank = ranks(ordered, query.target, allowed=allowed)
-    real = query.weight > 0
-    is_repeat = seen.gather(-1, query.target.unsqueeze(-1)).squeeze(-1)
-    return batch.user[:, None].expand_as(real)[real], query.target[real], rank[real], is_repeat[real]
 
 
 @contextmanager
