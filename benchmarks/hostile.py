@@ -33,7 +33,8 @@ ALLOWED = 0.5  # seconds that no request may take
 
 def filled(start: str, part: str | Callable[[int], str], end: str) -> bytes:
     """A body of as many parts as go in, between a start and an end."""
-    parts, size, number = [], len(start) + len(end), 0
+    parts: list[str] = []
+    size, number = len(start) + len(end), 0
     while True:
         text = part if isinstance(part, str) else part(number)
         size += len(text.encode()) + 1

@@ -34,6 +34,7 @@ from metarec.data.atomic import find_modalities
 from metarec.data.cutting import some_clicks
 from metarec.datasets import PLANTED_SPLIT, movietweetings, planted
 from metarec.files import write_json
+from metarec.functional.histories import leaves_out_seen
 from metarec.recipes import MMLConfig
 
 SCOUTING = ROOT / "benchmarks" / "results" / "quality_scouting.json"
@@ -65,7 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             }
             for share, world in worlds.items()
         ],
-        "protocol": {"part": "test", "exclude_seen": True, "positions": options.positions, "fast": options.fast},
+        "protocol": {
+            "part": "test",
+            "exclude_seen": leaves_out_seen(next(iter(worlds.values())).up.known_repeat_share),
+            "positions": options.positions,
+            "fast": options.fast,
+        },
         "machine": describe(options.device),
         "commit": options.commit or commit(),
     }

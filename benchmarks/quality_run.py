@@ -5,8 +5,9 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import torch
 from quality_scorers import (
@@ -28,9 +29,12 @@ from tqdm import tqdm
 
 from metarec.data import Dataset
 from metarec.evaluation import evaluate
+from metarec.functional.histories import leaves_out_seen
 from metarec.functional.ranking import ndcg_at, ranks
+from metarec.nn.record import record_of
 from metarec.recipes import MML, CoClicks, Popularity, Transitions, paying_steps, with_steps
-from metarec.recipes.blend import NEVER, Blend, Observed, observe
+from metarec.recipes.blend import Blend, observe
+from metarec.recipes.observed import NEVER, Observed
 from metarec.recipes.rehearsal import last_clicks, rehearsal_split
 from metarec.report import Report
 from metarec.types import Examples, Method, Scored, Scorer
@@ -56,8 +60,8 @@ class Once(nn.Module):
     def __init__(self, method: Method) -> None:
         super().__init__()
         self.method = method
-        self.information: str = getattr(method, "information", "upstream")
-        self.fitted_until: float | None = getattr(method, "fitted_until", None)
+        said = record_of(method)
+        self.information, self.fitted_until = said.information, said.fitted_until
         self.kept: dict[bytes, Scored] | None = {}
 
     def adapt(self, support: Examples) -> Scorer:
@@ -71,8 +75,8 @@ class Once(nn.Module):
             if key not in self.kept:
                 self.kept[key] = self.method.adapt(support)(examples)
             kept, device = self.kept[key], examples.history.device  # counts are asked on the CPU too
-            values = (getattr(kept, field.name) for field in fields(kept))
-            return Scored(*(v.to(device) if isinstance(v, Tensor) else v for v in values))
+            tensors: dict[str, Any] = {name: v.to(device) for name, v in vars(kept).items() if isinstance(v, Tensor)}
+            return replace(kept, **tensors)
 
         return score
 
@@ -121,7 +125,7 @@ def blended(
     recipes = recipes_of_blends(rehearsed, world.up.catalog.modalities)
     used = {part: rehearsed[part] for parts, _ in recipes.values() for part in parts}
     clicks = last_clicks(rehearsal.down, REHEARSED)
-    seen = observe(used, warm, clicks)
+    seen = observe(used, warm, clicks, exclude_seen=leaves_out_seen(world.up.known_repeat_share))
     out = {}
     for name, (parts, context) in recipes.items():
         blend = Blend({part: rehearsed[part] for part in parts}, warm, context=context).to(world.device)
@@ -222,8 +226,8 @@ def adaptation(world: World, settings: Settings, model: MML, steps: Mapping[str,
 def report(method: Method, data: Dataset, *, positions: int = 1, clicks: int | None = None) -> Report:
     """The protocol of every figure; with ``clicks``, every history is cut to its last so many."""
     if clicks is None:
-        return evaluate(method, data, exclude_seen=True, positions=positions, users_per_batch=BATCH)
-    return evaluate(method, data, exclude_seen=True, part="serving", max_length=clicks, users_per_batch=BATCH)
+        return evaluate(method, data, positions=positions, users_per_batch=BATCH)
+    return evaluate(method, data, part="serving", max_length=clicks, users_per_batch=BATCH)
 
 
 def weights_of(blend: Blend) -> list[dict[str, object]]:

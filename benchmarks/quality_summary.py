@@ -17,7 +17,7 @@ CONTROLS = {  # the same blends with plain learners in the place of ours
     "live": "live late fusion and counts, gate (control)",
 }
 METRICS = ("ndcg@10", "recall@10")
-COLUMNS = ("user", "target", "rank", "is_cold")
+COLUMNS = ("user", "target", "rank", "is_cold", "is_repeat")
 FUSION = "MML adaptive fusion"
 
 

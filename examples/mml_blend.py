@@ -44,8 +44,8 @@ def run(options: argparse.Namespace) -> None:
     print(f"trained in {time.perf_counter() - began:.0f} s")
     popular = mr.Popularity(up) if live is None else mr.recipes.LivePopularity(live, window=live.days(7, options.day))
     methods: dict[str, mr.Method] = {"popularity": popular, "mml_blend": blend}
-    reports = {name: mr.evaluate(method, down, exclude_seen=True, progress=name) for name, method in methods.items()}
-    print(results_table(reports))
+    reports = {name: mr.evaluate(method, down, progress=name) for name, method in methods.items()}
+    print(f"{results_table(reports)}\n{reports['mml_blend'].info['rule']}")
     called = dict(zip(data.catalog.items.ids, titles(data.catalog), strict=True))
     print(f"someone new has clicked {', '.join(called[name] or name for name in clicks)}; recommended:")
     for place, item in enumerate(mr.Recommender(mr.Served(blend, up)).adapt(clicks).recommend(k=10), start=1):

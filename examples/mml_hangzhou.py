@@ -11,8 +11,8 @@ interrupted run goes on from its last epoch when the same command is given again
 Without --data it takes dataset/hangzhou if that is there, and else the MovieTweetings data that come with metarec.
 The preset of a city (hangzhou, shanghai, changsha) is the released hyper-parameters and split time, and is the
 default for data of that name; "default" is metarec's own recipe. Without a city, and without --split-time, the last
-fifth of the users to start are the cold ones. Items that a user has clicked are left out of the rankings unless an
-upstream user clicked an item twice, or as --exclude-seen and --no-exclude-seen say.
+fifth of the users to start are the cold ones. Items that a user has clicked are left out of the rankings where fewer
+than 2% of the clicks upstream are repeats, or as --exclude-seen and --no-exclude-seen say.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from tqdm import tqdm
 import metarec as mr
 from metarec.data import find_modalities
 from metarec.evaluation import choose_steps
+from metarec.functional.histories import leaves_out_seen, rule_in_words
 from metarec.recipes.config import PRESETS, SPLIT_TIME
 from metarec.report import results_table
 from metarec.reporting import plot_results, write_results
@@ -145,16 +146,14 @@ def prepare(options: argparse.Namespace) -> Job:
     if at is None:
         at = SPLIT_TIME if {preset, data.name} & set(PRESETS) else mr.split_time(data, cold_users=0.2)
     up, down = mr.split_by_time(data, at)
-    repeats = len(np.unique(up.user * up.catalog.size + up.item)) < len(up)
-    exclude_seen = not repeats if options.exclude_seen is None else options.exclude_seen
+    share = up.known_repeat_share if options.exclude_seen is None else None  # None: asked for
+    exclude_seen = leaves_out_seen(share) if options.exclude_seen is None else options.exclude_seen
     clicks = item_ids(data.catalog, options.clicks or usual_clicks(up))
     folder = options.out or Path("runs") / f"{data.name}-{preset}-seed{options.seed}"
     job = Job(up, down, at, preset, config, exclude_seen, clicks, options.seed, options.device, folder)
     print(f"preset {preset}, split at {at:,}, seed {job.seed}, device {job.device}, results in {folder}")
-    for what, count in counts(job).items():
-        print(f"  {what}: {count:,}")
-    kept, who = "left out of" if exclude_seen else "kept in", "some" if repeats else "no"
-    print(f"already clicked items are {kept} the rankings; {who} upstream user clicked an item twice")
+    print("\n".join(f"  {what}: {count:,}" for what, count in counts(job).items()))
+    print(rule_in_words(exclude_seen, share))
     return job
 
 
@@ -224,7 +223,8 @@ def run(job: Job, *, restart: bool) -> None:
     reports = test(model, job)
     seconds["test"] = round(time.perf_counter() - began, 1)
     print(f"\n{len(job.down.user_codes):,} cold users, mean ± standard error\n{results_table(reports)}")
-    print(f"\nthose of them whose test item is cold\n{results_table(reports, cold=True)}\n")
+    cold, repeated = (results_table(reports, only=only) for only in ("cold", "repeated"))
+    print(f"\nthose of them whose test item is cold\n{cold}\n\nthose who had clicked it before\n{repeated}\n")
     record(job, reports, seconds)
     plot_results(job.folder / "figure.png", reports, losses)
     recommend(model, job)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from metarec.report import Report, one_information
+from metarec.report import Report, one_information, one_rule
 
 Values = NDArray[np.float64]
 
@@ -54,6 +54,7 @@ def compare(
     metric: str = "ndcg@10",
     *,
     cold: bool = False,
+    only: str | None = None,
     resamples: int = 2000,
     level: float = 0.95,
     seed: int = 0,
@@ -68,12 +69,13 @@ def compare(
         baseline: the same of the other; the number of seeds may differ.
         metric: name and length.
         cold: only the clicks on cold items.
+        only: one of the report's slices, e.g. ``"repeated"``.
         resamples: bootstrap draws.
         level: of the interval, e.g. 0.95 for the percentiles 2.5 and 97.5.
         seed: of the draws.
 
     Raises:
-        ValueError: if the reports are of different clicks or different information, or there is none.
+        ValueError: if the reports are of different clicks, information or rules on seen items, or there is none.
 
     Example:
         >>> user = np.arange(100)
@@ -85,9 +87,8 @@ def compare(
     ours, theirs = ([r] if isinstance(r, Report) else list(r) for r in (method, baseline))
     if not ours or not theirs:
         raise ValueError("compare: expected at least one report of each method, got none")
-    _check_same_clicks([*ours, *theirs])
-    information = one_information({f"{r.info.get('method', 'report')} {i}": r for i, r in enumerate([*ours, *theirs])})
-    rows = ours[0].is_cold if cold else np.ones(len(ours[0]), dtype=np.bool_)
+    information = _information_of_all([*ours, *theirs])
+    rows = ours[0].one_slice("cold" if cold else only)
     a, b = (np.mean([r.values(metric) for r in side], axis=0)[rows] for side in (ours, theirs))
     _, group = np.unique(ours[0].user[rows], return_inverse=True)
     users = int(group.max(initial=-1)) + 1
@@ -120,11 +121,15 @@ def _relative(method: Values, baseline: Values) -> Values:
         return np.where(method == baseline, 0.0, method / baseline - 1)
 
 
-def _check_same_clicks(reports: Sequence[Report]) -> None:
+def _information_of_all(reports: Sequence[Report]) -> str:
+    """The information that all reports stand for, once it is seen that they are of the same clicks and rule."""
     for report in reports[1:]:
         same = np.array_equal(report.user, reports[0].user) and np.array_equal(report.target, reports[0].target)
         if not same:
             raise ValueError(
                 f"compare: the reports are of different clicks ({len(reports[0])} and {len(report)} rows); evaluate "
-                "both methods on the same data with the same part, positions and max_length"
+                "both methods on the same data with the same part, positions, max_length and exclude_seen"
             )
+    named = {f"{report.info.get('method', 'report')} {number}": report for number, report in enumerate(reports)}
+    one_rule(named)
+    return one_information(named)

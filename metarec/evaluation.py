@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import copy
 import importlib
+import math
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
+from numbers import Integral
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metarec.asking import WITHHELD, ranked, whose
 from metarec.data.cutting import without_last
 from metarec.data.dataset import Dataset
 from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
-from metarec.functional.histories import seen_items
-from metarec.functional.ranking import ranks
+from metarec.functional.histories import leaves_out_seen, rule_in_words
 from metarec.meta import MetaLearner
+from metarec.nn.record import Record, longest_history, record_of
 from metarec.report import Report
 from metarec.types import EpisodeBatch, Method
 
 STEPS = (0, 1, 2, 5, 10, 20, 50)
-INFORMATION = ("upstream", "live", "later")
 
 
 def evaluate(
@@ -34,10 +37,11 @@ def evaluate(
     k: Sequence[int] = (5, 10, 20),
     part: Literal["validation", "test", "serving"] = "test",
     positions: int = 1,
-    exclude_seen: bool = False,
+    exclude_seen: bool | None = None,
+    repeated: Literal["leave_out", "miss"] = "leave_out",
     users_per_batch: int = 512,
     seed: int = 0,
-    max_length: int = 50,
+    max_length: int | None = None,
     negatives: int = 1,
     progress: bool | str = False,
 ) -> Report:
@@ -47,9 +51,10 @@ def evaluate(
     ``nn.Module`` runs on its own device and in evaluation mode, and is left in the mode it was in.
 
     Every figure belongs to what its method could know, which the method declares as ``information``:
-    ``"upstream"`` (the default), nothing after the split but the user's own clicks; ``"live"``, everything strictly
-    before the click that is asked for; ``"later"``, other cold users' later clicks too, which no one could know in
-    time. A method that has been fitted on something says until when as ``fitted_until``, in the units of the data.
+    ``"upstream"``, nothing after the split but the user's own clicks; ``"live"``, everything strictly before the click
+    that is asked for; ``"later"``, other cold users' later clicks too, which no one could know in time. A method that
+    was fitted says until when as ``fitted_until``, in the units of the data; every training of metarec has its model
+    say it. What says neither is reported as ``"later"``.
 
     Args:
         method: what to evaluate.
@@ -59,21 +64,29 @@ def evaluate(
             one again, but adapts to all clicks before it. With it, ``max_length=K`` cuts every history to K clicks.
         positions: rank so many items of each user, from the last one back; each time everything after the item is
             taken away, and users with too few clicks left drop out.
-        exclude_seen: leave the items of the query's history out of the ranking (never the target itself). Off by
-            default, as in the released MML code; on data without repeats it should be on.
+        exclude_seen: leave what the user has clicked (among ``max_length`` clicks, where that is given) out of the
+            ranking. By default as a :class:`metarec.Recommender` does: where fewer than 2% of the clicks upstream are
+            repeats, by ``method.repeat_share`` or, if it has none, ``data.known_repeat_share``.
+        repeated: what becomes, where seen items are left out, of targets that the user has clicked before, which no
+            list could show: ``"leave_out"`` does not ask for them, ``"miss"`` counts them as missed. Both are counted.
         users_per_batch: users adapted to at a time.
         seed: of the negatives that the support examples carry.
-        max_length: items of history kept per user.
+        max_length: items of history kept per user; by default as many as the method reads (the largest
+            ``max_length`` of its parts), or 50 where it does not say.
         negatives: N of the support examples that the method adapts to.
         progress: show a bar (needs tqdm); a string is its label.
 
     Returns:
-        The report, users in ascending order of their codes.
+        The report, users in ascending order of their codes. ``info`` has the settings, what the method says of its
+        training, and how many targets are repeats.
 
     Raises:
-        ValueError: if a score is not finite (naming method and data), if the scores do not cover the catalogue, if
-            ``data`` has no user with enough interactions, or if the method was fitted on clicks of the time of the
-            cold users and does not declare ``"later"``.
+        ValueError: if a setting is out of range, a score is not finite (naming method, data and user), the scores do
+            not cover the catalogue, ``data`` has no user with enough interactions, or the method was fitted on clicks
+            of the time of the cold users and does not declare ``"later"``.
+
+    Warns:
+        UserWarning: if the method is not trained to the end, or no target is left to ask for.
 
     Example:
         >>> from metarec.data.dataset import Catalog, Vocabulary
@@ -85,67 +98,109 @@ def evaluate(
         >>> evaluate(Popularity(up), down).rank
         array([3.])
     """
-    if positions < 1:
-        raise ValueError(f"evaluate: positions must be at least 1, got {positions}")
-    information = check_information(method, data)
+    _check_settings(k, part, positions, repeated)
+    known = check_information(method, data)
+    known.warn(type(method).__name__)
+    share, exclude_seen = _rule(method, data, exclude_seen)
+    length = longest_history(method) if max_length is None else max_length
     rows, refused = [], dict[str, int]()
     for position in range(positions):
         rest = without_last(data, position, least=LEAST_CLICKS[part])
         if position and not len(rest):
             break
         sampler = EpisodeSampler(
-            rest, seed=seed, users_per_batch=users_per_batch, part=part, negatives=negatives, max_length=max_length
+            rest, seed=seed, users_per_batch=users_per_batch, part=part, negatives=negatives, max_length=length
         )
         refused = refused or dict(sampler.refused)
-        rows += _all_ranks(method, sampler, exclude_seen=exclude_seen, progress=progress)
-    user, target, rank = (torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True))
+        rows += _all_ranks(method, sampler, max_length, exclude_seen=exclude_seen, progress=progress)
+    what: dict[str, object] = {"method": type(method).__name__, "data": data.name, "part": part, "seed": seed}
+    what |= {"exclude_seen": exclude_seen, "rule": rule_in_words(exclude_seen, share), "positions": positions}
+    what |= {"max_length": length, "negatives": negatives, "refused": refused, **known.to_dict()}
+    columns = [torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True)]
+    return _report(columns, data, tuple(map(int, k)), what, repeated if exclude_seen else None)
+
+
+def _report(
+    columns: list[Any], data: Dataset, k: tuple[int, ...], info: dict[str, object], repeated: str | None
+) -> Report:
+    """The report of all rows; ``repeated`` is what becomes of targets that no list could show, None to ask for them."""
+    user, target, rank, is_repeat = columns
+    rank = rank.astype(np.float64)
+    if repeated == "miss":
+        rank[is_repeat] = math.inf
+    info |= {"repeated": repeated or "asked", "repeated_targets": int(is_repeat.sum())}
     order = np.argsort(user, kind="stable")
-    how: dict[str, object] = {"part": part, "exclude_seen": exclude_seen, "seed": seed, "positions": positions}
-    how |= {"max_length": max_length, "negatives": negatives, "refused": refused}
-    known = {"information": information, "fitted_until": getattr(method, "fitted_until", None)}
-    return Report(
-        user=user[order],
-        target=target[order],
-        rank=rank[order].astype(np.float64),
-        is_cold=~data.warm[target[order]],
-        k=tuple(k),
-        info={"method": type(method).__name__, "data": data.name, **how, **known},
-    )
+    if repeated == "leave_out":
+        order = order[~is_repeat[order]]
+    if not len(order):
+        warnings.warn(
+            f"evaluate: all {len(user)} targets of {data.name} were clicked by their users before, and a list without "
+            "seen items shows none of them: there is nothing to ask for; keep seen items in with exclude_seen=False",
+            stacklevel=3,
+        )
+    user, target, rank, is_repeat = (column[order] for column in (user, target, rank, is_repeat))
+    return Report(user, target, rank, is_cold=~data.warm[target], k=k, info=info, is_repeat=is_repeat)
+
+
+def _check_settings(k: object, part: str, positions: int, repeated: str) -> None:
+    """Refuse before anything is computed what would fail, or mean nothing, afterwards."""
+    lengths = list(k) if isinstance(k, Sequence) and not isinstance(k, str) else []
+    if not lengths or any(isinstance(n, bool) or not isinstance(n, Integral) or n < 1 for n in lengths):
+        raise ValueError(f"evaluate: k must be list lengths of at least 1, as in k=(10,), got {k!r}")
+    if part not in WITHHELD:
+        raise ValueError(f"evaluate: part must be one of {list(WITHHELD)}, got {part!r}")
+    if positions < 1:
+        raise ValueError(f"evaluate: positions must be at least 1, got {positions}")
+    if repeated not in ("leave_out", "miss"):
+        raise ValueError(f"evaluate: repeated must be 'leave_out' or 'miss', got {repeated!r}")
+
+
+def _rule(method: Method, data: Dataset, exclude_seen: bool | None) -> tuple[float | None, bool]:
+    """The share of repeats that decides whether seen items are left out, None where that was asked for; and whether."""
+    if exclude_seen is not None:
+        return None, exclude_seen
+    said = getattr(method, "repeat_share", None)
+    share = data.known_repeat_share if said is None else float(said)
+    return share, leaves_out_seen(share)
 
 
 def _all_ranks(
-    method: Method, sampler: EpisodeSampler, *, exclude_seen: bool, progress: bool | str
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """User, target and rank of every query example of one epoch, batch by batch."""
-    data, name, rows = sampler.data, type(method).__name__, []
-    label = progress if isinstance(progress, str) else f"evaluate {name}"
+    method: Method, sampler: EpisodeSampler, last: int | None, *, exclude_seen: bool, progress: bool | str
+) -> list[tuple[Tensor, ...]]:
+    """The columns of every query example of one epoch, batch by batch."""
+    rows = []
+    label = progress if isinstance(progress, str) else f"evaluate {type(method).__name__}"
     with evaluating(method) as device:
+
+        def work(batch: EpisodeBatch) -> tuple[Tensor, ...]:
+            return ranked(method, batch.to(device), sampler, last, exclude_seen=exclude_seen)
+
         for batch in _shown(sampler, label) if progress else sampler.epoch(0):
             try:
-                rows.append(_rank(method, batch.to(device), data.catalog.size, exclude_seen=exclude_seen))
+                rows.append(work(batch))
             except ValueError as error:
-                raise ValueError(f"evaluating {name} on {data.name}: {error}") from error
+                who, why = whose(work, batch, sampler.data) or ("", error)
+                where = f"{type(method).__name__} on {sampler.data.name} ({sampler.part}{who})"
+                raise ValueError(f"evaluating {where}: {why}") from why
     return rows
 
 
-def check_information(method: Method, data: Dataset) -> str:
-    """What a method could know, as it declares it and as far as that can be checked.
+def check_information(method: Method, data: Dataset) -> Record:
+    """What a method says of its training, as far as that can be checked.
 
     Raises:
         ValueError: if it declares something else than ``"upstream"``, ``"live"`` or ``"later"``, or if it was fitted
             on clicks from the first click of ``data`` on and does not declare ``"later"``.
     """
-    name, information = type(method).__name__, str(getattr(method, "information", "upstream"))
-    if information not in INFORMATION:
-        raise ValueError(f"{name}: information must be one of {list(INFORMATION)}, got {information!r}")
-    until = getattr(method, "fitted_until", None)
-    if information != "later" and until is not None and until >= data.time.min():
+    name, found = type(method).__name__, record_of(method)
+    until = found.fitted_until
+    if found.information != "later" and until is not None and not until < data.time.min():
         raise ValueError(
             f"{name} was fitted on clicks until {until}, but {data.name} begins at {data.time.min()}: it has learned "
             "from clicks that come after those it is asked for. Fit it on the upstream side, or have it declare "
             "information = 'later', to be reported apart"
         )
-    return information
+    return found
 
 
 def choose_steps(meta: MetaLearner, data: Dataset, candidates: Sequence[int] = STEPS, **settings: Any) -> int:
@@ -160,7 +215,7 @@ def choose_steps(meta: MetaLearner, data: Dataset, candidates: Sequence[int] = S
         settings: as for :func:`evaluate`.
 
     Raises:
-        ValueError: if there is no candidate, or as for :func:`evaluate`.
+        ValueError: if there is no candidate or nothing is asked for, or as for :func:`evaluate`.
 
     Example:
         >>> from metarec.datasets import PLANTED_SPLIT, planted
@@ -179,6 +234,8 @@ def choose_steps(meta: MetaLearner, data: Dataset, candidates: Sequence[int] = S
         trial = copy.copy(meta)
         trial.steps = steps
         found[steps] = evaluate(trial, data, k=(10,), part="validation", **settings).metrics["mrr@10"].mean
+        if math.isnan(found[steps]):
+            raise ValueError(f"choose_steps: {data.name} has no validation click to choose by, all are repeats")
     return max(found, key=found.__getitem__)
 
 
@@ -188,24 +245,6 @@ def _shown(sampler: EpisodeSampler, label: str) -> Iterator[EpisodeBatch]:
         for batch in sampler.epoch(0):
             yield batch
             bar.update(len(batch))
-
-
-def _rank(method: Method, batch: EpisodeBatch, items: int, *, exclude_seen: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """User, target and rank of every query example."""
-    query = batch.query
-    with torch.no_grad():
-        scored = method.adapt(batch.support)(query)
-        scores = scored.scores
-        if scores.shape != (*query.target.shape, items):
-            raise ValueError(f"expected scores {(*query.target.shape, items)}, got {tuple(scores.shape)}")
-        allowed = (
-            ~seen_items(query, items) if exclude_seen else torch.ones(items, dtype=torch.bool, device=scores.device)
-        )
-        allowed[..., 0] = False
-        ordered = scores.masked_fill(~scored.known, torch.finfo(scores.dtype).min)
-        rank = ranks(ordered, query.target, allowed=allowed)
-    real = query.weight > 0
-    return batch.user[:, None].expand_as(real)[real], query.target[real], rank[real]
 
 
 @contextmanager

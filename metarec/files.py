@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import itertools
 import json
 import os
 import re
 import secrets
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -247,3 +249,46 @@ def checksum(tensors: Mapping[str, Tensor], text: str) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data if tensor.numel() else b"")
     return digest.hexdigest()
+
+
+def expect_tensor(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype, dimensions: int) -> Tensor:
+    """A tensor of this name.
+
+    Raises:
+        KeyError: if there is none.
+        ValueError: if it has another type or number of dimensions.
+    """
+    tensor = tensors[name]
+    if tensor.dtype != dtype or tensor.ndim != dimensions:
+        raise ValueError(
+            f"{name} must be {dtype} with {dimensions} dimensions, got {tensor.dtype} {tuple(tensor.shape)}"
+        )
+    return tensor
+
+
+def pack_strings(name: str, strings: Sequence[str]) -> dict[str, Tensor]:
+    """Strings as two tensors: all their UTF-8 bytes, (bytes,) uint8, and where each ends, (strings,) int64.
+
+    Raises:
+        ValueError: if a string has a character that UTF-8 cannot write.
+    """
+    try:
+        encoded = [string.encode() for string in strings]
+    except UnicodeEncodeError as error:
+        raise ValueError(f"save: {name}: {error.object!r} is not valid text; take such characters out") from error
+    ends = np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
+    joined = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
+    return {f"{name}.bytes": torch.from_numpy(joined), f"{name}.ends": torch.from_numpy(ends)}
+
+
+def unpack_strings(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
+    """The strings that :func:`pack_strings` put away.
+
+    Raises:
+        KeyError, ValueError: if these are not such tensors.
+    """
+    joined = expect_tensor(tensors, f"{name}.bytes", torch.uint8, 1).numpy().tobytes()
+    ends = [0, *expect_tensor(tensors, f"{name}.ends", torch.int64, 1).tolist()]
+    if ends[-1] != len(joined) or any(start > end for start, end in itertools.pairwise(ends)):
+        raise ValueError(f"{name}.ends does not divide its {len(joined)} bytes")
+    return [joined[start:end].decode() for start, end in itertools.pairwise(ends)]

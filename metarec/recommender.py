@@ -22,7 +22,7 @@ from metarec.serving.additions import Vectors, new_items
 from metarec.serving.clicks import Clicks, Spelled, SupportMaker
 from metarec.serving.listing import Wanted, listed
 from metarec.serving.lists import Recommendation, Recommendations
-from metarec.serving.servable import Servable, check_servable
+from metarec.serving.servable import Servable, check_servable, leaves_out, warn_untrained
 from metarec.serving.snapshot import Snapshot
 from metarec.serving.state import State, States
 from metarec.serving.storage import read_users, write_users
@@ -72,6 +72,7 @@ class Recommender:
             raise ValueError(
                 f"Recommender: new_share must be between 0 and 1, of an MML, got {new_share} of {type(model).__name__}"
             )
+        warn_untrained(model)
         self.new_share = new_share
         self._states = States(model, new_share)
 
@@ -139,7 +140,7 @@ class Recommender:
         users: Users,
         k: int = 10,
         *,
-        exclude_seen: bool = True,
+        exclude_seen: bool | None = None,
         allow: Ids | None = None,
         deny: Ids | None = None,
         candidates: Sequence[Ids] | None = None,
@@ -147,7 +148,7 @@ class Recommender:
     ) -> Recommendations:
         """As :meth:`Users.recommend`, without its warning; ``columns`` of the catalogue are scored at once."""
         state = self._of(users)
-        wanted = Wanted.of(k, exclude_seen, allow, deny, candidates)
+        wanted = Wanted.of(k, leaves_out(state.model, exclude_seen), allow, deny, candidates)
         with torch.no_grad():
             scores = state.snapshot.scores(users.standing)
             return listed(wanted, scores, users.clicks, state.snapshot.known, state.catalog, columns)

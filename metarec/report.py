@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from metarec.files import write_json
 from metarec.functional.ranking import mrr_at, ndcg_at, recall_at
 
+NONE = np.zeros(0, dtype=np.bool_)  # repeats of a report that names none, whatever its length
+SLICES = (("cold", "warm"), ("repeated", "new"))  # shown where there is any of the first
 METRICS: Mapping[str, Callable[[Tensor, int], Tensor]] = {"recall": recall_at, "mrr": mrr_at, "ndcg": ndcg_at}
 
 
@@ -57,26 +60,22 @@ class Report:
         is_cold: (n,) bool, whether the target never occurs upstream.
         k: the list lengths of the metrics.
         info: what was evaluated, on what and how.
+        is_repeat: (n,) bool, whether the user had clicked the target before; by default none had.
 
     Raises:
-        ValueError: if the columns differ in length.
+        ValueError: if the columns differ in length, or a rank is below 1 or no number.
 
     Example:
         >>> one = np.array([1, 2])
-        >>> report = Report(one, one, np.array([1.0, 4.0]), np.array([False, True]), k=(2,), info={"method": "M"})
+        >>> report = Report(one, one, np.array([1.0, 4.0]), one > 2, k=(2,), info={"method": "M"})
         >>> report.metrics["recall@2"], report.cold["recall@2"].mean
-        (Metric(mean=0.5, se=0.5), 0.0)
+        (Metric(mean=0.5, se=0.5), nan)
         >>> print(report)
         M: 2 users, information: upstream
                 @2
         recall  .500±.500
         mrr     .500±.500
         ndcg    .500±.500
-        cold items: 1 users
-                @2
-        recall  .000±-
-        mrr     .000±-
-        ndcg    .000±-
     """
 
     user: NDArray[np.int64]
@@ -85,11 +84,20 @@ class Report:
     is_cold: NDArray[np.bool_]
     k: tuple[int, ...] = (5, 10, 20)
     info: Mapping[str, object] = field(default_factory=dict)
+    is_repeat: NDArray[np.bool_] = field(default_factory=lambda: NONE)
 
     def __post_init__(self) -> None:
-        lengths = [len(column) for column in (self.user, self.target, self.rank, self.is_cold)]
+        if self.is_repeat is NONE:
+            object.__setattr__(self, "is_repeat", np.zeros(len(self), dtype=np.bool_))
+        lengths = [len(column) for column in self._columns().values()]
         if len(set(lengths)) > 1:
-            raise ValueError(f"Report: user, target, rank and is_cold must have one value per user, got {lengths}")
+            raise ValueError(f"Report: {', '.join(self._columns())} must have one value per user, got {lengths}")
+        if not (self.rank >= 1).all():
+            row = int(np.flatnonzero(~(self.rank >= 1))[0])
+            raise ValueError(f"Report: ranks start at 1, got {self.rank[row]} of user code {self.user[row]}")
+
+    def _columns(self) -> dict[str, NDArray[Any]]:
+        return {name: getattr(self, name) for name in ("user", "target", "rank", "is_cold", "is_repeat")}
 
     def __len__(self) -> int:
         return len(self.user)
@@ -98,6 +106,12 @@ class Report:
     def information(self) -> str:
         """What the method could know: ``"upstream"``, ``"live"`` or ``"later"``, see :func:`metarec.evaluate`."""
         return str(self.info.get("information", "upstream"))
+
+    @cached_property
+    def rows(self) -> dict[str, NDArray[np.bool_]]:
+        """(n,) masks of the slices: targets that are cold or warm items, and that the user had clicked or not."""
+        cold, repeated = self.is_cold, self.is_repeat
+        return {"cold": cold, "warm": ~cold, "repeated": repeated, "new": ~repeated}
 
     @property
     def cold_users(self) -> int:
@@ -129,7 +143,24 @@ class Report:
     @cached_property
     def cold(self) -> dict[str, Metric]:
         """The same over the users whose target is a cold item."""
-        return self.on(self.is_cold)
+        return self.slices["cold"]
+
+    def one_slice(self, name: str | None) -> NDArray[np.bool_]:
+        """(n,) mask of one slice; of all rows for None.
+
+        Raises:
+            ValueError: if there is no such slice.
+        """
+        if name is None:
+            return np.ones(len(self), dtype=np.bool_)
+        if name not in self.rows:
+            raise ValueError(f"no slice {name!r}: expected one of {list(self.rows)}")
+        return self.rows[name]
+
+    @cached_property
+    def slices(self) -> dict[str, dict[str, Metric]]:
+        """The same over the rows of each slice: ``"cold"``, ``"warm"``, ``"repeated"`` and ``"new"`` targets."""
+        return {name: self.on(rows) for name, rows in self.rows.items()}
 
     def to_dict(self) -> dict[str, object]:
         """Everything as plain values that JSON can hold."""
@@ -139,15 +170,17 @@ class Report:
             "cold_users": self.cold_users,
             "metrics": {name: metric.to_dict() for name, metric in self.metrics.items()},
             "cold_items": {name: metric.to_dict() for name, metric in self.cold.items()},
+            "slices": self.slices_to_dict(),
             "per_user": {
-                name: column.tolist()
-                for name, column in zip(
-                    ("user", "target", "rank", "is_cold"),
-                    (self.user, self.target, self.rank, self.is_cold),
-                    strict=True,
-                )
+                **{name: column.tolist() for name, column in self._columns().items()},
+                "rank": [rank if math.isfinite(rank) else None for rank in self.rank.tolist()],  # None: missed
             },
         }
+
+    def slices_to_dict(self) -> dict[str, dict[str, object]]:
+        """Each slice's number of rows, as ``"users"``, and its metrics, as plain values."""
+        plain = {name: {n: m.to_dict() for n, m in metrics.items()} for name, metrics in self.slices.items()}
+        return {name: {"users": int(self.rows[name].sum()), **metrics} for name, metrics in plain.items()}
 
     def to_json(self, path: str | Path) -> None:
         """Write :meth:`to_dict` to a file, which is either whole or not there.
@@ -163,23 +196,42 @@ class Report:
         users = len(np.unique(self.user))
         clicks = "" if users == len(self) else f", {len(self):,} clicks"
         blocks = [(f"{title}: {users:,} users{clicks}, information: {self.information}", self.metrics)]
-        blocks += [(f"cold items: {self.cold_users:,} users", self.cold)] if self.cold_users else []
+        parted = [name for pair in SLICES for name in pair if self.rows[pair[0]].any()]
+        blocks += [(f"{name} items: {int(self.rows[name].sum()):,} users", self.slices[name]) for name in parted]
         lines = []
         for head, metrics in blocks:
             rows = [[name, *(str(metrics[f"{name}@{k}"]) for k in self.k)] for name in METRICS]
             lines += [head, text_table([["", *(f"@{k}" for k in self.k)], *rows])]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._remarks()])
+
+    def _remarks(self) -> list[str]:
+        """What a reader of the figures must know, a line each."""
+        said = []
+        if self.info.get("said") is False:
+            said.append("information: taken to be later, for the method does not say until when it was fitted")
+        if untrained := self.info.get("untrained"):
+            said.append(f"not trained: {', '.join(map(str, untrained))}")  # type: ignore[call-overload]
+        if "rule" in self.info:
+            count = self.info.get("repeated_targets", 0)
+            fate = {"leave_out": ", not asked for", "miss": ", counted as missed"}.get(
+                str(self.info.get("repeated")), ""
+            )
+            said.append(f"{self.info['rule']}; {count:,} targets are repeats{fate}")
+        return said
 
 
-def results_table(reports: Mapping[str, Report], *, cold: bool = False) -> str:
+def results_table(reports: Mapping[str, Report], *, cold: bool = False, only: str | None = None) -> str:
     """One row per method, one column per metric, each mean with its standard error.
 
     Args:
-        reports: name of the method -> its report, all with the same ``k`` and the same information.
+        reports: name of the method -> its report, all with the same ``k``, the same information and the same rule on
+            seen items.
         cold: only the users whose target is a cold item.
+        only: one of the report's slices, e.g. ``"repeated"``.
 
     Raises:
-        ValueError: if there is no report, their ``k`` differ, or the methods know different things.
+        ValueError: if there is no report, there is no such slice, their ``k`` or rules differ, or the methods know
+            different things.
 
     Example:
         >>> one = np.array([1, 2])
@@ -190,11 +242,11 @@ def results_table(reports: Mapping[str, Report], *, cold: bool = False) -> str:
     if len({report.k for report in reports.values()}) != 1:
         raise ValueError(f"results_table: expected reports with one k, got {[(n, r.k) for n, r in reports.items()]}")
     information = one_information(reports)
-    rows = []
-    for name, report in reports.items():
-        metrics = report.cold if cold else report.metrics
-        rows.append([name, f"{report.cold_users if cold else len(report):,}", *map(str, metrics.values())])
-    return text_table([[f"method ({information})", "users", *metrics], *rows])
+    one_rule(reports)
+    only = "cold" if cold else only
+    masks = {name: report.one_slice(only) for name, report in reports.items()}
+    rows = [[name, f"{mask.sum():,}", *map(str, reports[name].on(mask).values())] for name, mask in masks.items()]
+    return text_table([[f"method ({information})", "users", *next(iter(reports.values())).metrics], *rows])
 
 
 def one_information(reports: Mapping[str, Report]) -> str:
@@ -213,6 +265,21 @@ def one_information(reports: Mapping[str, Report]) -> str:
             "make one table of each information set"
         )
     return next(iter(sets))
+
+
+def one_rule(reports: Mapping[str, Report]) -> None:
+    """See that seen items were left out of all these reports or of none, and repeats counted alike.
+
+    Raises:
+        ValueError: if not; names who did what.
+    """
+    for what in ("exclude_seen", "repeated"):
+        found = {name: report.info[what] for name, report in reports.items() if what in report.info}
+        if len(set(found.values())) > 1:
+            raise ValueError(
+                f"methods can be compared only where seen items are treated alike, got {what} of {found}; "
+                "give evaluate the same exclude_seen and repeated"
+            )
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from reprlib import repr as short
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from metarec.data.dataset import Catalog, Vocabulary
-from metarec.files import read_tensors, write_tensors
+from metarec.files import expect_tensor, pack_strings, read_tensors, unpack_strings, write_tensors
+from metarec.nn import record
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.growing import lacking
 from metarec.recipes.mml import MML
@@ -88,14 +87,17 @@ def write_model(model: object, path: str | Path, more: Mapping[str, Any]) -> Non
         "attributes": list(catalog.attributes),
         "fitted": model.fitted,
         "frozen": sorted(name for name, p in model.named_parameters() if not p.requires_grad),
+        "fitted_until": model.fitted_until,
+        "trained": list(model.trained),
+        "repeat_share": model.repeat_share,
         **more,
     }
-    tensors = {"warm": torch.from_numpy(model.warm), **_pack("items", catalog.items.ids)}
-    tensors |= _pack("hidden", sorted(catalog.hidden))
+    tensors = {"warm": torch.from_numpy(model.warm), **pack_strings("items", catalog.items.ids)}
+    tensors |= pack_strings("hidden", sorted(catalog.hidden))
     for name, modality in catalog.modalities.items():
         tensors |= {f"modality.{name}.features": modality.features, f"modality.{name}.present": modality.present}
     for name, column in catalog.attributes.items():
-        tensors |= _pack(f"attribute.{name}", column)
+        tensors |= pack_strings(f"attribute.{name}", column)
     if (near := neighbours_of(model)) is not None:
         tensors["neighbours"] = near.to(torch.int32)
     tensors |= {_WEIGHTS + name: tensor for name, tensor in model.state_dict().items()}
@@ -160,7 +162,7 @@ def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any], config: MML
     if strange:
         raise ValueError(f"weights must be of one type, of {list(_READ)}, {strange[0]} is {weights[strange[0]].dtype}")
     _check_sizes(weights, header, config)
-    catalog, warm = _catalog(tensors, header), _expect(tensors, "warm", torch.bool, 1)
+    catalog, warm = _catalog(tensors, header), expect_tensor(tensors, "warm", torch.bool, 1)
     fitted = header.get("fitted", catalog.size)
     if type(fitted) is not int or not 1 <= fitted <= catalog.size or len(warm) != catalog.size or bool(warm[0]):
         raise ValueError(f"warm {tuple(warm.shape)} and fitted={short(fitted)} do not fit {catalog.size} rows")
@@ -174,6 +176,7 @@ def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any], config: MML
     model.load_state_dict(weights, assign=True)
     for name in frozen:
         model.get_parameter(name).requires_grad_(False)
+    _remember(model, header)
     return model.to(_READ[dtype])
 
 
@@ -211,21 +214,31 @@ def _check_sizes(weights: Mapping[str, Tensor], header: Mapping[str, Any], confi
             )
 
 
+def _remember(model: MML, header: Mapping[str, Any]) -> None:
+    """What the file says of the training; files written before 2026-12 say nothing."""
+    until, share, trained = (header.get(name) for name in ("fitted_until", "repeat_share", "trained"))
+    for name, number in (("fitted_until", until), ("repeat_share", share)):
+        if number is not None and (isinstance(number, bool) or not isinstance(number, int | float)):
+            raise ValueError(f"{name} must be a number, got {number!r}")
+    model.repeat_share = share
+    if trained is None:
+        record.forget(model)
+        return
+    if not isinstance(trained, list) or not all(isinstance(stage, str) for stage in trained):
+        raise ValueError(f"trained must be names of stages, got {trained!r}")
+    record.remake(model)
+    if until is not None:
+        record.begin(model, until)
+    for stage in trained:
+        record.finish(model, stage)
+
+
 def _neighbours(tensors: Mapping[str, Tensor], catalog: Catalog, warm: Tensor, k: int) -> Tensor:
-    near = _expect(tensors, "neighbours", torch.int32, 2).long()
+    near = expect_tensor(tensors, "neighbours", torch.int32, 2).long()
     right = near.shape == (catalog.size, k) and bool(((near >= 0) & (near < catalog.size)).all())
     if not right or not bool((warm[near] | (near == 0)).all()):
         raise ValueError(f"neighbours must be {k} warm items for each of {catalog.size} rows")
     return near
-
-
-def _expect(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype, dimensions: int) -> Tensor:
-    tensor = tensors[name]
-    if tensor.dtype != dtype or tensor.ndim != dimensions:
-        raise ValueError(
-            f"{name} must be {dtype} with {dimensions} dimensions, got {tensor.dtype} {tuple(tensor.shape)}"
-        )
-    return tensor
 
 
 def _plain(value: Any) -> Any:
@@ -252,38 +265,20 @@ def _catalog(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> Catalo
     modalities = {
         name: Modality(
             name,
-            _expect(tensors, f"modality.{name}.features", torch.float32, 2),
-            _expect(tensors, f"modality.{name}.present", torch.bool, 1),
+            expect_tensor(tensors, f"modality.{name}.features", torch.float32, 2),
+            expect_tensor(tensors, f"modality.{name}.present", torch.bool, 1),
         )
         for name in _names(header["modalities"], "modalities")
     }
     padded = [name for name, modality in modalities.items() if bool(modality.present[:1].any())]
     if padded:
         raise ValueError(f"modality {padded[0]!r} has features of the padding row")
-    attributes = {name: _unpack(f"attribute.{name}", tensors) for name in _names(header["attributes"], "attributes")}
-    ids, hidden = _unpack("items", tensors), _unpack("hidden", tensors) if header["format"] > 1 else []
+    attributes = {
+        name: unpack_strings(f"attribute.{name}", tensors) for name in _names(header["attributes"], "attributes")
+    }
+    ids, hidden = unpack_strings("items", tensors), unpack_strings("hidden", tensors) if header["format"] > 1 else []
     if not set(hidden) <= set(ids):  # before a catalogue looks for the nearest ids
         raise ValueError("hidden ids are not those of items")
     if not isinstance(header["items"], str):
         raise ValueError(f"items must be a name, got {header['items']!r}")
     return Catalog(Vocabulary(ids, header["items"]), modalities, attributes, frozenset(hidden))
-
-
-def _pack(name: str, strings: Sequence[str]) -> dict[str, Tensor]:
-    """Strings as two tensors: all their UTF-8 bytes, (bytes,) uint8, and where each ends, (strings,) int64."""
-    try:
-        encoded = [string.encode() for string in strings]
-    except UnicodeEncodeError as error:
-        raise ValueError(f"save: {name}: {error.object!r} is not valid text; take such characters out") from error
-    ends = np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
-    joined = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
-    return {f"{name}.bytes": torch.from_numpy(joined), f"{name}.ends": torch.from_numpy(ends)}
-
-
-def _unpack(name: str, tensors: Mapping[str, Tensor]) -> list[str]:
-    """The strings that :func:`_pack` put away."""
-    joined = _expect(tensors, f"{name}.bytes", torch.uint8, 1).numpy().tobytes()
-    ends = [0, *_expect(tensors, f"{name}.ends", torch.int64, 1).tolist()]
-    if ends[-1] != len(joined) or any(start > end for start, end in itertools.pairwise(ends)):
-        raise ValueError(f"{name}.ends does not divide its {len(joined)} bytes")
-    return [joined[start:end].decode() for start, end in itertools.pairwise(ends)]

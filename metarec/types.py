@@ -118,8 +118,7 @@ class Modality:
 
     Attributes:
         name: e.g. ``"text"``.
-        features: (I, F); row = item code, row 0 and the rows of items without features are zero. Other numbers than
-            float32 (half precision, double, integers) become float32.
+        features: (I, F) numbers, kept as float32; row = item code, row 0 and items without features are zero.
         present: (I,) bool, False for padding and for items without features.
 
     Raises:

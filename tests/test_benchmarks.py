@@ -34,7 +34,7 @@ def result(tmp_path_factory):
 
 
 @pytest.fixture
-def benchmark(monkeypatch):
+def speed_modules(monkeypatch):
     """The benchmark's modules."""
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
     import floor
@@ -77,8 +77,8 @@ def test_both_ways_compute_the_same_meta_gradient(result, order):
     assert 0 < block["learn2learn_gradient_error"] < 1e-5
 
 
-def test_users_are_cut_into_support_and_query(benchmark):
-    inner_loop, _ = benchmark
+def test_users_are_cut_into_support_and_query(speed_modules):
+    inner_loop, _ = speed_modules
     users = inner_loop.make_users(50, 4, 3)
     support, query = users.support, users.query
     assert support.history.shape == support.target.shape == (50, 3) and query.history.shape == (50, 4)
@@ -121,8 +121,8 @@ def test_work_of_a_tiny_user_equals_the_count_by_hand(result):
     assert result["second_order"]["work_per_user"] == SECOND
 
 
-def test_factors_are_taken_where_they_are_cheaper(benchmark):
-    _, floor = benchmark
+def test_factors_are_taken_where_they_are_cheaper(speed_modules):
+    _, floor = speed_modules
     short = floor.Shape(dim=64, layers=1, feedforward=256, clicks=2, steps=1)
     matrix, factors = (floor.matrix_flops(short, 64, 64, 2, switch) for switch in (0, 2))
     assert matrix == (12 + 6) * 64 * 64
@@ -130,8 +130,8 @@ def test_factors_are_taken_where_they_are_cheaper(benchmark):
 
 
 @pytest.mark.parametrize("second_order", [False, True])
-def test_dense_flops_equal_those_that_torch_counts_in_the_loop(benchmark, second_order, tmp_path):
-    inner_loop, floor = benchmark
+def test_dense_flops_equal_those_that_torch_counts_in_the_loop(speed_modules, second_order, tmp_path):
+    inner_loop, floor = speed_modules
     options = inner_loop._parse(["--users", "1", "--out", str(tmp_path / "x.json"), "--device", "cpu"])
     learner, users = inner_loop.make_learner(options), inner_loop.make_users(1, 12, 4000)
     with FlopCounterMode(display=False) as counter:
@@ -154,8 +154,8 @@ def test_dense_flops_equal_those_that_torch_counts_in_the_loop(benchmark, second
         assert 0.98 * (least + causal) < found < least + causal  # where factors need less
 
 
-def test_the_page_names_the_work_of_the_default_shape(benchmark):
-    _, floor = benchmark
+def test_the_page_names_the_work_of_the_default_shape(speed_modules):
+    _, floor = speed_modules
     page = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     shape = floor.Shape(dim=64, layers=2, feedforward=256, clicks=12, steps=5)
     for title, second_order in (("first order", False), ("second order", True)):
@@ -163,8 +163,8 @@ def test_the_page_names_the_work_of_the_default_shape(benchmark):
         assert f"| {title} | {row} |" in page
 
 
-def test_without_learn2learn(benchmark, tmp_path, monkeypatch, capsys):
-    inner_loop, _ = benchmark
+def test_without_learn2learn(speed_modules, tmp_path, monkeypatch, capsys):
+    inner_loop, _ = speed_modules
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "learn2learn" else find(name))
     arguments = ["--users", "2", "--out", str(tmp_path / "alone.json"), "--commit", "abc", *TINY.split()]
@@ -192,8 +192,8 @@ def test_without_learn2learn(benchmark, tmp_path, monkeypatch, capsys):
         ("--tf32 --device cpu", "--tf32 needs a GPU"),
     ],
 )
-def test_bad_arguments_are_refused(benchmark, tmp_path, capsys, arguments, message):
-    inner_loop, _ = benchmark
+def test_bad_arguments_are_refused(speed_modules, tmp_path, capsys, arguments, message):
+    inner_loop, _ = speed_modules
     with pytest.raises(SystemExit):
         inner_loop.main(["--out", str(tmp_path / "x.json"), *arguments.split()])
     assert message in capsys.readouterr().err

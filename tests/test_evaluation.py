@@ -71,11 +71,15 @@ def scored(scores: Tensor) -> Scored:
 
 @pytest.mark.parametrize("part", ["test", "validation"])
 @pytest.mark.parametrize("exclude_seen", [False, True])
+@pytest.mark.parametrize("repeated", ["leave_out", "miss"])
 @pytest.mark.parametrize("users_per_batch", [1, 8, 512])
 def test_ranks_are_those_of_a_loop_over_users(
-    part: Literal["test", "validation"], exclude_seen: bool, users_per_batch: int
+    part: Literal["test", "validation"],
+    exclude_seen: bool,
+    repeated: Literal["leave_out", "miss"],
+    users_per_batch: int,
 ) -> None:
-    data, method, expected = make_data(), Neighbours(), {}
+    data, method, expected, repeats = make_data(), Neighbours(), {}, set()
     for user, clicks in clicks_of(data):
         if len(clicks) < 4:
             continue
@@ -85,8 +89,16 @@ def test_ranks_are_those_of_a_loop_over_users(
             scores[item] += 100
         rivals = set(range(1, ITEMS + 1)) - {target} - (set(history) if exclude_seen else set())
         better = sum(float(scores[i] > scores[target]) + 0.5 * float(scores[i] == scores[target]) for i in rivals)
-        expected[user] = (target, 1 + better)
-    report = evaluate(method, data, part=part, exclude_seen=exclude_seen, users_per_batch=users_per_batch, max_length=9)
+        expected[user] = (target, math.inf if exclude_seen and target in history else 1 + better)
+        repeats |= {user} if target in history else set()
+    assert repeats
+    if exclude_seen and repeated == "leave_out":
+        expected = {user: row for user, row in expected.items() if user not in repeats}
+    report = evaluate(
+        method, data, part=part, exclude_seen=exclude_seen, repeated=repeated, users_per_batch=users_per_batch
+    )
+    assert report.info["repeated_targets"] == len(repeats)
+    assert [user in repeats for user in report.user.tolist()] == report.rows["repeated"].tolist()
     assert report.user.tolist() == sorted(expected)
     found = dict(zip(report.user.tolist(), zip(report.target.tolist(), report.rank.tolist(), strict=True), strict=True))
     assert found == expected
@@ -154,7 +166,7 @@ def test_a_slice_without_users_has_no_numbers() -> None:
     assert report.cold["mrr@1"].to_dict() == {"mean": None, "se": None}
     assert "cold" not in str(report)
     assert str(report.cold["mrr@1"]) == "-"
-    with pytest.raises(ValueError, match=r"one value per user, got \[2, 2, 2, 1\]"):
+    with pytest.raises(ValueError, match=r"one value per user, got \[2, 2, 2, 1, 2\]"):
         Report(none, none, none, none[:1])
 
 
@@ -163,7 +175,7 @@ def test_a_diverged_method_is_named() -> None:
         def adapt(self, support: Examples) -> Scorer:
             return lambda examples: scored(torch.full((*examples.target.shape, ITEMS + 1), float("nan")))
 
-    with pytest.raises(ValueError, match=r"evaluating Diverged on made up: ranks: score nan at \(0, 0, 1\)"):
+    with pytest.raises(ValueError, match=r"Diverged on made up \(test, user 'u11'\): ranks: score nan at \(0, 0, 1\)"):
         evaluate(Diverged(), make_data())
 
 
@@ -172,7 +184,7 @@ def test_scores_that_do_not_cover_the_catalogue_are_refused() -> None:
         def adapt(self, support: Examples) -> Scorer:
             return lambda examples: scored(torch.zeros(*examples.target.shape, ITEMS))
 
-    with pytest.raises(ValueError, match=r"evaluating Narrow on made up: expected scores \(\d+, 1, 24\), got"):
+    with pytest.raises(ValueError, match=r"Narrow on made up \(test, user 'u11'\): expected scores \(1, 1, 24\), got"):
         evaluate(Narrow(), make_data())
 
 
@@ -210,15 +222,21 @@ def test_a_report_says_what_it_is_and_writes_itself(tmp_path: Path, capsys: pyte
         "seed": 3,
         "max_length": 50,
         "negatives": 1,
-        "information": "upstream",
+        "rule": "seen items are left out, as asked for",
+        "repeated": "leave_out",
+        "repeated_targets": 5,
+        "information": "later",
+        "said": False,
         "fitted_until": None,
+        "trained": [],
+        "untrained": [],
         "positions": 1,
     }
     assert read["per_user"]["rank"] == report.rank.tolist()
-    assert read["users"] == USERS - too_few
+    assert read["users"] == USERS - too_few - 5
     assert read["metrics"]["mrr@7"]["mean"] == report.metrics["mrr@7"].mean
     lines = str(report).splitlines()
-    assert lines[0] == f"Neighbours on made up (test): {len(report)} users, information: upstream"
+    assert lines[0] == f"Neighbours on made up (test): {len(report)} users, information: later"
     assert lines[2].split() == ["recall", str(report.metrics["recall@2"]), str(report.metrics["recall@7"])]
 
 

@@ -37,10 +37,12 @@ LAYERS = {
     "meta": GROUND,
     "datasets": {"types", "data"},
     "recipes": MIDDLE,
-    "evaluation": MIDDLE | {"report"},
+    "asking": GROUND | {"data"},
+    "evaluation": MIDDLE | {"asking", "report"},
     "report": MIDDLE,
     "comparison": {"report"},
-    "reporting": UPPER,
+    "plotting": {"files", "report"},
+    "reporting": UPPER | {"plotting"},
     "serving": UPPER,
     "recommender": UPPER | {"serving", "serialization"},
     "serialization": UPPER,
@@ -228,6 +230,17 @@ def test_the_extras_are_real() -> None:
     assert torch_scatter.scatter_add
     skipped = [name(p) for p in SOURCES if p != Path(__file__) and "importorskip" in p.read_text(encoding="utf-8")]
     assert skipped == []
+
+
+def test_no_fixture_has_the_name_of_a_plugins() -> None:
+    theirs = {"benchmark", "mocker", "faker", "cov", "httpserver", "requests_mock", "event_loop", "snapshot", "page"}
+    fixtures = {
+        node.name
+        for path in sorted((ROOT / "tests").glob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and any("fixture" in ast.unparse(d) for d in node.decorator_list)
+    }
+    assert len(fixtures) > 20 and not fixtures & theirs
 
 
 def committed() -> list[Path]:

@@ -34,7 +34,8 @@ def test_a_figure_says_what_its_method_could_know() -> None:
     assert found.information == "live" == found.to_dict()["info"]["information"]  # type: ignore[index]
     assert str(found).splitlines()[0].endswith("users, information: live")
     assert results_table({"a": found}).startswith("method (live)")
-    assert evaluate(Neighbours(), make_data()).information == "upstream"
+    silent = evaluate(Neighbours(), make_data())
+    assert silent.information == "later" and "for the method does not say until when it was fitted" in str(silent)
     with pytest.raises(ValueError, match=r"Declared: information must be one of \['upstream', 'live', 'later'\], got"):
         evaluate(Declared("everything"), make_data())
 

@@ -53,7 +53,7 @@ def pairs(items: list[Recommendation]) -> list[tuple[str, float]]:
 
 
 def test_serving_ranks_as_the_evaluation_does(model: MML) -> None:
-    report = evaluate(model, DOWN, part="validation")
+    report = evaluate(model, DOWN, part="validation", exclude_seen=False)
     recommender, names = Recommender(model), DOWN.catalog.items
     for user, target, rank in zip(report.user, report.target, report.rank, strict=True):
         history = names.decode(DOWN.item[DOWN.user == user])[:-2]

@@ -31,7 +31,7 @@ def histories(down: Dataset) -> list[list[str]]:
 
 
 def test_a_blend_is_served_as_it_scores(blend: Method) -> None:
-    lists = Recommender(Served(blend, UP)).adapt(histories(DOWN)).recommend(k=10)
+    lists = Recommender(Served(blend, UP)).adapt(histories(DOWN)).recommend(k=10, exclude_seen=True)
     batch = next(EpisodeSampler(DOWN, part="serving", users_per_batch=len(DOWN.user_codes)).epoch(0))
     with torch.no_grad():
         query = batch.query
@@ -75,6 +75,6 @@ def test_live_counts_are_those_of_the_last_click() -> None:
     recent = DATA.item[DATA.time >= DATA.time.max() + 1 - window]
     counts = np.bincount(recent, minlength=DATA.catalog.size)
     (clicked,) = DATA.catalog.items.decode(np.array([1]))
-    found = Recommender(Served(method, UP)).adapt([clicked]).recommend(k=5)
+    found = Recommender(Served(method, UP)).adapt([clicked]).recommend(k=5, exclude_seen=True)
     counts[1] = -1
     assert [counts[DATA.catalog.items.encode([item.id])[0]] for item in found] == sorted(counts, reverse=True)[:5]

@@ -33,7 +33,7 @@ HISTORIES = [
 
 def some_without_features() -> Dataset:
     """Learners that know different items."""
-    data = planted(users=60, items=40)
+    data = replace(planted(users=60, items=40), upstream_repeat_share=0.0)
     views = {}
     for number, (name, view) in enumerate(data.catalog.modalities.items()):
         present = view.present & (torch.arange(41) % 7 != number)

@@ -10,7 +10,9 @@ from metarec.data import EpisodeSampler, split_by_time
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.recipes import MML, MMLConfig, mml
 
-UP, DOWN = split_by_time(planted(users=60, items=40), at=PLANTED_SPLIT)
+# As if nobody had clicked anything twice: lists leave out what a user has clicked.
+WORLD = replace(planted(users=60, items=40), upstream_repeat_share=0.0)
+UP, DOWN = split_by_time(WORLD, at=PLANTED_SPLIT)
 CONFIG = MMLConfig(
     dim=8,
     layers=1,

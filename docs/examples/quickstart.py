@@ -14,7 +14,7 @@ steps = list(mr.recipes.mml.train(model, sampler))
 print(f"{len(steps)} steps of training, the last one: {steps[-1].stage}")
 
 for method in (mr.Popularity(up), model):
-    print(mr.evaluate(method, down, k=(10, 20), exclude_seen=True))
+    print(mr.evaluate(method, down, k=(10, 20)))
 
 title = dict(zip(data.catalog.items.ids, data.catalog.attributes["title"], strict=True))
 # The Matrix, Inception, Alien

@@ -32,6 +32,7 @@ def train(meta: mr.MetaLearner, sampler: mr.EpisodeSampler, epochs: int) -> Iter
             losses.append(meta.backward(episodes))
             optimizer.step()
         yield sum(losses) / len(losses)
+    meta.fitted_until = float(sampler.data.time.max())  # type: ignore[assignment]
 
 
 if __name__ == "__main__":

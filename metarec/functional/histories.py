@@ -7,6 +7,8 @@ from torch import Tensor
 
 from metarec.types import Examples
 
+REPEATS = 0.02  # share of repeats from which on what a user has clicked is recommended again
+
 
 def readable(examples: Examples) -> Tensor:
     """(B, S, L) bool, the positions of the history that each example may read, padding included.
@@ -38,3 +40,39 @@ def seen_items(examples: Examples, items: int) -> Tensor:
     seen = seen.scatter(-1, examples.history[:, None] * readable(examples), value=True)
     seen[..., 0] = False
     return seen
+
+
+def leaves_out_seen(repeat_share: float | None) -> bool:
+    """The one rule on items that a user has clicked: they are left out where fewer than ``REPEATS`` clicks are repeats.
+
+    Evaluation, recommendation, the fitting of blends, examples and benchmarks ask this, so that what is evaluated is
+    what is served. A few doubled rows do not turn it.
+
+    Args:
+        repeat_share: :attr:`metarec.Dataset.repeat_share` upstream; None where it is not known.
+
+    Example:
+        >>> [leaves_out_seen(share) for share in (None, 0.0, 1e-5, 0.4)]
+        [True, True, True, False]
+    """
+    return repeat_share is None or repeat_share < REPEATS
+
+
+def rule_in_words(exclude_seen: bool, repeat_share: float | None) -> str:
+    """One line on what becomes of seen items, and why.
+
+    Args:
+        exclude_seen: whether they are left out.
+        repeat_share: the number that decided it; None where it was asked for.
+
+    Example:
+        >>> rule_in_words(True, 1e-5)
+        'seen items are left out: 0.0% of the clicks are repeats, less than 2%'
+        >>> rule_in_words(False, None)
+        'seen items are kept in, as asked for'
+    """
+    what = f"seen items are {'left out' if exclude_seen else 'kept in'}"
+    if repeat_share is None:
+        return f"{what}, as asked for"
+    size = "less" if exclude_seen else "not less"
+    return f"{what}: {repeat_share:.1%} of the clicks are repeats, {size} than {REPEATS:.0%}"

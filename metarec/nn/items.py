@@ -121,11 +121,12 @@ class IdItems(nn.Module):
 
     def grown(self, size: int) -> IdItems:
         """The same items and more after them, which have no vector yet and are not known; weights are copied."""
-        out = IdItems(size, self.weight.shape[1])
+        out = copy.copy(self)
+        out._buffers, out._parameters = dict(self._buffers), dict(self._parameters)
         more = size - len(self.weight)
         out.weight = nn.Parameter(F.pad(self.weight.detach(), (0, 0, 0, more)), self.weight.requires_grad)
         out.known = F.pad(self.known, (0, more))
-        return out.train(self.training)
+        return out
 
     def frozen(self) -> TableItems:
         """The table without the parameter."""

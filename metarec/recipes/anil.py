@@ -11,7 +11,7 @@ import copy
 
 from torch import Tensor, nn
 
-from metarec.nn import ModalityLearner
+from metarec.nn import ModalityLearner, record
 from metarec.nn.learner import Adapts
 
 
@@ -63,6 +63,7 @@ class HeadLearner(ModalityLearner):
     def __init__(self, learner: ModalityLearner) -> None:
         encoder = HeadedEncoder(learner.encoder, learner.items.table().shape[1])
         encoder.head.to(next(learner.parameters()))
+        record.expect(encoder.head)
         super().__init__(learner.items, encoder, context=learner.context, candidates=learner.candidates)
 
     @property

@@ -15,8 +15,8 @@ do: see :mod:`metarec.recipes.rehearsal`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -24,15 +24,14 @@ from torch import Tensor, nn
 from metarec.functional import standardise, top_k
 from metarec.functional.fusion import check_scores
 from metarec.functional.histories import readable, seen_items
+from metarec.nn.record import INFORMATION, record_of
+from metarec.recipes.observed import NEVER, Observed
 from metarec.types import EpisodeBatch, Examples, Method, Scored, Scorer
 
 RIVALS = 8192  # items of a larger catalogue that a click is compared with
-NEVER = -1e9  # the log of no item at all
 AT_ONCE = 512  # clicks whose loss is computed at once
-INFORMATION = ("upstream", "live", "later")  # what each knows, the next knows too
 FEATURES = 5  # that the weights are linear in
 FARTHEST = 3.0  # deviations of the gap's log that count
-COLUMNS = ("user", "target", "z", "unknown", "context", "stands_for")  # of what was observed of each click
 
 
 class Blend(nn.Module):
@@ -69,6 +68,7 @@ class Blend(nn.Module):
         self.parts = nn.ModuleList(m for m in methods.values() if isinstance(m, nn.Module))
         self.register_buffer("warm", warm, persistent=False)
         self.register_buffer("usual", torch.tensor([0.0, 1.0]))  # mean and deviation of the log of the gap
+        self._fitted: float | None = None  # time of the last click that the weights were fitted to, inf if unknown
         columns = FEATURES if context else 1
         self.weight = nn.Parameter(torch.zeros(columns, len(methods)))
         self.unknown = nn.Parameter(torch.zeros(columns, len(methods)))
@@ -77,14 +77,16 @@ class Blend(nn.Module):
 
     @property
     def information(self) -> str:
-        """The richest information of the methods."""
-        return max((str(getattr(m, "information", "upstream")) for m in self.methods.values()), key=INFORMATION.index)
+        """The richest information of the methods; ``"later"`` if the weights were fitted to clicks of unknown times."""
+        if self._fitted == math.inf:
+            return "later"
+        return max((record_of(method).information for method in self.methods.values()), key=INFORMATION.index)
 
     @property
     def fitted_until(self) -> float | None:
-        """The latest time that a method was fitted on; None if none says."""
-        said = [getattr(m, "fitted_until", None) for m in self.methods.values()]
-        return max((until for until in said if until is not None), default=None)
+        """The latest time that a method, or the weights, were fitted on; None if none says."""
+        said = [self._fitted, *(record_of(method).fitted_until for method in self.methods.values())]
+        return max((until for until in said if until not in (None, math.inf)), default=None)
 
     def adapt(self, support: Examples) -> Scorer:
         """Adapt every method to B users; scoring raises ``ValueError`` where a method's score is not finite."""
@@ -167,6 +169,7 @@ class Blend(nn.Module):
 
         with torch.enable_grad():
             optimizer.step(closure)
+        self._fitted = seen.until if self._fitted is None else max(self._fitted, seen.until)
 
     def take_weights(self, other: Blend) -> None:
         """Blend as another one does, whose methods have the same names.
@@ -176,6 +179,7 @@ class Blend(nn.Module):
         """
         if list(self.methods) != list(other.methods):
             raise ValueError(f"Blend: expected the methods {list(self.methods)}, got {list(other.methods)}")
+        self._fitted = other._fitted
         with torch.no_grad():
             for mine, theirs in zip([*self._own(), self.usual], [*other._own(), other.usual], strict=True):
                 mine.copy_(theirs)
@@ -184,58 +188,10 @@ class Blend(nn.Module):
         return [self.weight, self.unknown]
 
 
-@dataclass(frozen=True)
-class Observed:
-    """What each method says of n clicks that really came, and of C rivals of each.
-
-    They are all items; of a catalogue larger than ``RIVALS``, each method's best and some of the others, drawn. Were
-    all drawn, most of the few items that everybody wants just now would be missing: the rivals at the top of the list.
-
-    Attributes:
-        names: of the S methods.
-        user: (n,) codes.
-        target: (n,) columns of the items that were clicked.
-        z: (n, S, C) standardised scores.
-        unknown: (n, S, C) bool, where a method does not know an item.
-        context: (n, 3), see :meth:`Blend.context`.
-        stands_for: (n, C) log of how many items a rival stands for; ``NEVER`` for what is no rival: padding, and what
-            the user has clicked already, but for the target.
-    """
-
-    names: tuple[str, ...]
-    user: Tensor
-    target: Tensor
-    z: Tensor
-    unknown: Tensor
-    context: Tensor
-    stands_for: Tensor
-
-    def of(self, names: Iterable[str]) -> Observed:
-        """Some of the methods only.
-
-        Raises:
-            ValueError: if one of them was not asked.
-        """
-        names = tuple(names)
-        if strange := [name for name in names if name not in self.names]:
-            raise ValueError(f"Blend: nothing was observed of {strange}, only of {list(self.names)}")
-        if names == self.names:
-            return self
-        index = [self.names.index(name) for name in names]
-        return replace(self, names=names, z=self.z[:, index], unknown=self.unknown[:, index])
-
-    def on(self, rows: Tensor | slice) -> Observed:
-        """Some of the clicks only; ``rows`` is an (n,) bool mask or a slice."""
-        return replace(self, **{name: getattr(self, name)[rows] for name in COLUMNS})
-
-    def split(self, size: int) -> Iterator[Observed]:
-        """So many clicks at a time."""
-        for start in range(0, len(self.z), size):
-            yield self.on(slice(start, start + size))
-
-
 @torch.no_grad()
-def observe(methods: Mapping[str, Method], warm: Tensor, episodes: Iterable[EpisodeBatch]) -> Observed:
+def observe(
+    methods: Mapping[str, Method], warm: Tensor, episodes: Iterable[EpisodeBatch], *, exclude_seen: bool = True
+) -> Observed:
     """Ask every method about the queries of some users.
 
     Args:
@@ -243,29 +199,35 @@ def observe(methods: Mapping[str, Method], warm: Tensor, episodes: Iterable[Epis
         warm: (I,) bool, items seen upstream; where it is, what was observed is kept: 5 bytes for each click, method and
             rival.
         episodes: the users.
+        exclude_seen: leave what a user has clicked out of the rivals, and clicks on it out of what is observed.
 
     Raises:
         ValueError: if there is no query.
     """
     blend = Blend(dict(methods), warm).eval()
     draw = torch.Generator(warm.device).manual_seed(0)
-    rows = [_rows(blend, batch.to(warm.device), draw) for batch in episodes]
+    rows, until = [], -math.inf
+    for batch in episodes:
+        rows.append(_rows(blend, batch.to(warm.device), draw, exclude_seen=exclude_seen))
+        time = batch.query.time
+        until = max(until, math.inf if time is None else float(time.max()))
     if not rows or not sum(len(found[0]) for found in rows):
         raise ValueError("Blend: expected users with queries to observe, got none")
-    return Observed(tuple(methods), *(torch.cat(column) for column in zip(*rows, strict=True)))
+    return Observed(tuple(methods), *(torch.cat(column) for column in zip(*rows, strict=True)), until=until)
 
 
-def _rows(blend: Blend, batch: EpisodeBatch, draw: torch.Generator) -> tuple[Tensor, ...]:
+def _rows(blend: Blend, batch: EpisodeBatch, draw: torch.Generator, *, exclude_seen: bool) -> tuple[Tensor, ...]:
     """The ``COLUMNS`` of the real queries of one batch."""
     query, real = batch.query, batch.query.weight > 0
+    seen = seen_items(query, len(blend.warm)) & exclude_seen
+    real = real & ~seen.gather(-1, query.target.unsqueeze(-1)).squeeze(-1)
     scored = [method.adapt(batch.support)(query) for method in blend.methods.values()]
     for name, own in zip(blend.methods, scored, strict=True):
         check_scores(own, name)
     z = torch.stack([standardise(s.scores, s.known, s.fitted)[real] for s in scored], 1)
     target = query.target[real]
-    allowed = ~seen_items(query, len(blend.warm))[real]
+    allowed = ~seen[real]
     allowed[:, 0] = False
-    allowed.scatter_(1, target[:, None], value=True)
     rival, stands_for = _rivals(z, allowed, target, draw)
     unknown = torch.stack([~s.known for s in scored])[:, rival].transpose(0, 1)
     z = z.gather(2, rival[:, None].expand(-1, len(scored), -1))

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from metarec.data.dataset import Dataset
 from metarec.functional.histories import seen_items
+from metarec.nn import record
 from metarec.types import Examples, Progress, Scored, Scorer
 
 
@@ -57,6 +58,7 @@ class LightGCN(nn.Module):
         self.users = nn.Parameter(0.1 * torch.randn(len(clicked), dim, generator=generator))
         self.items = nn.Parameter(0.1 * torch.randn(data.catalog.size, dim, generator=generator))
         self.layers, self.seed = layers, seed
+        record.expect(self, "LightGCN")
         self.fitted_until = float(data.time.max())
 
     def propagated(self) -> tuple[Tensor, list[Tensor]]:
@@ -88,6 +90,7 @@ class LightGCN(nn.Module):
                 loss.backward()
                 optimizer.step()
             yield Progress("LightGCN", epoch + 1, epochs, total, total, float(loss.detach()), 0.0)
+        record.finish(self, "LightGCN")
 
     def adapt(self, support: Examples) -> Scorer:
         """Nothing to adapt: the history is all it reads."""

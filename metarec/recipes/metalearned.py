@@ -14,6 +14,7 @@ import torch
 
 from metarec.data.sampler import EpisodeSampler
 from metarec.meta import MetaLearner
+from metarec.nn import record
 from metarec.recipes.metasgd import MetaSGD
 from metarec.recipes.sasrec import every_click
 from metarec.recipes.training import TrainingRun
@@ -33,6 +34,7 @@ def maml(
     """
     device = next(meta.parameters()).device
     run = TrainingRun(meta, seed=sampler.seed, settings={})
+    record.begin(meta, sampler.data.time.max().item())
     meta.train()
     yield from run.stage(
         "MAML",
@@ -55,6 +57,8 @@ def reptile(meta: MetaLearner, sampler: EpisodeSampler, *, epochs: int = 10, rat
         epochs: over the users.
         rate: how far each batch moves the weights.
     """
+    record.begin(meta, sampler.data.time.max().item())
+    record.begin_stage(meta, "Reptile")
     shared, device = dict(meta.learner.named_parameters()), next(meta.parameters()).device
     for epoch in range(epochs):
         began, seen = time.perf_counter(), 0
@@ -70,3 +74,4 @@ def reptile(meta: MetaLearner, sampler: EpisodeSampler, *, epochs: int = 10, rat
             seen += len(batch)
             speed = seen / max(time.perf_counter() - began, 1e-9)
             yield Progress("Reptile", epoch + 1, epochs, seen, sampler.users, loss, speed)
+    record.finish(meta, "Reptile")

@@ -21,6 +21,7 @@ from metarec.meta import Adapted, Learner, TaskStack
 from metarec.meta.calling import exclusive
 from metarec.meta.memory import chunk_sizes
 from metarec.meta.users import check_objectives
+from metarec.nn import record
 from metarec.types import EpisodeBatch, Examples
 
 
@@ -63,6 +64,7 @@ class MetaSGD(nn.Module):
         self.lr, self.steps, self.second_order, self.objectives = lr, steps, second_order, objectives
         adapting = dict(learner.task_view("encoder").named_parameters())
         self.scale = nn.ParameterDict({_key(name): torch.ones_like(p) for name, p in adapting.items()})
+        record.expect(self.scale)
 
     def rates(self) -> dict[str, Tensor]:
         """The step size of every weight, by the weights' names in the task view."""

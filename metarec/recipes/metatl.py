@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from metarec.data.dataset import Dataset
 from metarec.functional.losses import softmax_among, weighted_mean
-from metarec.nn import IdItems
+from metarec.nn import IdItems, record
 from metarec.types import Examples
 
 Loss = Literal["margin", "softmax"]
@@ -61,6 +61,7 @@ class TransitionLearner(nn.Module):
         self.margin = margin
         self.register_buffer("candidates", warm.nonzero().squeeze(-1), persistent=False)
         self.register_buffer("relation", torch.zeros(dim), persistent=False)
+        record.expect(self)
 
     def stand(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Where the next item is expected, ``i + r`` (..., S, D), and whether item i is known (..., S)."""

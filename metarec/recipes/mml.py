@@ -21,6 +21,7 @@ from metarec.data.sampler import EpisodeSampler
 from metarec.meta import MetaLearner
 from metarec.nn import AdaptiveFusion, ColdItemGenerator, FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder
 from metarec.nn.generator import warm_neighbours
+from metarec.nn.record import begin, expect, trained
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.features import joined, scales_of, standardised
 from metarec.recipes.fusing import FusedMethod, fusion_users, train_fusion
@@ -38,9 +39,13 @@ class MML(nn.Module):
         catalog: the items and their features.
         warm: (I,) bool, items seen upstream.
         config: the settings.
-        fitted: rows of the catalogue that features and scores are standardised by; later ones were added to a trained
-            model.
+        fitted: rows that features and scores are standardised by; later ones were added to a trained model.
         neighbours: (I, K) the nearest warm items of each item, if they are known already.
+
+    Attributes:
+        fitted_until: time of the last click that it was trained on; say it after a training loop of your own.
+        trained: the stages of training that are done.
+        repeat_share: :attr:`metarec.Dataset.repeat_share` of what it was built for; see :func:`metarec.evaluate`.
 
     Raises:
         ValueError: if the config names a modality that the catalogue does not have, or has no rate for a learner.
@@ -53,6 +58,10 @@ class MML(nn.Module):
         >>> sorted({step.stage for step in train(model, EpisodeSampler(up, seed=0))})[:3]
         ['fusion', 'id', 'id generator']
     """
+
+    fitted_until: float | None = None
+    repeat_share: float | None = None
+    trained = property(trained)
 
     def __init__(
         self,
@@ -83,17 +92,16 @@ class MML(nn.Module):
         for name, (items, aware) in parts.items():
             if neighbours is not None:
                 items = self._generator(items, modalities, seen, neighbours)
-            encoder = SequenceEncoder(
-                config.dim,
-                max_length=config.max_length,
-                layers=config.layers,
-                heads=config.heads,
-                dropout=config.dropout,
-            )
+                expect(items, f"{name} generator")
+            same = {n: getattr(config, n) for n in ("max_length", "layers", "heads", "dropout")}
+            encoder = SequenceEncoder(config.dim, **same)
+            expect(encoder, f"{name} warm-up", name)
             learners[name] = ModalityLearner(items, encoder, context=aware, candidates=seen)
             learners[name].fitted = self.fitted
         self.learners = nn.ModuleDict(learners)
         self.fusion = AdaptiveFusion(len(learners), config.dim)
+        expect(self)
+        expect(self.fusion, "fusion")
 
     def _generator(
         self, items: Items, modalities: Sequence[Modality], seen: Tensor, neighbours: Tensor
@@ -120,7 +128,9 @@ class MML(nn.Module):
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return cls(upstream.catalog, upstream.warm, config or MMLConfig())
+            model = cls(upstream.catalog, upstream.warm, config or MMLConfig())
+        model.repeat_share = upstream.known_repeat_share
+        return model
 
     def learner(self, name: str, *, generator: bool = True) -> ModalityLearner:
         """One modality's learner, with or without the generator in front of its items.
@@ -208,6 +218,7 @@ def train(
     generating = [n for n in model.learners if isinstance(model.learner(n).items, ColdItemGenerator)]
     stages = stages_of(config, list(model.learners), generating, epochs)
     run = TrainingRun(model, seed=sampler.seed, settings=settings, checkpoint=checkpoint, stages=stages)
+    begin(model, sampler.data.time.max().item())
     model.train()
     for name in model.learners:
         yield from warm_up(model, name, others, run)

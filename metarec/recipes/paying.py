@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metarec.data.dataset import Dataset
 from metarec.functional.fusion import check_scores
-from metarec.functional.histories import seen_items
+from metarec.functional.histories import leaves_out_seen, seen_items
 from metarec.functional.ranking import ndcg_at, ranks
 from metarec.recipes.mml import MML, device_of
 from metarec.recipes.rehearsal import last_clicks
@@ -59,7 +59,7 @@ def paying_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, in
         Steps by learner, for ``MMLConfig.test_steps``.
 
     Raises:
-        ValueError: if fewer than two users have enough clicks.
+        ValueError: if fewer than two users have enough clicks, or a score is not finite.
 
     Example:
         >>> from metarec.data import split_by_time
@@ -71,10 +71,14 @@ def paying_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, in
     """
     training = model.training
     model.eval()
+    leave_out = leaves_out_seen(users.known_repeat_share)
     out, batches = {}, [batch.to(device_of(model)) for batch in last_clicks(users, clicks)]
     for name in model.learners:
         ways = model.meta(name), with_steps(model, 0).meta(name)
-        found = [_gains(name, *ways, batch) for batch in batches]
+        try:
+            found = [_gains(name, *ways, batch, exclude_seen=leave_out) for batch in batches]
+        except ValueError as error:
+            raise ValueError(f"paying_steps: learner {name!r} on {users.name}: {error}") from error
         user, gain = (torch.cat(column) for column in zip(*found, strict=True)) if found else (torch.empty(0),) * 2
         out[name] = model.config.steps(name) if _pays(user, gain) else 0
     model.train(training)
@@ -82,13 +86,17 @@ def paying_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, in
 
 
 @torch.no_grad()
-def _gains(name: str, adapted: Method, still: Method, batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+def _gains(
+    name: str, adapted: Method, still: Method, batch: EpisodeBatch, *, exclude_seen: bool
+) -> tuple[Tensor, Tensor]:
     """User (n,) and gain of NDCG (n,) of each query of one batch."""
     query, real = batch.query, batch.query.weight > 0
     scored = [method.adapt(batch.support)(query) for method in (adapted, still)]
     for one in scored:
         check_scores(one, name)
-    allowed = ~seen_items(query, scored[0].scores.shape[-1])
+    seen = seen_items(query, scored[0].scores.shape[-1]) & exclude_seen
+    real = real & ~seen.gather(-1, query.target.unsqueeze(-1)).squeeze(-1)  # a list without seen items has none of them
+    allowed = ~seen
     allowed[..., 0] = False
     known = [s.scores.masked_fill(~s.known, torch.finfo(s.scores.dtype).min) for s in scored]
     moved, stood = (ndcg_at(ranks(scores, query.target, allowed=allowed), LENGTH) for scores in known)

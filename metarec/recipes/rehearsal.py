@@ -15,6 +15,7 @@ import torch
 
 from metarec.data import Dataset, EpisodeSampler, split_by_time, split_time
 from metarec.data.cutting import some_clicks, without_last
+from metarec.functional.histories import leaves_out_seen
 from metarec.recipes.blend import Blend, observe
 from metarec.types import EpisodeBatch, Method
 
@@ -53,7 +54,8 @@ def rehearsed(
     """
     earlier, later = rehearsal_split(upstream, cold_users)
     rehearsal = Blend(make(earlier), torch.from_numpy(earlier.warm), context=context).to(device)
-    rehearsal.fit(observe(rehearsal.methods, rehearsal.warm, last_clicks(later, clicks)))
+    leave_out = leaves_out_seen(upstream.known_repeat_share)
+    rehearsal.fit(observe(rehearsal.methods, rehearsal.warm, last_clicks(later, clicks), exclude_seen=leave_out))
     blend = Blend(make(upstream), torch.from_numpy(upstream.warm), context=context).to(device)
     blend.take_weights(rehearsal)
     return blend

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from metarec.data.dataset import Dataset
 from metarec.data.sampler import EpisodeSampler
 from metarec.functional.losses import weighted_mean
-from metarec.nn import FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder, TableItems
+from metarec.nn import FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder, TableItems, record
 from metarec.recipes.features import scales_of, standardised
 from metarec.recipes.training import TrainingRun
 from metarec.types import EpisodeBatch, Examples, Progress
@@ -119,7 +119,9 @@ def build(
             sources.append(FeatureItems(standardised(upstream.catalog, scales)[0], dim))
         encoder = SequenceEncoder(dim, max_length=max_length, layers=layers, dropout=dropout)
         items = sources[0] if len(sources) == 1 else SummedItems(sources, drop=drop_inputs)
-        return ModalityLearner(items, encoder, candidates=warm)
+        learner = ModalityLearner(items, encoder, candidates=warm)
+    record.expect(learner)
+    return learner
 
 
 def train(
@@ -136,7 +138,8 @@ def train(
     """Ordinary next-item training on every click of every user; Adam.
 
     Args:
-        learner: trained in place, and marked with ``fitted_until``, the time of the last click in ``data``.
+        learner: trained in place, and marked with ``fitted_until``, the time of the last click in ``data`` or in
+            that of an earlier training, if that is later.
         data: the clicks. Those of cold users are other users' later clicks: say so with ``information = "later"``.
         objective: the loss.
         epochs: over the users.
@@ -168,12 +171,12 @@ def train(
         return total
 
     run = TrainingRun(learner, seed=seed, settings={})
+    record.begin(learner, data.time.max().item())
     learner.train()
     yield from run.stage(
         f"SASRec {objective}", epochs, learner.parameters(), lr, sampler.epoch, sampler.users, backward
     )
     learner.eval()
-    learner.fitted_until = float(data.time.max())  # type: ignore[assignment]
 
 
 def every_click(batch: EpisodeBatch) -> Examples:

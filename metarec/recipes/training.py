@@ -18,6 +18,7 @@ from metarec import distributed
 from metarec.data.prefetch import prefetched
 from metarec.data.sampler import EpisodeSampler
 from metarec.files import checksum, read_tensors
+from metarec.nn import record
 from metarec.recipes.checkpoint import INITIAL, Checkpoint, initial_weights
 from metarec.recipes.config import MMLConfig
 from metarec.types import EpisodeBatch, Progress
@@ -32,7 +33,8 @@ class TrainingRun:
 
     Every epoch starts from a random state that is a function of (seed, stage, epoch), so a resumed run goes through
     the same numbers as one that was never stopped. Where :func:`metarec.distributed.start` joined several processes,
-    each computes its share of every batch, and the first one reads and writes the checkpoint.
+    each computes its share of every batch, and the first one reads and writes the checkpoint. What is begun and done is
+    noted on the model; :func:`metarec.nn.record.begin` notes until when it saw clicks.
 
     A checkpoint is resumed by the training that wrote it: with the same settings, data and initial weights. The file
     is written before the first step, so that what cannot be written is known at once, and a second training that is
@@ -71,6 +73,8 @@ class TrainingRun:
             self._begin(Path(checkpoint), stages or {})
         distributed.copy_first(model)
         self.mark()
+        for name in self._done:
+            record.finish(model, name)
 
     def _begin(self, path: Path, stages: Mapping[str, int]) -> None:
         """Go on from the checkpoint, or write the first one."""
@@ -122,6 +126,7 @@ class TrainingRun:
         """
         if name in self._done:
             return
+        record.begin_stage(self.model, name)
         parameters = list(parameters)
         optimizer = torch.optim.Adam(parameters, lr=lr)
         start = 0
@@ -162,6 +167,7 @@ class TrainingRun:
         """Mark a stage as finished."""
         self._done.append(name)
         self.mark()
+        record.finish(self.model, name)
         self._save("", 0, None)
 
     def _save(self, stage: str, epoch: int, optimizer: torch.optim.Optimizer | None) -> None:

@@ -14,13 +14,13 @@ class Filters:
     """Which items a list may hold.
 
     Attributes:
-        exclude_seen: leave out the user's clicks.
+        exclude_seen: leave out the user's clicks; by default as the recommender does.
         allow: only these ids; None for all.
         deny: none of these ids.
         candidates: score only these ids, for this user; None for the whole catalogue.
     """
 
-    exclude_seen: bool = True
+    exclude_seen: bool | None = None
     allow: frozenset[str] | None = None
     deny: frozenset[str] = frozenset()
     candidates: frozenset[str] | None = None

@@ -88,7 +88,9 @@ class _Strict(BaseModel):
 
 class _Wanted(_Strict):
     k: int = Field(10, ge=1, description="Length of the list.")
-    exclude_seen: bool = Field(True, description="Leave out what the user has clicked.")
+    exclude_seen: bool | None = Field(
+        None, description="Leave out what the user has clicked; unset, as the model does."
+    )
     allow: Ids | None = Field(None, description="Only these ids.")
     deny: Ids = Field([], description="None of these ids.")
 

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from metarec.data.dataset import Catalog, Dataset
+from metarec.functional.histories import leaves_out_seen
+from metarec.nn.record import longest_history, record_of
 from metarec.types import Examples, Method, Scorer
 
 
@@ -75,7 +77,7 @@ class Served(nn.Module):
     Args:
         method: fitted or trained, for example a blend.
         upstream: what it was fitted on.
-        max_length: longest history; of longer ones the last clicks count.
+        max_length: longest history; of longer ones the last clicks count. By default as long as the method reads.
         negatives: per example that the method adapts to.
 
     Example:
@@ -88,12 +90,33 @@ class Served(nn.Module):
         ['item35', 'item15', 'item25']
     """
 
-    def __init__(self, method: Method, upstream: Dataset, *, max_length: int = 50, negatives: int = 1) -> None:
+    def __init__(self, method: Method, upstream: Dataset, *, max_length: int | None = None, negatives: int = 1) -> None:
         super().__init__()
         self.method = method
         self.catalog, self.warm = upstream.catalog, upstream.warm
-        self.config = _Read(max_length, negatives)
+        self.config = _Read(longest_history(method) if max_length is None else max_length, negatives)
+        self.repeat_share = upstream.known_repeat_share
+
+    @property
+    def information(self) -> str:
+        """The method's."""
+        return record_of(self.method).information
+
+    @property
+    def fitted_until(self) -> float | None:
+        """The method's."""
+        return record_of(self.method).fitted_until
 
     def adapt(self, support: Examples) -> Scorer:
         """As the method does."""
         return self.method.adapt(support)
+
+
+def leaves_out(model: Servable, exclude_seen: bool | None) -> bool:
+    """Whether lists leave out what the user has clicked: as asked, or by the model's ``repeat_share``."""
+    return leaves_out_seen(getattr(model, "repeat_share", None)) if exclude_seen is None else exclude_seen
+
+
+def warn_untrained(model: Servable) -> None:
+    """Warn of a model whose lists mean nothing, or less than they should."""
+    record_of(model).warn(type(model).__name__, stacklevel=4)

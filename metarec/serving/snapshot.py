@@ -18,8 +18,8 @@ from metarec.nn.touched import TouchedRows
 from metarec.recipes.mml import MML
 from metarec.serving.clicks import sent
 from metarec.serving.compiled import CompiledUser
-from metarec.serving.prepared import check_table, wide
 from metarec.serving.given import GivenSnapshot
+from metarec.serving.prepared import check_table, wide
 from metarec.serving.ranking import Scores
 from metarec.serving.scores import FusedScores, Tables
 from metarec.serving.servable import Servable

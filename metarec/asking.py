@@ -1,0 +1,60 @@
+"""Asking a method what comes next: the ranks of one batch, and whose click it fails on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from metarec.data.cutting import clicked_before
+from metarec.data.dataset import Dataset
+from metarec.data.sampler import EpisodeSampler
+from metarec.functional.ranking import ranks
+from metarec.types import EpisodeBatch, Method
+
+WITHHELD = {"validation": 2, "test": 1, "serving": 1}  # last clicks that come after what is asked from
+
+
+def ranked(
+    method: Method, batch: EpisodeBatch, sampler: EpisodeSampler, last: int | None, *, exclude_seen: bool
+) -> tuple[Tensor, ...]:
+    """User, target, rank, and whether the user has clicked the target before, of every query example.
+
+    Args:
+        method: what is asked.
+        batch: the users.
+        sampler: where they come from.
+        last: of what a user clicked before, only so many clicks count as seen; None for all.
+        exclude_seen: leave what was seen out of the ranking.
+
+    Raises:
+        ValueError: if the scores do not cover the catalogue, or one is not finite.
+    """
+    query, items, device = batch.query, sampler.data.catalog.size, batch.user.device
+    before = clicked_before(sampler.data, batch.user.cpu().numpy(), WITHHELD[sampler.part], last)
+    row, item = (torch.from_numpy(column).to(device) for column in before)
+    seen = torch.zeros(len(batch), 1, items, dtype=torch.bool, device=device)
+    seen[row, 0, item] = True
+    with torch.no_grad():
+        scored = method.adapt(batch.support)(query)
+        scores = scored.scores
+        if scores.shape != (*query.target.shape, items):
+            raise ValueError(f"expected scores {(*query.target.shape, items)}, got {tuple(scores.shape)}")
+        allowed = ~seen if exclude_seen else torch.ones_like(seen)
+        allowed[..., 0] = False
+        ordered = scores.masked_fill(~scored.known, torch.finfo(scores.dtype).min)
+        rank = ranks(ordered, query.target, allowed=allowed)
+    real = query.weight > 0
+    is_repeat = seen.gather(-1, query.target.unsqueeze(-1)).squeeze(-1)
+    return batch.user[:, None].expand_as(real)[real], query.target[real], rank[real], is_repeat[real]
+
+
+def whose(work: Callable[[EpisodeBatch], object], batch: EpisodeBatch, data: Dataset) -> tuple[str, ValueError] | None:
+    """The first user of a batch that fails alone, and how; None if nobody does."""
+    for one in batch.chunks(1):
+        try:
+            work(one)
+        except ValueError as error:
+            return f", user {data.users.decode(one.user.tolist())[0]!r}", error
+    return None
