@@ -83,7 +83,7 @@ def joined(reports: Sequence[Report]) -> Report:
     most = 1 + max(int(report.user.max()) for report in reports)
     user = np.concatenate([report.user + most * place for place, report in enumerate(reports)])
     rest: dict[str, Any] = {
-        name: np.concatenate([getattr(r, name) for r in reports]) for name in ("target", "rank", "is_cold")
+        name: np.concatenate([getattr(r, name) for r in reports]) for name in ("target", "rank", "is_cold", "is_repeat")
     }
     return replace(reports[0], user=user, **rest)
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from metarec.evaluation import evaluating
 from metarec.files import replace_file
@@ -85,12 +86,17 @@ class Scoring(nn.Module):
 
         Args:
             history: (B, L) int64 item codes in time order, padded on the right with 0; L at most the model's
-                ``max_length``. A user without any click scores 0 everywhere.
+                ``max_length``. A user without any click scores 0 everywhere. A code below 0, as some libraries code what
+                they do not know, is no click.
 
         Returns:
             With ``k``, codes (B, k) and their scores (B, k), equal ones by ascending code, -inf where a user is left
             with fewer items; without it, scores (B, I). Then the weights (B, M) that the fusion gave to the learners.
         """
+        real, end = history > 0, history.shape[1]
+        slot = torch.where(real, real.cumsum(-1) - 1, end)
+        empty = F.pad(torch.zeros_like(history), (0, 1))
+        history = empty.scatter(1, slot, history.clamp(min=0))[:, :end]
         last = ((history > 0).sum(-1, keepdim=True) - 1).clamp(min=0)
         nothing = torch.zeros_like(last)
         place = torch.arange(self.max_length, device=history.device)

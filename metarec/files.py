@@ -267,15 +267,8 @@ def expect_tensor(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype, 
 
 
 def pack_strings(name: str, strings: Sequence[str]) -> dict[str, Tensor]:
-    """Strings as two tensors: all their UTF-8 bytes, (bytes,) uint8, and where each ends, (strings,) int64.
-
-    Raises:
-        ValueError: if a string has a character that UTF-8 cannot write.
-    """
-    try:
-        encoded = [string.encode() for string in strings]
-    except UnicodeEncodeError as error:
-        raise ValueError(f"save: {name}: {error.object!r} is not valid text; take such characters out") from error
+    """Strings as two tensors: all their UTF-8 bytes, (bytes,) uint8, and where each ends, (strings,) int64."""
+    encoded = [string.encode() for string in strings]
     ends = np.cumsum(np.fromiter(map(len, encoded), dtype=np.int64, count=len(encoded)))
     joined = np.frombuffer(b"".join(encoded), dtype=np.uint8).copy()
     return {f"{name}.bytes": torch.from_numpy(joined), f"{name}.ends": torch.from_numpy(ends)}

@@ -139,3 +139,15 @@ def test_refusals(model, tmp_path, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'metarec\[export\]'"):
         export_onnx(model, tmp_path / "x.onnx")
+
+
+@pytest.mark.parametrize("k", [None, 5])
+def test_codes_below_zero_are_no_clicks(model, tmp_path, k):
+    """pandas codes what it does not know as -1, which ONNX would read as the last item."""
+    export_onnx(model, tmp_path / "f.onnx", k=k)
+    given = torch.tensor([[3, -1, 14], [-1, 3, 14], [-1, -1, -1]])
+    clean = torch.tensor([[3, 14, 0], [3, 14, 0], [0, 0, 0]])
+    program = export_program(model, k=k).module()
+    for got in (run(tmp_path / "f.onnx", given), list(program(given))):
+        for one, expected in zip(got, run(tmp_path / "f.onnx", clean), strict=True):
+            torch.testing.assert_close(one, expected, atol=1e-5, rtol=1e-4)

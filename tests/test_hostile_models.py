@@ -100,7 +100,7 @@ def test_hostile_headers_are_refused_before_anything_is_made(
     config = header.get("config")
     said.update(header if not isinstance(config, dict) else {"config": {**said["config"], **config}})
     write_tensors(tmp_path / "mml", tensors, said)
-    for part in ("SequenceEncoder", "FeatureItems", "IdItems", "ColdItemGenerator", "standardise_features"):
+    for part in ("SequenceEncoder", "FeatureItems", "IdItems", "ColdItemGenerator", "standardised"):
         if "lr" not in str(header) and "test_steps" not in str(header):
             monkeypatch.setattr(f"metarec.recipes.mml.{part}", forbidden)
     reads = count_modalities(monkeypatch)

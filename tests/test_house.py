@@ -245,7 +245,7 @@ def test_no_fixture_has_the_name_of_a_plugins() -> None:
 
 def committed() -> list[Path]:
     top = [path for path in ROOT.iterdir() if path.is_file()]
-    folders = [ROOT / folder for folder in (".ci", "metarec", "tests", "examples", "benchmarks", "docs")]
+    folders = [ROOT / folder for folder in (".ci", "metarec", "tests", "examples", "benchmarks", "docs", "findings")]
     inside = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     made = {"__pycache__", "_build", "_generated"}  # by running, building and compiling
     files = [path for path in [*top, *inside] if not made & set(path.parts) and path.suffix != ".so"]

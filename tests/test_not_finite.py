@@ -103,13 +103,17 @@ class OneIsBroken:
 
     def __init__(self, value: float) -> None:
         self.value = value
+        self.clicks: list[int] = []
 
     def adapt(self, support: Examples) -> OneIsBroken:
         return self
 
     def __call__(self, examples: Examples) -> Scored:
         scores = torch.zeros(*examples.target.shape, UP.catalog.size)
-        scores[3, 0, 7] = self.value
+        clicks = [[code for code in row if code] for row in examples.history.tolist()]
+        self.clicks = clicks[3] if len(clicks) > 3 else self.clicks
+        if self.clicks in clicks:
+            scores[clicks.index(self.clicks), 0, 7] = self.value
         return Scored(scores, scores[..., :1], torch.arange(UP.catalog.size) > 0, scores[..., 0] == 0)
 
 
@@ -119,12 +123,13 @@ def test_a_blend_names_the_method_and_the_user(value: float) -> None:
     episodes = EpisodeSampler(UP, part="serving")
     batch = next(episodes.epoch(0))
     blend = Blend(methods, torch.from_numpy(UP.warm))
-    message = rf"learner 'mine': score {value} of item code 7 for user 3 "
+    what = f"learner 'mine': score {value} of item code 7 for user "
+    message = f"{what}3 "
     with pytest.raises(ValueError, match=message):
         blend.adapt(batch.support)(batch.query)
     with pytest.raises(ValueError, match=message):
         observe(methods, blend.warm, episodes.epoch(0))
-    with pytest.raises(ValueError, match=f"evaluating Blend on .*{message}"):
+    with pytest.raises(ValueError, match=f"evaluating Blend on .*user '.*{what}0 "):
         evaluate(blend, DOWN)
 
 
