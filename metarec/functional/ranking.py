@@ -49,7 +49,9 @@ def top_k(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         above, equal = rows[cut] > last[cut], equal[cut]
         taken = above | (equal & (equal.cumsum(1) <= k - above.sum(1, keepdim=True)))
         chosen[cut] = taken.nonzero()[:, 1].view(-1, k)
-    values, order = rows.gather(1, chosen).sort(descending=True, stable=True)
+    values, order = (rows.gather(1, chosen) + 0.0).sort(
+        descending=True, stable=True
+    )  # no -0.0: sorts may tell them apart
     shape = (*scores.shape[:-1], k)
     return values.view(shape), chosen.gather(1, order).view(shape)
 

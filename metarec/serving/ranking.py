@@ -139,7 +139,7 @@ def ordered(values: Tensor, codes: Tensor, k: int) -> tuple[Tensor, Tensor]:
         (tensor([[2., 1.]]), tensor([[5, 4]]))
     """
     codes, by_code = codes.sort(dim=1)
-    values, by_value = values.gather(1, by_code).sort(dim=1, descending=True, stable=True)
+    values, by_value = (values.gather(1, by_code) + 0.0).sort(dim=1, descending=True, stable=True)
     return values[:, :k], codes.gather(1, by_value[:, :k])
 
 
@@ -153,7 +153,7 @@ def _whole(
     codes = mine.nonzero().squeeze(-1)
     own = scores[user : user + 1]
     values = torch.cat([own.exact(part.unsqueeze(0))[0] for part in codes.split(_EXACT)])
-    found, order = values.sort(descending=True, stable=True)
+    found, order = (values + 0.0).sort(descending=True, stable=True)
     return codes[order[:k]], found[:k]
 
 
