@@ -86,8 +86,8 @@ class Scoring(nn.Module):
 
         Args:
             history: (B, L) int64 item codes in time order, padded on the right with 0; L at most the model's
-                ``max_length``. A user without any click scores 0 everywhere. A code below 0, as some libraries code what
-                they do not know, is no click.
+                ``max_length``. A user without any click scores 0 everywhere. A code below 0, as other
+                libraries code what they do not know, is no click.
 
         Returns:
             With ``k``, codes (B, k) and their scores (B, k), equal ones by ascending code, -inf where a user is left

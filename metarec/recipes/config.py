@@ -24,7 +24,7 @@ COUNTS: Mapping[str, tuple[int, int]] = {  # more would take memory or time with
     "inner_steps": STEPS,
     **dict.fromkeys(("warmup_epochs", "epochs", "generator_epochs", "fusion_epochs"), (0, 1 << 20)),
 }
-SHARE, RATE = (0.0, 1.0), (0.0, 1e6)
+SHARE, RATE = (0.0, 1.0), (0.0, 3e38)  # what float32 can hold
 NUMBERS: Mapping[str, tuple[float, float]] = {
     **dict.fromkeys(("dropout", "generated", "fusion_users"), SHARE),
     **dict.fromkeys(("inner_lr", "generator_lr", "fusion_lr"), RATE),
