@@ -35,7 +35,7 @@ def as_built(module: nn.Module) -> bool:
     """Whether a module is what its class builds, but for the values of parameters and of ``NUMBERS``.
 
     The class must have a method ``unaltered`` of its own, which gives a new module of the same sizes. Compared are the
-    exact types of all parts, the code of their forward passes, their attributes, and the parameters' shapes.
+    exact types of all parts, the code of their forward passes, the attributes these read, and the parameters' shapes.
     """
     unaltered = vars(type(module)).get("unaltered")
     if unaltered is None:
@@ -180,8 +180,15 @@ def _same(part: nn.Module, plan: tuple[type, dict[str, Any], Shapes, Shapes, lis
         and list(own["_modules"]) == children
         and _have(own["_parameters"], parameters)
         and _have(own["_buffers"], buffers)
-        and _attributes(part) == attributes
+        and _alike(kind, _attributes(part), attributes)
         and all(isinstance(own[name], int | float) for name in NUMBERS if name in own)
+    )
+
+
+def _alike(kind: type, found: dict[str, Any], built: dict[str, Any]) -> bool:
+    """Whether a part has the attributes it was built with, and others only under names that its class does not read."""
+    return {name: found[name] for name in built if name in found} == built and not any(
+        hasattr(kind, name) for name in found.keys() - built.keys()
     )
 
 

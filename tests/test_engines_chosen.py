@@ -1,0 +1,60 @@
+"""What the recipes build and train takes the fast engines: notes on a module must not keep it from them."""
+
+import copy
+
+import pytest
+
+from metarec.meta import MetaLearner
+from metarec.meta.kernel_stack import KernelStack
+from metarec.meta.stack import TaskStack
+from metarec.recipes import MML, sasrec
+from metarec.recommender import Recommender
+from metarec.serialization import load, save
+from metarec.serving.compiled import CompiledUser
+from metarec.serving.snapshot import FusedSnapshot
+from tiny import CONFIG, UP, trained
+
+
+def read_back(model, folder):
+    save(model, folder / "mml")
+    return load(folder / "mml")
+
+
+MODELS = {
+    "built": lambda folder: MML.build(UP, CONFIG),
+    "trained": lambda folder: trained(),
+    "copied": lambda folder: copy.deepcopy(trained()),
+    "read back": lambda folder: read_back(trained(), folder),
+    "served": lambda folder: Recommender(trained()).model,
+}
+
+
+def engine(meta):
+    return meta._engine(meta.learner.task_view("encoder"))
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS)
+def test_every_mml_takes_the_kernel(make, tmp_path):
+    model = make(tmp_path)
+    metas = [meta for name in model.learners for meta in (model.meta(name), model.training_meta(name))]
+    snapshot = FusedSnapshot(model.eval())
+    assert {engine(meta) for meta in (*metas, *snapshot.metas)} == {KernelStack}
+    assert type(snapshot.one) is CompiledUser
+
+
+def test_a_sasrec_takes_the_kernel_before_and_after_training():
+    learner = sasrec.build(UP, dim=8)
+    meta = MetaLearner(learner, engine="native")
+    assert engine(meta) is KernelStack
+    for _ in sasrec.train(learner, UP, epochs=1):
+        pass
+    assert engine(meta) is KernelStack
+
+
+def test_a_note_is_no_alteration_but_a_name_that_the_class_reads_is():
+    learner = sasrec.build(UP, dim=8)
+    learner.encoder.note = "by hand"
+    learner.encoder.blocks[0].note = [1, 2]
+    assert engine(MetaLearner(learner, engine="native")) is KernelStack
+    learner.encoder.blocks[0].forward = learner.encoder.blocks[0].forward
+    assert engine(MetaLearner(learner, engine="native")) is TaskStack
