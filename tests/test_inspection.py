@@ -25,7 +25,7 @@ CHANGES = {
     "accumulation hook": lambda e: e.position.register_post_accumulate_grad_hook(lambda p: None),
     "frozen": lambda e: e.position.requires_grad_(False),
     "tied": lambda e: setattr(e.blocks[0].attention_out, "bias", e.blocks[0].feedforward_out.bias),
-    "attribute": lambda e: setattr(e.blocks[1], "scale", 2),
+    "attribute": lambda e: setattr(e.blocks[1], "extra_repr", 2),
     "heads of one block": lambda e: setattr(e.blocks[1], "heads", 4),
     "heads that do not divide": lambda e: setattr(e.blocks[0], "heads", 3),
     "no heads": lambda e: setattr(e.blocks[0], "heads", 0),
