@@ -10,10 +10,10 @@ from torch import nn
 from metarec.data.dataset import Catalog
 from metarec.nn import Items
 
-Module = TypeVar("Module", bound=nn.Module)
+T = TypeVar("T", bound=nn.Module)
 
 
-def wide(part: Module) -> Module:
+def wide(part: T) -> T:
     """A part in single precision where it was in half, in which steps diverge and a CPU is slow; changed in place.
 
     Example:
