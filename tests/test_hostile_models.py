@@ -43,7 +43,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **{f"{name} too small": {name: low - 1} for name, (low, _) in {**COUNTS, **NUMBERS}.items()},
     **{f"{name} as {value!r}": {name: value} for name in (*COUNTS, *NUMBERS) for value in (True, None, "1", [1])},
     **{f"{name} as a fraction": {name: 5.5} for name in COUNTS},
-    **{f"{name} as {v!r}": {name: v} for name in ("lr", "test_lr") for v in (True, "x", -1.0, 1e39, [1.0], {"id": "x"})},
+    **{
+        f"{name} as {v!r}": {name: v} for name in ("lr", "test_lr") for v in (True, "x", -1.0, 1e39, [1.0], {"id": "x"})
+    },
     **{f"test_steps as {v!r}": {"test_steps": v} for v in (True, "x", -1, 1.0, 1_000_000, {"id": 1_000_000})},
     "no steps for a learner": {"test_steps": {"id": 3}},
     "no rate for a learner": {"test_lr": {"text": 0.1}},
