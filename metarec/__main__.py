@@ -82,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
     serve = commands.add_parser("serve", help="a saved model as a web service", formatter_class=style)
     add = serve.add_argument
-    add("model", type=Path, help="a file that metarec.save wrote")
+    add("model", type=Path, help="a file that metarec.save or Recommender.save wrote")
     add("--host", default="127.0.0.1", help="address to listen on; there is no log-in, so mind who reaches it")
     count, seconds = _number(int, 1), _number(float, 0.001)
     add("--port", type=_number(int, 0, 65535), default=8000, help="port to listen on; 0 for any that is free")
@@ -113,7 +113,7 @@ def _serve(options: argparse.Namespace) -> None:
         write_seconds=options.write_timeout,
     )
     app = create_app(
-        Recommender(load(options.model, device=options.device)),
+        Recommender.load(options.model, device=options.device),
         limits=limits,
         max_batch=options.max_batch,
         allow_changes=options.allow_changes,

@@ -99,6 +99,8 @@ def evaluate(
         array([3.])
     """
     _check_settings(k, part, positions, repeated)
+    if exclude_seen not in (None, True, False):
+        raise ValueError(f"evaluate: exclude_seen must be True, False or None, got {exclude_seen!r}")
     known = check_information(method, data)
     known.warn(type(method).__name__)
     share, exclude_seen = _rule(method, data, exclude_seen)
@@ -149,8 +151,8 @@ def _check_settings(k: object, part: str, positions: int, repeated: str) -> None
         raise ValueError(f"evaluate: k must be list lengths of at least 1, as in k=(10,), got {k!r}")
     if part not in WITHHELD:
         raise ValueError(f"evaluate: part must be one of {list(WITHHELD)}, got {part!r}")
-    if positions < 1:
-        raise ValueError(f"evaluate: positions must be at least 1, got {positions}")
+    if not isinstance(positions, Integral) or positions < 1:
+        raise ValueError(f"evaluate: positions must be a whole number of at least 1, got {positions!r}")
     if repeated not in ("leave_out", "miss"):
         raise ValueError(f"evaluate: repeated must be 'leave_out' or 'miss', got {repeated!r}")
 

@@ -53,6 +53,16 @@ def test_serve_answers_until_it_is_told_to_stop(file):
     assert "Application shutdown complete" in rest and "Traceback" not in rest
 
 
+def test_serve_gives_new_items_the_share_that_was_saved(tmp_path, monkeypatch):
+    recommender = Recommender(metarec.MML.build(UP, TWO_LEARNERS), new_share=0.4)
+    recommender.save(tmp_path / "whole.safetensors")
+    served = []
+    monkeypatch.setattr("metarec.service.serve", lambda app, **options: served.append(app.state.service.recommender))
+    main(["serve", str(tmp_path / "whole.safetensors")])
+    assert served[0].new_share == 0.4
+    assert served[0].adapt(["item3"]).recommend(k=9) == recommender.adapt(["item3"]).recommend(k=9)
+
+
 def test_what_cannot_be_served(file, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -24,7 +24,7 @@ LASTING = re.compile(
 """They make it the time of something else, or a length of time."""
 LABEL = re.compile(
     "labels?|(is)?(clicks?|clicked|liked?)|purchased?|buy|bought|conversion|converted|positive|relevance|relevant|"
-    "feedback|ratings?|scores?|stars?|overall"
+    "feedback|ratings?|scores?|stars?|overall|targets?|y"
 )
 LIST = re.compile("lists?|histor(y|ies)|hist|seq|sequence|past|previous|impressions")
 ITEM = re.compile("items?")

@@ -12,6 +12,10 @@ from metarec.types import Scored
 FLAT = 1e-6  # a deviation that is this small against the mean is its rounding
 
 
+class NotFiniteError(ValueError):
+    """A model gives something that is no number: the fault is the model's, not of who asks it."""
+
+
 def standardise(scores: Tensor, known: Tensor, fitted: int | None = None) -> Tensor:
     """Mean 0 and standard deviation 1 over the known candidates; unknown candidates get 0.
 
@@ -117,7 +121,7 @@ def _tell(scored: Sequence[Scored], weights: Tensor, out: Tensor, names: Sequenc
         bad = ~values.isfinite()
         if bad.any():
             where = bad.nonzero()[0].tolist()
-            raise ValueError(
+            raise NotFiniteError(
                 f"{what}: {float(values[tuple(where)].detach())} at {tuple(where)} (user, example, column) is not "
                 "finite. Look for a diverged fusion, or scores that differ by more than float32 holds"
             )
@@ -127,7 +131,7 @@ def _tell_one(scored: Scored, name: str) -> None:
     bad = scored.known & ~scored.scores.isfinite()
     if bad.any():
         where = tuple(bad.nonzero()[0].tolist())
-        raise ValueError(
+        raise NotFiniteError(
             f"learner {name!r}: score {float(scored.scores[where].detach())} of item code {where[-1]} for user "
             f"{where[0]} of the batch is not finite. Look for a diverged step (a lower learning rate)"
         )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from metarec.functional.fusion import NotFiniteError
 from metarec.recommender import Recommendation, Recommender, Users
 
 
@@ -116,4 +117,4 @@ def _listed(jobs: Sequence[Job], users: Users) -> list[Answer | ValueError]:
 
 def _alone(error: ValueError) -> ValueError:
     """The error as told to the only user it is about."""
-    return ValueError(str(error).removeprefix("user 0: "))
+    return error if isinstance(error, NotFiniteError) else ValueError(str(error).removeprefix("user 0: "))

@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from metarec.functional.fusion import NotFiniteError
 from metarec.recommender import Recommender
 from metarec.service import requests as schema
 from metarec.service.answering import Answer, Job, answers
@@ -91,7 +92,7 @@ class Service:
             results = await self.batcher.submit(jobs)
         out = []
         for place, result in zip(where, results, strict=True):
-            if isinstance(result, ValueError):
+            if isinstance(result, ValueError) and not isinstance(result, NotFiniteError):
                 raise ValueError(f"{place}{result}")
             if isinstance(result, Exception):
                 raise result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
@@ -10,9 +11,11 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from metarec.functional.fusion import NotFiniteError
 from metarec.functional.text import printable
 from metarec.service.batching import QueueFullError
 
+_LOG = logging.getLogger("metarec.service")
 Handler = Callable[[Request, Any], Awaitable[JSONResponse]]
 _SHOWN = 3  # faults of one request that are named
 _NAME = 60  # characters of a field's name that an error repeats
@@ -27,6 +30,11 @@ def told(error: str, status: int, headers: Mapping[str, str] | None = None) -> J
 async def _refused(request: Request, error: Exception) -> JSONResponse:
     """What the recommender says of ids, k and vectors is fit for clients."""
     return told(str(error), 422)
+
+
+async def _not_finite(request: Request, error: NotFiniteError) -> JSONResponse:
+    _LOG.error("the model is broken: %s", error)
+    return told("the model's scores are not finite; see the log of the service", 500)
 
 
 async def _malformed(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -64,6 +72,7 @@ async def _failed(request: Request, error: Exception) -> JSONResponse:
 
 
 HANDLERS: Mapping[type[Exception], Handler] = {
+    NotFiniteError: _not_finite,
     ValueError: _refused,
     TypeError: _refused,
     RequestValidationError: _malformed,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metarec.data.dataset import Catalog, Ints
 from metarec.functional import top_k
+from metarec.functional.fusion import NotFiniteError
 from metarec.meta.memory import halves, in_halves
 from metarec.serving.clicks import Clicks, Spelled, SupportMaker
 from metarec.serving.ranking import pieces
@@ -125,7 +126,7 @@ def checked(standing: Standing, clicks: Clicks, catalog: Catalog, names: Sequenc
             "show popular items, or give the items features"
         )
     part = f" of learner {names[int(diverged[user].nonzero()[0])]!r}" if names else ""
-    raise ValueError(
+    raise NotFiniteError(
         f"adapt: {who}the scores{part} after adapting to {ids} are not finite; the steps diverge: train or adapt with "
         "a lower learning rate"
     )

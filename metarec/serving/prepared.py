@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from metarec.data.dataset import Catalog
+from metarec.functional.fusion import NotFiniteError
 from metarec.nn import Items
 
 T = TypeVar("T", bound=nn.Module)
@@ -36,7 +37,7 @@ def check_table(name: str, items: Items, catalog: Catalog) -> None:
     broken = items.known & ~table.isfinite().all(1)
     if broken.any():
         code = int(broken.nonzero()[0])
-        raise ValueError(
+        raise NotFiniteError(
             f"Recommender: learner {name!r}: the vector of item {catalog.items.ids[code - 1]!r} is not finite, so that "
             "nothing can be ranked; train again with a lower learning rate, or take a whole file of the model"
         )

@@ -15,7 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from metarec.functional.fusion import FLAT
+from metarec.functional.fusion import FLAT, NotFiniteError
 from metarec.serving.ranking import LOWEST
 
 
@@ -136,7 +136,7 @@ class FusedScores:
             if broken.any():
                 user, learner = broken.nonzero()[0].tolist()
                 whose = f"learners {own}" if broken[user].all() and len(own) > 1 else f"learner {own[learner]!r}"
-                raise ValueError(
+                raise NotFiniteError(
                     f"recommend: user {user}: the {what} of {whose} is not finite: the steps or the training have "
                     "diverged; train or adapt with a lower learning rate"
                 )
