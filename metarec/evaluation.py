@@ -144,7 +144,7 @@ def _report(
     return Report(user, target, rank, is_cold=~data.warm[target], k=k, info=info, is_repeat=is_repeat)
 
 
-def _check_settings(k: object, part: str, positions: int, repeated: str) -> None:
+def _check_settings(k: object, part: str, positions: object, repeated: str) -> None:
     """Refuse before anything is computed what would fail, or mean nothing, afterwards."""
     lengths = list(k) if isinstance(k, Sequence) and not isinstance(k, str) else []
     if not lengths or any(isinstance(n, bool) or not isinstance(n, Integral) or n < 1 for n in lengths):

@@ -22,6 +22,7 @@ from metarec.recipes.structure import difference, empty_model, neighbours_of
 from metarec.types import Modality
 
 _WEIGHTS = "weights."
+_MOST_STAGES = 1000  # of training
 _READ = {  # types of weights, and in which they are served
     torch.float64: torch.float64,
     **dict.fromkeys((torch.float32, torch.float16, torch.bfloat16), torch.float32),
@@ -172,6 +173,8 @@ def _model(tensors: Mapping[str, Tensor], header: Mapping[str, Any], config: MML
     elif _used(header, config) and (header["format"] > 1 or catalog.size * config.neighbours > _OLD_NEIGHBOURS):
         raise ValueError("the generators' neighbours are missing")
     frozen = _names(header.get("frozen", []), "frozen")
+    if len(_names(header.get("trained") or [], "trained")) > _MOST_STAGES:
+        raise ValueError(f"trained has more than {_MOST_STAGES} stages")
     model = empty_model(catalog, warm.numpy(), config, fitted, near)
     model.load_state_dict(weights, assign=True)
     for name in frozen:
@@ -224,8 +227,6 @@ def _remember(model: MML, header: Mapping[str, Any]) -> None:
     if trained is None:
         record.forget(model)
         return
-    if not isinstance(trained, list) or not all(isinstance(stage, str) for stage in trained):
-        raise ValueError(f"trained must be names of stages, got {trained!r}")
     record.remake(model)
     if until is not None:
         record.begin(model, until)

@@ -81,6 +81,8 @@ HEADERS: dict[str, dict[str, Any]] = {
     "fitted beyond the end": {"fitted": 1 << 62},
     "fitted as text": {"fitted": "40"},
     "items as a list": {"items": ["item"]},
+    "a stage trained 100,000 times": {"trained": ["fusion"] * 100_000},
+    "stages that there are not": {"trained": [f"stage {n}" for n in range(100_000)]},
     "settings as a list": {"config": []},
 }
 

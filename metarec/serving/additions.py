@@ -101,8 +101,11 @@ def _rows(name: str, items: Vocabulary, given: Vectors) -> Any:
 def _array(name: str, item: str, vector: Any, dim: int) -> NDArray[np.float32]:
     if isinstance(vector, torch.Tensor):
         vector = vector.detach().cpu().double().numpy()  # numpy has no bfloat16
-    with np.errstate(over="ignore"):
-        row = np.asarray(vector, dtype=np.float32)
+    try:
+        with np.errstate(over="ignore"):
+            row = np.asarray(vector, dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"add_items: {name} of item {item!r} must be {dim} numbers: {error}") from error
     if row.shape != (dim,):
         raise ValueError(f"add_items: {name} of item {item!r} must have shape ({dim},), got {row.shape}")
     if not np.isfinite(row).all():
