@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 from array import array
 from collections import deque
@@ -73,8 +72,18 @@ MANY: dict[str, Callable[[list[list[str]]], Any]] = {
     "generator of generators": lambda rows: ((name for name in row) for row in rows),
     "dict values of polars": lambda rows: {n: pl.Series(row) for n, row in enumerate(rows)}.values(),
 }
-if importlib.util.find_spec("pandas"):
-    pd = importlib.import_module("pandas")
+
+
+def imported(name: str) -> Any:
+    """A library, or None where it is not there or not built for the installed numpy."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+pd, pa = imported("pandas"), imported("pyarrow")
+if pd is not None:
     ONE |= {
         "pandas": lambda ids: pd.Series(ids, index=range(len(ids))[::-1]),
         "pandas by label": lambda ids: pd.Series(ids, index=ids[::-1]),
@@ -87,8 +96,7 @@ if importlib.util.find_spec("pandas"):
         "pandas by label": lambda rows: pd.Series([tuple(row) for row in rows], index=list("ba")),
         "pandas of pandas": lambda rows: pd.Series([pd.Series(row, index=row) for row in rows], index=[1, 0]),
     }
-if importlib.util.find_spec("pyarrow"):
-    pa = importlib.import_module("pyarrow")
+if pa is not None:
     ONE |= {
         "arrow": pa.array,
         "arrow chunks": lambda ids: pa.chunked_array([ids[:1], ids[1:]]),
@@ -235,13 +243,13 @@ VECTORS: dict[str, Callable[[np.ndarray], Any]] = {
     "polars lists": lambda rows: pl.Series(rows.tolist()),
     "by id": lambda rows: {"n1": pl.Series(rows[1]), "n0": tuple(rows[0])},
 }
-if importlib.util.find_spec("pandas"):
+if pd is not None:
     VECTORS |= {
         "pandas frame": lambda rows: pd.DataFrame(rows, index=[1, 0]),
         "pandas frame by id": lambda rows: pd.DataFrame(rows, index=["n0", "n1"]),
         "pandas lists": lambda rows: pd.Series(rows.tolist(), index=[5, 4]),
     }
-if importlib.util.find_spec("pyarrow"):
+if pa is not None:
     VECTORS |= {
         "arrow lists": lambda rows: pa.array(rows.tolist()),
         "arrow table": lambda rows: pa.table({f"c{n}": column for n, column in enumerate(rows.T)}),
