@@ -4,9 +4,8 @@
     torchrun --nproc-per-node 2 examples/mml_hangzhou.py --data dataset/hangzhou --device cuda
     python examples/mml_hangzhou.py --clicks "Alien (1979)" "Blade Runner (1982)" "The Matrix (1999)"
 
-Trains MML on the users before a moment in time and tests it on those who come after. The run's folder gets
-model.safetensors (mr.load reads it), results.json (examples/print_results.py reads it) and figure.png. An
-interrupted run goes on from its last epoch when the same command is given again.
+Trains MML on the users before a moment in time and tests it on those who come after. The run's folder gets figure.png,
+model.safetensors (for mr.load) and results.json (for examples/print_results.py); an interrupted run goes on.
 
 Without --data it takes dataset/hangzhou if that is there, and else the MovieTweetings data that come with metarec.
 The preset of a city (hangzhou, shanghai, changsha) is the released hyper-parameters and split time, and is the
@@ -64,8 +63,8 @@ class Job:
     @property
     def protocol(self) -> dict[str, Any]:
         """How cold users are tested."""
-        limits = {"max_length": self.config.max_length, "negatives": self.config.negatives}
-        return {"exclude_seen": self.exclude_seen, "seed": self.seed, **limits}
+        same = {name: getattr(self.config, name) for name in ("max_length", "negatives")}
+        return {"exclude_seen": self.exclude_seen, "seed": self.seed, **same}
 
     @property
     def settings(self) -> dict[str, object]:
@@ -223,8 +222,9 @@ def run(job: Job, *, restart: bool) -> None:
     reports = test(model, job)
     seconds["test"] = round(time.perf_counter() - began, 1)
     print(f"\n{len(job.down.user_codes):,} cold users, mean ± standard error\n{results_table(reports)}")
-    cold, repeated = (results_table(reports, only=only) for only in ("cold", "repeated"))
-    print(f"\nthose of them whose test item is cold\n{cold}\n\nthose who had clicked it before\n{repeated}\n")
+    for only, title in (("cold", "whose test item is cold"), ("repeated", "who had clicked it before")):
+        some = any(report.rows[only].any() for report in reports.values())
+        print(f"\nthose of them {title}", results_table(reports, only=only) if some else "none", sep="\n")
     record(job, reports, seconds)
     plot_results(job.folder / "figure.png", reports, losses)
     recommend(model, job)
@@ -291,7 +291,7 @@ def recommend(model: mr.MML, job: Job) -> None:
     """Ten recommendations for someone who has clicked a few things."""
     catalog, user = model.catalog, mr.Recommender(model).adapt(job.clicks)
     called = dict(zip(catalog.items.ids, titles(catalog), strict=True))
-    print(f"someone new has clicked {', '.join(called[name] or name for name in job.clicks)}; recommended:")
+    print(f"\nsomeone new has clicked {', '.join(called[name] or name for name in job.clicks)}; recommended:")
     for place, item in enumerate(user.recommend(k=10, exclude_seen=job.exclude_seen), start=1):
         print(f"{place:3}. {called[item.id] or item.id}")
 
