@@ -20,7 +20,7 @@ from metarec.serialization import read_model, write_model
 from metarec.serving.adapting import adapted, checked, further
 from metarec.serving.additions import Vectors, new_items
 from metarec.serving.clicks import Clicks, Spelled, SupportMaker
-from metarec.serving.listing import Wanted, listed
+from metarec.serving.listing import Wanted, listed, whole
 from metarec.serving.lists import Recommendation, Recommendations
 from metarec.serving.servable import Servable, check_servable, leaves_out, warn_untrained
 from metarec.serving.snapshot import Snapshot
@@ -129,7 +129,11 @@ class Recommender:
         Args:
             histories: as for :meth:`adapt`, from anything that yields them.
             users: of one piece.
+
+        Raises:
+            ValueError: if ``users`` is no whole number of at least 1, or as for :meth:`adapt`.
         """
+        users = whole(users, "stream: users")
         source = iter(histories if hasattr(histories, "__next__") else plain(histories, "stream"))
         while piece := list(islice(source, users)):
             state = self._states.current()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from torch import Tensor, nn
 
-from metarec.meta.inspection import self_contained
+from metarec.meta.inspection import holders, self_contained
 
 _ONE_AT_A_TIME = threading.RLock()
 
@@ -26,13 +26,14 @@ class Substituted:
     copy might lead back to the original (a hook, a function as an attribute) does the original itself get them: one
     call at a time, after which everything in it is as before.
 
-    A tensor that the module has under several names is replaced under all of them.
+    A tensor that the module has under several names is replaced under all of them, in lists and dicts too.
 
     Args:
         module: is not changed.
 
     Raises:
-        TypeError: if a part is compiled by TorchScript: its parameters cannot be others.
+        TypeError: if a part is compiled by TorchScript: its parameters cannot be others. In a call: if it makes
+            parameters of its own, which would be new ones each time.
 
     Example:
         >>> import torch
@@ -44,6 +45,7 @@ class Substituted:
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.copies = self_contained(module)
+        self.parts = list(module.modules())
         seen: dict[int, str] = {}
         self.places: dict[str, list[tuple[nn.Module, str, str]]] = {}
         for path, part in module.named_modules():
@@ -57,6 +59,8 @@ class Substituted:
                     if tensor is not None:
                         name = seen.setdefault(id(tensor), f"{path}.{key}".lstrip("."))
                         self.places.setdefault(name, []).append((part, kind, key))
+        self.names = seen
+        self.holders = holders(module, seen)
 
     def __call__(self, tensors: Mapping[str, Tensor], method: str, *args: Any) -> Any:
         """``module.method(*args)`` with other tensors.
@@ -74,9 +78,29 @@ class Substituted:
             for name, tensor in tensors.items():
                 for part, kind, key in self.places[name]:
                     vars(of(part))[kind][key] = tensor
+            others = {number: tensors[name] for number, name in self.names.items() if name in tensors}
+            for part, key, value in self.holders:
+                vars(of(part))[key] = _exchanged(value, others)
+            before = self._made(of)
             out = getattr(of(self.module), method)(*args)
+            made = self._made(of) - before
+            if made:
+                raise TypeError(
+                    f"{', '.join(sorted(made))}: made by the forward pass, so that each call of each user would have "
+                    "new ones; make it in __init__, or call the learner once before it adapts"
+                )
             places = {name: self.places[name][0] for name in tensors}
             return out, {name: vars(of(part))[kind].get(key) for name, (part, kind, key) in places.items()}
+
+    def _made(self, of: Callable[[nn.Module], Any]) -> set[str]:
+        """The parts and parameters that what stands for the module has, as ``Class.name``."""
+        return {
+            f"{type(part).__name__}.{key}"
+            for part in self.parts
+            for kind in ("_parameters", "_modules")
+            for key, value in vars(of(part))[kind].items()
+            if value is not None
+        }
 
     @contextmanager
     def _parts(self) -> Iterator[Any]:
@@ -108,6 +132,15 @@ def _copied(module: nn.Module) -> dict[nn.Module, nn.Module]:
             name: None if child is None else copies[child] for name, child in vars(twin)["_modules"].items()
         }
     return copies
+
+
+def _exchanged(value: Any, others: Mapping[int, Tensor]) -> Any:
+    """A list, tuple or dict with others in place of some tensors, by ``id``."""
+    if isinstance(value, dict):
+        return {key: _exchanged(held, others) for key, held in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_exchanged(held, others) for held in value)
+    return others.get(id(value), value)
 
 
 def _state(part: nn.Module) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -7,6 +7,7 @@ Whatever is not so is run as it is, by :class:`~metarec.meta.stack.TaskStack`.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from functools import lru_cache
 from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any
@@ -121,6 +122,11 @@ def self_contained(module: nn.Module) -> bool:
     """
     parts = parts_of(module)
     return not hooked(parts) and all(_is_plain(value) for part in parts for _, value in _own(part))
+
+
+def holders(module: nn.Module, tensors: Container[int]) -> list[tuple[nn.Module, str, Any]]:
+    """The lists, tuples and dicts in attributes that hold some tensors, given by ``id``: part, name and value."""
+    return [(part, n, v) for part in parts_of(module) for n, v in _own(part) if _holds_any(v, tensors)]
 
 
 def beyond_vmap(module: nn.Module) -> bool:
@@ -249,6 +255,13 @@ def _held(value: Any) -> list[nn.Module]:
     """Modules in an attribute, registered or not."""
     values = value if isinstance(value, list | tuple) else value.values() if isinstance(value, dict) else [value]
     return [held for held in values if isinstance(held, nn.Module)]
+
+
+def _holds_any(value: Any, tensors: Container[int], inside: bool = False) -> bool:
+    values = value.values() if isinstance(value, dict) else value if type(value) in (list, tuple) else None
+    if values is None:
+        return inside and isinstance(value, nn.Parameter) and id(value) in tensors
+    return any(_holds_any(held, tensors, True) for held in values)
 
 
 def _is_plain(value: Any) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from operator import index
+from typing import SupportsIndex
 
 import numpy as np
 import torch
@@ -17,6 +19,17 @@ from metarec.serving.clicks import Clicks
 from metarec.serving.lists import Recommendations
 from metarec.serving.ranking import LOWEST, USERS, Scores, best, columns_for, ordered, pieces
 from metarec.serving.users import Ids
+
+
+def whole(value: SupportsIndex, what: str) -> int:
+    """A number of at least 1, of whatever type of whole numbers.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or index(value) < 1:
+        raise ValueError(f"{what} must be a whole number of at least 1, got {value!r}")
+    return index(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,11 +59,10 @@ class Wanted:
         Raises:
             ValueError: if ``k`` is no whole number of at least 1, or ids are in no container.
         """
-        if isinstance(k, bool) or not hasattr(k, "__index__") or k < 1:
-            raise ValueError(f"recommend: k must be a whole number of at least 1, got {k!r}")
+        k = whole(k, "recommend: k")
         rows = None if candidates is None else plain(candidates, "recommend: candidates")
         return cls(
-            int(k),
+            k,
             exclude_seen,
             allow=None if allow is None else plain(allow, "recommend: allow", ordered=False),
             deny=None if deny is None else plain(deny, "recommend: deny", ordered=False),

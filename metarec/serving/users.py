@@ -134,7 +134,7 @@ class Users:
         """The k best items of each user; see :meth:`User.recommend`. ``candidates`` holds one collection per user."""
         rank = self.recommender.rank
         found = rank(self, k, exclude_seen=exclude_seen, allow=allow, deny=deny, candidates=candidates)
-        return found.say_if_short(k)
+        return found.say_if_short(int(k))
 
     def update(self, clicks: Sequence[Sequence[str]]) -> Users:
         """The same users after more clicks, one sequence per user (empty where there are none).
@@ -220,7 +220,7 @@ class User:
         """
         rank, own = self.users.recommender.rank, None if candidates is None else [candidates]
         found = rank(self.users, k, exclude_seen=exclude_seen, allow=allow, deny=deny, candidates=own)
-        return found.say_if_short(k)[0]
+        return found.say_if_short(int(k))[0]
 
     def update(self, clicks: Sequence[str]) -> User:
         """The same user after more clicks; see :meth:`Users.update`."""
