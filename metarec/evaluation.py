@@ -21,7 +21,7 @@ from metarec.asking import WITHHELD, ranked, whose
 from metarec.data.cutting import without_last
 from metarec.data.dataset import Dataset
 from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
-from metarec.functional.histories import leaves_out_seen, rule_in_words
+from metarec.functional.histories import check_exclude_seen, leaves_out_seen, rule_in_words
 from metarec.meta import MetaLearner
 from metarec.nn.record import Record, longest_history, record_of
 from metarec.report import Report
@@ -99,8 +99,7 @@ def evaluate(
         array([3.])
     """
     _check_settings(k, part, positions, repeated)
-    if exclude_seen not in (None, True, False):
-        raise ValueError(f"evaluate: exclude_seen must be True, False or None, got {exclude_seen!r}")
+    check_exclude_seen("evaluate", exclude_seen)
     known = check_information(method, data)
     known.warn(type(method).__name__)
     share, exclude_seen = _rule(method, data, exclude_seen)

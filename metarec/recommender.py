@@ -34,11 +34,12 @@ __all__ = ["Recommendation", "Recommendations", "Recommender", "User", "Users"]
 class Recommender:
     """Serves new users with a trained model, one or a hundred thousand, and takes in new items while it runs.
 
-    What does not depend on the user is computed once, at the first call and again after the model or its catalogue
-    has changed. Runs where the model is and in evaluation mode; the model is left as it was. The same clicks give the
-    same list, whoever else is adapted to at the same time. Any number of threads may call it; each call sees one
-    catalogue and one set of weights. Ids are strings, in any container that has an order (lists, arrays, columns of
-    pandas, polars or Arrow, generators): by position, never by label.
+    What does not depend on the user is computed once, at the first call and again after the model's numbers or its
+    catalogue have changed; after a part of it was exchanged or hooked, make a new one. Runs where the model is and in
+    evaluation mode; the model is left as it was. The same clicks give the same list, whoever else is adapted to at the
+    same time. Any number of threads may call it; each call sees one catalogue and one set of weights. Ids are strings,
+    in any container that has an order (lists, arrays, columns of pandas, polars or Arrow, generators): by position,
+    never by label.
 
     Args:
         model: e.g. an :class:`~metarec.MML`, trained or loaded; any other method as :class:`~metarec.Served`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from metarec.nn import FeatureItems, IdItems, ModalityLearner, SequenceEncoder
 from metarec.types import EpisodeBatch, Examples, Modality
@@ -73,4 +74,24 @@ def _spread(learner: ModalityLearner) -> ModalityLearner:
             p.add_(0.3 * torch.randn_like(p))
             if name == "items.weight":
                 p[0] = 0
+    return learner
+
+
+class Own(nn.Module):
+    """An encoder of somebody's own."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.norm = layer, nn.LayerNorm(DIM)
+
+    def forward(self, x, keep, context=None):
+        out = self.layer(x)
+        return self.norm((out[0] if isinstance(out, tuple) else out).cumsum(-2))
+
+
+def learner_of(encoder: nn.Module) -> ModalityLearner:
+    """Of ids, in float64, with vectors large enough that steps show."""
+    torch.manual_seed(0)
+    learner = ModalityLearner(IdItems(ITEMS, DIM), encoder).double().eval()
+    learner.items.weight.data.mul_(30)
     return learner

@@ -9,28 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from helpers import DIM, ITEMS, id_learner, ragged_episodes
+from helpers import DIM, Own, id_learner, learner_of, ragged_episodes
 from metarec.meta import MetaLearner, kernel_stack
-from metarec.nn import IdItems, ModalityLearner
-
-
-class Own(nn.Module):
-    """An encoder of somebody's own."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer, self.norm = layer, nn.LayerNorm(DIM)
-
-    def forward(self, x, keep, context=None):
-        out = self.layer(x)
-        return self.norm((out[0] if isinstance(out, tuple) else out).cumsum(-2))
-
-
-def learner_of(encoder: nn.Module) -> ModalityLearner:
-    torch.manual_seed(0)
-    learner = ModalityLearner(IdItems(ITEMS, DIM), encoder).double().eval()
-    learner.items.weight.data.mul_(30)
-    return learner
+from metarec.nn import ModalityLearner
 
 
 class Slow(Own):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers import DIM, ITEMS, id_learner, one_user, ragged_episodes
+from helpers import DIM, Own, id_learner, learner_of, one_user, ragged_episodes
 from metarec.functional import losses
 from metarec.meta import MetaLearner, kernel_stack
 from metarec.meta.calling import Substituted
@@ -20,25 +20,6 @@ from metarec.recipes.metasgd import MetaSGD
 
 EPISODES = ragged_episodes([3, 6, 4])
 needs_kernel = pytest.mark.skipif(library() is None, reason="no C compiler when metarec was installed")
-
-
-class Own(nn.Module):
-    """An encoder of somebody's own."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer, self.norm = layer, nn.LayerNorm(DIM)
-
-    def forward(self, x, keep, context=None):
-        out = self.layer(x)
-        return self.norm((out[0] if isinstance(out, tuple) else out).cumsum(-2))
-
-
-def learner_of(encoder: nn.Module) -> ModalityLearner:
-    torch.manual_seed(0)
-    learner = ModalityLearner(IdItems(ITEMS, DIM), encoder).double().eval()
-    learner.items.weight.data.mul_(30)
-    return learner
 
 
 def engine(learner: nn.Module, **given) -> type:

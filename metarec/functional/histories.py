@@ -58,6 +58,20 @@ def leaves_out_seen(repeat_share: float | None) -> bool:
     return repeat_share is None or repeat_share < REPEATS
 
 
+def check_exclude_seen(what: str, exclude_seen: object) -> None:
+    """Refuse what says neither yes nor no, nor leaves it to the rule.
+
+    Args:
+        what: is asked, to begin the message with.
+        exclude_seen: True, False, or None for :func:`leaves_out_seen`.
+
+    Raises:
+        ValueError: if it is something else, such as ``"no"``, which would count as True.
+    """
+    if exclude_seen not in (None, True, False):
+        raise ValueError(f"{what}: exclude_seen must be True, False or None, got {exclude_seen!r}")
+
+
 def rule_in_words(exclude_seen: bool, repeat_share: float | None) -> str:
     """One line on what becomes of seen items, and why.
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from metarec.data.dataset import Catalog, Dataset
-from metarec.functional.histories import leaves_out_seen
+from metarec.functional.histories import check_exclude_seen, leaves_out_seen
 from metarec.nn.record import longest_history, record_of
 from metarec.types import Examples, Method, Scorer
 
@@ -113,7 +113,12 @@ class Served(nn.Module):
 
 
 def leaves_out(model: Servable, exclude_seen: bool | None) -> bool:
-    """Whether lists leave out what the user has clicked: as asked, or by the model's ``repeat_share``."""
+    """Whether lists leave out what the user has clicked: as asked, or by the model's ``repeat_share``.
+
+    Raises:
+        ValueError: if it is neither asked nor left to the rule.
+    """
+    check_exclude_seen("recommend", exclude_seen)
     return leaves_out_seen(getattr(model, "repeat_share", None)) if exclude_seen is None else exclude_seen
 
 
