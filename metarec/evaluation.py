@@ -151,7 +151,7 @@ def _check_settings(k: object, part: str, positions: object, repeated: str) -> N
     if part not in WITHHELD:
         raise ValueError(f"evaluate: part must be one of {list(WITHHELD)}, got {part!r}")
     if not isinstance(positions, Integral) or positions < 1:
-        raise ValueError(f"evaluate: positions must be a whole number of at least 1, got {positions!r}")
+        raise ValueError(f"evaluate: positions must be at least 1, got {positions!r}; expected a whole number")
     if repeated not in ("leave_out", "miss"):
         raise ValueError(f"evaluate: repeated must be 'leave_out' or 'miss', got {repeated!r}")
 
