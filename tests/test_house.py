@@ -25,7 +25,7 @@ SOURCES = [
 
 # What each room may import, itself aside. __init__.py may import them all.
 GROUND = {"types", "functional", "files"}
-MIDDLE = GROUND | {"data", "nn", "meta", "distributed"}
+MIDDLE = GROUND | {"data", "scoring", "model", "nn", "meta", "distributed"}
 UPPER = MIDDLE | {"recipes", "evaluation", "report", "comparison"}
 LAYERS = {
     "types": set(),
@@ -33,8 +33,10 @@ LAYERS = {
     "functional": {"types"},
     "distributed": {"types"},
     "data": GROUND,
-    "nn": GROUND,
-    "meta": GROUND,
+    "scoring": GROUND,
+    "model": GROUND | {"data", "scoring"},
+    "nn": GROUND | {"scoring", "model"},
+    "meta": GROUND | {"scoring", "model", "nn"},
     "datasets": {"types", "data"},
     "recipes": MIDDLE,
     "asking": GROUND | {"data"},

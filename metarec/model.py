@@ -1,0 +1,285 @@
+"""The contract of every model: encode users, score items, take new items and clicks, be saved and read back.
+
+``encode(support, query) -> UserState`` does all that depends on weights: inner steps and a pass over the history.
+``scores(state) -> Scores`` ranks the catalogue for such states, without the history. Evaluation, ensembles, serving and
+storage all go that way, so a served user is an evaluated user.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from metarec.data.dataset import Catalog, Dataset
+from metarec.scoring import DenseScores, Scores, UserState
+from metarec.types import Examples, Method, Scored, Scorer
+
+T = TypeVar("T")
+M = TypeVar("M", bound="type[Model]")
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A model as plain values: what :func:`metarec.save` writes and :func:`metarec.load` reads.
+
+    Attributes:
+        settings: plain JSON: strings, numbers, booleans, None, lists and dicts of them.
+        tensors: by name.
+        parts: other models that it is made of, by name.
+    """
+
+    settings: Mapping[str, Any]
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    parts: Mapping[str, Model] = field(default_factory=dict)
+
+
+class Model:
+    """A base for models. A model of your own gives ``encode`` and ``scores``; the rest has defaults.
+
+    It can then be evaluated, put into an ensemble and served. With :meth:`state`, :meth:`from_state` and
+    :func:`register` it can be saved as well, with what is around it.
+
+    Attributes:
+        catalog: the items that it scores, from :meth:`attach` or the constructor; None before that.
+        warm: (I,) bool, items seen upstream.
+        repeat_share: see :func:`metarec.evaluate`.
+        max_length: clicks of a history that it reads at most.
+        negatives: per support example that it adapts to.
+        learners: names of what :meth:`user_weights` is about.
+        fitted: catalogue rows that its scores are measured by, the first so many; None for all.
+    """
+
+    catalog: Catalog | None = None
+    warm: NDArray[Any] | None = None
+    repeat_share: float | None = None
+    negatives: int = 1
+    learners: Any = ()
+    fitted: int | None = None
+
+    def attach(self, data: Dataset) -> Self:
+        """Note the items of an upstream side, and which of them were clicked there; returns itself."""
+        self.catalog, self.warm, self.repeat_share = data.catalog, data.warm, data.known_repeat_share
+        return self
+
+    def item_mask(self) -> Tensor:
+        """(I,) bool, the items that it has something to say about."""
+        raise NotImplementedError
+
+    def encode(
+        self, support: Examples, query: Examples, *, start: UserState | None = None, keep_weights: bool = False
+    ) -> UserState:
+        """Adapt to B users and encode where each of their Q queries stands.
+
+        Args:
+            support: what each user has clicked.
+            query: what is asked for.
+            start: states, of as many users, whose kept weights the inner steps start from; Q is then 1.
+            keep_weights: keep each user's adapted weights in the state, to go on from them.
+
+        Returns:
+            N = B * Q rows, all queries of the first user first.
+
+        Raises:
+            ValueError: if weights are to be kept of a model that has none of its own per user.
+        """
+        raise NotImplementedError
+
+    def encode_empty(self) -> UserState:
+        """A user without history, N = 1."""
+        raise NotImplementedError
+
+    def scores(self, state: UserState) -> Scores:
+        """Score the catalogue for N users."""
+        raise NotImplementedError
+
+    def user_weights(self, state: UserState) -> Tensor:
+        """(N, M) how much each of :attr:`learners` counts for each user."""
+        return torch.zeros(len(state), 0)
+
+    def adapt(self, support: Examples) -> Scorer:
+        """Adapt to B users; the result scores their examples."""
+        return lambda query: dense(self, support, query)
+
+    def add_items(self, added: Catalog) -> Self:
+        """The same model with more items, which nobody has clicked yet; this one stays as it is.
+
+        Raises:
+            TypeError: if the model takes in no items; nothing has changed.
+        """
+        raise TypeError(f"add_items: {type(self).__name__} takes in no items; fit it anew on a catalogue that has them")
+
+    def observe(self, clicks: Dataset) -> Self:
+        """Move on by everybody's new clicks, in place; returns itself. Models that count nothing stay as they are.
+
+        Args:
+            clicks: of this catalogue's items, later than all that were counted before; users of any vocabulary.
+        """
+        return self
+
+    def members(self) -> Mapping[str, Model]:
+        """The models that it is made of, by name."""
+        return {}
+
+    def state(self) -> Saved:
+        """All that :meth:`from_state` needs to build it again on the same catalogue."""
+        raise TypeError(
+            f"save: {type(self).__name__} says no state(); give it state() and from_state() and register it"
+        )
+
+    @classmethod
+    def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
+        """The model that :meth:`state` told of.
+
+        Raises:
+            ValueError: if what is told does not belong together; nothing in a file is trusted.
+        """
+        raise TypeError(f"load: {cls.__name__} has no from_state()")
+
+
+_KINDS: dict[str, type[Model]] = {}
+
+
+def register(model: M) -> M:
+    """Make a class known to :func:`metarec.load`, by its name; also a decorator.
+
+    Raises:
+        ValueError: if another class has that name.
+
+    Example:
+        >>> @register
+        ... class Mine(Model):
+        ...     pass
+        >>> kind_of("Mine") is Mine
+        True
+    """
+    known = _KINDS.setdefault(model.__name__, model)
+    if (known.__module__, known.__qualname__) != (model.__module__, model.__qualname__):
+        raise ValueError(
+            f"register: {known.__module__} has a model {model.__name__!r} already; give yours another name"
+        )
+    _KINDS[model.__name__] = model
+    return model
+
+
+def kind_of(name: str) -> type[Model]:
+    """The registered class of a name.
+
+    Raises:
+        ValueError: if there is none; says how to register it.
+    """
+    if name not in _KINDS:
+        raise ValueError(
+            f"no model of class {name!r} is registered; import the module that has it, or call "
+            f"metarec.register({name}) before loading"
+        )
+    return _KINDS[name]
+
+
+def dense(model: Model, support: Examples, query: Examples) -> Scored:
+    """Scores (B, Q, I) of the whole catalogue for each query."""
+    state = model.encode(support, query)
+    known, shape = model.item_mask(), query.target.shape
+    values = model.scores(state).approximate(0, len(known)).view(*shape, -1)
+    return Scored(values, values.new_zeros(*shape, 1), known, state.active.view(shape), model.fitted)
+
+
+def tensors_of(model: object) -> Iterator[Tensor]:
+    """All parameters, buffers and other tensors that a model and its members hold."""
+    if isinstance(model, nn.Module):
+        yield from model.parameters()
+        yield from model.buffers()
+    else:
+        yield from (value for value in vars(model).values() if isinstance(value, Tensor))
+    for member in model.members().values() if isinstance(model, Model) else ():
+        yield from tensors_of(member)
+
+
+def version(model: object) -> tuple[tuple[int, int], ...]:
+    """Where a model's numbers are, and how often each tensor was changed; another one after every change."""
+    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors_of(model))
+
+
+_kept: weakref.WeakKeyDictionary[object, dict[str, tuple[object, Any]]] = weakref.WeakKeyDictionary()
+_lock = threading.RLock()
+
+
+def kept(model: object, name: str, make: Callable[[], T]) -> T:
+    """A value computed from a model's numbers, computed again once one of them has changed; never written to files.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> first = kept(layer, "double", lambda: 2 * layer.weight.detach())
+        >>> kept(layer, "double", lambda: None) is first
+        True
+    """
+    now = version(model)  # before the numbers are read: a change meanwhile makes the value out of date
+    found = _kept.get(model, {}).get(name)
+    if found is not None and found[0] == now:
+        value: T = found[1]
+        return value
+    with _lock:
+        made = make()
+        _kept.setdefault(model, {})[name] = (now, made)
+    return made
+
+
+class Wrapped(Model):
+    """Any method with the items that it scores, as a model: its scores of all items are what a user's state keeps.
+
+    Args:
+        method: has ``adapt(support)``, whose result scores a query; an ``nn.Module`` or not.
+        data: what it was fitted on, unless the method has a ``catalog`` and ``warm`` of its own.
+
+    Raises:
+        TypeError: if it has no ``adapt``, or nothing says which items it scores.
+    """
+
+    def __init__(self, method: Method, data: Dataset | None = None) -> None:
+        if not hasattr(method, "adapt"):
+            raise TypeError(f"expected a model, got {type(method).__name__}, which has no adapt(support)")
+        self.method = method
+        self._mask: Tensor | None = None
+        self._lock = threading.Lock()
+        for name in ("catalog", "warm", "repeat_share", "max_length", "negatives", "information", "fitted_until"):
+            if getattr(method, name, None) is not None:
+                setattr(self, name, getattr(method, name))
+        if data is not None:
+            self.attach(data)
+
+    def item_mask(self) -> Tensor:
+        """(I,) bool; all items before the method was asked for the first time."""
+        if self._mask is not None:
+            return self._mask
+        size = self.catalog.size if self.catalog is not None else 0
+        return torch.arange(size) > 0
+
+    def encode(
+        self, support: Examples, query: Examples, *, start: UserState | None = None, keep_weights: bool = False
+    ) -> UserState:
+        """Adapt to B users and score the catalogue; what the method does inside is not known, so one thread at a time.
+
+        Raises:
+            ValueError: if weights are to be kept.
+        """
+        if keep_weights or start is not None:
+            raise ValueError(f"keep_weights: {type(self.method).__name__} has no weights to keep")
+        with self._lock, torch.no_grad():
+            scored = self.method.adapt(support)(query)
+        self._mask = scored.known
+        return UserState({"active": scored.active.flatten(), "scores": scored.scores.flatten(0, 1)})
+
+    def scores(self, state: UserState) -> Scores:
+        """The scores as they were given."""
+        return DenseScores(state.tensors["scores"], self.item_mask())
+
+
+def as_model(method: Method) -> Model:
+    """A model as it is; any other method :class:`Wrapped`."""
+    return method if isinstance(method, Model) else Wrapped(method)
