@@ -36,7 +36,8 @@ import metarec as mr
 from metarec.data import Modality
 from metarec.files import write_json
 from metarec.recipes.fusing import fused
-from metarec.serving.clicks import Clicks, SupportMaker
+from metarec.data.histories import Clicks
+from metarec.data.support import SupportMaker
 from metarec.serving.ranking import pieces
 
 CLICKS = (3, 20)

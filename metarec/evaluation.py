@@ -5,17 +5,14 @@ from __future__ import annotations
 import copy
 import importlib
 import math
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import chain
 from numbers import Integral
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarec.asking import WITHHELD, ranked, whose
 from metarec.data.cutting import without_last
@@ -23,6 +20,7 @@ from metarec.data.dataset import Dataset
 from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
 from metarec.functional.histories import check_exclude_seen, leaves_out_seen, rule_in_words
 from metarec.meta import MetaLearner
+from metarec.modes import evaluating
 from metarec.nn.record import Record, longest_history, record_of
 from metarec.report import Report
 from metarec.types import EpisodeBatch, Method
@@ -246,32 +244,3 @@ def _shown(sampler: EpisodeSampler, label: str) -> Iterator[EpisodeBatch]:
         for batch in sampler.epoch(0):
             yield batch
             bar.update(len(batch))
-
-
-@contextmanager
-def evaluating(method: Method) -> Iterator[torch.device]:
-    """The device of the method; a module is in evaluation mode meanwhile, until the last of several threads is done."""
-    if not isinstance(method, nn.Module):
-        yield torch.device("cpu")
-        return
-    module = cast(nn.Module, method)
-    parts = list(module.modules())
-    with _modes_lock:
-        for part in parts:
-            asked, training = _modes.get(part, (0, part.training))
-            _modes[part] = asked + 1, training
-            part.training = False
-    try:
-        yield next((t.device for t in chain(module.parameters(), module.buffers())), torch.device("cpu"))
-    finally:
-        with _modes_lock:
-            for part in parts:
-                asked, training = _modes.pop(part)
-                if asked > 1:
-                    _modes[part] = asked - 1, training
-                else:
-                    part.training = training
-
-
-_modes: dict[nn.Module, tuple[int, bool]] = {}  # how many threads evaluate a module, and the mode it goes back to
-_modes_lock = threading.Lock()

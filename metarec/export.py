@@ -22,14 +22,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarec.evaluation import evaluating
+from metarec.data.histories import Clicks
+from metarec.data.support import SupportMaker
 from metarec.files import replace_file
 from metarec.functional import top_k
 from metarec.functional.neighbours import first_equal
+from metarec.modes import evaluating
 from metarec.nn import ModalityLearner
 from metarec.recipes.fusing import fused
 from metarec.recipes.mml import MML
-from metarec.serving.clicks import Clicks, SupportMaker
 from metarec.types import Examples
 
 _PROTOBUF = 2**31 - 1  # bytes that one ONNX file can have

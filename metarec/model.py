@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog, Dataset
-from metarec.scoring import DenseScores, Scores, UserState
-from metarec.types import Examples, Method, Scored, Scorer
+from metarec.scoring import Scores, UserState
+from metarec.types import Examples, Scored, Scorer
 
 T = TypeVar("T")
 M = TypeVar("M", bound="type[Model]")
@@ -54,6 +54,8 @@ class Model:
         negatives: per support example that it adapts to.
         learners: names of what :meth:`user_weights` is about.
         fitted: catalogue rows that its scores are measured by, the first so many; None for all.
+        second: how many units of the data's times are a second.
+        counted_until: time of the last click that it counts live, from which :meth:`observe` goes on; None for none.
     """
 
     catalog: Catalog | None = None
@@ -62,10 +64,13 @@ class Model:
     negatives: int = 1
     learners: Any = ()
     fitted: int | None = None
+    second: float = 1.0
+    counted_until: float | None = None
 
     def attach(self, data: Dataset) -> Self:
         """Note the items of an upstream side, and which of them were clicked there; returns itself."""
-        self.catalog, self.warm, self.repeat_share = data.catalog, data.warm, data.known_repeat_share
+        self.catalog, self.warm, self.second = data.catalog, data.warm, data.second
+        self.repeat_share = data.known_repeat_share
         return self
 
     def item_mask(self) -> Tensor:
@@ -228,58 +233,3 @@ def kept(model: object, name: str, make: Callable[[], T]) -> T:
         made = make()
         _kept.setdefault(model, {})[name] = (now, made)
     return made
-
-
-class Wrapped(Model):
-    """Any method with the items that it scores, as a model: its scores of all items are what a user's state keeps.
-
-    Args:
-        method: has ``adapt(support)``, whose result scores a query; an ``nn.Module`` or not.
-        data: what it was fitted on, unless the method has a ``catalog`` and ``warm`` of its own.
-
-    Raises:
-        TypeError: if it has no ``adapt``, or nothing says which items it scores.
-    """
-
-    def __init__(self, method: Method, data: Dataset | None = None) -> None:
-        if not hasattr(method, "adapt"):
-            raise TypeError(f"expected a model, got {type(method).__name__}, which has no adapt(support)")
-        self.method = method
-        self._mask: Tensor | None = None
-        self._lock = threading.Lock()
-        for name in ("catalog", "warm", "repeat_share", "max_length", "negatives", "information", "fitted_until"):
-            if getattr(method, name, None) is not None:
-                setattr(self, name, getattr(method, name))
-        if data is not None:
-            self.attach(data)
-
-    def item_mask(self) -> Tensor:
-        """(I,) bool; all items before the method was asked for the first time."""
-        if self._mask is not None:
-            return self._mask
-        size = self.catalog.size if self.catalog is not None else 0
-        return torch.arange(size) > 0
-
-    def encode(
-        self, support: Examples, query: Examples, *, start: UserState | None = None, keep_weights: bool = False
-    ) -> UserState:
-        """Adapt to B users and score the catalogue; what the method does inside is not known, so one thread at a time.
-
-        Raises:
-            ValueError: if weights are to be kept.
-        """
-        if keep_weights or start is not None:
-            raise ValueError(f"keep_weights: {type(self.method).__name__} has no weights to keep")
-        with self._lock, torch.no_grad():
-            scored = self.method.adapt(support)(query)
-        self._mask = scored.known
-        return UserState({"active": scored.active.flatten(), "scores": scored.scores.flatten(0, 1)})
-
-    def scores(self, state: UserState) -> Scores:
-        """The scores as they were given."""
-        return DenseScores(state.tensors["scores"], self.item_mask())
-
-
-def as_model(method: Method) -> Model:
-    """A model as it is; any other method :class:`Wrapped`."""
-    return method if isinstance(method, Model) else Wrapped(method)

@@ -25,7 +25,7 @@ SOURCES = [
 
 # What each room may import, itself aside. __init__.py may import them all.
 GROUND = {"types", "functional", "files"}
-MIDDLE = GROUND | {"data", "scoring", "model", "nn", "meta", "distributed"}
+MIDDLE = GROUND | {"data", "modes", "scoring", "model", "wrapped", "nn", "meta", "distributed"}
 UPPER = MIDDLE | {"recipes", "evaluation", "report", "comparison"}
 LAYERS = {
     "types": set(),
@@ -33,8 +33,10 @@ LAYERS = {
     "functional": {"types"},
     "distributed": {"types"},
     "data": GROUND,
+    "modes": set(),
     "scoring": GROUND,
     "model": GROUND | {"data", "scoring"},
+    "wrapped": GROUND | {"data", "modes", "scoring", "model"},
     "nn": GROUND | {"scoring", "model"},
     "meta": GROUND | {"scoring", "model", "nn"},
     "datasets": {"types", "data"},

@@ -15,7 +15,7 @@ from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.meta import MetaLearner
 from metarec.recipes import MML, MMLConfig
 from metarec.recommender import Recommender
-from metarec.serving.clicks import Clicks
+from metarec.data.histories import Clicks
 from metarec.serving.compiled import CompiledUser
 from metarec.serving.snapshot import FusedSnapshot
 from metarec.serving.stacked import OneUser

@@ -12,7 +12,7 @@ from torch import Tensor
 from metarec.meta.memory import halves
 from metarec.recommender import Recommender
 from metarec.serving import adapting, listing
-from metarec.serving.clicks import Clicks
+from metarec.data.histories import Clicks
 from metarec.serving.scores import FusedScores
 from metarec.serving.snapshot import FusedSnapshot
 from metarec.serving.standing import Standing

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metarec.data.dataset import Vocabulary
-from metarec.serving.clicks import Clicks, Spelled, SupportMaker
+from metarec.data.histories import Clicks, Spelled
+from metarec.data.support import SupportMaker
 from metarec.serving.ranking import best, largest
 
 

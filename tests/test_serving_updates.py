@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from metarec.recipes import MML
 from metarec.recommender import Recommender
-from metarec.serving.clicks import Clicks
+from metarec.data.histories import Clicks
 from metarec.types import Examples
 from test_serving import HISTORIES, WORLDS, lively
 from tiny import CONFIG, UP

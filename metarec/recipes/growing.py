@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import weakref
 from collections.abc import Sequence
 from typing import cast
 
@@ -49,33 +48,6 @@ def with_items(model: MML, added: Catalog) -> MML:
     learners = {name: _grown(model.learner(name), name, modalities, out.catalog.size) for name in model.learners}
     out._modules = {**model._modules, "learners": nn.ModuleDict(learners)}
     return out
-
-
-_served: weakref.WeakKeyDictionary[MML, weakref.ref[MML]] = weakref.WeakKeyDictionary()
-
-
-def remember(given: MML, served: MML) -> None:
-    """Note which model a recommender serves in the place of the one that it was given."""
-    _served[given] = weakref.ref(served)
-
-
-def lacking(model: MML) -> str:
-    """What a recommender that was given a model has added or removed since, in words; empty if nothing is known.
-
-    Example:
-        >>> from metarec.datasets import planted
-        >>> model = MML.build(planted(users=60, items=40))
-        >>> lacking(model)
-        ''
-    """
-    found = _served.get(model)
-    served = None if found is None else found()
-    if served is None:
-        return ""
-    added, hidden = len(served.catalog.items) - len(model.catalog.items), served.catalog.hidden
-    removed, restored = len(hidden - model.catalog.hidden), len(model.catalog.hidden - hidden)
-    counts = {"added": added, "removed": removed, "restored": restored}
-    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
 def _grown(learner: ModalityLearner, name: str, modalities: Sequence[Modality], size: int) -> ModalityLearner:

@@ -47,14 +47,6 @@ def new_items(
         if name not in scales:
             raise ValueError(f"add_items: the model has no modality {name!r}; it has {sorted(scales)}")
         modalities[name] = _modality(name, known[name].dim, names, given)
-    described = np.zeros(names.size, dtype=np.bool_)
-    described[0] = True
-    for modality in modalities.values():
-        described |= modality.present.numpy()
-    if not described.all():
-        lacking = names.ids[int(np.argmin(described)) - 1]
-        way = f"give it one of {sorted(scales)}" if scales else "this model knows ids alone, and takes in no items"
-        raise ValueError(f"add_items: item {lacking!r} has no vector in any modality, so nothing could rank it; {way}")
     columns = {}
     for column, given in attributes.items():
         check_labels(given, names.ids, f"add_items: attribute {column!r}")

@@ -7,7 +7,7 @@ import threading
 import torch
 from torch import Tensor
 
-from metarec.evaluation import evaluating
+from metarec.modes import evaluating
 from metarec.serving.ranking import Scores
 from metarec.serving.scores import GivenScores
 from metarec.serving.standing import Standing

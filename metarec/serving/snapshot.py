@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metarec.evaluation import evaluating
+from metarec.data.support import sent
 from metarec.meta import MetaLearner
 from metarec.meta.library import library
+from metarec.modes import evaluating
 from metarec.nn import ModalityLearner, TableItems
 from metarec.nn.touched import TouchedRows
 from metarec.recipes.mml import MML
-from metarec.serving.clicks import sent
 from metarec.serving.compiled import CompiledUser
 from metarec.serving.given import GivenSnapshot
 from metarec.serving.prepared import check_table, wide

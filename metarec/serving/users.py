@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec.data.dataset import Catalog
-from metarec.serving.clicks import Clicks
+from metarec.data.histories import Clicks
+from metarec.scoring import UserState
 from metarec.serving.lists import Recommendation, Recommendations
-from metarec.serving.standing import Standing
 
 Ids = Collection[str]
 
@@ -66,7 +66,7 @@ class Server(Protocol):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Users:
-    """B users that a model has adapted to: their clicks and where they stand, about a kilobyte each.
+    """B users that a model has adapted to: their clicks and their states, a kilobyte or two each.
 
     With ``adapt(..., keep_weights=True)`` also their adapted weights, about a megabyte each.
 
@@ -75,13 +75,13 @@ class Users:
     Attributes:
         recommender: who made it.
         clicks: all clicks, as item codes.
-        standing: what scoring needs.
+        state: what scoring needs.
         version: of the model's weights that it belongs to.
     """
 
     recommender: Server
     clicks: Clicks
-    standing: Standing
+    state: UserState
     version: int
 
     def __len__(self) -> int:
@@ -103,7 +103,7 @@ class Users:
         if isinstance(users, slice):
             start, stop, step = users.indices(len(self))
             chosen = torch.arange(len(self))[start:stop:step] if step > 0 else torch.arange(start, stop, step)
-            return Users(self.recommender, self.clicks[users], self.standing[chosen], self.version)
+            return Users(self.recommender, self.clicks[users], self.state[chosen], self.version)
         if not -len(self) <= users < len(self):
             raise IndexError(f"user {users}: there are {len(self)}")
         users %= len(self)

@@ -1,0 +1,96 @@
+"""Methods of one's own as models."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from metarec.data.dataset import Dataset, Ints
+from metarec.data.histories import Clicks
+from metarec.data.support import SupportMaker
+from metarec.functional import top_k
+from metarec.model import Model
+from metarec.modes import evaluating
+from metarec.scoring import DenseScores, Scores, UserState
+from metarec.types import Examples, Method
+
+FIRST_CLICKS = 1024  # warm items, evenly spaced, after which the next click is asked for
+LIKELY = 256  # most likely next clicks, over which a user without clicks is the mean
+
+
+class Wrapped(Model, nn.Module):
+    """Any method with the items that it scores, as a model: its scores of all items are what a user's state keeps.
+
+    Args:
+        method: has ``adapt(support)``, whose result scores a query; an ``nn.Module`` or not.
+        data: what it was fitted on, unless the method has a ``catalog`` and ``warm`` of its own.
+
+    Raises:
+        TypeError: if it has no ``adapt``, or nothing says which items it scores.
+    """
+
+    def __init__(self, method: Method, data: Dataset | None = None) -> None:
+        if not hasattr(method, "adapt"):
+            raise TypeError(f"expected a model, got {type(method).__name__}, which has no adapt(support)")
+        super().__init__()
+        self.method = method
+        self._mask: Tensor | None = None
+        self._lock = threading.Lock()
+        told = ("catalog", "warm", "repeat_share", "config", "max_length", "negatives", "information", "fitted_until")
+        vars(self).update({name: getattr(method, name) for name in told if getattr(method, name, None) is not None})
+        if data is not None:
+            self.attach(data)
+
+    def item_mask(self) -> Tensor:
+        """(I,) bool; all items before the method was asked for the first time."""
+        if self._mask is not None:
+            return self._mask
+        size = self.catalog.size if self.catalog is not None else 0
+        return torch.arange(size) > 0
+
+    def encode(
+        self, support: Examples, query: Examples, *, start: UserState | None = None, keep_weights: bool = False
+    ) -> UserState:
+        """Adapt to B users and score the catalogue; what the method does inside is not known, so one thread at a time.
+
+        Raises:
+            ValueError: if weights are to be kept.
+        """
+        if keep_weights or start is not None:
+            raise ValueError(f"keep_weights: {type(self.method).__name__} has no weights to keep")
+        with self._lock, evaluating(self.method), torch.no_grad():
+            scored = self.method.adapt(support)(query)
+        self._mask = scored.known
+        return UserState({"active": scored.active.flatten(), "scores": scored.scores.flatten(0, 1)})
+
+    def encode_empty(self) -> UserState:
+        """The scores of a user without clicks: the mean after one likely click, likely by what the method expects.
+
+        Weighting by it matters: the plain mean over all items ranks what people click first at half the recall of
+        popularity.
+        """
+        warm = np.flatnonzero(self.warm if self.warm is not None else [])
+        maker = SupportMaker(np.asarray(self.warm), self.negatives, 1)
+        first = self.encode(*maker(_one_click_each(warm[:: max(1, len(warm) // FIRST_CLICKS)])))
+        chances = first.tensors["scores"].softmax(-1).mean(0)[torch.from_numpy(warm)]
+        share, likely = top_k(chances, min(LIKELY, len(chances)))
+        each = self.encode(*maker(_one_click_each(warm[likely.cpu().numpy()])))
+        weight = (share * each.active).unsqueeze(-1)
+        mean = (each.tensors["scores"] * weight).sum(0, keepdim=True) / weight.sum().clamp(min=1e-30)
+        return UserState({"active": each.active.any(0, keepdim=True), "scores": mean})
+
+    def scores(self, state: UserState) -> Scores:
+        """The scores as they were given."""
+        return DenseScores(state.tensors["scores"], self.item_mask())
+
+
+def as_model(method: Method, data: Dataset | None = None) -> Model:
+    """A model as it is; any other method as :class:`Wrapped`, with the items of the data that it was fitted on."""
+    return method if isinstance(method, Model) else Wrapped(method, data)
+
+
+def _one_click_each(codes: Ints) -> Clicks:
+    return Clicks(codes, np.arange(len(codes) + 1))
