@@ -10,23 +10,20 @@ from typing import Any, Self, overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from metarec.data.containers import is_single, plain
-from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks, LazyHistories
-from metarec.functional.histories import check_exclude_seen, leaves_out_seen
 from metarec.model import Model
 from metarec.nn.record import longest_history, record_of
 from metarec.serialization import read_model, write_model
-from metarec.serving.adapting import Asked, clock, encoded, further
+from metarec.serving.adapting import Asked, clock
 from metarec.serving.additions import Vectors, new_items
-from metarec.serving.listing import Wanted, listed, whole
+from metarec.serving.answers import Answers
+from metarec.serving.listing import whole
 from metarec.serving.lists import Recommendation, Recommendations
 from metarec.serving.live import Histories, Observed, click_data, counted_until
 from metarec.serving.state import State, States
-from metarec.serving.storage import read_users, write_users
+from metarec.serving.storage import read_users
 from metarec.serving.users import Ids, User, Users
 from metarec.types import Method
 from metarec.wrapped import as_model
@@ -36,7 +33,7 @@ When = float | Sequence[float] | None
 __all__ = ["Observed", "Recommendation", "Recommendations", "Recommender", "User", "Users"]
 
 
-class Recommender:
+class Recommender(Answers):
     """Serves new users with a trained model, one or a hundred thousand, and takes in new items while it runs.
 
     What does not depend on the user is computed once, at the first call and again after the model's numbers or its
@@ -86,16 +83,6 @@ class Recommender:
     def model(self) -> Model:
         """The model, with the items that were added or removed."""
         return self._states.model
-
-    @property
-    def catalog(self) -> Catalog:
-        """The items, with those that were added."""
-        return self._states.current().catalog
-
-    @property
-    def learners(self) -> tuple[str, ...]:
-        """Names of the learners that :attr:`User.weights` is about."""
-        return tuple(self._states.current().model.learners)
 
     @overload
     def adapt(  # type: ignore[overload-overlap]
@@ -202,50 +189,6 @@ class Recommender:
             state = self._states.current()
             yield self._adapted(state, Asked(Clicks.of(piece, state.catalog.items)))
 
-    def rank(
-        self,
-        users: Users,
-        k: int = 10,
-        *,
-        exclude_seen: bool | None = None,
-        allow: Ids | None = None,
-        deny: Ids | None = None,
-        candidates: Sequence[Ids] | None = None,
-        columns: int | None = None,
-    ) -> Recommendations:
-        """As :meth:`Users.recommend`, without its warning; ``columns`` of the catalogue are scored at once."""
-        state = self._of(users)
-        check_exclude_seen("recommend", exclude_seen)
-        leave_out = leaves_out_seen(state.model.repeat_share) if exclude_seen is None else exclude_seen
-        wanted = Wanted.of(k, leave_out, allow, deny, candidates)
-        with torch.no_grad():
-            out = listed(wanted, state.scores(users.state), users.clicks, state.known, state.catalog, columns)
-        self._of(users)
-        return out
-
-    def weights_of(self, users: Users) -> NDArray[np.float32]:
-        """As :attr:`Users.weights`."""
-        with torch.no_grad():
-            return self._of(users).model.user_weights(users.state).float().cpu().numpy()
-
-    def scores_of(self, users: Users) -> Tensor:
-        """(B, I) every score, for a few users."""
-        state = self._of(users)
-        with torch.no_grad():
-            return state.scores(users.state).approximate(0, state.catalog.size)
-
-    def updated(self, users: Users, clicks: Sequence[Sequence[str]]) -> Users:
-        """As :meth:`Users.update`."""
-        state = self._of(users)
-        clicks = plain(clicks, "update")
-        if len(clicks) != len(users):
-            raise ValueError(f"update: expected clicks for each of the {len(users)} users, got {len(clicks)} sequences")
-        more = Clicks.of(clicks, state.catalog.items)
-        if not more.counts.any():
-            return users
-        whole = users.clicks.extended(more)
-        return Users(self, whole, further(state, whole, more.counts, users.state), users.version)
-
     def add_items(
         self,
         ids: Sequence[str],
@@ -327,27 +270,9 @@ class Recommender:
         clicks, found = read_users(path, state)
         return Users(self, clicks, found.to(state.device), state.version)
 
-    def save_users(self, users: Users, path: str | Path) -> None:
-        """As :meth:`Users.save`."""
-        write_users(path, self._of(users).model, users.clicks, users.state)
-
     def __copy__(self) -> Self:
         """Another recommender of the same model; what is added to one is not in the other."""
         out = type(self).__new__(type(self))
         own = {"_states": copy.copy(self._states), "_histories": self._histories.copy()}
         vars(out).update({**vars(self), **own})
         return out
-
-    def _adapted(self, state: State, asked: Asked) -> Users:
-        found = encoded(state, asked)
-        clicks = asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks
-        return Users(self, clicks, found, state.version)
-
-    def _of(self, users: Users) -> State:
-        """The current state, which users belong to."""
-        state = self._states.current()
-        if users.recommender is not self or users.version != state.version:
-            raise ValueError(
-                "recommend: the model's weights have changed since these users were adapted to; adapt to them again"
-            )
-        return state

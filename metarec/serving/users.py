@@ -6,62 +6,21 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
 from metarec.scoring import UserState
 from metarec.serving.lists import Recommendation, Recommendations
 
+if TYPE_CHECKING:
+    from metarec.serving.answers import Answers
+
 Ids = Collection[str]
-
-
-class Server(Protocol):
-    """What users ask of the :class:`~metarec.Recommender` that made them."""
-
-    @property
-    def catalog(self) -> Catalog:
-        """The items."""
-        ...
-
-    @property
-    def learners(self) -> tuple[str, ...]:
-        """Names of the learners."""
-        ...
-
-    def rank(
-        self,
-        users: Users,
-        k: int = 10,
-        *,
-        exclude_seen: bool | None = None,
-        allow: Ids | None = None,
-        deny: Ids | None = None,
-        candidates: Sequence[Ids] | None = None,
-    ) -> Recommendations:
-        """The lists of users."""
-        ...
-
-    def weights_of(self, users: Users) -> NDArray[np.float32]:
-        """The weights of their learners, (B, M)."""
-        ...
-
-    def scores_of(self, users: Users) -> Tensor:
-        """All their scores, (B, I)."""
-        ...
-
-    def updated(self, users: Users, clicks: Sequence[Sequence[str]]) -> Users:
-        """Users after more clicks."""
-        ...
-
-    def save_users(self, users: Users, path: str | Path) -> None:
-        """Write users to a file."""
-        ...
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -79,7 +38,7 @@ class Users:
         version: of the model's weights that it belongs to.
     """
 
-    recommender: Server
+    recommender: Answers
     clicks: Clicks
     state: UserState
     version: int
