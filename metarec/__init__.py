@@ -4,6 +4,7 @@ from metarec import datasets, distributed, functional, recipes
 from metarec.data import Catalog, Dataset, EpisodeSampler, Vocabulary, load_atomic, split_by_time, split_time
 from metarec.evaluation import evaluate
 from metarec.meta import MetaLearner
+from metarec.model import Model, register
 from metarec.nn import (
     AdaptiveFusion,
     ColdItemGenerator,
@@ -15,9 +16,10 @@ from metarec.nn import (
 from metarec.recipes import MML, MMLConfig, Popularity
 from metarec.recommender import Recommender
 from metarec.report import Report
+from metarec.scoring import UserState
 from metarec.serialization import load, save
-from metarec.serving.servable import Served
 from metarec.types import EpisodeBatch, Examples, Method, Progress, Scored
+from metarec.wrapped import Served, as_model
 
 __version__ = "0.1.0"
 
@@ -36,6 +38,7 @@ __all__ = [
     "MetaLearner",
     "Method",
     "ModalityLearner",
+    "Model",
     "Popularity",
     "Progress",
     "Recommender",
@@ -43,7 +46,9 @@ __all__ = [
     "Scored",
     "SequenceEncoder",
     "Served",
+    "UserState",
     "Vocabulary",
+    "as_model",
     "datasets",
     "distributed",
     "evaluate",
@@ -51,6 +56,7 @@ __all__ = [
     "load",
     "load_atomic",
     "recipes",
+    "register",
     "save",
     "split_by_time",
     "split_time",

@@ -21,7 +21,7 @@ from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
 from metarec.functional.histories import check_exclude_seen, leaves_out_seen, rule_in_words
 from metarec.meta import MetaLearner
 from metarec.modes import evaluating
-from metarec.nn.record import Record, longest_history, record_of
+from metarec.nn.record import Record, longest_history, negatives_of, record_of
 from metarec.report import Report
 from metarec.types import EpisodeBatch, Method
 
@@ -40,7 +40,7 @@ def evaluate(
     users_per_batch: int = 512,
     seed: int = 0,
     max_length: int | None = None,
-    negatives: int = 1,
+    negatives: int | None = None,
     progress: bool | str = False,
 ) -> Report:
     """Adapt to every user of a data set and rank the item that came next among all items.
@@ -71,7 +71,7 @@ def evaluate(
         seed: of the negatives that the support examples carry.
         max_length: items of history kept per user; by default as many as the method reads (the largest
             ``max_length`` of its parts), or 50 where it does not say.
-        negatives: N of the support examples that the method adapts to.
+        negatives: N of the support examples that the method adapts to; by default as many as the method says, or 1.
         progress: show a bar (needs tqdm); a string is its label.
 
     Returns:
@@ -102,6 +102,7 @@ def evaluate(
     known.warn(type(method).__name__)
     share, exclude_seen = _rule(method, data, exclude_seen)
     length = longest_history(method) if max_length is None else max_length
+    negatives = negatives_of(method) if negatives is None else negatives
     rows, refused = [], dict[str, int]()
     for position in range(positions):
         rest = without_last(data, position, least=LEAST_CLICKS[part])

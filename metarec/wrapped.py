@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 
 import numpy as np
 import torch
@@ -94,3 +95,26 @@ def as_model(method: Method, data: Dataset | None = None) -> Model:
 
 def _one_click_each(codes: Ints) -> Clicks:
     return Clicks(codes, np.arange(len(codes) + 1))
+
+
+class Served(Wrapped):
+    """The old name of :func:`as_model` for a method without items of its own.
+
+    Args:
+        method: fitted or trained.
+        upstream: what it was fitted on.
+        max_length: longest history; by default as long as the method reads.
+        negatives: per example that the method adapts to.
+    """
+
+    def __init__(self, method: Method, upstream: Dataset, *, max_length: int | None = None, negatives: int = 1) -> None:
+        warnings.warn(
+            "metarec.Served is going in the next release: a model needs no wrapper any more, and as_model(method, "
+            "upstream) wraps a method of your own",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        super().__init__(method, upstream)
+        self.negatives = negatives
+        if max_length is not None:
+            self.max_length = max_length

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from metarec.data import Dataset, Modality, split_by_time
+from metarec.data.histories import Clicks
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.meta import MetaLearner
 from metarec.recipes import MML, MMLConfig
 from metarec.recommender import Recommender
-from metarec.data.histories import Clicks
 from metarec.serving.compiled import CompiledUser
 from metarec.serving.snapshot import FusedSnapshot
 from metarec.serving.stacked import OneUser

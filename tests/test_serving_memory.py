@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from metarec.data.histories import Clicks
 from metarec.meta.memory import halves
 from metarec.recommender import Recommender
 from metarec.serving import adapting, listing
-from metarec.data.histories import Clicks
 from metarec.serving.scores import FusedScores
 from metarec.serving.snapshot import FusedSnapshot
 from metarec.serving.standing import Standing

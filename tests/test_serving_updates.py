@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from metarec.data.histories import Clicks
 from metarec.recipes import MML
 from metarec.recommender import Recommender
-from metarec.data.histories import Clicks
 from metarec.types import Examples
 from test_serving import HISTORIES, WORLDS, lively
 from tiny import CONFIG, UP

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -55,6 +56,11 @@ class SupportMaker:
         zero = np.zeros((len(n), 1), dtype=np.int64)
         query = (history, ends, zero, np.zeros((len(n), 1, self.negatives), dtype=np.int64), one)
         return _examples(support), _examples(query)
+
+    def with_negatives(self, support: Examples) -> Examples:
+        """The same examples with the negatives that are drawn for users who are served."""
+        real = (support.weight > 0).numpy()[..., None]
+        return replace(support, negatives=torch.from_numpy(self._negatives(support.target.numpy()) * real))
 
     def _negatives(self, target: Ints) -> Ints:
         """(B, S, N) warm items, a function of the example's place and target."""

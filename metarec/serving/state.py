@@ -24,7 +24,7 @@ from metarec.data.histories import Clicks
 from metarec.data.support import SupportMaker, sent
 from metarec.model import Model, tensors_of
 from metarec.modes import evaluating
-from metarec.nn.record import longest_history
+from metarec.nn.record import longest_history, negatives_of
 from metarec.scoring import Scores, UserState
 from metarec.serving.exposure import Shifted, shift_of
 from metarec.serving.served import remember
@@ -213,9 +213,7 @@ class States:
     def _made(self, model: Model, version: int, hidden: frozenset[str]) -> State:
         seen = _seen(model)  # before they are read: a change meanwhile makes the state out of date
         catalog = replace(self._items(model), hidden=hidden)
-        config = getattr(model, "config", None)
-        negatives = getattr(config, "negatives", model.negatives)
-        support = SupportMaker(np.asarray(model.warm), negatives, longest_history(model))
+        support = SupportMaker(np.asarray(model.warm), negatives_of(model), longest_history(model))
         known = model.item_mask().clone()
         state = State(model, catalog, support, known, version, seen)
         if self.new_share is not None:
