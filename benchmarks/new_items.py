@@ -201,7 +201,7 @@ def by_share(world: World, models: Sequence[mr.MML]) -> dict[str, dict[str, list
         for share in (None, *SHARES):
             shift = 0.0
             if share is not None:
-                shift = shift_of(recommender._current(), recommender._support, added, share)
+                shift = shift_of(recommender._states.current(), added, share)
             row = {"shift": shift}
             for kind, own in scores.items():
                 rank = world.ranks(own, kind, shift)[""]

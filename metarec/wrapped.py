@@ -89,8 +89,26 @@ class Wrapped(Model, nn.Module):
 
 
 def as_model(method: Method, data: Dataset | None = None) -> Model:
-    """A model as it is; any other method as :class:`Wrapped`, with the items of the data that it was fitted on."""
-    return method if isinstance(method, Model) else Wrapped(method, data)
+    """A model as it is; any other method as a model, so that it can be served and be part of an ensemble.
+
+    Args:
+        method: has ``adapt(support)``, whose result scores a query.
+        data: what it was fitted on, where it does not say so itself: gives the items that it scores.
+
+    Raises:
+        TypeError: if it has no ``adapt``.
+
+    Example:
+        >>> class ByCode:
+        ...     def adapt(self, support):
+        ...         return lambda query: ...
+        >>> from metarec.datasets import planted
+        >>> as_model(ByCode(), planted(users=60, items=40)).catalog.items
+        Vocabulary(40 item ids)
+    """
+    if not isinstance(method, Model):
+        return Wrapped(method, data)
+    return method.attach(data) if data is not None and method.catalog is None else method
 
 
 def _one_click_each(codes: Ints) -> Clicks:

@@ -95,10 +95,10 @@ def test_a_click_on_an_added_item_is_measured_by_the_others_too(world: str) -> N
     histories = [["n0", "item3", "n2", "item7"], ["item3", "n1"]]
     found = recommender.scores_of(recommender.adapt(histories))
     for history, scores in zip(histories, found, strict=True):
-        support, query = recommender._support(recommender.adapt([history]).clicks)
+        support, query = recommender._states.current().support(recommender.adapt([history]).clicks)
         with torch.no_grad():
             expected = model.adapt(support)(query).scores[0, 0]
-        known = recommender._current().known
+        known = recommender._states.current().known
         torch.testing.assert_close(scores[known], expected[known], atol=1e-4, rtol=1e-4)
 
 

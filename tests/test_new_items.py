@@ -43,7 +43,7 @@ def test_old_items_and_old_users_stay(adapts: str) -> None:
         assert items.known[41:].all() and torch.equal(items.known[:41], model.learner(name).items.known)
     assert {r.id for r in user.recommend(k=39)} >= {"n0", "n1", "n2"}
     fresh = recommender.adapt(HISTORIES[0])
-    assert torch.allclose(fresh.users.standing.state, user.users.standing.state, atol=1e-6)
+    assert torch.allclose(fresh.users.state.tensors["state"], user.users.state.tensors["state"], atol=1e-6)
     assert fresh.recommend(k=39) == user.recommend(k=39)
     assert np.array_equal(recommender.adapt(HISTORIES).recommend(k=20).codes, many.recommend(k=20).codes)
     clicked = recommender.adapt(["n0", "item3", "n2"])
@@ -201,7 +201,7 @@ def test_new_items_get_the_share_of_the_places_that_is_asked_for(world: str, sha
     user, other = shared.adapt(HISTORIES[0]), plain.adapt(HISTORIES[0])
     for kind in (new, ~new):
         ids = [name for name, own in zip(shared.catalog.items.ids, kind[1:], strict=True) if own]
-        known = [i for i in ids if plain._current().known[int(plain.catalog.items.encode([i])[0])]]
+        known = [i for i in ids if plain._states.current().known[int(plain.catalog.items.encode([i])[0])]]
         k = len(set(known) - set(HISTORIES[0]))
         assert [r.id for r in user.recommend(k, allow=known)] == [r.id for r in other.recommend(k, allow=known)]
     assert torch.allclose(other.scores[~new], user.scores[~new])

@@ -17,7 +17,7 @@ from metarec.recipes.blend import Blend, observe
 from metarec.recipes.fusing import FusedMethod, fused
 from metarec.recipes.paying import paying_steps
 from metarec.recommender import Recommender
-from metarec.serving.servable import Served
+from metarec.wrapped import as_model
 from metarec.types import Examples, Scored
 from tiny import CONFIG, DOWN, UP
 
@@ -141,7 +141,7 @@ def test_a_blend_whose_own_weights_are_broken_says_so() -> None:
         with pytest.raises(ValueError, match="learner 'blend': score nan"):
             blend.adapt(batch.support)(batch.query)
     with pytest.raises(ValueError, match="learner 'blend': score nan"):
-        Recommender(Served(blend, UP)).adapt(HISTORIES)
+        Recommender(as_model(blend, UP)).adapt(HISTORIES)
 
 
 def poisoned(name: str, tensor: str, row: int | slice = slice(None)) -> MML:
@@ -176,7 +176,7 @@ def test_one_item_that_is_broken_is_named() -> None:
 def test_a_learner_that_is_broken_for_one_user_alone_is_named() -> None:
     recommender = Recommender(MML.build(UP, CONFIG).eval())
     users = recommender.adapt(HISTORIES)
-    users.standing.state[1, 2, 0] = torch.inf
+    users.state.tensors["state"][1, 2, 0] = torch.inf
     with pytest.raises(ValueError, match="recommend: user 1: the state of learner 'text' is not finite"):
         users.recommend(3)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from metarec import MML, Recommender, Served, load, save
+from metarec import MML, Recommender, as_model, load, save
 from metarec.files import read_tensors, write_tensors
 from metarec.recipes import EASE
 from tiny import CONFIG, UP, trained
@@ -91,7 +91,7 @@ def test_save_says_what_it_leaves_out(tmp_path: Path) -> None:
 
 def test_what_cannot_be_saved_or_loaded_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="save: expected an MML, got Served"):
-        Recommender(Served(EASE(UP), UP)).save(tmp_path / "none")
+        Recommender(as_model(EASE(UP), UP)).save(tmp_path / "none")
     with pytest.raises(TypeError, match=r"save: expected an MML, got Recommender; call its own save\(path\)"):
         save(Recommender(MML.build(UP, CONFIG)), tmp_path / "none")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

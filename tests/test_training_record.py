@@ -33,7 +33,7 @@ from metarec.recipes.metalearned import maml, reptile
 from metarec.recipes.metasgd import MetaSGD
 from metarec.recipes.metatl import TransitionLearner
 from metarec.recommender import Recommender
-from metarec.serving.servable import Served
+from metarec.wrapped import as_model
 from metarec.types import Examples, Method, Scorer
 
 DATA = planted(users=40, items=30)
@@ -136,7 +136,7 @@ def ways(name: str, model: Any) -> dict[str, Method]:
         "itself": model,
         "copy": copy.copy(model),
         "in a wrapper": Own(model),
-        "served": Served(model, UP),
+        "served": as_model(model, UP),
         "in a blend": Blend({"it": model, "ease": EASE(UP)}, torch.from_numpy(UP.warm)),
     }
     part = model.learner("text") if isinstance(model, MML) else model
@@ -236,7 +236,7 @@ def test_a_model_says_what_of_it_is_not_trained() -> None:
             break
     assert set(model.trained) == set(STAGES) - {"text generator", "fusion"}
     assert model.fitted_until == UP.time.max()
-    for method, lacks in ((model, "text generator, fusion"), (Served(model.meta("text"), UP), "text generator")):
+    for method, lacks in ((model, "text generator, fusion"), (as_model(model.meta("text"), UP), "text generator")):
         with pytest.warns(UserWarning, match=f"is not trained to the end: it lacks {lacks}; "):
             assert f"not trained: {lacks}" in str(evaluate(method, DOWN))
     for whole in (model.meta("id"), model.meta("text", generator=False)):
