@@ -17,8 +17,8 @@ from metarec.recipes.blend import Blend, observe
 from metarec.recipes.fusing import FusedMethod, fused
 from metarec.recipes.paying import paying_steps
 from metarec.recommender import Recommender
-from metarec.wrapped import as_model
 from metarec.types import Examples, Scored
+from metarec.wrapped import as_model
 from tiny import CONFIG, DOWN, UP
 
 BROKEN = [torch.nan, torch.inf, -torch.inf]

@@ -79,7 +79,9 @@ def test_with_kept_weights_an_update_goes_on_with_the_steps(
     found = recommender.load_users(tmp_path / "users").update(more)
     fresh = recommender.adapt([a + b for a, b in zip(HISTORIES, more, strict=True)])
     assert torch.equal(found.state.tensors["state"][3], kept.state.tensors["state"][3]), "no new clicks"
-    assert torch.allclose(found.state.tensors["state"][[1, 2]], fresh.state.tensors["state"][[1, 2]], atol=1e-5), "had not moved"
+    assert torch.allclose(found.state.tensors["state"][[1, 2]], fresh.state.tensors["state"][[1, 2]], atol=1e-5), (
+        "had not moved"
+    )
     for number in (0, 4, 5):
         for position, name in enumerate(model.learners):
             weights = {n: p for n, p in model.learner(name).named_parameters() if n.startswith("encoder.")}
@@ -87,7 +89,10 @@ def test_with_kept_weights_an_update_goes_on_with_the_steps(
                 support, query = recommender._states.current().support(Clicks.of([history], model.catalog.items))
                 weights = stepped(model, name, weights, support)
             state, _ = under(weights, model.learner(name), "stand", query)
-            assert torch.allclose(found.state.tensors["state"][number, position], state[0, 0], atol=5e-5), (number, name)
+            assert torch.allclose(found.state.tensors["state"][number, position], state[0, 0], atol=5e-5), (
+                number,
+                name,
+            )
     moved = (found.state.tensors["state"] - fresh.state.tensors["state"])[[0, 4, 5]].abs().amax((1, 2))
     assert (moved > 1e-3).all(), "going on is not starting again"
     alone = recommender.adapt(HISTORIES[0], keep_weights=True).update(more[0])

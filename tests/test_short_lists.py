@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from metarec import MML, Recommender, as_model
+from metarec.model import Model
 from metarec.recipes import EASE
 from metarec.recommender import Recommendations
 from metarec.service.answering import Answer, Filters, Job, answers
 from metarec.serving import listing
-from metarec.model import Model
 from tiny import CONFIG, UP
 
 IDS = UP.catalog.items.ids

@@ -33,8 +33,8 @@ from metarec.recipes.metalearned import maml, reptile
 from metarec.recipes.metasgd import MetaSGD
 from metarec.recipes.metatl import TransitionLearner
 from metarec.recommender import Recommender
-from metarec.wrapped import as_model
 from metarec.types import Examples, Method, Scorer
+from metarec.wrapped import as_model
 
 DATA = planted(users=40, items=30)
 UP, DOWN = split_by_time(DATA, at=PLANTED_SPLIT)
