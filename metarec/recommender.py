@@ -13,15 +13,16 @@ import torch
 
 from metarec.data.containers import is_single, plain
 from metarec.data.histories import Clicks, LazyHistories
+from metarec.data.new_clicks import click_data
+from metarec.data.new_items import Vectors, new_items
 from metarec.model import Model
 from metarec.nn.record import longest_history, record_of
 from metarec.serialization import read_model, write_model
 from metarec.serving.adapting import Asked, clock
-from metarec.serving.additions import Vectors, new_items
 from metarec.serving.answers import Answers
 from metarec.serving.listing import whole
 from metarec.serving.lists import Recommendation, Recommendations
-from metarec.serving.live import Histories, Observed, click_data, counted_until
+from metarec.serving.live import Histories, Observed, counted_until
 from metarec.serving.state import State, States
 from metarec.serving.storage import read_users
 from metarec.serving.users import Ids, User, Users

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from metarec.data.dataset import Catalog, Vocabulary
 from metarec.files import expect_tensor, pack_strings, read_tensors, unpack_strings, write_tensors
+from metarec.model import lacking
 from metarec.nn import record
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.mml import MML
 from metarec.recipes.structure import difference, empty_model, neighbours_of
-from metarec.serving.served import lacking
 from metarec.types import Modality
 
 _WEIGHTS = "weights."

@@ -22,12 +22,12 @@ from torch import Tensor, nn
 from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
 from metarec.data.support import SupportMaker, sent
-from metarec.model import Model, tensors_of
+from metarec.model import Model, remember, tensors_of
 from metarec.modes import evaluating
 from metarec.nn.record import longest_history, negatives_of
+from metarec.recipes.features import check_scale
 from metarec.scoring import Scores, UserState
 from metarec.serving.exposure import Shifted, shift_of
-from metarec.serving.served import remember
 
 Seen = list[tuple[int, int]]
 T = TypeVar("T")
@@ -159,15 +159,19 @@ class States:
         """
         with self._lock:
             state = self.current()
-            items = added(state.model, state.catalog)
+            items, scales = added(state.model, state.catalog), getattr(state.model, "scales", {})
             if not len(items.items):
                 return
+            check_scale(items, scales)
             grown = state.model.add_items(items)
             own = grown.item_mask()[-len(items.items) :]
             if not bool(own.all()):
                 lacking = items.items.ids[int((~own).nonzero()[0])]
-                names = sorted(getattr(grown, "scales", {}))
-                way = f"give it one of {names}" if names else "this model knows ids alone, and takes in no items"
+                way = (
+                    f"give it one of {sorted(scales)}"
+                    if scales
+                    else "this model knows ids alone, and takes in no items"
+                )
                 raise ValueError(
                     f"add_items: item {lacking!r} has no vector in any modality, so nothing could rank it; {way}"
                 )

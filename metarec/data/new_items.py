@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from metarec.data.containers import bare, check_labels, plain
 from metarec.data.dataset import Catalog, Vocabulary
 from metarec.functional.scaling import FeatureScale
-from metarec.recipes.features import check_scale
 from metarec.types import Modality
 
 Vectors = Any  # array-like (n, F), or a mapping from id to array-like (F,)
@@ -56,9 +55,7 @@ def new_items(
                 f"add_items: attribute {column!r} needs {len(names)} values and to be one of "
                 f"{sorted(known.attributes)}, got {len(values)} values"
             )
-    added = Catalog(names, modalities, columns)
-    check_scale(added, scales)
-    return added
+    return Catalog(names, modalities, columns)
 
 
 def _modality(name: str, dim: int, items: Vocabulary, given: Vectors) -> Modality:
