@@ -22,7 +22,7 @@ from metarec.scoring import Scores, UserState
 from metarec.types import Examples, Scored, Scorer
 
 T = TypeVar("T")
-M = TypeVar("M", bound="type[Model]")
+C = TypeVar("C", bound="type[Model]")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Model:
         raise NotImplementedError
 
     def user_weights(self, state: UserState) -> Tensor:
-        """(N, M) how much each of :attr:`learners` counts for each user."""
+        """(N, M) how much each of ``learners`` counts for each user."""
         return torch.zeros(len(state), 0)
 
     def adapt(self, support: Examples) -> Scorer:
@@ -151,7 +151,7 @@ class Model:
 _KINDS: dict[str, type[Model]] = {}
 
 
-def register(model: M) -> M:
+def register(model: C) -> C:
     """Make a class known to :func:`metarec.load`, by its name; also a decorator.
 
     Raises:
