@@ -6,10 +6,10 @@ the learners. Where the released code and sense differ, this follows sense, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 import numpy as np
 import torch
@@ -21,15 +21,16 @@ from metarec.data.sampler import EpisodeSampler
 from metarec.meta import MetaLearner
 from metarec.nn import AdaptiveFusion, ColdItemGenerator, FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder
 from metarec.nn.generator import warm_neighbours
+from metarec.nn.learner import TOLD
 from metarec.nn.record import begin, expect, trained
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.features import joined, scales_of, standardised
-from metarec.recipes.fusing import FusedMethod, fusion_users, train_fusion
+from metarec.recipes.fusing import FusedMethod, FusedModel, fusion_users, train_fusion
 from metarec.recipes.training import TrainingRun, settings_of, stages_of, training_only
 from metarec.types import EpisodeBatch, Examples, Method, Modality, Progress, Scorer
 
 
-class MML(nn.Module):
+class MML(FusedModel, nn.Module):
     """One learner per modality behind one cold-item generator each, and their adaptive fusion.
 
     Build it with :meth:`build`; train it with :func:`train`; it is a :class:`~metarec.types.Method`, so it can be
@@ -74,6 +75,7 @@ class MML(nn.Module):
     ) -> None:
         super().__init__()
         self.catalog, self.warm, self.config = catalog, warm, config
+        self.max_length, self.negatives = config.max_length, config.negatives
         self.fitted = catalog.size if fitted is None else fitted
         seen = torch.from_numpy(warm)
         names = sorted(catalog.modalities) if config.modalities is None else config.modalities
@@ -98,7 +100,8 @@ class MML(nn.Module):
             expect(encoder, f"{name} warm-up", name)
             learners[name] = ModalityLearner(items, encoder, context=aware, candidates=seen)
             learners[name].fitted = self.fitted
-        self.learners = nn.ModuleDict(learners)
+            learners[name].catalog, learners[name].warm, learners[name].scales = catalog, warm, self.scales
+        self._modules["learners"] = nn.ModuleDict(learners)
         self.fusion = AdaptiveFusion(len(learners), config.dim)
         expect(self)
         expect(self.fusion, "fusion")
@@ -129,8 +132,22 @@ class MML(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = cls(upstream.catalog, upstream.warm, config or MMLConfig())
-        model.repeat_share = upstream.known_repeat_share
-        return model
+        return model.attach(upstream)
+
+    def attach(self, data: Dataset) -> Self:
+        """Note the items of an upstream side, for the learners too; returns itself."""
+        for learner in self.learners.values():
+            cast(ModalityLearner, learner).attach(data)
+        return super().attach(data)
+
+    @property
+    def learners(self) -> nn.ModuleDict:  # type: ignore[override]
+        """The learners by modality."""
+        return cast(nn.ModuleDict, self._modules["learners"])
+
+    def named_metas(self) -> Mapping[str, MetaLearner]:
+        """The learners as they meet a new user, by name."""
+        return {name: self.meta(name) for name in self.learners}
 
     def learner(self, name: str, *, generator: bool = True) -> ModalityLearner:
         """One modality's learner, with or without the generator in front of its items.
@@ -145,6 +162,7 @@ class MML(nn.Module):
             return whole
         bare = ModalityLearner(whole.items.items, whole.encoder, context=whole.context, candidates=whole.candidates)
         bare.fitted = whole.fitted
+        vars(bare).update({name: value for name, value in vars(whole).items() if name in TOLD})
         return bare.train(whole.training)
 
     def meta(self, name: str, *, generator: bool = True) -> MetaLearner:
@@ -173,7 +191,7 @@ class MML(nn.Module):
 
     def adapt(self, support: Examples) -> Scorer:
         """Adapt every learner to B users; the fused scores of their examples come from what this returns."""
-        return FusedMethod([self.meta(n) for n in self.learners], self.fusion, names=list(self.learners)).adapt(support)
+        return FusedMethod(list(self.named_metas().values()), self.fusion, names=list(self.learners)).adapt(support)
 
     def methods(self) -> dict[str, Method]:
         """Every part by itself and the fusions, by the names of the results table."""
