@@ -157,8 +157,8 @@ class Bank:
                 raise ValueError(f"keep_weights: {name!r} does not adapt, so there are no weights to keep")
             if getattr(model, "adapts", "encoder") != "encoder":
                 raise ValueError(
-                    f"keep_weights: this model adapts item rows too (test_adapts={model.adapts!r}), whose updates start "
-                    "again; leave keep_weights out"
+                    f"keep_weights: this model adapts item rows too (test_adapts={model.adapts!r}), whose updates "
+                    "start again; leave keep_weights out"
                 )
             if not keeps_weights(model):
                 raise ValueError(
@@ -208,7 +208,8 @@ def banks_of(members: Mapping[str, Any]) -> list[Bank]:
         if fits(model):
             learner = learner_of(model)
             first = next(learner.parameters())
-            table = learner.items.known.shape, _width(learner), first.device, first.dtype, learner.fitted
+            size = len(learner.items.known)
+            table = size, _width(learner), first.device, first.dtype, learner.fitted or size
             groups.setdefault(table, {})[name] = model
     return [Bank(group, fitted=key[-1]) for key, group in groups.items()]
 

@@ -103,7 +103,7 @@ def kind_of(model: Any) -> tuple[Any, ...] | None:
 
 
 def _context_of(learner: ModalityLearner) -> int:
-    """The width of the context's vectors; as that of the items' where there is no context, for zeros stand in for it."""
+    """The width of the context's vectors; that of the items' where there is none, for zeros stand in for it."""
     return (learner.items if learner.context is None else learner.context).table().shape[1]
 
 

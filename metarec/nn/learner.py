@@ -69,7 +69,7 @@ class ModalityLearner(LearnerModel, nn.Module):
         return self._found[1]
 
     @property
-    def max_length(self) -> int | None:  # type: ignore[override]
+    def max_length(self) -> int | None:
         """The longest history that the encoder takes, if it says so."""
         length: int | None = getattr(self.encoder, "max_length", None)
         return length
@@ -191,7 +191,8 @@ class ModalityLearner(LearnerModel, nn.Module):
         if context is not None:
             context = as_table(context) if adapts == "encoder" else wide(copy.deepcopy(context))
         parts = {"items": as_table(self.items), "context": context}
-        out = self._apart({n: parts[n] if n in parts else wide(copy.deepcopy(m)) for n, m in self._modules.items()})
+        others = {n: wide(copy.deepcopy(m)) for n, m in self._modules.items() if n not in parts and m is not None}
+        out = self._apart({**others, **parts})
         out.candidates = self.candidates.clone()
         return out.eval()
 

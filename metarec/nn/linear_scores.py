@@ -137,8 +137,8 @@ class LinearScores:
         users, learners = weight.shape
         parts = self.query[:, :-learners].reshape(users, learners, -1), self.query[:, -learners:, None], self.added
         values, own = state.tensors["state"], list(self.tables.names)
-        checks = ("state", values), ("weight in the fusion", weight.unsqueeze(2)), ("score", torch.cat(parts, 2))
-        for what, numbers in checks:
+        shares, scores = ("weight in the fusion", weight.unsqueeze(2)), ("score in the fusion", torch.cat(parts, 2))
+        for what, numbers in (("state", values), shares, scores):
             broken = ~numbers.isfinite().all(2)
             if broken.any():
                 user, learner = broken.nonzero()[0].tolist()

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarec.functional.fusion import check_scores
 from metarec.model import Model, kept
@@ -141,7 +141,7 @@ class FrozenLearner:
         """
         if keep_weights or start is not None:
             raise ValueError(
-                f"keep_weights: {type(self.learner).__name__} has no weights of the user's own; adapt it by a MetaLearner"
+                f"keep_weights: {type(self.learner).__name__} has no weights of a user's own; adapt by a MetaLearner"
             )
         state, active = self.learner.stand(query.to(self.tables.rows.device))
         return UserState({"active": active.flatten().unsqueeze(1), "state": state.flatten(0, 1).unsqueeze(1)})

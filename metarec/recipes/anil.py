@@ -71,7 +71,7 @@ class HeadLearner(ModalityLearner):
                 setattr(self, name, vars(learner)[name])
 
     @property
-    def max_length(self) -> int | None:  # type: ignore[override]
+    def max_length(self) -> int | None:
         """The longest history that the body takes, if it says so."""
         length: int | None = getattr(self.encoder.body, "max_length", None)
         return length

@@ -251,9 +251,9 @@ def _adapted_users(metas: Sequence[MetaLearner], sampler: EpisodeSampler) -> _Us
         batch = batch.to(device)
         real = batch.query.weight > 0
         targets.append(batch.query.target[real])
-        for kept, tensor in zip(found, distributed.spread(adapted, batch), strict=True):
-            kept.append(tensor[real])
-    joined = [torch.cat(kept) for kept in found]
+        for own, tensor in zip(found, distributed.spread(adapted, batch), strict=True):
+            own.append(tensor[real])
+    joined = [torch.cat(own) for own in found]
     return _Users(joined[: len(metas)], joined[len(metas) :], torch.cat(targets))
 
 

@@ -69,9 +69,7 @@ class FusedSnapshot:
     def __init__(self, model: MML) -> None:
         for name in model.learners:
             check_learner(model.learner(name))
-        self.bank = FusedBank(
-            model.named_metas(), model.fusion, fitted=model.fitted, ids=model.catalog.items.ids
-        )
+        self.bank = FusedBank(model.named_metas(), model.fusion, fitted=model.fitted, ids=model.catalog.items.ids)
         self.names, self.device, self.tables = self.bank.names, self.bank.device, self.bank.tables
         self.known = self.bank.known.any(1)
         self.shape = self.tables.mean.shape[0], self.tables.mean.shape[1]
