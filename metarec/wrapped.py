@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
+from typing import cast
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from metarec.types import Examples, Method
 
 FIRST_CLICKS = 1024  # warm items, evenly spaced, after which the next click is asked for
 LIKELY = 256  # most likely next clicks, over which a user without clicks is the mean
+
+_ONE_AT_A_TIME = threading.RLock()  # what a method of one's own does inside is not known
 
 
 class Wrapped(Model, nn.Module):
@@ -39,30 +42,37 @@ class Wrapped(Model, nn.Module):
         super().__init__()
         self.method = method
         self._mask: Tensor | None = None
-        self._lock = threading.Lock()
         told = ("catalog", "warm", "repeat_share", "config", "max_length", "negatives", "information", "fitted_until")
         vars(self).update({name: getattr(method, name) for name in told if getattr(method, name, None) is not None})
         if data is not None:
             self.attach(data)
 
     def item_mask(self) -> Tensor:
-        """(I,) bool; all items before the method was asked for the first time."""
-        if self._mask is not None:
-            return self._mask
-        size = self.catalog.size if self.catalog is not None else 0
-        return torch.arange(size) > 0
+        """(I,) bool, what the method says when it is asked; of a user with one click, if nobody has asked yet.
+
+        Raises:
+            TypeError: if nobody has asked, and nothing says which items there are.
+        """
+        if self._mask is None:
+            if self.warm is None:
+                raise TypeError(f"{type(self.method).__name__} does not say which items it scores; attach(upstream)")
+            self.encode(*self._maker(1)(_one_click_each(np.flatnonzero(self.warm)[:1])))
+        return cast(Tensor, self._mask)
+
+    def _maker(self, clicks: int) -> SupportMaker:
+        return SupportMaker(np.asarray(self.warm), self.negatives, clicks)
 
     def encode(
         self, support: Examples, query: Examples, *, start: UserState | None = None, keep_weights: bool = False
     ) -> UserState:
-        """Adapt to B users and score the catalogue; what the method does inside is not known, so one thread at a time.
+        """Adapt to B users and score the catalogue, in one thread at a time.
 
         Raises:
             ValueError: if weights are to be kept.
         """
         if keep_weights or start is not None:
             raise ValueError(f"keep_weights: {type(self.method).__name__} has no weights to keep")
-        with self._lock, evaluating(self.method), torch.no_grad():
+        with _ONE_AT_A_TIME, evaluating(self.method), torch.no_grad():
             scored = self.method.adapt(support)(query)
         self._mask = scored.known
         return UserState({"active": scored.active.flatten(), "scores": scored.scores.flatten(0, 1)})
@@ -73,8 +83,8 @@ class Wrapped(Model, nn.Module):
         Weighting by it matters: the plain mean over all items ranks what people click first at half the recall of
         popularity.
         """
-        warm = np.flatnonzero(self.warm if self.warm is not None else [])
-        maker = SupportMaker(np.asarray(self.warm), self.negatives, 1)
+        warm = np.flatnonzero(np.asarray(self.warm))
+        maker = self._maker(1)
         first = self.encode(*maker(_one_click_each(warm[:: max(1, len(warm) // FIRST_CLICKS)])))
         chances = first.tensors["scores"].softmax(-1).mean(0)[torch.from_numpy(warm)]
         share, likely = top_k(chances, min(LIKELY, len(chances)))

@@ -21,7 +21,13 @@ from metarec.types import Examples, Scored
 
 Objective = Literal["bpr", "sampled_softmax", "softmax"]
 Adapts = Literal["encoder", "all"]
-TOLD = ("catalog", "warm", "repeat_share", "scales")  # what a learner knows of its items besides their vectors
+TOLD = (
+    "catalog",
+    "warm",
+    "repeat_share",
+    "second",
+    "scales",
+)  # what a learner knows of its items besides their vectors
 
 
 class ModalityLearner(LearnerModel, nn.Module):

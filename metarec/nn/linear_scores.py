@@ -144,7 +144,7 @@ class LinearScores:
                 user, learner = broken.nonzero()[0].tolist()
                 whose = f"learners {own}" if broken[user].all() and len(own) > 1 else f"learner {own[learner]!r}"
                 raise NotFiniteError(
-                    f"recommend: user {user}: the {what} of {whose} is not finite: the steps or the training have "
+                    f"user {user}: the {what} of {whose} is not finite: the steps or the training have "
                     "diverged; train or adapt with a lower learning rate"
                 )
         return self

@@ -63,7 +63,7 @@ class TransitionLearner(nn.Module):
         self.register_buffer("candidates", warm.nonzero().squeeze(-1), persistent=False)
         self.register_buffer("relation", torch.zeros(dim), persistent=False)
         record.expect(self)
-        self.catalog, self.warm, self.repeat_share = data.catalog, data.warm, data.known_repeat_share
+        self.attach(data)
 
     def stand(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Where the next item is expected, ``i + r`` (..., S, D), and whether item i is known (..., S)."""

@@ -17,7 +17,15 @@ from metarec.nn import ColdItemGenerator
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.mml import MML
 
-RECORDS = ("training", "fitted_until", "trained", "untrained", "made", "repeat_share")  # no score depends on them
+RECORDS = (
+    "training",
+    "fitted_until",
+    "trained",
+    "untrained",
+    "made",
+    "repeat_share",
+    "second",
+)  # no score depends on them
 _QUIET = Lock()  # filters of warnings are the process's, not a thread's
 _PLAIN = (bool, int, float, str, tuple, type(None))
 

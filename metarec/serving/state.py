@@ -216,7 +216,8 @@ class States:
 
     def _made(self, model: Model, version: int, hidden: frozenset[str]) -> State:
         seen = _seen(model)  # before they are read: a change meanwhile makes the state out of date
-        catalog = replace(self._items(model), hidden=hidden)
+        own = self._items(model)
+        catalog = own if own.hidden == hidden else replace(own, hidden=hidden)
         support = SupportMaker(np.asarray(model.warm), negatives_of(model), longest_history(model))
         known = model.item_mask().clone()
         state = State(model, catalog, support, known, version, seen)
