@@ -193,5 +193,5 @@ def test_a_served_fusion_that_is_broken_is_named(name: str, what: str) -> None:
     recommender = Recommender(model)
     with torch.no_grad():
         model.fusion.get_parameter(name)[1] = torch.nan
-    with pytest.raises(ValueError, match=f"recommend: user 0: {what} is not finite"):
+    with pytest.raises(ValueError, match=f"user 0: {what} is not finite"):
         recommender.adapt(HISTORIES).recommend(3)

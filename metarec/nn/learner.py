@@ -27,7 +27,7 @@ TOLD = (
     "repeat_share",
     "second",
     "scales",
-)  # what a learner knows of its items besides their vectors
+)  # of its items, besides their vectors
 
 
 class ModalityLearner(LearnerModel, nn.Module):

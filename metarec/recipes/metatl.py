@@ -63,7 +63,8 @@ class TransitionLearner(nn.Module):
         self.register_buffer("candidates", warm.nonzero().squeeze(-1), persistent=False)
         self.register_buffer("relation", torch.zeros(dim), persistent=False)
         record.expect(self)
-        self.attach(data)
+        self.catalog, self.warm, self.second = data.catalog, data.warm, data.second
+        self.repeat_share = data.known_repeat_share
 
     def stand(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Where the next item is expected, ``i + r`` (..., S, D), and whether item i is known (..., S)."""
