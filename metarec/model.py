@@ -272,12 +272,18 @@ class Wrapped(Model):
             raise ValueError(f"keep_weights: {type(self.method).__name__} has no weights to keep")
         with self._lock, torch.no_grad():
             scored = self.method.adapt(support)(query)
-        self._mask = scored.known
+        self._mask, self.fitted = scored.known, scored.fitted
         return UserState({"active": scored.active.flatten(), "scores": scored.scores.flatten(0, 1)})
 
     def scores(self, state: UserState) -> Scores:
         """The scores as they were given."""
-        return DenseScores(state.tensors["scores"], self.item_mask())
+        return DenseScores(state.tensors["scores"], self.item_mask()[: self.fitted])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, values: dict[str, Any]) -> None:
+        vars(self).update(values, _lock=threading.Lock())
 
 
 def as_model(method: Method) -> Model:
