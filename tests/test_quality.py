@@ -52,7 +52,12 @@ def test_one_command_makes_everything(tmp_path: Path, capsys: pytest.CaptureFixt
     assert all(row["rate_0_equals_0_steps"] for row in found["adaptation"] + found["adaptation_always"])
     if not any(found["chosen"][f"MML {name}, steps, seed 0, split 0.2"] for name in ("id", "image", "text")):
         assert all(row["gain"] == 0 for row in found["adaptation"])
-    assert {row["method"] for row in found["tried"]} >= {"EASE", "ItemKNN", "popularity, live decay", "MML blend"}
+    assert {row["method"] for row in found["tried"]} >= {
+        "EASE",
+        "ItemKNN",
+        "popularity, live decay",
+        "late fusion, gate",
+    }
     assert all("upstream downstream" in row["data"] for row in found["tried"] if "data" in row)  # never the test users
     capsys.readouterr()
     quality_tables.main([str(out)])

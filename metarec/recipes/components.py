@@ -171,51 +171,47 @@ COMPONENTS = (
 )
 
 
+def of_groups(*groups: str) -> tuple[Component, ...]:
+    """The components of some groups.
+
+    Example:
+        >>> [component.name for component in of_groups("live")]
+        ['popularity, live decay', 'transitions, live', 'co-clicks, live']
+    """
+    return tuple(component for component in COMPONENTS if component.group in groups)
+
+
 class Fitting:
-    """Fits components for a :class:`~metarec.recipes.nested_validation.NestedValidation`.
+    """Fits components on the earlier part of an upstream side, then on the whole of it.
 
     Inner steps that are selected on the earlier part are kept for the whole; what is counted live is counted once.
 
     Args:
-        components: some of :data:`COMPONENTS`.
+        components: of :data:`COMPONENTS`, or like them.
         setup: with the whole upstream side as data.
-
-    Attributes:
-        models: the fitted models of the last call, by name.
-        members: what ensembles are made of, by component and name.
 
     Example:
         >>> from metarec.datasets import planted
-        >>> fitting = Fitting([c for c in COMPONENTS if c.group == "counts"], Setup(planted(users=60, items=40)))
-        >>> list(fitting(fitting.setup.data)) == list(fitting.names("counts"))
-        True
+        >>> fitting = Fitting(of_groups("counts"), Setup(planted(users=60, items=40)))
+        >>> list(fitting(fitting.setup.data))
+        ['popularity, all', 'popularity, recent', 'EASE', 'transitions', 'co-clicks']
     """
 
     def __init__(self, components: Iterable[Component], setup: Setup) -> None:
         self.components, self.setup = tuple(components), setup
-        self.models: dict[str, Any] = {}
-        self.members: dict[Component, Models] = {}
+        self._live: dict[str, Models] = {}
 
     def __call__(self, data: Dataset) -> dict[str, Method]:
         """The members of all components, fitted on one side."""
         whole = data is self.setup.data
         validation = None if whole else validation_split(self.setup.data)[1]
-        label = "whole upstream side" if whole else "earlier part"
-        setup = replace(self.setup, data=data, validation=validation, label=label)
+        setup = replace(self.setup, data=data, validation=validation, label="whole" if whole else "earlier part")
+        out: dict[str, Method] = {}
         for component in self.components:
-            if component.group == "live" and component in self.members:
-                continue
-            models = component.fit(setup)
-            self.models |= models
-            self.members[component] = component.members(models)
-        if "MML" in self.models:
-            self.setup = replace(self.setup, config=self.models["MML"].config)
-        return {name: member for own in self.members.values() for name, member in own.items()}
-
-    def names(self, *selected: str) -> tuple[str, ...]:
-        """Names of the members of some groups, in the order of the groups; a name stands for itself."""
-        found: list[str] = []
-        for each in selected:
-            own = [name for c, members in self.members.items() if c.group == each for name in members]
-            found += own or [each]
-        return tuple(found)
+            models = self._live.get(component.name) or component.fit(setup)
+            if component.group == "live":
+                self._live[component.name] = models
+            if component.group == "meta":
+                self.setup = replace(self.setup, config=models["MML"].config)
+            out |= component.members(models)
+        return out

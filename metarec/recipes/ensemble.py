@@ -173,7 +173,9 @@ class Ensemble(Model, nn.Module):
         if self.catalog is None:
             raise ValueError("add_items: the ensemble has no catalogue; give it upstream=")
         catalog = self.catalog.grown(added)
-        out = self._with({name: _each(name, "add_items", part.add_items, added) for name, part in self._members.items()})
+        out = self._with(
+            {name: _each(name, "add_items", part.add_items, added) for name, part in self._members.items()}
+        )
         out.catalog, out.warm = catalog, np.append(self._seen(), np.zeros(len(added.items), dtype=np.bool_))
         return out
 

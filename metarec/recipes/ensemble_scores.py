@@ -41,9 +41,7 @@ class Group:
 
     def __getitem__(self, users: slice) -> Self:
         parts = tuple(part[users] for part in self.parts)
-        return replace(
-            self, parts=parts, scale=self.scale[users], mean=self.mean[users], unknown=self.unknown[users]
-        )
+        return replace(self, parts=parts, scale=self.scale[users], mean=self.mean[users], unknown=self.unknown[users])
 
     def approximate(self, start: int, stop: int) -> Tensor:
         """(N, stop - start) float32."""

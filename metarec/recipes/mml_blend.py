@@ -15,10 +15,12 @@ parts and their settings are :data:`metarec.recipes.components.COMPONENTS`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
 from metarec.data import Dataset
-from metarec.recipes.components import CLICKS, COMPONENTS, Fitting, Setup
+from metarec.recipes.components import CLICKS, Component, Fitting, Setup, of_groups
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.ensemble import Ensemble
 from metarec.recipes.nested_validation import NestedValidation
@@ -35,6 +37,7 @@ def mml_blend(
     sasrec_epochs: int = 10,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    components: Iterable[Component] | None = None,
 ) -> Ensemble:
     """A trained ensemble of MML and counts; evaluate, save and serve it, or look at its ``members()``.
 
@@ -46,6 +49,8 @@ def mml_blend(
         sasrec_epochs: of the SASRec of ids and features.
         seed: of weights and draws.
         device: where it is trained and stays.
+        components: what it is made of; by default those of the groups ``"meta"``, ``"sum"`` and ``"counts"``, and
+            ``"live"`` with live clicks.
 
     Raises:
         ValueError: as :func:`metarec.split_by_time` does, if too few users start late to validate with; as
@@ -60,8 +65,8 @@ def mml_blend(
         >>> ensemble.information, list(ensemble.members())[:2]
         ('upstream', ['MML id + generator', 'MML image + generator'])
     """
-    groups = GROUPS if live is None else (*GROUPS, "live")
+    if components is None:
+        components = of_groups(*GROUPS, *([] if live is None else ["live"]))
     setup = Setup(upstream, config or MMLConfig(), live, day, sasrec_epochs, seed, device)
     setup.days(1)  # said before the training if at all
-    fitting = Fitting([component for component in COMPONENTS if component.group in groups], setup)
-    return NestedValidation(upstream, fitting, clicks=CLICKS, device=device).ensemble()
+    return NestedValidation(upstream, Fitting(components, setup), clicks=CLICKS, device=device).ensemble()

@@ -114,9 +114,7 @@ def fit_by_nested_validation(
     return found.ensemble(context=context)
 
 
-def validation_split(
-    upstream: Dataset, cold_users: float = COLD_USERS, *, most: int = 2000
-) -> tuple[Dataset, Dataset]:
+def validation_split(upstream: Dataset, cold_users: float = COLD_USERS, *, most: int = 2000) -> tuple[Dataset, Dataset]:
     """The earlier part of an upstream side, and its users who start later, so many of them at most.
 
     Raises:
