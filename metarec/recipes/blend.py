@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from metarec.data.dataset import Dataset
 from metarec.recipes.candidates import CandidateScores
-from metarec.recipes.context_weights import ContextWeights
+from metarec.recipes.context_weights import PENALTY, ContextWeights
 from metarec.recipes.ensemble import Ensemble
 from metarec.recipes.inner_steps import select_inner_steps, with_inner_steps
 from metarec.recipes.mml import MML
@@ -64,7 +64,7 @@ class Blend(Ensemble):
         """(n, S, C) and (n, S, C) bool, with contexts (n, 3), to fused scores (n, C)."""
         return self.weights.fuse(z, unknown, context)
 
-    def fit(self, seen: CandidateScores, *, penalty: float = 1e-3, top: float = 0.4, iterations: int = 40) -> None:
+    def fit(self, seen: CandidateScores, *, penalty: float = PENALTY, top: float = 0.4, iterations: int = 40) -> None:
         """See :meth:`ContextWeights.fit`."""
         self.weights.fit(seen, penalty=penalty, top=top, iterations=iterations)
 

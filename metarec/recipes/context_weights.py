@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
 
+from metarec.model import Saved
 from metarec.recipes.candidates import CandidateScores
 
 AT_ONCE = 512  # clicks whose loss is computed at once
 FEATURES = 5  # of the context
+PENALTY = 1e-3  # of the squared weights
 FARTHEST = 3.0  # standard deviations that the log of the gap is clipped to
 
 
@@ -88,7 +91,7 @@ class ContextWeights(nn.Module):
         weight, missing = (features @ self.weight).unsqueeze(-2), (features @ self.unknown).unsqueeze(-2)
         return (weight @ z + missing @ unknown.to(z.dtype)).squeeze(-2)
 
-    def fit(self, seen: CandidateScores, *, penalty: float = 1e-3, top: float = 0.4, iterations: int = 40) -> None:
+    def fit(self, seen: CandidateScores, *, penalty: float = PENALTY, top: float = 0.4, iterations: int = 40) -> None:
         """Minimise the generalised cross-entropy of real clicks by L-BFGS.
 
         Args:
@@ -124,3 +127,42 @@ class ContextWeights(nn.Module):
         with torch.enable_grad():
             optimizer.step(closure)
         self.until = seen.until if self.until is None else max(self.until, seen.until)
+
+    def state(self) -> Saved:
+        """Names, what they were fitted to, and the weights."""
+        settings = {
+            "names": list(self.names),
+            "context": len(self.weight) > 1,
+            "information": self.information,
+            "fitted_until": self.fitted_until,
+        }
+        return Saved(settings, {"weight": self.weight.detach(), "unknown": self.unknown.detach(), "usual": self.usual})
+
+    @classmethod
+    def from_state(cls, saved: Saved) -> Self:
+        """The weights that :meth:`state` told of.
+
+        Raises:
+            ValueError: if names and shapes do not belong together, or a number is not finite.
+        """
+        names, context, until = (saved.settings.get(name) for name in ("names", "context", "fitted_until"))
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) != len(names):
+            raise ValueError(f"ensemble: expected the names of its parts, each once, got {names!r}")
+        timed = isinstance(until, int | float) and not isinstance(until, bool) and math.isfinite(until)
+        information = saved.settings.get("information")
+        if not isinstance(context, bool) or not (timed or until is None) or information not in ("upstream", "later"):
+            raise ValueError(
+                "ensemble: expected context true or false, a finite fitted_until or null, and information 'upstream' "
+                f"or 'later', got {context!r}, {until!r} and {information!r}"
+            )
+        shape = FEATURES if context else 1, len(names)
+        expected = {"weight": shape, "unknown": shape, "usual": (2,)}
+        given = {name: tuple(tensor.shape) for name, tensor in saved.tensors.items()}
+        if given != expected:
+            raise ValueError(f"ensemble: expected tensors {expected}, got {given}")
+        if not all(t.isfinite().all() for t in saved.tensors.values()) or not saved.tensors["usual"][1] > 0:
+            raise ValueError("ensemble: a weight is not finite, or the deviation of the gap is not above 0")
+        out = cls(names, context=context)
+        out.load_state_dict({name: tensor.float() for name, tensor in saved.tensors.items()})
+        out.until = math.inf if information == "later" else cast("float | None", until)
+        return out

@@ -8,8 +8,8 @@ a part of another ensemble. See :class:`~metarec.recipes.context_weights.Context
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from metarec.data.dataset import Catalog, Dataset
 from metarec.model import Model, Saved, Wrapped, register
 from metarec.nn.record import INFORMATION, longest_history, record_of
-from metarec.recipes.context_weights import FEATURES, ContextWeights
+from metarec.recipes.context_weights import ContextWeights
 from metarec.recipes.ensemble_scores import EnsembleScores, weighted_sum
+from metarec.recipes.stacked_learners import StackedLearners
 from metarec.recipes.user_context import user_context
 from metarec.scoring import UserState
 from metarec.types import Examples, Method
 
 T = TypeVar("T")
-TENSORS = ("weight", "unknown", "usual")  # of the weights
 
 
 @register
@@ -60,6 +60,8 @@ class Ensemble(Model, nn.Module):
         (12, torch.Size([12, 41]), 'upstream')
     """
 
+    _stacked: StackedLearners
+
     def __init__(
         self, parts: Mapping[str, Method], upstream: Dataset | None = None, *, weights: ContextWeights | None = None
     ) -> None:
@@ -83,6 +85,13 @@ class Ensemble(Model, nn.Module):
         inner = [_inner(part) for part in members.values()]
         self.parts = nn.ModuleList(part for part in inner if isinstance(part, nn.Module))
         self._members: Mapping[str, Model] = dict(members)
+        if "_stacked" not in vars(self) or not self._stacked.holds(members):  # what they have computed is kept
+            self._stacked = StackedLearners(members)
+
+    def _alone(self) -> dict[str, Model]:
+        """The parts that are encoded and scored by themselves."""
+        stacked = self._stacked.names()
+        return {name: part for name, part in self._members.items() if name not in stacked}
 
     def members(self) -> Mapping[str, Model]:
         """The parts, by name."""
@@ -128,20 +137,22 @@ class Ensemble(Model, nn.Module):
     def encode(
         self, support: Examples, query: Examples, *, start: UserState | None = None, keep_weights: bool = False
     ) -> UserState:
-        """Every part's state of each query, under the part's name, and the user's ``"context"`` (N, 3).
+        """Every part's state of each query, and the user's ``"context"`` (N, 3).
+
+        Learners of one width are encoded together; their states are under all of their names.
 
         Raises:
-            ValueError: if weights are to be kept and no part has weights of its own per user.
+            ValueError: if weights are to be kept and a learner has none of its own per user.
         """
-        if keep_weights or start is not None:
-            raise ValueError("Ensemble: keeps no weights per user")
-        states = {name: part.encode(support, query) for name, part in self._members.items()}
+        states = self._stacked.encode(support, query, start=start, keep_weights=keep_weights)
+        states |= {name: part.encode(support, query) for name, part in self._alone().items()}
         warm = torch.from_numpy(self._seen()).to(query.history.device)
         return _nested(states, user_context(query, warm).flatten(0, 1))
 
     def encode_empty(self) -> UserState:
-        """A user without history: no part knows anything, and the context is that of no clicks."""
-        states = {name: part.encode_empty() for name, part in self._members.items()}
+        """A user without history: what the parts make of one, and the context of no clicks."""
+        states = self._stacked.encode_empty(self._seen(), self.negatives)
+        states = {**states, **{name: part.encode_empty() for name, part in self._alone().items()}}
         context = torch.tensor([[1.0, 0.0, torch.nan]], device=self.weights.weight.device)
         return _nested(states, context)
 
@@ -152,10 +163,13 @@ class Ensemble(Model, nn.Module):
         Raises:
             ValueError: if a part's scores are not finite.
         """
-        members = self._members
-        parts = {name: part.scores(state.part(name)) for name, part in members.items()}
-        known = {name: part.item_mask() for name, part in members.items()}
-        return weighted_sum(parts, known, self.weights(state.tensors["context"]), self.fitted)
+        weight, unknown = self.weights(state.tensors["context"])
+        alone, stacked = self._alone(), self._stacked.names()
+        mine, theirs = ([self.weights.names.index(name) for name in names] for names in (alone, stacked))
+        parts = {name: part.scores(state.part(name)) for name, part in alone.items()}
+        known = {name: part.item_mask() for name, part in alone.items()}
+        sums = self._stacked.sums(state, weight[:, theirs], unknown[:, theirs])
+        return weighted_sum(parts, known, (weight[:, mine], unknown[:, mine]), sums=sums, fitted=self.fitted)
 
     @torch.no_grad()
     def user_weights(self, state: UserState) -> Tensor:
@@ -211,15 +225,7 @@ class Ensemble(Model, nn.Module):
 
     def state(self) -> Saved:
         """Names, the fitted weights, and the parts."""
-        weights = self.weights
-        settings = {
-            "names": list(weights.names),
-            "context": len(weights.weight) > 1,
-            "information": weights.information,
-            "fitted_until": weights.fitted_until,
-        }
-        tensors = {name: getattr(weights, name).detach() for name in TENSORS}
-        return Saved(settings, tensors, dict(self._members))
+        return replace(self.weights.state(), parts=dict(self._members))
 
     @classmethod
     def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
@@ -228,44 +234,14 @@ class Ensemble(Model, nn.Module):
         Raises:
             ValueError: if names, parts, shapes or items do not belong together, or a number is not finite.
         """
-        names, parts = _names(saved), saved.parts
+        weights, parts = ContextWeights.from_state(saved), saved.parts
+        if len(parts) != len(weights.names) or set(parts) != set(weights.names):
+            raise ValueError(f"ensemble: expected parts {list(weights.names)}, got {list(parts)}")
         if sizes := {n: len(p.item_mask()) for n, p in parts.items() if len(p.item_mask()) != catalog.size}:
             raise ValueError(f"ensemble: expected parts of {catalog.size} catalogue rows, got {sizes}")
-        out = cls({name: parts[name] for name in names}, weights=_weights(saved, names))
+        out = cls({name: parts[name] for name in weights.names}, weights=weights)
         out.catalog, out.warm = catalog, warm
         return out
-
-
-def _names(saved: Saved) -> list[str]:
-    names = saved.settings.get("names")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not names:
-        raise ValueError(f"ensemble: expected the names of its parts, got {names!r}")
-    if len(set(names)) != len(names) or set(names) != set(saved.parts):
-        raise ValueError(f"ensemble: expected parts {names}, got {list(saved.parts)}")
-    return names
-
-
-def _weights(saved: Saved, names: list[str]) -> ContextWeights:
-    """The weights that a state tells of."""
-    context, until, information = (saved.settings.get(n) for n in ("context", "fitted_until", "information"))
-    timed = isinstance(until, int | float) and not isinstance(until, bool) and math.isfinite(until)
-    if not isinstance(context, bool) or not (until is None or timed) or information not in ("upstream", "later"):
-        raise ValueError(
-            "ensemble: expected context True or False, a finite fitted_until or None, and information 'upstream' or "
-            f"'later', got {context!r}, {until!r} and {information!r}"
-        )
-    shape = FEATURES if context else 1, len(names)
-    expected = {"weight": shape, "unknown": shape, "usual": (2,)}
-    given = {name: tuple(tensor.shape) for name, tensor in saved.tensors.items()}
-    if given != expected:
-        raise ValueError(f"ensemble: expected tensors {expected}, got {given}")
-    tensors = {name: tensor.float() for name, tensor in saved.tensors.items()}
-    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()) or not bool(tensors["usual"][1] > 0):
-        raise ValueError("ensemble: a weight is not finite, or the deviation of the gap is not above 0")
-    out = ContextWeights(names, context=context)
-    out.load_state_dict(tensors)
-    out.until = math.inf if information == "later" else until
-    return out
 
 
 def _inner(part: Model) -> object:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -67,35 +67,42 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class EnsembleScores:
-    """Scores of N users: the sum of what groups of models say, ``sum_s w_s z_s + b_s [s does not know the item]``.
+    """Scores of N users: ``sum_s w_s z_s + b_s [s does not know the item]``, z the models' standardised scores.
 
     Attributes:
-        groups: of the models.
+        groups: of models that are standardised one by one.
         known: (I,) bool, items that any model knows.
         fitted: catalogue rows that the mean and deviation are taken over, the first so many.
-        weight: (N,) float64, the sum of the absolute weights.
+        weight: (N,) float64, the sum of the absolute weights of the groups' models.
+        sums: weighted sums of further models.
     """
 
     groups: tuple[Group, ...]
     known: Tensor
     fitted: int
     weight: Tensor
+    sums: tuple[Scores, ...] = ()
 
     def __len__(self) -> int:
         return len(self.weight)
 
     def __getitem__(self, users: slice) -> Self:
         """The scores of some users."""
-        return replace(self, groups=tuple(group[users] for group in self.groups), weight=self.weight[users])
+        groups, sums = tuple(each[users] for each in self.groups), tuple(each[users] for each in self.sums)
+        return replace(self, groups=groups, weight=self.weight[users], sums=sums)
+
+    @property
+    def _terms(self) -> tuple[Group | Scores, ...]:
+        return (*self.groups, *self.sums)
 
     def error(self) -> Tensor:
         """(N,) float64, how far ``approximate`` may be from ``exact``.
 
         A standardised score is at most the root of the number of items.
         """
-        operations = 4 + len(self.groups) + sum(len(group.parts) for group in self.groups)
+        operations = 4 + len(self._terms) + sum(len(group.parts) for group in self.groups)
         rounding = ROUNDING * operations * self.weight * math.sqrt(max(1, self.fitted))
-        return torch.stack([group.error() for group in self.groups]).sum(0) + rounding
+        return torch.stack([term.error() for term in self._terms]).sum(0) + rounding
 
     def approximate(self, start: int, stop: int) -> Tensor:
         """(N, stop - start) of a piece of the catalogue.
@@ -103,10 +110,10 @@ class EnsembleScores:
         Raises:
             ValueError: if a score is not finite; names the model.
         """
-        first, *others = self.groups
+        first, *others = self._terms
         total = first.approximate(start, stop)
-        for group in others:
-            total += group.approximate(start, stop)
+        for term in others:
+            total += term.approximate(start, stop)
         if not bool(total.sum().isfinite()):
             self._tell(total, start, stop)
         return total
@@ -120,8 +127,8 @@ class EnsembleScores:
     def exact(self, codes: Tensor) -> Tensor:
         """(N, K) float64 of item codes (N, K)."""
         total = torch.zeros(codes.shape, dtype=torch.float64, device=codes.device)
-        for group in self.groups:
-            total += group.exact(codes)
+        for term in self._terms:
+            total += term.exact(codes)
         return total
 
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -147,7 +154,12 @@ class EnsembleScores:
 
 
 def weighted_sum(
-    parts: Mapping[str, Scores], known: Mapping[str, Tensor], weights: tuple[Tensor, Tensor], fitted: int | None = None
+    parts: Mapping[str, Scores],
+    known: Mapping[str, Tensor],
+    weights: tuple[Tensor, Tensor],
+    *,
+    sums: Sequence[tuple[Scores, Tensor]] = (),
+    fitted: int | None = None,
 ) -> EnsembleScores:
     """The weighted sum of standardised scores; those of models that know the same items are added up first.
 
@@ -155,6 +167,7 @@ def weighted_sum(
         parts: of S models, by name.
         known: (I,) bool each, the items that a model knows.
         weights: (N, S) float64 each, of the models, and what an item gets that a model does not know.
+        sums: weighted sums of further models, and (I,) bool the items that any of those knows.
         fitted: catalogue rows that the sum is measured by, the first so many; all by default.
 
     Raises:
@@ -168,25 +181,28 @@ def weighted_sum(
         >>> weighted_sum({"a": one, "b": one}, {"a": every, "b": every}, weights).approximate(1, 3)
         tensor([[-2.5000,  2.5000]])
     """
-    weight, unknown = weights
+    groups = list(_groups(parts, known, *weights)) if parts else []
+    every = torch.stack([*(group.known for group in groups), *(mask for _, mask in sums)]).any(0)
+    size = len(every) if fitted is None else fitted
+    return EnsembleScores(tuple(groups), every, size, weights[0].abs().sum(1), tuple(own for own, _ in sums))
+
+
+def _groups(
+    parts: Mapping[str, Scores], known: Mapping[str, Tensor], weight: Tensor, unknown: Tensor
+) -> Iterator[Group]:
     moments = [part.moments() for part in parts.values()]
-    mean, deviation = (torch.stack(column, 1).to(weight.device) for column in zip(*moments, strict=True))
+    mean, deviation = (torch.stack(column, 1) for column in zip(*moments, strict=True))
     if not bool((mean + deviation).sum().isfinite()):
         for name, part in parts.items():
             check(part.approximate(0, len(known[name])), known[name], name)
     scale = torch.where(deviation > 0, weight / deviation, 0)
-    names, masks = list(parts), list(known.values())
-    groups = []
-    left = list(range(len(names)))
+    names, left = list(parts), list(range(len(parts)))
     while left:
-        same = [s for s in left if torch.equal(masks[s], masks[left[0]])]
+        mask = known[names[left[0]]]
+        same = [s for s in left if torch.equal(known[names[s]], mask)]
         left = [s for s in left if s not in same]
         own = tuple(names[s] for s in same)
-        columns = (table[:, same] for table in (scale, mean, unknown))
-        scales, means, silent = columns
-        groups.append(Group(own, tuple(parts[n] for n in own), masks[same[0]], scales, means, silent.sum(1)))
-    every = torch.stack([group.known for group in groups]).any(0)
-    return EnsembleScores(tuple(groups), every, len(every) if fitted is None else fitted, weight.abs().sum(1))
+        yield Group(own, tuple(parts[n] for n in own), mask, scale[:, same], mean[:, same], unknown[:, same].sum(1))
 
 
 def standardised(scores: Scores, known: Tensor, name: str) -> Tensor:

@@ -7,7 +7,7 @@ the whole upstream side, with the same weights. Nothing after the split is read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from metarec.data import Dataset, EpisodeSampler, split_by_time, split_time
 from metarec.data.cutting import some_clicks, without_last
 from metarec.functional.histories import leaves_out_seen
 from metarec.recipes.candidates import candidate_scores
-from metarec.recipes.context_weights import ContextWeights
+from metarec.recipes.context_weights import PENALTY, ContextWeights
 from metarec.recipes.ensemble import Ensemble
 from metarec.types import EpisodeBatch, Method
 
@@ -25,7 +25,7 @@ SCORES = 1 << 24  # of all items, for the users of a batch
 
 
 class NestedValidation:
-    """Models fitted on the earlier part of an upstream side and on the whole of it, and ensembles of them.
+    """Models fitted on the earlier part of an upstream side and on the whole of it.
 
     Args:
         upstream: the upstream side of a split.
@@ -46,8 +46,8 @@ class NestedValidation:
         >>> from metarec.recipes import EASE, Popularity
         >>> up, down = split_by_time(planted(users=100, items=40), at=PLANTED_SPLIT)
         >>> fitted = NestedValidation(up, lambda data: {"popularity": Popularity(data), "ease": EASE(data)})
-        >>> [list(fitted.ensemble(names).members()) for names in (None, ["ease"])]
-        [['popularity', 'ease'], ['ease']]
+        >>> [len(fitted.ensemble(context=context).weights.weight) for context in (True, False)]
+        [5, 1]
     """
 
     def __init__(
@@ -66,18 +66,16 @@ class NestedValidation:
         self.candidates = candidate_scores(make(earlier), warm, last_clicks(later, clicks), exclude_seen=leave_out)
         self.parts = make(upstream)
 
-    def ensemble(self, names: Iterable[str] | None = None, *, context: bool = True, penalty: float = 1e-3) -> Ensemble:
-        """An ensemble of some of the models, all by default, with weights fitted to the validation users' clicks.
+    def ensemble(self, *, context: bool = True, penalty: float = PENALTY) -> Ensemble:
+        """An ensemble of the models, with weights fitted to the validation users' clicks.
 
         Args:
-            names: of the models.
             context: whether weights depend on the user.
             penalty: of the squared weights.
         """
-        names = self.candidates.names if names is None else tuple(names)
-        weights = ContextWeights(names, context=context).to(self.device)
+        weights = ContextWeights(self.candidates.names, context=context).to(self.device)
         weights.fit(self.candidates, penalty=penalty)
-        return Ensemble({name: self.parts[name] for name in names}, self.upstream, weights=weights)
+        return Ensemble(self.parts, self.upstream, weights=weights)
 
 
 def fit_by_nested_validation(
