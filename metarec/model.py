@@ -191,19 +191,29 @@ def dense(model: Model, support: Examples, query: Examples) -> Scored:
 
 
 def tensors_of(model: object) -> Iterator[Tensor]:
-    """All parameters, buffers and other tensors that a model and its members hold."""
+    """All parameters, buffers and other tensors that a model and its members hold; shared ones more than once."""
     if isinstance(model, nn.Module):
-        yield from model.parameters()
-        yield from model.buffers()
+        yield from _held(model)
     else:
         yield from (value for value in vars(model).values() if isinstance(value, Tensor))
     for member in model.members().values() if isinstance(model, Model) else ():
         yield from tensors_of(member)
 
 
+def _held(module: nn.Module) -> Iterator[Tensor]:
+    """As parameters() and buffers(), many times as fast."""
+    todo: list[nn.Module | None] = [module]
+    while todo:
+        part = todo.pop()
+        if part is not None:
+            yield from (tensor for tensor in part._parameters.values() if tensor is not None)
+            yield from (tensor for tensor in part._buffers.values() if tensor is not None)
+            todo += part._modules.values()
+
+
 def version(model: object) -> tuple[tuple[int, int], ...]:
     """Where a model's numbers are, and how often each tensor was changed; another one after every change."""
-    return tuple((tensor.data_ptr(), tensor._version) for tensor in tensors_of(model))
+    return tuple([(tensor.data_ptr(), tensor._version) for tensor in tensors_of(model)])
 
 
 _kept: weakref.WeakKeyDictionary[object, dict[str, tuple[object, Any]]] = weakref.WeakKeyDictionary()

@@ -22,7 +22,7 @@ from metarec.model import Model, Saved, Wrapped, register
 from metarec.nn.record import INFORMATION, longest_history, record_of
 from metarec.recipes.context_weights import ContextWeights
 from metarec.recipes.ensemble_scores import EnsembleScores, weighted_sum
-from metarec.recipes.stacked_learners import StackedLearners
+from metarec.recipes.stacked_learners import Stacking
 from metarec.recipes.user_context import user_context
 from metarec.scoring import UserState
 from metarec.types import Examples, Method
@@ -60,7 +60,7 @@ class Ensemble(Model, nn.Module):
         (12, torch.Size([12, 41]), 'upstream')
     """
 
-    _stacked: StackedLearners
+    _stacking: Stacking
 
     def __init__(
         self, parts: Mapping[str, Method], upstream: Dataset | None = None, *, weights: ContextWeights | None = None
@@ -85,13 +85,8 @@ class Ensemble(Model, nn.Module):
         inner = [_inner(part) for part in members.values()]
         self.parts = nn.ModuleList(part for part in inner if isinstance(part, nn.Module))
         self._members: Mapping[str, Model] = dict(members)
-        if "_stacked" not in vars(self) or not self._stacked.holds(members):  # what they have computed is kept
-            self._stacked = StackedLearners(members)
-
-    def _alone(self) -> dict[str, Model]:
-        """The parts that are encoded and scored by themselves."""
-        stacked = self._stacked.names()
-        return {name: part for name, part in self._members.items() if name not in stacked}
+        if "_stacking" not in vars(self) or not self._stacking.is_of(members):  # else what they computed is kept
+            self._stacking = Stacking(members)
 
     def members(self) -> Mapping[str, Model]:
         """The parts, by name."""
@@ -144,15 +139,18 @@ class Ensemble(Model, nn.Module):
         Raises:
             ValueError: if weights are to be kept and a learner has none of its own per user.
         """
-        states = self._stacked.encode(support, query, start=start, keep_weights=keep_weights)
-        states |= {name: part.encode(support, query) for name, part in self._alone().items()}
+        stacked = self._stacking()
+        states = stacked.encode(support, query, start=start, keep_weights=keep_weights)
+        alone = {name: part for name, part in self._members.items() if name not in stacked.names}
+        states |= {name: part.encode(support, query) for name, part in alone.items()}
         warm = torch.from_numpy(self._seen()).to(query.history.device)
         return _nested(states, user_context(query, warm).flatten(0, 1))
 
     def encode_empty(self) -> UserState:
         """A user without history: what the parts make of one, and the context of no clicks."""
-        states = self._stacked.encode_empty(self._seen(), self.negatives)
-        states = {**states, **{name: part.encode_empty() for name, part in self._alone().items()}}
+        stacked = self._stacking()
+        states = stacked.encode_empty(self._seen(), self.negatives)
+        states |= {name: part.encode_empty() for name, part in self._members.items() if name not in stacked.names}
         context = torch.tensor([[1.0, 0.0, torch.nan]], device=self.weights.weight.device)
         return _nested(states, context)
 
@@ -164,11 +162,12 @@ class Ensemble(Model, nn.Module):
             ValueError: if a part's scores are not finite.
         """
         weight, unknown = self.weights(state.tensors["context"])
-        alone, stacked = self._alone(), self._stacked.names()
-        mine, theirs = ([self.weights.names.index(name) for name in names] for names in (alone, stacked))
+        stacked = self._stacking()
+        alone = {name: part for name, part in self._members.items() if name not in stacked.names}
+        mine, theirs = ([self.weights.names.index(name) for name in names] for names in (alone, stacked.names))
         parts = {name: part.scores(state.part(name)) for name, part in alone.items()}
         known = {name: part.item_mask() for name, part in alone.items()}
-        sums = self._stacked.sums(state, weight[:, theirs], unknown[:, theirs])
+        sums = stacked.sums(state, weight[:, theirs], unknown[:, theirs])
         return weighted_sum(parts, known, (weight[:, mine], unknown[:, mine]), sums=sums, fitted=self.fitted)
 
     @torch.no_grad()
