@@ -74,7 +74,7 @@ class Wrapped(Model, nn.Module):
             raise ValueError(f"keep_weights: {type(self.method).__name__} has no weights to keep")
         with _ONE_AT_A_TIME, evaluating(self.method), torch.no_grad():
             scored = self.method.adapt(support)(query)
-        self._mask = scored.known
+        self._mask, self.fitted = scored.known, scored.fitted
         return UserState({"active": scored.active.flatten(), "scores": scored.scores.flatten(0, 1)})
 
     def encode_empty(self) -> UserState:
@@ -95,7 +95,7 @@ class Wrapped(Model, nn.Module):
 
     def scores(self, state: UserState) -> Scores:
         """The scores as they were given."""
-        return DenseScores(state.tensors["scores"], self.item_mask())
+        return DenseScores(state.tensors["scores"], self.item_mask()[: self.fitted])
 
 
 def as_model(method: Method, data: Dataset | None = None) -> Model:

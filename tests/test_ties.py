@@ -19,6 +19,7 @@ from metarec.nn.generator import warm_neighbours
 from metarec.recipes import EASE, MML, ItemKNN
 from metarec.recipes.ease import cooccurrences, most_clicked
 from metarec.recommender import Recommender
+from metarec.scoring import UserState
 from metarec.wrapped import as_model
 from tiny import CONFIG, UP
 
