@@ -19,13 +19,12 @@ from metarec.model import Model
 from metarec.nn.record import longest_history, record_of
 from metarec.serialization import read_model, write_model
 from metarec.serving.adapting import Asked, clock
-from metarec.serving.answers import Answers
-from metarec.serving.listing import whole
+from metarec.serving.listing import Ids, whole
 from metarec.serving.lists import Recommendation, Recommendations
 from metarec.serving.live import Histories, Observed, counted_until
 from metarec.serving.state import State, States
 from metarec.serving.storage import read_users
-from metarec.serving.users import Ids, User, Users
+from metarec.serving.users import Answers, User, Users
 from metarec.types import Method
 from metarec.wrapped import as_model
 

@@ -19,7 +19,6 @@ from metarec.recipes.fusing import FusedMethod, fused
 from metarec.recipes.inner_steps import select_inner_steps
 from metarec.recommender import Recommender
 from metarec.types import Examples, Scored
-from metarec.wrapped import as_model
 from tiny import CONFIG, DOWN, UP
 
 BROKEN = [torch.nan, torch.inf, -torch.inf]
@@ -142,7 +141,7 @@ def test_an_ensemble_whose_own_weights_are_broken_says_so() -> None:
         with pytest.raises(ValueError, match="learner 'ensemble': score nan"):
             model.adapt(batch.support)(batch.query)
     with pytest.raises(ValueError, match="learner 'ensemble': score nan"):
-        Recommender(as_model(model, UP)).adapt(HISTORIES)
+        Recommender(model).adapt(HISTORIES).recommend(3)
 
 
 def poisoned(name: str, tensor: str, row: int | slice = slice(None)) -> MML:
