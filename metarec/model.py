@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 import torch
@@ -54,6 +55,7 @@ class Model:
         negatives: per support example that it adapts to.
         learners: names of what :meth:`user_weights` is about.
         fitted: catalogue rows that its scores are measured by, the first so many; None for all.
+        scales: by modality, how the features of new items are standardised.
         second: how many units of the data's times are a second.
         counted_until: time of the last click that it counts live, from which :meth:`observe` goes on; None for none.
     """
@@ -64,6 +66,7 @@ class Model:
     negatives: int = 1
     learners: Any = ()
     fitted: int | None = None
+    scales: Any = MappingProxyType({})
     second: float = 1.0
     counted_until: float | None = None
 

@@ -216,7 +216,7 @@ class Recommender(Answers):
         """
         given = {**({} if vectors is None else vectors), **more}
         own, columns = plain(ids, "add_items"), {} if attributes is None else attributes
-        self._states.grow(lambda model, known: new_items(known, getattr(model, "scales", {}), own, given, columns))
+        self._states.grow(lambda model, known: new_items(known, model.scales or {}, own, given, columns))
 
     def remove_items(self, ids: Ids) -> None:
         """Recommend these items no more; they stay known as clicks.

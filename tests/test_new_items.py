@@ -12,7 +12,6 @@ import torch
 from metarec.data import Catalog, Modality, Vocabulary
 from metarec.functional import nearest_items, standardise_features
 from metarec.recipes import MML
-from metarec.recipes.growing import with_items
 from metarec.recommender import Recommender
 from metarec.serialization import load, save
 from test_serving import HISTORIES, WORLDS, lively, some_without_features
@@ -59,7 +58,7 @@ def test_the_grown_model_is_the_one_built_from_the_whole_catalogue() -> None:
         name: Modality(name, torch.cat([torch.zeros(1, v.shape[1]), v]) * present[name].unsqueeze(1), present[name])
         for name, v in vectors.items()
     }
-    grown = with_items(model, Catalog(Vocabulary(["a", "b", "c", "d"]), added))
+    grown = model.add_items(Catalog(Vocabulary(["a", "b", "c", "d"]), added))
     catalog = model.catalog.grown(Catalog(Vocabulary(["a", "b", "c", "d"]), added))
     built = MML(catalog, np.append(model.warm, [False] * 4), model.config, fitted=41)
     weights = {
@@ -80,8 +79,7 @@ def test_the_grown_model_is_the_one_built_from_the_whole_catalogue() -> None:
 
 def test_features_are_measured_by_those_of_training() -> None:
     model = lively(UP, CONFIG)
-    grown = with_items(
-        model,
+    grown = model.add_items(
         Catalog(Vocabulary(["n"]), {"text": Modality("text", torch.full((2, 24), 9.0), torch.tensor([False, True]))}),
     )
     mean = TEXT[1:].mean(0)

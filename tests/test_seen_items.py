@@ -169,7 +169,7 @@ def test_each_position_has_its_own_repeats() -> None:
 
 def test_steps_are_not_chosen_by_clicks_that_no_list_shows() -> None:
     down = replace(shop([[5, 6, 7, 5, 9, 8]] * 8), upstream_repeat_share=0.0)
-    meta = MetaLearner(sasrec.build(UP, dim=8), engine="native")
+    meta = MetaLearner(sasrec.build(replace(UP, upstream_repeat_share=0.0), dim=8), engine="native")
     with pytest.warns(UserWarning, match="nothing to ask for"), pytest.raises(ValueError, match="all are repeats"):
         choose_steps(meta, replace(down, item=np.where(down.item == 9, 5, down.item)))
     model = MML.build(down, MMLConfig(dim=8, layers=1, modalities=()))

@@ -27,7 +27,6 @@ from metarec.recipes import EASE, MML, Ensemble, MMLConfig, Popularity, mml, sas
 from metarec.recipes.anil import HeadLearner
 from metarec.recipes.candidates import candidate_scores
 from metarec.recipes.fusing import FusedMethod
-from metarec.recipes.growing import with_items
 from metarec.recipes.lightgcn import LightGCN
 from metarec.recipes.metalearned import maml, reptile
 from metarec.recipes.metasgd import MetaSGD
@@ -147,7 +146,7 @@ def ways(name: str, model: Any) -> dict[str, Method]:
         out |= {**model.methods(), "bare": model.learner("id", generator=False)}
         out |= {"one learner": FusedMethod([model.meta("id")])}
         out |= {"head": MetaLearner(HeadLearner(model.learner("id")), engine="native")}
-        assert record_of(with_items(model, added)).fitted_until == record_of(model).fitted_until
+        assert record_of(model.add_items(added)).fitted_until == record_of(model).fitted_until
     if name == "SASRec":
         out |= {"under MAML": MetaLearner(model, engine="native"), "under ANIL": HeadLearner(model)}
         out |= {"around its parts": ModalityLearner(model.items, model.encoder)}

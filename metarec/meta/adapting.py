@@ -32,6 +32,8 @@ class AdaptingModel(TabledModel):
     catalog: Any = OfLearner()
     warm: Any = OfLearner()
     repeat_share: Any = OfLearner()
+    second: Any = OfLearner()
+    scales: Any = OfLearner()
     fitted: Any = OfLearner()
     max_length: Any = OfLearner()
 

@@ -9,11 +9,13 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from metarec.data.dataset import Catalog
 from metarec.functional import losses
 from metarec.functional.attention import rows
 from metarec.functional.scaling import FeatureScale
 from metarec.nn.frozen import as_table, wide
 from metarec.nn.generator import ColdItemGenerator
+from metarec.nn.growing import larger, standardised_by_name, with_catalog
 from metarec.nn.items import Items
 from metarec.nn.tabled import LearnerModel
 from metarec.nn.touched import TouchedRows
@@ -162,6 +164,16 @@ class ModalityLearner(LearnerModel, nn.Module):
     def adapt(self, support: Examples) -> ModalityLearner:
         """Itself: without a meta-learner around it, a learner treats every user alike."""
         return self
+
+    def add_items(self, added: Catalog) -> Self:
+        """The same learner with more items, its weights shared; new items are known by their features alone.
+
+        Raises:
+            TypeError: if its items take in no more, which are named.
+            ValueError: if it has no catalogue, or as for :meth:`Catalog.grown <metarec.Catalog.grown>`.
+        """
+        catalog = larger(self, added)
+        return with_catalog(self, catalog, standardised_by_name(catalog, self.scales))
 
     def task_view(self, adapts: Adapts) -> ModalityLearner:
         """The learner as one user's task: what of it is still a parameter is what adapts.

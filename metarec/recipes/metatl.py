@@ -11,13 +11,16 @@ from __future__ import annotations
 import copy
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarec.data.dataset import Dataset
+from metarec.data.dataset import Catalog, Dataset
 from metarec.functional.losses import softmax_among, weighted_mean
 from metarec.nn import IdItems, record
+from metarec.nn.growing import larger
+from metarec.nn.items import more_items
 from metarec.nn.learner import TOLD
 from metarec.types import Examples
 
@@ -65,6 +68,13 @@ class TransitionLearner(nn.Module):
         record.expect(self)
         self.catalog, self.warm, self.second = data.catalog, data.warm, data.second
         self.repeat_share = data.known_repeat_share
+
+    def add_items(self, added: Catalog) -> TransitionLearner:
+        """The same learner with more items, of which it knows nothing; its weights are shared."""
+        out, catalog = copy.copy(self), larger(self, added)
+        out._modules = {**self._modules, "items": more_items(self.items, catalog.size, {})}  # type: ignore[dict-item]
+        out.catalog, out.warm = catalog, np.append(self.warm, np.zeros(len(added.items), dtype=np.bool_))
+        return out
 
     def stand(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Where the next item is expected, ``i + r`` (..., S, D), and whether item i is known (..., S)."""

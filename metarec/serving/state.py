@@ -159,7 +159,7 @@ class States:
         """
         with self._lock:
             state = self.current()
-            items, scales = added(state.model, state.catalog), getattr(state.model, "scales", {})
+            items, scales = added(state.model, state.catalog), state.model.scales or {}
             if not len(items.items):
                 return
             check_scale(items, scales)
