@@ -71,17 +71,17 @@ class EnsembleScores:
 
     Attributes:
         groups: of models that are standardised one by one.
-        known: (I,) bool, items that any model knows.
-        fitted: catalogue rows that the mean and deviation are taken over, the first so many.
-        weight: (N,) float64, the sum of the absolute weights of the groups' models.
         sums: weighted sums of further models.
+        masks: (I,) bool each, the items that some of the models know.
+        weight: (N,) float64, the sum of the absolute weights of the groups' models.
+        fitted: catalogue rows that the mean and deviation are taken over, the first so many; None for all.
     """
 
     groups: tuple[Group, ...]
-    known: Tensor
-    fitted: int
+    sums: tuple[Scores, ...]
+    masks: tuple[Tensor, ...]
     weight: Tensor
-    sums: tuple[Scores, ...] = ()
+    fitted: int | None
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -90,6 +90,11 @@ class EnsembleScores:
         """The scores of some users."""
         groups, sums = tuple(each[users] for each in self.groups), tuple(each[users] for each in self.sums)
         return replace(self, groups=groups, weight=self.weight[users], sums=sums)
+
+    @property
+    def known(self) -> Tensor:
+        """(I,) bool, items that any model knows."""
+        return torch.stack(self.masks).any(0)
 
     @property
     def _terms(self) -> tuple[Group | Scores, ...]:
@@ -101,7 +106,7 @@ class EnsembleScores:
         A standardised score is at most the root of the number of items.
         """
         operations = 4 + len(self._terms) + sum(len(group.parts) for group in self.groups)
-        rounding = ROUNDING * operations * self.weight * math.sqrt(max(1, self.fitted))
+        rounding = ROUNDING * operations * self.weight * math.sqrt(self.fitted or len(self.masks[0]))
         return torch.stack([term.error() for term in self._terms]).sum(0) + rounding
 
     def approximate(self, start: int, stop: int) -> Tensor:
@@ -182,9 +187,8 @@ def weighted_sum(
         tensor([[-2.5000,  2.5000]])
     """
     groups = list(_groups(parts, known, *weights)) if parts else []
-    every = torch.stack([*(group.known for group in groups), *(mask for _, mask in sums)]).any(0)
-    size = len(every) if fitted is None else fitted
-    return EnsembleScores(tuple(groups), every, size, weights[0].abs().sum(1), tuple(own for own, _ in sums))
+    masks = (*(group.known for group in groups), *(mask for _, mask in sums))
+    return EnsembleScores(tuple(groups), tuple(own for own, _ in sums), masks, weights[0].abs().sum(1), fitted)
 
 
 def _groups(
