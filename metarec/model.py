@@ -202,13 +202,11 @@ def tensors_of(model: object) -> Iterator[Tensor]:
 
 def _held(module: nn.Module) -> Iterator[Tensor]:
     """As parameters() and buffers(), many times as fast."""
-    todo: list[nn.Module | None] = [module]
+    todo = [module]
     while todo:
         part = todo.pop()
-        if part is not None:
-            yield from (tensor for tensor in part._parameters.values() if tensor is not None)
-            yield from (tensor for tensor in part._buffers.values() if tensor is not None)
-            todo += part._modules.values()
+        yield from (t for t in (*part._parameters.values(), *part._buffers.values()) if t is not None)
+        todo += [child for child in part._modules.values() if child is not None]
 
 
 def version(model: object) -> tuple[tuple[int, int], ...]:
