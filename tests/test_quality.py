@@ -44,7 +44,7 @@ def test_ours_is_what_a_user_gets(out: Path) -> None:
     by_name = {row["method"]: row["metrics"] for row in json.loads(out.read_text())["methods"]}
     for name, live in (("MML blend", None), ("live MML blend", world.everything)):
         shipped = mml_blend(world.up, settings.config, live=live, sasrec_epochs=settings.sasrec_epochs)
-        metrics = evaluate(shipped, world.down, positions=settings.positions).metrics
+        metrics = evaluate(shipped, world.down).metrics
         assert {metric: by_name[name][metric]["mean"] for metric in metrics} == pytest.approx(
             {metric: value.mean for metric, value in metrics.items()}
         )
