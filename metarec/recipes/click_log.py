@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self, TypeVar
 
@@ -44,7 +44,8 @@ class _Store:
 
     def fork(self, size: int) -> _Store:
         """A store of its own with the first so many clicks."""
-        out = _Store(*(c[:size].copy() for c in (self.item, self.time, self.before)), self.users, self.tails(size))
+        item, time, before = self.item[:size].copy(), self.time[:size].copy(), self.before[:size].copy()
+        out = _Store(item, time, before, self.users, self.tails(size))
         out.added = dict(self.added)
         return out
 
@@ -144,7 +145,7 @@ class ClickLog:
         return later_than(float(self.time[-1]))
 
     def pairs(self, start: int, stop: int, reach: int) -> tuple[Ints, Ints, Floats]:
-        """Items, those that the same users clicked up to ``reach`` clicks later, and when, of a range of later clicks."""
+        """Items, those that the same users clicked up to ``reach`` clicks later, and when, of a range of the latter."""
         item, time, before = self.item, self.time, self.before
         click, earlier = np.arange(start, stop), before[start:stop]
         first, second = [], []

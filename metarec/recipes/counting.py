@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarec.data.dataset import Catalog
 from metarec.functional.histories import readable
@@ -27,6 +27,8 @@ class Counts(Model):
     the scores are made; so a state that was made before others clicked does not grow old.
     """
 
+    catalog: Catalog
+    warm: NDArray[Any]
     information: str = "upstream"
     fitted_until: float | None = None
 
@@ -68,9 +70,8 @@ class Counts(Model):
     def copied(self) -> Self:
         """A copy whose attributes, parameters and buffers can be replaced without changing this one's."""
         out = copy.copy(self)
-        if isinstance(out, nn.Module):
-            for name in ("_parameters", "_buffers", "_modules"):
-                vars(out)[name] = dict(vars(out)[name])
+        for name in {"_parameters", "_buffers", "_modules"} & set(vars(out)):
+            vars(out)[name] = dict(vars(out)[name])
         return out
 
     def add_items(self, added: Catalog) -> Self:
@@ -79,7 +80,6 @@ class Counts(Model):
         Raises:
             ValueError: if an id is there already, or the items have a modality that the catalogue lacks.
         """
-        assert self.catalog is not None and self.warm is not None
         out = self.copied()
         out.catalog = self.catalog.grown(added)
         out.warm = np.pad(self.warm, (0, len(added.items)))

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -161,8 +160,8 @@ class LightGCN(Counts, nn.Module):
             "trained": list(record.record_of(self).trained),
             "untrained": list(record.record_of(self).untrained),
         }
-        tensors = {"user": self.user.int(), "item": self.item.int(), "users": self.users, "items": self.items}
-        return Saved(settings, {name: tensor.detach() for name, tensor in tensors.items()})
+        vectors = {"users": self.users.detach().float(), "items": self.items.detach().float()}
+        return Saved(settings, {"user": self.user.int(), "item": self.item.int(), **vectors})
 
     @classmethod
     def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
@@ -252,7 +251,8 @@ class GraphScores:
 
     def exact(self, codes: Tensor) -> Tensor:
         """(N, K) float64 of item codes (N, K)."""
-        return (self.table.items[codes].double() * self.user.unsqueeze(1)).cumsum(2)[..., -1]
+        terms: Tensor = self.table.items[codes].double() * self.user.unsqueeze(1)
+        return terms.cumsum(2)[..., -1]  # in one order, however many the codes
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation over the known items, from the mean and the covariance of their vectors."""

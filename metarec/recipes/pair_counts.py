@@ -6,20 +6,24 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import Self, TypeVar, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from metarec.data.dataset import Ints
+from metarec.data.dataset import Dataset, Ints
 from metarec.files import expect_tensor
 from metarec.recipes.click_log import ClickLog, Floats, check_codes
 from metarec.recipes.counting import numbers
 from metarec.recipes.pair_sums import CODE, PairSums
 
+T = TypeVar("T", bound=np.generic)
+
 AT_ONCE = 1 << 23  # pairs that are summed at once
 CELLS = 1 << 24  # and the sums
+FEW_RANGES = 64  # so many are cut out one by one, which is faster for one user
 LONGEST = 256  # half-lives after which weights are measured from another time, as float64 ends at 1,024
 
 
@@ -66,28 +70,31 @@ class Asked:
 
     Attributes:
         low, count: (n, R) where each range begins and how long it is.
-        entry: the second items and weights of some entries, of users (n,).
+        entries: the second items and the weights of ranges, from where they begin, their lengths and their users.
         total: (n, R) sums of the weights of each range; None to add them up.
         clicks: (n, R) how often each item was clicked.
+        factor: of all weights.
     """
 
     low: Ints
     count: Ints
-    entry: Callable[[Ints, Ints], tuple[Ints, Floats]]
+    entries: Callable[[Ints, Ints, Ints], tuple[Ints, Floats]]
     total: Floats | None
     clicks: Floats
+    factor: float = 1.0
 
     def of(self, first: int, stop: int, share: Callable[[Floats, Floats], Floats]) -> tuple[Ints, Ints, Floats]:
-        """Users, counted from the first, second items and weighted sums' terms of some users."""
-        count, low = self.count[first:stop].ravel(), self.low[first:stop].ravel()
-        slot = np.repeat(np.arange(len(count)), count)
-        user = slot // self.count.shape[1]
-        item, worth = self.entry(np.arange(len(slot)) + np.repeat(low - count.cumsum() + count, count), user + first)
-        if self.total is None:
-            total = np.bincount(slot, worth, len(count)).reshape(stop - first, -1)
-        else:
+        """Users, counted from the first, second items and what their pairs count, of some users."""
+        count, clicks = self.count[first:stop], self.clicks[first:stop]
+        each, slots = count.ravel(), np.repeat(np.arange(first, stop), count.shape[1])
+        item, worth = self.entries(self.low[first:stop].ravel(), each, slots)
+        if self.total is not None:
             total = self.total[first:stop]
-        return user, item, worth * share(total, self.clicks[first:stop]).ravel()[slot]
+        else:
+            slot = np.repeat(np.arange(len(each)), each)
+            total = np.bincount(slot, worth, len(each)).reshape(count.shape).astype(np.float64)
+        value = worth * np.repeat(share(total, clicks).ravel() * self.factor, each)
+        return np.repeat(np.arange(stop - first), count.sum(1)), item, value
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +139,11 @@ class PairEvents:
             for edge in (rule.since(now), now)
         )
         count = np.where((items > 0) & ~np.isnan(now)[:, None], high - low, 0)
-        entry = lambda event, user: (self.item[event], rule.worth(self.at[event], now[user]))  # noqa: E731
-        return Asked(low, count, entry, None, self.clicks(items, np.broadcast_to(now[:, None], items.shape)))
+
+        def entries(low: Ints, count: Ints, user: Ints) -> tuple[Ints, Floats]:
+            return ranges(self.item, low, count), rule.worth(ranges(self.at, low, count), np.repeat(now[user], count))
+
+        return Asked(low, count, entries, None, self.clicks(items, np.broadcast_to(now[:, None], items.shape)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,9 +178,15 @@ class PairCounts:
         clicks = np.bincount(log.item, minlength=items).astype(np.float64)
         return cls(rule, sums, clicks, log, now, left, left)
 
-    def followed_by(self, log: ClickLog) -> Self:
-        """The counts of a log that this one's is the beginning of."""
-        assert self.log is not None
+    def followed_by(self, clicks: Dataset) -> Self:
+        """The counts with later clicks too; themselves if they do not go on.
+
+        Raises:
+            ValueError: if a click is earlier than the last one; names it.
+        """
+        if self.log is None:
+            return self
+        log = self.log.followed_by(clicks)
         rule, old, now = self.rule, len(self.log), log.now
         left = int(np.searchsorted(log.time, rule.since(np.array(now))))
         if left - self.began > len(log) - left or (now - self.zero) / rule.half_life > LONGEST:
@@ -225,19 +241,18 @@ class PairCounts:
     @cached_property
     def events(self) -> PairEvents:
         """Every single pair, made when somebody asks about the past."""
-        assert self.log is not None
-        return PairEvents.of(self.log, self.rule)
+        return PairEvents.of(cast(ClickLog, self.log), self.rule)
 
     def now(self, items: Ints, asked: Ints) -> list[Asked]:
         """The pairs of the items (n, R) after the last click, of users who ask for that (n,) bool."""
         factor = 1.0 if self.log is None else float(self.rule.worth(np.array(self.zero), self.log.now))
         total, clicks = self.sums.total[items] * factor, self.clicks[items]
 
-        def entry(key: Ints, weight: Floats) -> Callable[[Ints, Ints], tuple[Ints, Floats]]:
-            return lambda event, user: (key[event] % CODE, weight[event] * factor)
+        def entries(key: Ints, weight: Floats) -> Callable[[Ints, Ints, Ints], tuple[Ints, Floats]]:
+            return lambda low, count, user: (ranges(key, low, count) & (CODE - 1), ranges(weight, low, count))
 
         return [
-            Asked(low, count * asked[:, None], entry(*part), total, clicks)
+            Asked(low, count * asked[:, None], entries(*part), total, clicks, factor)
             for part, (low, count) in zip(self.sums.parts, self.sums.bounds(items), strict=True)
         ]
 
@@ -254,6 +269,14 @@ class PairCounts:
             return clicks
         now = time[users]
         return np.where(np.isnan(now), clicks, self.events.clicks(items, now))
+
+
+def ranges(column: NDArray[T], low: Ints, count: Ints) -> NDArray[T]:
+    """Ranges of a column, one after the other."""
+    if len(low) <= FEW_RANGES:
+        pieces = [column[first:last] for first, last in zip(low.tolist(), (low + count).tolist(), strict=True)]
+        return np.concatenate(pieces)
+    return column[np.arange(count.sum()) + np.repeat(low - count.cumsum() + count, count)]
 
 
 def summed_by_user(
@@ -280,7 +303,7 @@ def summed_by_user(
         terms = [a.of(first, stop, share) for a in asked]
         user, item, value = (np.concatenate(column) for column in zip(*terms, strict=True))
         cells = np.bincount(user * items + item, value, (stop - first) * items)
-        found = np.flatnonzero(cells)
+        found = np.flatnonzero(cells != 0)  # of bool it is several times as fast
         parts.append((found + first * items, cells[found]))
         first = stop
     cell, value = (np.concatenate(column) for column in zip(*parts, strict=True))

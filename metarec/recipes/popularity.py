@@ -242,7 +242,6 @@ class LivePopularity(Counts):
             ValueError: if a click is earlier than the last one counted or of no item of the catalogue; names it, and
                 nothing has changed.
         """
-        assert self.catalog is not None
         check_items(clicks, self.catalog)
         self._counted = self._counted.followed_by(self._counted.log.followed_by(clicks))
         self.observed.add_(1)  # tells caches that something has changed

@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from metarec.data.dataset import Ints
 from metarec.functional.fusion import FLAT
 from metarec.scoring import DenseScores
 
@@ -32,7 +35,8 @@ class SparseScores:
         known: (I,) bool, items that the moments are taken over.
 
     Example:
-        >>> scores = SparseScores(torch.tensor([0, 1]), torch.tensor([2]), torch.ones(1).double(), 0.0, torch.arange(3) > 0)
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> scores = SparseScores(torch.tensor([0, 1]), torch.tensor([2]), one, 0.0, torch.arange(3) > 0)
         >>> scores.approximate(1, 3).tolist(), scores.exact(torch.tensor([[2, 1]])).tolist()
         ([[0.0, 1.0]], [[1.0, 0.0]])
         >>> [moment.tolist() for moment in scores.moments()]
@@ -44,6 +48,14 @@ class SparseScores:
     value: Tensor
     base: float
     known: Tensor
+
+    @classmethod
+    def of(
+        cls, start: Ints, item: Ints, value: NDArray[np.float64], base: float, known: Tensor, device: torch.device
+    ) -> Self:
+        """Scores from arrays, on a device."""
+        start_, item_, value_ = (torch.from_numpy(column).to(device) for column in (start, item, value))
+        return cls(start_, item_, value_, base, known.to(device))
 
     def __len__(self) -> int:
         return len(self.start) - 1
@@ -60,14 +72,17 @@ class SparseScores:
         """(n,) the user of each entry."""
         return torch.repeat_interleave(torch.arange(len(self), device=self.item.device), self.start.diff())
 
-    def _each(self, first: float | Tensor, values: Tensor, how: str) -> Tensor:
-        """(N,) a number of each user's entries."""
-        out = torch.zeros(len(self), dtype=torch.float64, device=self.value.device) + first
-        return out.scatter_reduce(0, self._row, values, how)
+    def _sum(self, values: Tensor) -> Tensor:
+        """(N,) the sums of each user's entries."""
+        return torch.segment_reduce(values, "sum", offsets=self.start, initial=0.0)
+
+    def _largest(self, values: Tensor) -> Tensor:
+        """(N,) the largest of each user's entries, at least 0."""
+        return torch.segment_reduce(values, "max", offsets=self.start, initial=0.0)
 
     def error(self) -> Tensor:
         """(N,) float64, by rounding to float32."""
-        return rounding(self._each(abs(self.base), self.value.abs(), "amax"))
+        return rounding(self._largest(self.value.abs()).clamp(min=abs(self.base)))
 
     def approximate(self, start: int, stop: int) -> Tensor:
         """(N, stop - start) float32 of a piece of the catalogue."""
@@ -76,7 +91,7 @@ class SparseScores:
         if start > 0 or stop < len(self.known):
             here = (self.item >= start) & (self.item < stop)
             place, value = place[here], value[here]
-        out.view(-1)[place] = value.float()
+        out.view(-1).scatter_(0, place, value.float())
         return out
 
     def exact(self, codes: Tensor) -> Tensor:
@@ -90,14 +105,12 @@ class SparseScores:
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation over the known items; what the others share enters in closed form."""
-        own = self.known[self.item]
-        value, all_items = self.value - self.base, max(1, int(self.known.sum()))
-        shift = self._each(0.0, value * own, "sum") / all_items
-        others = all_items - self._each(0.0, own.double(), "sum")
-        centred = (value - shift[self._row]) * own
-        variance = (self._each(0.0, centred.square(), "sum") + others * shift.square()) / all_items
-        largest = self._each(torch.where(others > 0, shift.abs(), 0), centred.abs(), "amax")
-        mean = shift + self.base
+        own, count = self.known[self.item].double(), max(1, int(self.known.sum()))
+        shift = self._sum((self.value - self.base) * own) / count
+        mean, others = shift + self.base, count - self._sum(own)
+        centred = (self.value - torch.repeat_interleave(mean, self.start.diff())) * own
+        variance = (self._sum(centred.square()) + others * shift.square()) / count
+        largest = self._largest(centred.abs()).maximum(shift.abs() * (others > 0))
         return mean, torch.where(largest <= FLAT * mean.abs(), 0, variance.sqrt())
 
 

@@ -115,13 +115,12 @@ class Transitions(Counts, nn.Module):
         counted, history = self._counted, state.tensors["history"]
         items = history.cpu().numpy().astype(np.int64)
         time = state.tensors["time"].cpu().numpy() if self.live else None
-        weight, size = FORGET ** np.arange(items.shape[1]), len(counted.clicks)
+        weight: Floats = FORGET ** np.arange(items.shape[1], dtype=np.float64)
         share = lambda total, clicks: self._share(weight, total, clicks)  # noqa: E731
-        start, item, value = summed_by_user(counted.asked(items, time), share, len(items), size)
+        start, item, value = summed_by_user(counted.asked(items, time), share, len(items), len(counted.clicks))
         user = np.repeat(np.arange(len(items)), np.diff(start))
         value = np.log(self.least + self._each(value, lambda: counted.clicks_of(item, user, time)))
-        found = (torch.from_numpy(column).to(history.device) for column in (start, item, value))
-        return SparseScores(*found, math.log(self.least), self.known.to(history.device))
+        return SparseScores.of(start, item, value, math.log(self.least), self.known, history.device)
 
     def _share(self, weight: Floats, total: Floats, clicks: Floats) -> Floats:
         """What each transition of a click counts, (n, R), from the click's weight and all the transitions of its item.
@@ -145,9 +144,8 @@ class Transitions(Counts, nn.Module):
         """
         if not self.live:
             return self
-        assert self.catalog is not None and self._counted.log is not None
         check_items(clicks, self.catalog)
-        self._counted = self._counted.followed_by(self._counted.log.followed_by(clicks))
+        self._counted = self._counted.followed_by(clicks)
         self.observed.add_(1)  # tells caches that something has changed
         return self
 
