@@ -52,7 +52,7 @@ def test_few_file_descriptors(file: Path) -> None:
     with serving(file, files=100) as (process, port, log), ExitStack() as stack:
         clients = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(150)]
         status, answer = ask(port, "/health")
-        assert status == 503 and "the process may open 100 files (ulimit -n)" in answer["problem"]
+        assert status == 503 and "ulimit -n" in answer["problem"]  # too many are open, or one more was just refused
         assert len(os.listdir(f"/proc/{process.pid}/fd")) < 100
         for client in clients:
             client.close()
