@@ -202,12 +202,10 @@ def tensors_of(model: object) -> Iterator[Tensor]:
 
 def _held(module: nn.Module) -> list[Tensor]:
     """As parameters() and buffers(), many times as fast."""
-    found: list[Tensor | None] = []
-    parts: list[nn.Module | None] = [module]
+    found, parts = list[Tensor | None](), list[nn.Module | None]([module])
     for part in parts:  # which grow meanwhile
         if part is not None:
-            found += part._parameters.values()
-            found += part._buffers.values()
+            found += (*part._parameters.values(), *part._buffers.values())
             parts += part._modules.values()
     return [tensor for tensor in found if tensor is not None]
 

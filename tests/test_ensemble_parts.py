@@ -14,10 +14,11 @@ from metarec.data.cutting import some_clicks
 from metarec.data.dataset import Dataset
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.recipes import EASE, MML, CoClicks, Ensemble, LivePopularity, MMLConfig, Popularity, Transitions, sasrec
+from metarec.recipes.components import Setup, of_groups
 from metarec.recipes.context_weights import ContextWeights
 from metarec.recipes.user_context import user_context
 from metarec.scoring import UserState
-from metarec.types import EpisodeBatch
+from metarec.types import EpisodeBatch, Examples
 from tables import ITEMS, SIZE, random_weights, scored
 
 WORLD = planted(users=60, items=ITEMS)
@@ -141,3 +142,17 @@ def test_live_counts_that_observe_are_those_counted_anew() -> None:
     with pytest.raises(ValueError, match="part 'popularity'"):
         model.observe(early)
     assert torch.equal(scored(model, now).approximate(0, SIZE), moved)
+
+
+def test_a_user_takes_at_most_four_kilobytes() -> None:
+    """With the parts and sizes of the recipe, fifty clicks, live."""
+    setup = Setup(UP, live=WORLD)
+    parts = {name: part for c in of_groups("counts", "live") for name, part in c.fit(setup).items()}
+    model = MML.build(UP, replace(setup.config, test_steps=0)).eval()
+    parts |= {f"MML {name}": model.meta(name) for name in model.learners}
+    parts["sum"] = sasrec.build(UP, setup.inputs, dim=setup.config.dim).eval()
+    history = torch.arange(50).remainder(ITEMS).add(1).unsqueeze(0)
+    none = torch.zeros(1, 1, dtype=torch.int64)
+    query = Examples(history, none + 49, none, none.unsqueeze(2), torch.ones(1, 1))
+    state = Ensemble(parts, UP).encode(query, query)
+    assert len(state) == 1 and 1000 < state.nbytes <= 4096
