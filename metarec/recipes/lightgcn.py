@@ -242,17 +242,20 @@ class GraphScores:
 
     def error(self) -> Tensor:
         """(N,) float64, a bound on a product of D rounded numbers."""
-        return self.user.norm(dim=1) * (self.table.longest * (self.user.shape[1] + 2) * 2**-23)
+        length: Tensor = self.user.norm(dim=1)
+        return length * (self.table.longest * (self.user.shape[1] + 2) * 2**-23)
 
     def approximate(self, start: int, stop: int) -> Tensor:
         """(N, stop - start) of a piece of the catalogue."""
         items = self.table.items[start:stop]
-        return self.user.to(items.dtype) @ items.T
+        products: Tensor = self.user.to(items.dtype) @ items.T
+        return products
 
     def exact(self, codes: Tensor) -> Tensor:
         """(N, K) float64 of item codes (N, K)."""
         terms: Tensor = self.table.items[codes].double() * self.user.unsqueeze(1)
-        return terms.cumsum(2)[..., -1]  # in one order, however many the codes
+        total: Tensor = terms.cumsum(2)[..., -1]  # in one order, however many the codes
+        return total
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation over the known items, from the mean and the covariance of their vectors."""

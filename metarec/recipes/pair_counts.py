@@ -83,8 +83,8 @@ class Asked:
     clicks: Floats
     factor: float = 1.0
 
-    def of(self, first: int, stop: int, share: Callable[[Floats, Floats], Floats]) -> tuple[Ints, Ints, Floats]:
-        """Users, counted from the first, second items and what their pairs count, of some users."""
+    def of(self, first: int, stop: int, row: Ints, share: Callable[[Floats, Floats], Floats]) -> tuple[Ints, Floats]:
+        """Second items, counted on from the ``row`` of their user, and what their pairs count, of some users."""
         count, clicks = self.count[first:stop], self.clicks[first:stop]
         each, slots = count.ravel(), np.repeat(np.arange(first, stop), count.shape[1])
         item, worth = self.entries(self.low[first:stop].ravel(), each, slots)
@@ -94,7 +94,7 @@ class Asked:
             slot = np.repeat(np.arange(len(each)), each)
             total = np.bincount(slot, worth, len(each)).reshape(count.shape).astype(np.float64)
         value = worth * np.repeat(share(total, clicks).ravel() * self.factor, each)
-        return np.repeat(np.arange(stop - first), count.sum(1)), item, value
+        return (item + np.repeat(row[:-1], count.sum(1)) if len(count) > 1 else item), value
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,8 +195,8 @@ class PairCounts:
         for start, stop, sign in ((max(old, left), len(log), 1.0), (self.left, min(left, old), -1.0)):
             first, second, at = rule.pairs(log, start, stop)
             sums = sums.plus(first, second, sign * rule.worth(at, self.zero))
-        clicks = self.clicks + np.bincount(log.item[old:], minlength=len(self.clicks))
-        return replace(self, sums=sums, clicks=clicks, log=log, left=left)
+        more = np.bincount(log.item[old:], minlength=len(self.clicks))
+        return replace(self, sums=sums, clicks=self.clicks + more, log=log, left=left)
 
     def closed(self) -> Self:
         """The same without the log: it does not go on."""
@@ -276,7 +276,8 @@ def ranges(column: NDArray[T], low: Ints, count: Ints) -> NDArray[T]:
     if len(low) <= FEW_RANGES:
         pieces = [column[first:last] for first, last in zip(low.tolist(), (low + count).tolist(), strict=True)]
         return np.concatenate(pieces)
-    return column[np.arange(count.sum()) + np.repeat(low - count.cumsum() + count, count)]
+    found: NDArray[T] = column[np.arange(count.sum()) + np.repeat(low - count.cumsum() + count, count)]
+    return found
 
 
 def summed_by_user(
@@ -296,15 +297,21 @@ def summed_by_user(
     if not asked or not users:
         return np.zeros(users + 1, np.int64), np.empty(0, np.int64), np.empty(0)
     done = np.append(0, np.sum([a.count.sum(1) for a in asked], 0).cumsum())
-    parts, first = [], 0
+    starts: list[Ints] = []
+    codes: list[Ints] = []
+    sums: list[Floats] = []
+    first = found_before = 0
     while first < users:
         stop = int(np.searchsorted(done, done[first] + AT_ONCE, side="right")) - 1
         stop = max(first + 1, min(stop, users, first + CELLS // items))
-        terms = [a.of(first, stop, share) for a in asked]
-        user, item, value = (np.concatenate(column) for column in zip(*terms, strict=True))
-        cells = np.bincount(user * items + item, value, (stop - first) * items)
+        row = np.arange(stop - first + 1) * items  # where each user's cells begin
+        terms = [a.of(first, stop, row, share) for a in asked]
+        cell, value = (np.concatenate(column) for column in zip(*terms, strict=True))
+        cells = np.bincount(cell, value, row[-1])
         found = np.flatnonzero(cells != 0)  # of bool it is several times as fast
-        parts.append((found + first * items, cells[found]))
-        first = stop
-    cell, value = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return np.searchsorted(cell, np.arange(users + 1) * items), cell % items, value
+        edge = np.searchsorted(found, row)
+        starts.append(edge[:-1] + found_before)
+        codes.append(found - np.repeat(row[:-1], np.diff(edge)))
+        sums.append(cells[found].astype(np.float64))
+        first, found_before = stop, found_before + len(found)
+    return np.append(np.concatenate(starts), found_before), np.concatenate(codes), np.concatenate(sums)
