@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -62,7 +63,7 @@ def arrivals(data: Dataset, seed: int, calls: int, first: int) -> tuple[Dataset,
     rng = np.random.default_rng(seed)
     arrived = np.lexsort((rng.random(len(data)), data.time))
     cuts = [0, *np.sort(rng.integers(first, len(data), calls - 1)).tolist(), len(data)]
-    parts = [_sorted(data, arrived[start:stop]) for start, stop in zip(cuts[:-1], cuts[1:], strict=True)]
+    parts = [_sorted(data, arrived[start:stop]) for start, stop in itertools.pairwise(cuts)]
     return _sorted(data, arrived), [parts[0], *(_renamed(part, rng) for part in parts[1:])]
 
 

@@ -124,8 +124,7 @@ def test_numbers_out_of_range_are_refused(name: str) -> None:
                 }
                 try:
                     found = again(model, Saved(saved.settings, wrong))
-                except ValueError as error:
-                    assert type(model).__name__ in str(error)
+                except ValueError:
                     refused += 1
                 else:
                     scores = [every_score(found, query) for query in (asked(7), asked(8, time=PAST))]
@@ -198,13 +197,12 @@ def test_settings_that_no_constructor_would_take() -> None:
 
 def test_a_graph_that_was_read_back_is_trained_on(tmp_path: Path) -> None:
     model = LightGCN(world(11), dim=4)
-    steps = [list(model.train_on_edges(epochs=1))]
+    list(model.train_on_edges(epochs=1))
     assert record_of(model).trained == ("LightGCN",)
     other = through_a_file(model, tmp_path / "graph.safetensors")
     assert isinstance(other, LightGCN) and record_of(other) == record_of(model)
-    for one in (model, other):
-        steps.append(list(one.train_on_edges(epochs=2)))
-    assert [s.loss for s in steps[1]] == [s.loss for s in steps[2]]
+    one, two = (list(graph.train_on_edges(epochs=2)) for graph in (model, other))
+    assert [step.loss for step in one] == [step.loss for step in two]
     assert torch.equal(every_score(model, asked(11)), every_score(other, asked(11)))
     before = every_score(model, asked(11))
     larger = model.add_items(Catalog(Vocabulary(["new"])))

@@ -13,7 +13,7 @@ import torch
 from count_worlds import ALL, LIVE, SPAN, UPSTREAM, arrivals, asked, every_score, moments_seen, world
 from metarec.data.dataset import Catalog, Dataset, Vocabulary
 from metarec.model import version
-from metarec.recipes import CoClicks, LivePopularity, Transitions, pair_counts, pair_sums
+from metarec.recipes import CoClicks, LivePopularity, Transitions, asked_pairs, pair_sums
 
 PAST = [0.0, 17.0, 17.5, 200.0, 399.0, 400.0, 1000.0]
 
@@ -219,10 +219,10 @@ def test_users_are_told_by_their_ids() -> None:
 
 
 def test_readers_in_other_threads_see_whole_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pair_counts, "FEW_RANGES", 4)
-    data, calls = arrivals(world(16), 16, calls=40, first=200)
+    monkeypatch.setattr(asked_pairs, "FEW_RANGES", 4)
+    calls = arrivals(world(16), 16, calls=40, first=200)[1]
     make, query = LIVE["transitions, fast decay"], asked(16)
-    model, wanted = make(calls[0]), []
+    model = make(calls[0])
     states = [copy.copy(model)]
     for call in calls[1:]:
         states.append(copy.copy(copy.copy(states[-1]).observe(call)))

@@ -10,7 +10,7 @@ import torch
 
 from count_worlds import ALL, LIVE, asked, every_score, world
 from metarec.functional.fusion import standardise
-from metarec.recipes import CoClicks, LivePopularity, Transitions, pair_counts
+from metarec.recipes import CoClicks, LivePopularity, Transitions, asked_pairs
 from metarec.recipes.lightgcn import LightGCN
 from metarec.recipes.sparse_scores import ScoreTable, SparseScores, TableScores
 from metarec.scoring import DenseScores, UserState
@@ -47,12 +47,12 @@ def test_exact_is_of_one_user_whoever_else_is_asked_about(
     state = model.encode(query, query)
     everything = torch.arange(31).unsqueeze(0)
     for limit in (64, 0):
-        monkeypatch.setattr(pair_counts, "FEW_RANGES", limit)
+        monkeypatch.setattr(asked_pairs, "FEW_RANGES", limit)
         for row in range(24):
             alone = model.scores(state[row : row + 1])
             assert torch.equal(alone.exact(everything)[0], exact[row])
             assert torch.equal(alone.exact(everything[:, 4:5])[0, 0], exact[row, 4])
-    monkeypatch.setattr(pair_counts, "AT_ONCE", 50)
+    monkeypatch.setattr(asked_pairs, "AT_ONCE", 50)
     assert torch.equal(every_score(model, query), exact)
     parts = [model.scores(state)[3:9], model.scores(UserState.join([state[3:5], state[5:9]]))]
     for part in parts:
@@ -159,5 +159,5 @@ def test_modules_are_called_as_before(make) -> None:
 def test_live_counts_of_many_pairs_are_summed_piece_by_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     model, query = CoClicks(world(8), live=True), asked(8, time=[150.0, float("nan")])
     whole = every_score(model, query)
-    monkeypatch.setattr(pair_counts, "CELLS", 70)
+    monkeypatch.setattr(asked_pairs, "CELLS", 70)
     assert torch.equal(every_score(model, query), whole)

@@ -114,14 +114,14 @@ class LightGCN(Counts, nn.Module):
     def read(self, query: Examples) -> dict[str, Tensor]:
         """``history``, (N, L) int32; active is who clicked an item of the graph."""
         history = all_read(query)
-        return {"active": self.known.to(history.device)[history].any(1), "history": history}
+        return {"active": self.known.to(history.device)[history.long()].any(1), "history": history}
 
     @torch.no_grad()
     def scores(self, state: UserState) -> Scores:
         """The products of the items' vectors and the user's, which is read from those of the clicked items."""
         table: _Table = kept(self, "table", self._table)
-        history = state.tensors["history"].to(self.known.device)
-        own, real = distinct(torch.where(self.known[history], history, -1).long())
+        history = state.tensors["history"].to(self.known.device).long()
+        own, real = distinct(torch.where(self.known[history], history, -1))
         each = table.read[own.clamp(min=0)].double() * real.unsqueeze(2)
         summed = each.cumsum(1)[:, -1]  # in the order of the items, however many the others have clicked
         return GraphScores(table, summed / real.sum(1, keepdim=True).clamp(min=1).sqrt())
