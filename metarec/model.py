@@ -187,7 +187,7 @@ def dense(model: Model, support: Examples, query: Examples) -> Scored:
     state = model.encode(support, query)
     known, shape = model.item_mask(), query.target.shape
     values = model.scores(state).approximate(0, len(known)).view(*shape, -1)
-    return Scored(values, values.new_zeros(*shape, 1), known, state.active.view(shape), model.fitted)
+    return Scored(values, values.new_zeros(*shape, 1), known.to(values.device), state.active.view(shape), model.fitted)
 
 
 def tensors_of(model: object) -> Iterator[Tensor]:

@@ -110,7 +110,7 @@ def test_what_cannot_be_saved_or_loaded_is_refused(tmp_path: Path) -> None:
 def test_what_does_not_name_its_items_is_refused_with_the_way_out(method: str) -> None:
     model: Any = {"EASE": EASE(UP), "meta": MML.build(UP, CONFIG).meta("id"), "nothing": torch.nn.Linear(2, 2)}[method]
     way = {
-        "EASE": r"got EASE, which has no catalog or warm or config; wrap it: Recommender\(Served\(EASE\(...\), up",
+        "EASE": r"got EASE, which has no config; wrap it: Recommender\(Served\(EASE\(...\), up",
         "meta": r"Recommender\(Served\(MetaLearner\(...\), upstream\)\)",
         "nothing": "expected an MML or a method as Served, got Linear, which has no adapt or catalog .*; give a method",
     }[method]
