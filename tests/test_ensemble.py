@@ -15,7 +15,7 @@ from metarec.recipes import EASE, Ensemble, LivePopularity, Popularity, sasrec
 from metarec.recipes.context_weights import ContextWeights
 from metarec.scoring import DenseScores, Scores, UserState
 from metarec.types import EpisodeBatch, Examples
-from tables import EVERY, ITEMS, SIZE, WARM, Table, random_weights, scored, tables, users
+from score_tables import EVERY, ITEMS, SIZE, WARM, Table, random_weights, scored, tables, users
 
 WORLD = planted(users=60, items=ITEMS)
 UP, DOWN = split_by_time(WORLD, at=PLANTED_SPLIT)

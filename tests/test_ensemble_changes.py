@@ -18,7 +18,7 @@ from metarec.recipes import Ensemble
 from metarec.recipes.context_weights import ContextWeights
 from metarec.scoring import DenseScores, Scores, UserState
 from metarec.types import Examples
-from tables import EVERY, ITEMS, SIZE, Table, users
+from score_tables import EVERY, ITEMS, SIZE, Table, users
 
 WORLD = planted(users=60, items=ITEMS)
 UP, DOWN = split_by_time(WORLD, at=PLANTED_SPLIT)

@@ -19,7 +19,7 @@ from metarec.recipes.context_weights import ContextWeights
 from metarec.recipes.user_context import user_context
 from metarec.scoring import UserState
 from metarec.types import EpisodeBatch, Examples
-from tables import ITEMS, SIZE, random_weights, scored
+from score_tables import ITEMS, SIZE, random_weights, scored
 
 WORLD = planted(users=60, items=ITEMS)
 UP, DOWN = split_by_time(WORLD, at=PLANTED_SPLIT)
