@@ -195,7 +195,7 @@ def dense(model: Model, support: Examples, query: Examples) -> Scored:
     state = model.encode(support, query)
     known, shape = model.item_mask(), query.target.shape
     values = model.scores(state).approximate(0, len(known)).view(*shape, -1)
-    return Scored(values, values.new_zeros(*shape, 1), known, state.active.view(shape), model.fitted)
+    return Scored(values, values.new_zeros(*shape, 1), known.to(values.device), state.active.view(shape), model.fitted)
 
 
 def tensors_of(model: object) -> Iterator[Tensor]:
@@ -208,15 +208,14 @@ def tensors_of(model: object) -> Iterator[Tensor]:
         yield from tensors_of(member)
 
 
-def _held(module: nn.Module) -> Iterator[Tensor]:
+def _held(module: nn.Module) -> list[Tensor]:
     """As parameters() and buffers(), many times as fast."""
-    todo: list[nn.Module | None] = [module]
-    while todo:
-        part = todo.pop()
+    found, parts = list[Tensor | None](), list[nn.Module | None]([module])
+    for part in parts:  # which grow meanwhile
         if part is not None:
-            yield from (tensor for tensor in part._parameters.values() if tensor is not None)
-            yield from (tensor for tensor in part._buffers.values() if tensor is not None)
-            todo += part._modules.values()
+            found += (*part._parameters.values(), *part._buffers.values())
+            parts += part._modules.values()
+    return [tensor for tensor in found if tensor is not None]
 
 
 def version(model: object) -> tuple[tuple[int, int], ...]:

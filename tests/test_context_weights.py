@@ -11,7 +11,7 @@ from metarec.recipes.candidates import candidate_scores
 from metarec.recipes.context_weights import ContextWeights
 from metarec.recipes.user_context import user_context
 from metarec.types import EpisodeBatch
-from tables import EVERY, WARM, Table, random_weights, tables, users
+from score_tables import EVERY, WARM, Table, random_weights, tables, users
 
 
 def standing(batch: EpisodeBatch) -> tuple[Tensor, Tensor]:

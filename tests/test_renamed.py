@@ -7,7 +7,7 @@ import torch
 
 from metarec.recipes import MML, Blend, Ensemble, paying_steps, select_inner_steps, with_inner_steps, with_steps
 from metarec.recipes.candidates import candidate_scores
-from tables import WARM, random_weights, tables, users
+from score_tables import WARM, random_weights, tables, users
 from tiny import CONFIG, DOWN, UP
 
 

@@ -112,7 +112,7 @@ class TabledModel(Model):
         bank = self.bank()
         if bank is not None:
             return LinearScores.raw(bank.tables, state)
-        return DenseScores(state.tensors["scores"], self.known_items())
+        return DenseScores(state.tensors["scores"], self.known_items()[: self.fitted])
 
 
 class FrozenLearner:

@@ -162,8 +162,11 @@ class ClickLog:
         """A log with later clicks too, of users of any vocabulary, who are told by their ids.
 
         Raises:
-            ValueError: if a click is earlier than the last one here; nothing has changed.
+            ValueError: if a click is earlier than the last one here or of no user; nothing has changed.
         """
+        if (strange := np.flatnonzero((clicks.user < 1) | (clicks.user >= clicks.users.size))).size:
+            code = clicks.user[strange[0]]
+            raise ValueError(f"observe: user code {code} of click {strange[0]} is not in 1..{len(clicks.users)}")
         time, last = clicks.time.astype(np.float64), float(self.time[-1]) if self.size else -math.inf
         if (early := np.flatnonzero(time < last)).size:
             name = clicks.users.ids[int(clicks.user[early[0]]) - 1]

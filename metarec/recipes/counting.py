@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarec.data.dataset import Catalog
+from metarec.data.dataset import Catalog, Dataset
 from metarec.functional.histories import readable
 from metarec.model import Model
+from metarec.recipes.click_log import check_items
 from metarec.scoring import UserState
 from metarec.types import Examples
+
+_lock = threading.Lock()  # one thread moves counts on at a time
+
+
+class Counted(Protocol):
+    """What was counted: a value."""
+
+    def followed_by(self, clicks: Dataset) -> Self:
+        """What is counted with later clicks too."""
+        ...
+
+    def padded(self, items: int) -> Self:
+        """The same for a larger catalogue."""
+        ...
 
 
 class Counts(Model):
@@ -29,6 +45,8 @@ class Counts(Model):
 
     catalog: Catalog
     warm: NDArray[Any]
+    observed: Tensor  # () int64, how often it has moved on
+    _counted: Counted
     information: str = "upstream"
     fitted_until: float | None = None
 
@@ -66,6 +84,23 @@ class Counts(Model):
         if warm.shape != (catalog.size,) or warm.dtype != np.bool_:
             raise ValueError(f"warm must be bool of shape ({catalog.size},), got {warm.dtype} {warm.shape}")
         self.catalog, self.warm, self.fitted_until = catalog, warm, fitted_until
+
+    def observe(self, clicks: Dataset) -> Self:
+        """Move on by everybody's new clicks, in place; returns itself. Upstream counts stay as they are.
+
+        Scores that were made before stay what they were; threads that make some meanwhile read the old counts or the
+        new ones.
+
+        Raises:
+            ValueError: if a click is earlier than the last one counted, or of no item of the catalogue; names it, and
+                nothing has changed.
+        """
+        if self.information == "live":
+            check_items(clicks, self.catalog)
+            with _lock:
+                self._counted = self._counted.followed_by(clicks)
+                self.observed.add_(1)  # tells caches that something has changed
+        return self
 
     def copied(self) -> Self:
         """A copy whose attributes, parameters and buffers can be replaced without changing this one's."""

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog, Dataset
+from metarec.functional.scaling import FeatureScale
 from metarec.model import Model, Saved, register
 from metarec.nn.record import INFORMATION, longest_history, record_of
 from metarec.recipes.context_weights import ContextWeights
@@ -124,6 +125,11 @@ class Ensemble(Model, nn.Module):
     def fitted(self) -> int | None:  # type: ignore[override]
         """Catalogue rows that scores are measured by, the first so many; None for all."""
         return next((part.fitted for part in self._members.values() if part.fitted is not None), None)
+
+    @property
+    def scales(self) -> Mapping[str, FeatureScale]:  # type: ignore[override]
+        """By modality, how the parts standardise the features of new items."""
+        return {name: scale for part in self._members.values() for name, scale in (part.scales or {}).items()}
 
     def item_mask(self) -> Tensor:
         """(I,) bool, the items that any part knows."""

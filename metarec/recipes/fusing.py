@@ -113,7 +113,7 @@ class FusedMethod(FusedModel, nn.Module):
     ) -> None:
         super().__init__()
         self.metas = nn.ModuleList(metas)
-        self.fusion, self.names = fusion, names
+        self.fusion, self.names, self.fitted = fusion, names, metas[0].fitted
         self.learners = list(map(str, range(len(metas)))) if names is None else list(names)
 
     def named_metas(self) -> Mapping[str, MetaLearner]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from metarec.data.dataset import Catalog, Dataset
 from metarec.functional.segments import segment_sum
 from metarec.model import Saved, register
-from metarec.recipes.click_log import ClickLog, Floats, check_items
+from metarec.recipes.click_log import ClickLog, Floats
 from metarec.recipes.counting import Counts, numbers, reading, setting
 from metarec.recipes.sparse_scores import ScoreTable, TableScores
 from metarec.scoring import Scores, UserState
@@ -140,9 +140,14 @@ class WindowCounts:
         counts = np.bincount(self.log.item[start:stop], worth, len(self.counts))
         return counts.astype(np.float64)
 
-    def followed_by(self, log: ClickLog) -> Self:
-        """The counts of a log that this one's is the beginning of."""
-        now, items = log.now, len(self.counts)
+    def followed_by(self, clicks: Dataset) -> Self:
+        """The counts with later clicks too.
+
+        Raises:
+            ValueError: if a click is earlier than the last one; names it.
+        """
+        log, items = self.log.followed_by(clicks), len(self.counts)
+        now = log.now
         left = int(np.searchsorted(log.time, now - self.window))
         if left - self.began > len(log) - left:
             return type(self).of(log, self.window, self.half_life, items)
@@ -198,6 +203,7 @@ class LivePopularity(Counts):
     """
 
     information = "live"
+    _counted: WindowCounts
 
     def __init__(self, data: Dataset, *, window: float, half_life: float | None = None) -> None:
         if not len(data) or not window > 0 or not (half_life is None or half_life > 0):
@@ -234,18 +240,6 @@ class LivePopularity(Counts):
         past = moments[~np.isnan(moments)]
         table = counted.table if not len(past) else _table(np.concatenate([counted.at(past), counted.counts[None]]))
         return TableScores(table.to(time.device), torch.from_numpy(row).to(time.device))
-
-    def observe(self, clicks: Dataset) -> Self:
-        """Move on by everybody's new clicks, in place; returns itself. Scores made before stay what they were.
-
-        Raises:
-            ValueError: if a click is earlier than the last one counted or of no item of the catalogue; names it, and
-                nothing has changed.
-        """
-        check_items(clicks, self.catalog)
-        self._counted = self._counted.followed_by(self._counted.log.followed_by(clicks))
-        self.observed.add_(1)  # tells caches that something has changed
-        return self
 
     def _grow(self, items: int) -> None:
         self._counted = self._counted.padded(items)

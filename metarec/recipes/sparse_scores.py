@@ -15,6 +15,7 @@ from metarec.data.dataset import Ints
 from metarec.functional.fusion import FLAT
 from metarec.scoring import DenseScores
 
+CLOSE = 1e-6  # a variance so small against the square of the mean is computed with more care
 _INFO = torch.finfo(torch.float32)
 
 
@@ -76,18 +77,17 @@ class SparseScores:
         """(N,) the sums of each user's entries."""
         return torch.segment_reduce(values, "sum", offsets=self.start, initial=0.0)
 
-    def _largest(self, values: Tensor) -> Tensor:
-        """(N,) the largest of each user's entries, at least 0."""
-        return torch.segment_reduce(values, "max", offsets=self.start, initial=0.0)
-
     def error(self) -> Tensor:
         """(N,) float64, by rounding to float32."""
-        return rounding(self._largest(self.value.abs()).clamp(min=abs(self.base)))
+        largest = self.value.abs().max() if len(self.value) else self.value.new_zeros(())
+        return rounding(largest.clamp(min=abs(self.base))).expand(len(self))
 
     def approximate(self, start: int, stop: int) -> Tensor:
         """(N, stop - start) float32 of a piece of the catalogue."""
         out = torch.full((len(self), stop - start), self.base, device=self.value.device)
-        place, value = self._row * (stop - start) + (self.item - start), self.value
+        place, value = self.item - start, self.value
+        if len(self) > 1:
+            place += self._row * (stop - start)
         if start > 0 or stop < len(self.known):
             here = (self.item >= start) & (self.item < stop)
             place, value = place[here], value[here]
@@ -105,13 +105,18 @@ class SparseScores:
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation over the known items; what the others share enters in closed form."""
-        own, count = self.known[self.item].double(), max(1, int(self.known.sum()))
-        shift = self._sum((self.value - self.base) * own) / count
-        mean, others = shift + self.base, count - self._sum(own)
-        centred = (self.value - torch.repeat_interleave(mean, self.start.diff())) * own
-        variance = (self._sum(centred.square()) + others * shift.square()) / count
-        largest = self._largest(centred.abs()).maximum(shift.abs() * (others > 0))
-        return mean, torch.where(largest <= FLAT * mean.abs(), 0, variance.sqrt())
+        own, count = self.known.index_select(0, self.item).double(), max(1, int(self.known.count_nonzero()))
+        above = (self.value - self.base) * own
+        shift = self._sum(above) / count
+        mean = self.base + shift
+        variance = self._sum(above * above) / count - shift.square()
+        deviation = variance.clamp(min=0).sqrt()
+        close = (variance <= CLOSE * shift.square()) | (deviation <= FLAT * mean.abs())  # flat, or lost to rounding
+        for user in close.nonzero().flatten().tolist():
+            codes = torch.arange(len(self.known), device=self.item.device).unsqueeze(0)
+            whole = DenseScores(self[user : user + 1].exact(codes), self.known)
+            mean[user], deviation[user] = torch.cat(whole.moments())
+        return mean, deviation
 
 
 @dataclass(frozen=True, eq=False)

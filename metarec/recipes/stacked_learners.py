@@ -27,6 +27,7 @@ class StackedLearners:
     def __init__(self, banks: Sequence[Bank]) -> None:
         self._banks = {"/".join(bank.names): bank for bank in banks}  # several names together are no part's name
         self.names = [name for bank in banks for name in bank.names]
+        self._known = [bank.known.any(1) for bank in banks]
         self._empty: dict[str, UserState] = {}
 
     def encode(
@@ -61,9 +62,9 @@ class StackedLearners:
         """
         out: list[tuple[Scores, Tensor]] = []
         done = 0
-        for name, bank in self._banks.items():
+        for (name, bank), known in zip(self._banks.items(), self._known, strict=True):
             own = slice(done, done + len(bank.names))
-            out.append((bank.scores(state.part(name), weight[:, own], unknown[:, own]), bank.known.any(1)))
+            out.append((bank.scores(state.part(name), weight[:, own], unknown[:, own]), known))
             done = own.stop
         return out
 
