@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import warnings
-from typing import cast
+from typing import Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metarec.data.dataset import Dataset, Ints
+from metarec.data.dataset import Catalog, Dataset, Ints
 from metarec.data.histories import Clicks
 from metarec.data.support import SupportMaker
 from metarec.functional import top_k
@@ -76,6 +76,14 @@ class Wrapped(Model, nn.Module):
             scored = self.method.adapt(support)(query)
         self._mask, self.fitted = scored.known, scored.fitted
         return UserState({"active": scored.active.flatten(), "scores": scored.scores.flatten(0, 1)})
+
+    def add_items(self, added: Catalog) -> Self:
+        """Never: only the method knows how.
+
+        Raises:
+            TypeError: always; names the method.
+        """
+        raise TypeError(f"add_items: {type(self.method).__name__} takes in no items; fit it anew on all items")
 
     def encode_empty(self) -> UserState:
         """The scores of a user without clicks: the mean after one likely click, likely by what the method expects.

@@ -118,8 +118,13 @@ class Counts(Model):
         out = self.copied()
         out.catalog = self.catalog.grown(added)
         out.warm = np.pad(self.warm, (0, len(added.items)))
+        out.fitted = self.fitted or len(self.warm)
         out._grow(out.catalog.size)
         return out
+
+    def measured(self, known: Tensor) -> Tensor:
+        """(I,) bool, the known items that scores are measured by: those that were there when it was fitted."""
+        return known if self.fitted is None else known & (torch.arange(len(known), device=known.device) < self.fitted)
 
     def _grow(self, items: int) -> None:
         """Make room for a larger catalogue."""

@@ -127,7 +127,7 @@ class Ensemble(Model, nn.Module):
         return next((part.fitted for part in self._members.values() if part.fitted is not None), None)
 
     @property
-    def scales(self) -> Mapping[str, FeatureScale]:  # type: ignore[override]
+    def scales(self) -> Mapping[str, FeatureScale]:
         """By modality, how the parts standardise the features of new items."""
         return {name: scale for part in self._members.values() for name, scale in (part.scales or {}).items()}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -239,6 +239,8 @@ class LivePopularity(Counts):
         moments, row = np.unique(time.cpu().numpy(), return_inverse=True)  # NaN, if there is one, is last and once
         past = moments[~np.isnan(moments)]
         table = counted.table if not len(past) else _table(np.concatenate([counted.at(past), counted.counts[None]]))
+        if self.fitted is not None:
+            table = replace(table, known=self.measured(table.known))
         return TableScores(table.to(time.device), torch.from_numpy(row).to(time.device))
 
     def _grow(self, items: int) -> None:

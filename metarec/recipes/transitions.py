@@ -122,7 +122,7 @@ class Transitions(Counts, nn.Module):
         start, item, value = summed_by_user(counted.asked(items, time), share, len(items), len(counted.clicks))
         user = np.repeat(np.arange(len(items)), np.diff(start))
         value = np.log(self.least + self._each(value, lambda: counted.clicks_of(item, user, time)))
-        return SparseScores.of(start, item, value, math.log(self.least), self.known, history.device)
+        return SparseScores.of(start, item, value, math.log(self.least), self.measured(self.known), history.device)
 
     def _share(self, weight: Floats, total: Floats, clicks: Floats) -> Floats:
         """What each transition of a click counts, (n, R), from the click's weight and all the transitions of its item.
