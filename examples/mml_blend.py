@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Load, split in time, train with nested validation, test, recommend."""
+    """Load, split in time, rehearse and train, test, recommend."""
     data = load(options)
     up, down = mr.split_by_time(data, at=mr.split_time(data, cold_users=0.2))
     clicks = item_ids(data.catalog, options.clicks or usual_clicks(up))
@@ -40,15 +40,15 @@ def run(options: argparse.Namespace) -> None:
     print(f"{up}\n{down}")
     began = time.perf_counter()
     live = data if options.live else None
-    ensemble = mr.recipes.mml_blend(up, live=live, day=options.day, seed=options.seed, device=options.device)
+    blend = mr.recipes.mml_blend(up, live=live, day=options.day, seed=options.seed, device=options.device)
     print(f"trained in {time.perf_counter() - began:.0f} s")
     popular = mr.Popularity(up) if live is None else mr.recipes.LivePopularity(live, window=live.days(7, options.day))
-    methods: dict[str, mr.Method] = {"popularity": popular, "mml_blend": ensemble}
+    methods: dict[str, mr.Method] = {"popularity": popular, "mml_blend": blend}
     reports = {name: mr.evaluate(method, down, progress=name) for name, method in methods.items()}
     print(f"{results_table(reports)}\n{reports['mml_blend'].info['rule']}")
     called = dict(zip(data.catalog.items.ids, titles(data.catalog), strict=True))
     print(f"someone new has clicked {', '.join(called[name] or name for name in clicks)}; recommended:")
-    for place, item in enumerate(mr.Recommender(ensemble).adapt(clicks).recommend(k=10), start=1):
+    for place, item in enumerate(mr.Recommender(blend).adapt(clicks).recommend(k=10), start=1):
         print(f"{place:3}. {called[item.id] or item.id}")
 
 

@@ -42,12 +42,12 @@ UPSTREAM: dict[str, Callable[[Dataset], Model]] = {
 ALL = {**LIVE, **UPSTREAM}
 
 
-def world(seed: int, *, clicks: int = 500, users: int = 25, start: int = 0) -> Dataset:
-    """Clicks on the first 25 of 30 items, several at most times; some users of the vocabulary have none."""
+def world(seed: int, *, clicks: int = 500, users: int = 25, start: int = 0, late: bool = False) -> Dataset:
+    """Clicks on the first 25 of 30 items, several at most times, ``late`` ever more; some users have none."""
     rng = np.random.default_rng(seed)
     names = [f"u{number}" for number in range(users + 3)]
     user, item = rng.integers(1, users + 1, clicks), rng.integers(1, 26, clicks)
-    time = start + rng.integers(0, SPAN, clicks)
+    time = start + (SPAN * rng.random(clicks) ** (0.05 if late else 1)).astype(np.int64)
     order = np.lexsort((time, user))
     warm = np.zeros(ITEMS + 1, dtype=bool)
     warm[item] = True

@@ -14,6 +14,9 @@ from count_worlds import ALL, LIVE, SPAN, UPSTREAM, arrivals, asked, every_score
 from metarec.data.dataset import Catalog, Dataset, Vocabulary
 from metarec.model import version
 from metarec.recipes import CoClicks, LivePopularity, Transitions, asked_pairs, pair_sums
+from metarec.recipes.click_log import ClickLog
+from metarec.recipes.pair_counts import PairCounts
+from metarec.recipes.pair_events import PairRule
 
 PAST = [0.0, 17.0, 17.5, 200.0, 399.0, 400.0, 1000.0]
 
@@ -22,10 +25,14 @@ def same(one, other, query) -> None:
     torch.testing.assert_close(every_score(one, query), every_score(other, query), atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("seed", range(4))
+CUTS = [(2, 250), (5, 40), (30, 10), (120, 30), (2, 40), (4, 20), (9, 20)]  # how many calls, and clicks in the first
+
+
+@pytest.mark.parametrize("seed", range(7))
 @pytest.mark.parametrize("name", LIVE)
 def test_clicks_in_any_calls_count_as_all_at_once(name: str, seed: int) -> None:
-    data, calls = arrivals(world(seed), seed, calls=[2, 5, 30, 120][seed], first=[250, 40, 10, 30][seed])
+    calls, first = CUTS[seed]
+    data, calls = arrivals(world(seed, late=seed > 3), seed, calls=calls, first=first)
     model, whole = LIVE[name](calls[0]), LIVE[name](data)
     for number, call in enumerate(calls[1:]):
         assert model.observe(call) is model
@@ -181,8 +188,20 @@ def test_what_cannot_be_counted_is_named_and_changes_nothing(name: str) -> None:
     assert not torch.equal(before[0], next(moments_seen(model)))
 
 
+def many(seed: int, clicks: int, start: int = 0) -> Dataset:
+    """Clicks on 2,000 items, 20 a user."""
+    rng = np.random.default_rng(seed)
+    users = max(1, clicks // 20)
+    user, item = np.sort(rng.integers(1, users + 1, clicks)), rng.integers(1, 2001, clicks)
+    catalog = Catalog(Vocabulary([f"i{n}" for n in range(2000)]))
+    people = Vocabulary([f"u{n}" for n in range(users)], "user")
+    time = start + np.arange(clicks) % 50
+    order = np.lexsort((time, user))
+    return Dataset(people, catalog, user[order], item[order], time[order], np.ones(2001, dtype=bool))
+
+
 def test_the_work_of_a_click_does_not_grow_with_the_clicks_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs that are sorted, over all calls, by how many clicks there were at first."""
+    """Pairs that are sorted a click, after few and after many clicks."""
     sorted_pairs = [0]
     summed = pair_sums.summed
 
@@ -192,13 +211,40 @@ def test_the_work_of_a_click_does_not_grow_with_the_clicks_before(monkeypatch: p
 
     monkeypatch.setattr(pair_sums, "summed", counting)
     work = []
-    for clicks in (2_000, 32_000):
-        model = CoClicks(world(1, clicks=clicks, users=clicks // 20), live=True)
+    for clicks in (1_000, 16_000):
+        model = CoClicks(many(1, clicks), live=True)
         sorted_pairs[0] = 0
-        for call in range(60):
-            model.observe(world(call, clicks=5, start=SPAN * (call + 1)))
+        for call in range(1, 60):
+            model.observe(many(call, 5, 50 * call))
         work.append(sorted_pairs[0] / 300)
-    assert work[1] < 2 * work[0] + 100
+    assert work[1] < 2 * work[0] < 1_000
+
+
+def test_pairs_that_have_left_are_not_kept() -> None:
+    log, rule = ClickLog.of(many(0, 200)), PairRule(10, half_life=20.0, forgotten=12)  # 1,000 clicks count
+    counted = PairCounts.of(log, rule, 2001)
+    for call in range(1, 60):
+        counted = counted.followed_by(many(call, 200, 50 * call))
+    assert sum(len(key) for key, _ in counted.sums.parts) < 3 * 10 * 1000
+    assert counted.log is not None and len(counted.log) == 60 * 200
+
+
+@pytest.mark.parametrize("gap", [3_000, 1_000_000])
+def test_few_clicks_long_ago_before_many(gap: int) -> None:
+    """Some of a call are too old at its end; the weights that float64 holds end after 1,024 half-lives."""
+    first, early, late = many(0, 10), many(3, 8, 100), many(1, 100, gap)
+    query = asked(3)
+    for number, item in enumerate((first, early)):
+        query.history[:, number::3][query.history[:, number::3] > 0] = int(item.item[0])
+    then = arrivals_until([early, late], 2, late)
+    for make in (
+        lambda data: Transitions(data, half_life=100.0, live=True),
+        lambda data: LivePopularity(data, window=1e9, half_life=100.0),
+    ):
+        model = make(first).observe(then)
+        found, expected = every_score(model, query), every_score(make(arrivals_until([first, then], 2, then)), query)
+        assert bool(found.isfinite().all())
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_users_are_told_by_their_ids() -> None:

@@ -88,19 +88,42 @@ def check_moments(mean: torch.Tensor, deviation: torch.Tensor, exact: torch.Tens
     torch.testing.assert_close(found, expected, atol=2e-6, rtol=2e-6)
 
 
+@pytest.mark.parametrize("above", [3.0, 1e-6, 1e-5, 3e-5])
 @pytest.mark.parametrize("spread", [0.0, 1e-9, 5e-7, 1e-5, 1.0])
 @pytest.mark.parametrize("base", [-9.0, 0.0])
-def test_moments_where_all_is_nearly_flat(base: float, spread: float) -> None:
+def test_moments_where_all_is_nearly_flat(base: float, spread: float, above: float) -> None:
     rng, known = torch.Generator().manual_seed(0), torch.arange(41) > 0
     known[7:9] = False
     for count in (0, 1, 3, 40):
         item = (torch.randperm(40, generator=rng)[:count] + 1).sort().values
-        value = base + 3.0 + spread * torch.randn(count, generator=rng).double()
+        value = base + above + spread * torch.randn(count, generator=rng).double()
         scores = SparseScores(torch.tensor([0, count]), item, value, base if count < 40 else -50.0, known)
         whole = scores.exact(torch.arange(41).unsqueeze(0))
         check_moments(*scores.moments(), whole, known)
         table = ScoreTable(whole, known)
         check_moments(*TableScores(table, torch.zeros(1, dtype=torch.int64)).moments(), whole, known)
+
+
+@pytest.mark.parametrize("spread", [0.0, 3e-7, 1e-5, 1.0])
+def test_moments_of_a_graph_that_is_nearly_flat(spread: float) -> None:
+    torch.manual_seed(0)
+    model = LightGCN(world(4), dim=5, layers=1)
+    with torch.no_grad():
+        model.users.zero_()
+        model.items.copy_(1 + spread * torch.randn_like(model.items))
+    query = asked(4)
+    mean, deviation = model.scores(model.encode(query, query)).moments()
+    check_moments(mean, deviation, every_score(model, query), model.item_mask())
+
+
+@pytest.mark.parametrize("name", ["EASE", "EASE of some", "ItemKNN", "LightGCN"])
+def test_a_history_is_a_set(name: str) -> None:
+    model, query = ALL[name](world(9)), asked(9, longest=6)
+    order = torch.randperm(6, generator=torch.Generator().manual_seed(0))
+    position = torch.full_like(query.position, 11)
+    twice = torch.cat([query.history, query.history[:, order]], 1)
+    wide = replace(query, history=torch.cat([query.history, torch.zeros_like(query.history)], 1), position=position)
+    assert torch.equal(every_score(model, replace(query, history=twice, position=position)), every_score(model, wide))
 
 
 def test_sparse_scores_are_dense_ones() -> None:

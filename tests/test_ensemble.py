@@ -167,7 +167,7 @@ def test_what_a_model_says_of_its_parts() -> None:
 
 @pytest.mark.parametrize("names", [[], ["a/b"], [""]])
 def test_names_of_parts(names: list[str]) -> None:
-    with pytest.raises(ValueError, match="expected parts by names"):
+    with pytest.raises(ValueError, match="Ensemble: "):
         Ensemble({name: Popularity(UP) for name in names}, UP)
 
 

@@ -46,5 +46,5 @@ def test_a_blend_is_an_ensemble(context: bool) -> None:
         pytest.raises(ValueError, match=r"\['d'\]"),
     ):
         Blend({"d": tables()["a"]}, WARM).take_weights(one)
-    with pytest.warns(DeprecationWarning, match="Ensemble"), pytest.raises(ValueError, match="at least one"):
+    with pytest.warns(DeprecationWarning, match="Ensemble"), pytest.raises(ValueError, match="Blend: "):
         Blend({}, WARM)

@@ -113,7 +113,7 @@ def _rows(
     for name, model in models.items():
         state = model.encode(batch.support, query)
         scores = model.scores(state)
-        unknown.append(~model.item_mask())
+        unknown.append(~model.item_mask().to(warm.device))
         found.append(standardised(scores, ~unknown[-1], name)[real.flatten()])
     z = torch.stack(found, 1)
     target = query.target[real]

@@ -117,7 +117,6 @@ class WindowCounts:
         half_life: age at which a click counts half; infinite where all count alike.
         counts: (I,) at the end of the log.
         left: so many clicks of the log are before the window.
-        began: as many as that were when the counts were last made from the log.
     """
 
     log: ClickLog
@@ -125,14 +124,13 @@ class WindowCounts:
     half_life: float
     counts: Floats
     left: int = 0
-    began: int = 0
 
     @classmethod
     def of(cls, log: ClickLog, window: float, half_life: float, items: int) -> Self:
         """The counts of a log, of a catalogue with so many rows."""
         left = int(np.searchsorted(log.time, log.now - window))
-        out = cls(log, window, half_life, np.zeros(items), left, left)
-        return type(out)(log, window, half_life, out._worth(left, len(log), log.now), left, left)
+        out = cls(log, window, half_life, np.zeros(items), left)
+        return replace(out, counts=out._worth(left, len(log), log.now))
 
     def _worth(self, start: int, stop: int, now: float) -> Floats:
         """(I,) what a range of clicks counts at a time."""
@@ -146,21 +144,16 @@ class WindowCounts:
         Raises:
             ValueError: if a click is earlier than the last one; names it.
         """
-        log, items = self.log.followed_by(clicks), len(self.counts)
-        now = log.now
-        left = int(np.searchsorted(log.time, now - self.window))
-        if left - self.began > len(log) - left:
-            return type(self).of(log, self.window, self.half_life, items)
-        after = type(self)(log, self.window, self.half_life, self.counts, left, self.began)
-        faded = math.exp2((self.log.now - now) / self.half_life)
-        gone, come = after._worth(self.left, left, now), after._worth(len(self.log), len(log), now)
-        counts = self.counts * faded - gone + come
-        return type(self)(log, self.window, self.half_life, counts, left, self.began)
+        out = replace(self, log=self.log.followed_by(clicks))
+        now = out.log.now
+        left = int(np.searchsorted(out.log.time, now - self.window))
+        gone, come = out._worth(self.left, left, now), out._worth(len(self.log), len(out.log), now)
+        faded = self.counts * math.exp2((self.log.now - now) / self.half_life)
+        return replace(out, counts=faded - gone + come, left=left)
 
     def padded(self, items: int) -> Self:
         """The same for a larger catalogue."""
-        counts = np.pad(self.counts, (0, items - len(self.counts)))
-        return type(self)(self.log, self.window, self.half_life, counts, self.left, self.began)
+        return replace(self, counts=np.pad(self.counts, (0, items - len(self.counts))))
 
     @cached_property
     def table(self) -> ScoreTable:
