@@ -8,13 +8,13 @@ from torch import nn
 
 from helpers import DIM, Own, id_learner, learner_of, one_user, ragged_episodes
 from metarec.functional import losses
-from metarec.meta import MetaLearner, kernel_stack
+from metarec.meta import MetaLearner, compiled
 from metarec.meta.calling import Substituted
-from metarec.meta.fast import FastStack
+from metarec.meta.low_rank import LowRankUsers
 from metarec.meta.inspection import beyond_vmap
-from metarec.meta.kernel_stack import KernelStack
+from metarec.meta.compiled import CompiledUsers
 from metarec.meta.library import library
-from metarec.meta.stack import TaskStack
+from metarec.meta.vmap import VmapUsers
 from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from metarec.recipes.metasgd import MetaSGD
 
@@ -50,13 +50,13 @@ def test_each_engine_has_its_encoders(monkeypatch):
     class Inherits(Declared):
         """Says nothing for itself."""
 
-    assert engine(id_learner()) is KernelStack
-    assert engine(learner_of(Declared(nn.Linear(DIM, DIM)))) is FastStack
-    assert engine(learner_of(Inherits(nn.Linear(DIM, DIM)))) is TaskStack
-    assert engine(learner_of(Own(nn.Linear(DIM, DIM)))) is TaskStack
-    assert engine(id_learner(), second_order=True) is engine(id_learner(), adapts="all") is TaskStack
-    monkeypatch.setattr(kernel_stack, "library", lambda: None)
-    assert engine(id_learner()) is FastStack
+    assert engine(id_learner()) is CompiledUsers
+    assert engine(learner_of(Declared(nn.Linear(DIM, DIM)))) is LowRankUsers
+    assert engine(learner_of(Inherits(nn.Linear(DIM, DIM)))) is VmapUsers
+    assert engine(learner_of(Own(nn.Linear(DIM, DIM)))) is VmapUsers
+    assert engine(id_learner(), second_order=True) is engine(id_learner(), adapts="all") is VmapUsers
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    assert engine(id_learner()) is LowRankUsers
 
 
 @pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
@@ -181,7 +181,7 @@ def test_a_learner_that_reads_its_encoders_weights_is_run_as_it_is():
 
     plain = id_learner(context=False)
     learner = Penalised(plain.items, plain.encoder).double().eval()
-    assert engine(learner) is TaskStack
+    assert engine(learner) is VmapUsers
     scores = MetaLearner(learner, lr=0.1, steps=2, engine="native").adapt(EPISODES.support)(EPISODES.query).scores
     for user in range(3):
         torch.testing.assert_close(scores[user].detach(), by_hand(learner, user, 2), rtol=1e-9, atol=1e-9)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from helpers import ITEMS, ragged_episodes
 from metarec.functional import attend
-from metarec.meta import MetaLearner, adapted, fast, gpu
+from metarec.meta import MetaLearner, adapted, gpu, low_rank
 from metarec.meta.graphs import padded
-from metarec.meta.kernel_stack import KernelStack
+from metarec.meta.compiled import CompiledUsers
 from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from metarec.types import EpisodeBatch, Examples
 
@@ -124,12 +124,12 @@ def meta_gradient(meta: MetaLearner, batch: EpisodeBatch) -> Tensor:
 
 def test_the_inner_loop_with_the_kernels_and_without(monkeypatch):
     meta = MetaLearner(learner(), lr=0.05, steps=3, engine="native")
-    monkeypatch.setattr(KernelStack, "fits", lambda view: False)  # the compiled kernel, for CPUs
+    monkeypatch.setattr(CompiledUsers, "fits", lambda *given: False)  # the compiled kernel, for CPUs
     with monkeypatch.context() as patch:
-        for module in (adapted, fast):
+        for module in (adapted, low_rank):
             patch.setattr(module, "kernels", lambda like: None)
         expected = meta_gradient(meta, users())
-    for module in (adapted, fast):
+    for module in (adapted, low_rank):
         monkeypatch.setattr(module, "kernels", lambda like: gpu)
     found = meta_gradient(meta, users())
     assert not torch.equal(found, expected), "the kernels did not run"

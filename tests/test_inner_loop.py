@@ -11,7 +11,7 @@ from torch import Tensor
 
 from helpers import id_learner, one_user, ragged_episodes, text_learner
 from metarec.meta import MetaLearner
-from metarec.meta.kernel_stack import KernelStack
+from metarec.meta.compiled import CompiledUsers
 from metarec.nn import ColdItemGenerator, ModalityLearner
 from metarec.types import EpisodeBatch, Modality
 
@@ -96,7 +96,7 @@ def test_adapted_scores_equal_the_loop(make, adapts):
 
 
 def test_long_histories_pass_from_factors_to_full_matrices(monkeypatch):
-    monkeypatch.setattr(KernelStack, "fits", lambda view: False)
+    monkeypatch.setattr(CompiledUsers, "fits", lambda *given: False)
     learner, episodes = id_learner(), ragged_episodes([10, 11, 3])
     meta = MetaLearner(learner, lr=LR, steps=6, engine="native")
     stack = meta.adapt(episodes.support).stacks[0]

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from helpers import id_learner, one_user, ragged_episodes
-from metarec.meta import MetaLearner, kernel_stack
-from metarec.meta.fast import FastStack
+from metarec.meta import MetaLearner, compiled
+from metarec.meta.low_rank import LowRankUsers
 from metarec.meta.kernel import KernelEncoder
-from metarec.meta.kernel_stack import KernelStack
+from metarec.meta.compiled import CompiledUsers
 from metarec.meta.library import library
 from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from metarec.types import EpisodeBatch
@@ -59,7 +59,7 @@ def test_equals_learn2learns_loop(objective, context):
     learner, episodes = id_learner(context=context), ragged_episodes(LENGTHS, negatives=3)
     expected_weights, expected_losses, expected_gradients = loop(learner, episodes, "encoder", objective)
     meta = MetaLearner(learner, lr=LR, steps=STEPS, objectives=(objective, objective), engine="native")
-    assert [type(stack) for stack in meta.adapt(episodes.support).stacks] == [KernelStack]
+    assert [type(stack) for stack in meta.adapt(episodes.support).stacks] == [CompiledUsers]
     weights, losses, found = run(meta, episodes)
     close(losses, expected_losses)
     assert expected_gradients["items.weight"].abs().max() > 1e-3
@@ -129,15 +129,15 @@ def test_the_threads_are_torchs():
 def test_without_the_library_the_numbers_are_the_same(monkeypatch, inner):
     learner, episodes = id_learner(), ragged_episodes(LENGTHS)
     meta = MetaLearner(learner, lr=LR, steps=STEPS, objectives=(inner, "softmax"), engine="native")
-    compiled = run(meta, episodes)
-    monkeypatch.setattr(kernel_stack, "library", lambda: None)
-    assert [type(stack) for stack in meta.adapt(episodes.support).stacks] == [FastStack]
+    found = run(meta, episodes)
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    assert [type(stack) for stack in meta.adapt(episodes.support).stacks] == [LowRankUsers]
     plain = run(meta, episodes)
-    close(compiled[1], plain[1])
+    close(found[1], plain[1])
     for part in (0, 2):
-        assert compiled[part].keys() == plain[part].keys()
+        assert found[part].keys() == plain[part].keys()
         for name, expected in plain[part].items():
-            close(compiled[part][name], expected)
+            close(found[part][name], expected)
 
 
 def test_another_loss_of_the_same_name_is_taken_as_it_is():

@@ -2,7 +2,7 @@
 
 A fast engine computes what a class is known to compute, from parameters that it keeps elsewhere. That is right only
 while an object is what its class builds: no other part, no hook, no function of its own, nothing tied or frozen.
-Whatever is not so is run as it is, by :class:`~metarec.meta.stack.TaskStack`.
+Whatever is not so is run as it is, by :class:`~metarec.meta.vmap.VmapUsers`.
 """
 
 from __future__ import annotations
