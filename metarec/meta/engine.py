@@ -127,7 +127,7 @@ def takes_plain_steps(view: nn.Module, loop: InnerLoop, start: Mapping[str, Tens
     )
 
 
-def one_rate(rate: Rate, second_order: bool) -> float:
+def one_rate(rate: Rate, second_order: bool = False) -> float:
     """The step size, for engines that take first-order steps of one size.
 
     Raises:
@@ -135,5 +135,5 @@ def one_rate(rate: Rate, second_order: bool) -> float:
     """
     if isinstance(rate, Mapping) or second_order:
         asked = "second-order steps" if second_order else "step sizes by parameter name"
-        raise ValueError(f"this engine takes first-order steps of one size, got {asked}; use metarec.meta.VmapUsers")
+        raise ValueError(f"this engine does not take {asked}; use metarec.meta.VmapUsers, or metarec.meta.choice.choose")
     return rate

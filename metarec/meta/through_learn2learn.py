@@ -7,7 +7,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from metarec.meta.engine import InnerLoop, Rate
+from metarec.meta.engine import InnerLoop, Rate, one_rate
 from metarec.meta.vmap import VmapUsers
 
 
@@ -25,7 +25,7 @@ class Learn2LearnUsers(VmapUsers):
 
         if not self.adapting() or not loss.requires_grad:
             return self
-        maml = MAML(self, lr=rate, first_order=not second_order, allow_unused=True)
+        maml = MAML(self, lr=one_rate(rate), first_order=not second_order, allow_unused=True)
         maml.adapt(loss)
         out: Self = maml.module
         return out
