@@ -39,7 +39,7 @@ def test_a_function_stays_on_the_device_of_what_it_is_given(name):
 @pytest.mark.parametrize("make", [id_learner, text_learner])
 def test_the_inner_loop_stays_on_the_device_of_the_learner(make, adapts, monkeypatch):
     monkeypatch.setattr(compiled, "library", lambda: None)
-    meta = MetaLearner(make(), lr=0.05, steps=2, adapts=adapts, engine="native")
+    meta = MetaLearner(make(), lr=0.05, steps=2, adapts=adapts)
     expected = meta.adapt(SUPPORT)(SUPPORT).scores
     with torch.device("meta"):
         found = meta.adapt(SUPPORT)(SUPPORT).scores

@@ -7,9 +7,9 @@ import torch
 
 from helpers import id_learner, ragged_episodes
 from metarec.meta import MetaLearner, library
+from metarec.meta.compiled import CompiledUsers
 from metarec.meta.engine import InnerLoop
 from metarec.meta.kernel import KernelEncoder
-from metarec.meta.compiled import CompiledUsers
 from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from test_inner_loop import LR, STEPS, close
 from test_kernel import LENGTHS
@@ -32,7 +32,7 @@ def test_a_missing_or_broken_library_is_no_error(monkeypatch, tmp_path):
 
 def test_rows_of_users_who_are_gone_are_used_again_and_others_are_not():
     learner, episodes = id_learner(), ragged_episodes(LENGTHS)
-    meta = MetaLearner(learner, lr=LR, steps=STEPS, engine="native")
+    meta = MetaLearner(learner, lr=LR, steps=STEPS)
     kept = meta.adapt(episodes.support)
     before = kept.weights()
     few = meta.adapt(episodes.support[:2])
@@ -93,5 +93,5 @@ def test_bytes_of_a_user_by_hand():
     view = learner.task_view("encoder")
     assert CompiledUsers.bytes_per_user(view, support, 1) == 8 * (row + saved)
     room = 8 * (row + saved) * 2
-    meta = MetaLearner(learner, lr=LR, steps=1, engine="native", memory_budget=room)
+    meta = MetaLearner(learner, lr=LR, steps=1, memory_budget=room)
     assert [stack.users for stack in meta.adapt(ragged_episodes([9] * 5).support).stacks] == [2, 2, 1]

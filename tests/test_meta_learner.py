@@ -11,11 +11,11 @@ from torch import nn
 
 from helpers import id_learner, one_user, ragged_episodes, text_learner
 from metarec.meta import MetaLearner, compiled
-from metarec.meta.low_rank import LowRankUsers
-from metarec.meta.graphs import Graphs
 from metarec.meta.compiled import CompiledUsers
+from metarec.meta.graphs import Graphs
 from metarec.meta.learner import Adapted
 from metarec.meta.library import library
+from metarec.meta.low_rank import LowRankUsers
 from metarec.meta.memory import bytes_per_user
 from metarec.meta.through_learn2learn import Learn2LearnUsers
 from metarec.meta.vmap import VmapUsers
@@ -34,7 +34,7 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tupl
         pytest.skip("no C compiler when metarec was installed")
     if name == "factors":
         monkeypatch.setattr(compiled, "library", lambda: None)
-    engine = "learn2learn" if name == "learn2learn" else "native"
+    engine = "learn2learn" if name == "learn2learn" else "auto"
     adapts = "all" if name == "all" else "encoder"
     return name, lambda learner, **given: MetaLearner(learner, lr=LR, engine=engine, adapts=adapts, **given)
 
@@ -216,7 +216,7 @@ def test_users_are_measured_by_what_adapts_them(way):
 def test_second_order_keeps_the_graphs_of_all_steps_in_memory(steps, monkeypatch):
     learner, episodes = id_learner(), ragged_episodes([6] * 5)
     room = 2 * bytes_per_user(learner.task_view("encoder"), episodes.support, steps)
-    meta = MetaLearner(learner, lr=LR, steps=steps, second_order=True, engine="native", memory_budget=room)
+    meta = MetaLearner(learner, lr=LR, steps=steps, second_order=True, memory_budget=room)
     assert [stack.users for stack in meta.adapt(episodes.support).stacks] == [2, 2, 1]
     with torch.no_grad():
         assert [stack.users for stack in meta.adapt(episodes.support).stacks] == ([5] if steps > 1 else [2, 2, 1])
@@ -243,7 +243,7 @@ class Recorder:
 @pytest.mark.parametrize("replays", [False, True])
 def test_recorded_graphs_are_asked_with_the_memory_that_a_batch_needs(replays):
     learner, episodes = id_learner(), ragged_episodes([6] * 5)
-    meta = MetaLearner(learner, lr=LR, steps=STEPS, second_order=True, engine="native")
+    meta = MetaLearner(learner, lr=LR, steps=STEPS, second_order=True)
     loss = meta.backward(episodes)
     expected = gradients(learner)
     each = bytes_per_user(learner.task_view("encoder"), episodes.support, STEPS)
@@ -258,14 +258,23 @@ def test_recorded_graphs_are_asked_with_the_memory_that_a_batch_needs(replays):
 
 def test_what_a_recorded_graph_gives_is_taken_and_only_where_the_encoder_adapts(monkeypatch):
     learner, episodes = id_learner(), ragged_episodes([6, 6])
-    meta = MetaLearner(learner, lr=LR, steps=1, engine="native")
+    meta = MetaLearner(learner, lr=LR, steps=1)
     ready = meta.gradients(episodes)
     meta.graphs = recorder = Recorder(2, replays=True)
     calls = []
     monkeypatch.setattr(meta, "gradients", lambda part: calls.append(len(part)) or ready)
     meta.backward(episodes)
     assert (calls, [users for users, _ in recorder.asked]) == ([2], [2])
-    everything = MetaLearner(learner, lr=LR, steps=1, adapts="all", engine="native")
+    everything = MetaLearner(learner, lr=LR, steps=1, adapts="all")
     everything.graphs = other = Recorder(2, replays=True)
     everything.backward(episodes)
     assert other.asked == []
+
+
+def test_the_old_name_of_the_vmap_engine_works_and_says_the_new_one():
+    from metarec import meta
+
+    with pytest.warns(DeprecationWarning, match="VmapUsers"):
+        assert meta.TaskStack is VmapUsers
+    with pytest.raises(AttributeError):
+        meta.no_such_name  # noqa: B018

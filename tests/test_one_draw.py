@@ -112,7 +112,9 @@ def test_a_loss_and_its_gradients_are_those_of_one_table(learner, objective):
     torch.testing.assert_close(found, expected)
     for p, slope in zip(learner.parameters(), slopes, strict=True):
         (own,) = torch.autograd.grad(found.sum(), p, retain_graph=True, allow_unused=True)
-        torch.testing.assert_close(torch.zeros_like(p) if own is None else own, torch.zeros_like(p) if slope is None else slope)
+        torch.testing.assert_close(
+            torch.zeros_like(p) if own is None else own, torch.zeros_like(p) if slope is None else slope
+        )
 
 
 def test_draws_are_counted_and_differ_from_loss_to_loss():

@@ -69,9 +69,7 @@ class _Linear(torch.autograd.Function):
     """Forward and backward pass of an :class:`AdaptedLinear`, whose own factors are constants."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, leaf: Tensor, part: AdaptedLinear
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, leaf: Tensor, part: AdaptedLinear) -> Tensor:
         ctx.part = part
         ctx.save_for_backward(x, weight)
         return part.product(x, weight, bias)

@@ -22,9 +22,9 @@ def exclusive(module: nn.Module) -> AbstractContextManager[Any]:
 class Substituted:
     """Calls methods of a module as if some of its parameters and buffers were others.
 
-    A copy of the module tree gets the tensors, so that no other caller reads them, whatever happens meanwhile. Only where a
-    copy might lead back to the original (a hook, a function as an attribute) does the original itself get them: one
-    call at a time, after which everything in it is as before.
+    The tensors go into a copy of the module tree, so that no other caller reads them. Only where a copy might lead back
+    to the original (a hook, a function as an attribute) do they go into the original itself: one call at a time, after
+    which everything in it is as before.
 
     A tensor that the module has under several names is replaced under all of them, in lists and dicts too.
 

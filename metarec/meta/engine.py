@@ -118,12 +118,14 @@ class Engine(Protocol):
 
 
 def takes_plain_steps(view: nn.Module, loop: InnerLoop, start: Mapping[str, Tensor]) -> bool:
-    """Whether first-order steps of one size are asked for, from the shared weights or from values of all that adapts."""
+    """Whether a loop takes first-order steps of one size, from the shared weights or from values for all that adapts."""
     plain = not loop.second_order and not isinstance(loop.rate, Mapping)
     return plain and (
         not start
-        or start.keys() == dict(view.named_parameters()).keys()
-        and not any(weights.requires_grad for weights in start.values())
+        or (
+            start.keys() == dict(view.named_parameters()).keys()
+            and not any(weights.requires_grad for weights in start.values())
+        )
     )
 
 
@@ -135,5 +137,7 @@ def one_rate(rate: Rate, second_order: bool = False) -> float:
     """
     if isinstance(rate, Mapping) or second_order:
         asked = "second-order steps" if second_order else "step sizes by parameter name"
-        raise ValueError(f"this engine does not take {asked}; use metarec.meta.VmapUsers, or metarec.meta.choice.choose")
+        raise ValueError(
+            f"this engine does not take {asked}; use metarec.meta.VmapUsers, or metarec.meta.choice.choose"
+        )
     return rate

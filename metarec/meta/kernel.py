@@ -1,8 +1,8 @@
-"""Many users' first-order weights in a compiled function: the fastest way on a CPU.
+"""An encoder module whose forward and backward passes, and SGD steps, a compiled C function computes for B users.
 
 ``encoder_kernel.c`` runs the encoder of one user after another under the user's own weights, forward and backward, and
-takes the SGD step while it is at it. All inner steps of a user go together if the loss is one that it knows; other
-losses stay in torch, step by step. Where the library was not built (no compiler at installation),
+takes the SGD step in the backward pass. Where it knows the loss, one call takes all inner steps of a user; other losses
+are computed in torch, step by step. Where the library was not built (no compiler at installation),
 :class:`~metarec.meta.low_rank.LowRankUsers` takes its place.
 """
 

@@ -164,7 +164,9 @@ class VmapUsers(nn.Module, Engine):
         """
         weights = self.adapting()
         if isinstance(rate, Mapping) and not weights.keys() <= rate.keys():
-            raise ValueError(f"step sizes are missing for {sorted(weights.keys() - rate.keys())}; give all or one number")
+            raise ValueError(
+                f"step sizes are missing for {sorted(weights.keys() - rate.keys())}; give all or one number"
+            )
         if not weights or not loss.requires_grad:
             return self
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=second_order, allow_unused=True)

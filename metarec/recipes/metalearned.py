@@ -20,9 +20,7 @@ from metarec.recipes.training import TrainingRun
 from metarec.types import Progress
 
 
-def maml(
-    meta: MetaLearner, sampler: EpisodeSampler, *, epochs: int = 10, lr: float = 1e-3
-) -> Iterator[Progress]:
+def maml(meta: MetaLearner, sampler: EpisodeSampler, *, epochs: int = 10, lr: float = 1e-3) -> Iterator[Progress]:
     """Outer steps of Adam on the query loss at the adapted weights.
 
     Args:

@@ -156,7 +156,6 @@ class MML(nn.Module):
             steps=config.steps(name),
             adapts=config.test_adapts,
             objectives=config.objectives,
-            engine="native",
         ).train(self.training)
 
     def training_meta(self, name: str, *, generator: bool = True) -> MetaLearner:
@@ -167,7 +166,6 @@ class MML(nn.Module):
             lr=config.inner_lr,
             steps=config.inner_steps,
             objectives=config.objectives,
-            engine="native",
             graphs=True,
         ).train(self.training)
 
