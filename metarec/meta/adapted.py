@@ -1,4 +1,4 @@
-"""The layers of many users: shared parameters plus what each user's steps have added to them.
+"""Layers with low-rank updates: shared parameters plus what each user's SGD steps have added to them.
 
 SGD on a linear layer adds ``-lr * G^T X`` to its weight, with X the layer's inputs and G the gradients of its outputs:
 a matrix of rank (tokens). A user's adapted layer is therefore the shared layer plus ``(x X^T) G``, and no user needs a
@@ -37,11 +37,11 @@ class AdaptedPart(nn.Module):
     """A module of B users: shared parameters plus what the users' steps have added to them.
 
     ``inner`` while steps are taken (the shared parameters are constants), ``graph`` when gradients of an outer loss
-    are to reach the shared parameters.
+    are to reach the shared parameters, ``values`` when nothing does.
     """
 
     mode = "inner"
-    expected_steps = 1  # for which memory is taken at once
+    expected_steps = 1  # memory for the factors of so many steps is allocated at once
     base: dict[str, Tensor]
 
     def start(self, weights: dict[str, Tensor]) -> None:
@@ -49,15 +49,15 @@ class AdaptedPart(nn.Module):
         raise NotImplementedError
 
     def shared(self, parameter: Tensor) -> Tensor:
-        """The shared parameter as the mode wants it."""
+        """The shared parameter, detached unless gradients are to reach it."""
         return parameter if self.mode == "graph" else parameter.detach()
 
     def watched(self) -> list[Tensor]:
-        """Leaves that the next step needs the gradients of."""
+        """Tensors whose gradients the next step needs."""
         return []
 
     def step(self, gradients: list[Tensor | None], lr: float) -> None:
-        """Take one SGD step, given the gradients of what was watched."""
+        """Take one SGD step, given the gradients of the watched tensors."""
         raise NotImplementedError
 
     def weights(self) -> dict[str, Tensor]:

@@ -118,7 +118,7 @@ class Engine(Protocol):
 
 
 def takes_plain_steps(view: nn.Module, loop: InnerLoop, start: Mapping[str, Tensor]) -> bool:
-    """Whether a loop takes first-order steps of one size, from the shared weights or from values for all that adapts."""
+    """Whether a loop takes first-order steps of one size, from shared weights or from values for all that adapts."""
     plain = not loop.second_order and not isinstance(loop.rate, Mapping)
     return plain and (
         not start

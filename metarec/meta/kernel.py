@@ -45,7 +45,7 @@ class _Encode(torch.autograd.Function):
         if encoder.mode == "inner":
             if ctx.turn != encoder.turn:
                 raise RuntimeError(
-                    "a loss may read the encoder once in an inner step; metarec.meta.VmapUsers allows more"
+                    "a loss may read the encoder once in an inner step; without broadcasts in the learner's class it may read it more often"
                 )
             encoder.move(task, STEP, encoder.lr)
             return (None,) * len(needed)
@@ -165,7 +165,7 @@ class KernelEncoder(nn.Module):
         return given
 
     def move(self, task: Pass, what: int, lr: float) -> None:
-        """A pass of the inner loop: every user's weights move on."""
+        """A pass of the inner loop, which updates every user's weights."""
         moved = self.row if self.row.ndim > 1 else _rows(self)
         task.point(moved=moved)
         task.set(what=what, rate=-lr)

@@ -108,7 +108,7 @@ class MetaLearner(nn.Module):
         keep_graph, start = torch.is_grad_enabled(), weights or {}
         with torch.enable_grad():
             view, loop = self.learner.task_view(self.adapts), self._loop(steps)
-            engine = self._engine(view, loop, support, start)
+            engine = self._chosen(view, loop, support, start)
             with engine.lock(view):
                 if loop.steps and not any(p.requires_grad for p in view.parameters()):
                     warnings.warn(FROZEN, stacklevel=2)
@@ -122,7 +122,7 @@ class MetaLearner(nn.Module):
         return Adapted(stacks, view.items.known, getattr(view, "fitted", None))
 
     def rate(self) -> Rate:
-        """The step size of the inner loop: ``lr`` for all weights."""
+        """The step size of the inner loop: ``lr`` for all weights. A subclass may give one for each, by name."""
         return self.lr
 
     def _loop(self, steps: int | None = None) -> InnerLoop:
@@ -130,7 +130,7 @@ class MetaLearner(nn.Module):
             self.objectives[0], self.steps if steps is None else steps, self.rate(), second_order=self.second_order
         )
 
-    def _engine(
+    def _chosen(
         self, view: nn.Module, loop: InnerLoop, support: Examples, weights: Mapping[str, Tensor] | None = None
     ) -> type[Engine]:
         return choose(view, loop, _own_tensors(view, support[:1]) | dict(weights or {}), self.engine)
@@ -156,7 +156,7 @@ class MetaLearner(nn.Module):
         """
         with torch.no_grad():  # a graph that leads to the parameters would keep a CUDA graph from being recorded
             view = self.learner.task_view(self.adapts)
-        engine = self._engine(view, self._loop(), episodes.support)
+        engine = self._chosen(view, self._loop(), episodes.support)
         sizes = self._chunk_sizes(view, engine, episodes.support, True)
         total = 0.0
         for part in episodes.chunks(*sizes):
@@ -189,7 +189,7 @@ class MetaLearner(nn.Module):
         """Query losses (B,) of users that fit into memory, parameters, and the gradients of the losses' sum."""
         trained = [p for p in self.parameters() if p.requires_grad]
         view, loop = self.learner.task_view(self.adapts), self._loop()
-        engine = self._engine(view, loop, part.support)
+        engine = self._chosen(view, loop, part.support)
         users = engine(view, len(part), _own_tensors(view, part.support))
         losses, gradients = users.query_gradients(part, loop, self.objectives[1], trained)
         used = [(p, g) for p, g in zip(trained, gradients, strict=True) if g is not None]
@@ -198,7 +198,7 @@ class MetaLearner(nn.Module):
 
 def _own_tensors(view: Any, support: Examples) -> dict[str, Tensor]:
     """Tensors that each user has of its own from the start, where the view's learner has any."""
-    return dict(view.task_tensors(support)) if hasattr(view, "task_tensors") else {}
+    return dict(view.task_tensors(support)) if len(support) and hasattr(view, "task_tensors") else {}
 
 
 def add_gradient(parameter: Tensor, gradient: Tensor, share: float) -> None:

@@ -174,7 +174,7 @@ class VmapUsers(nn.Module, Engine):
         return self.with_weights({n: w if g is None else _moved(w, g, n, rate) for (n, w), g in moved})
 
     def attached(self) -> Self:
-        """Themselves: their graph leads to the shared weights."""
+        """Unchanged: the graph of the weights leads to the shared ones."""
         return self
 
     def detached(self) -> Self:
@@ -187,7 +187,7 @@ class VmapUsers(nn.Module, Engine):
 
 
 def _moved(weights: Tensor, gradient: Tensor, name: str, rate: Rate) -> Tensor:
-    """Users' weights a step further."""
+    """Users' weights after an SGD step."""
     if isinstance(rate, Mapping):
         return weights - rate[name] * gradient
     return torch.add(weights, gradient, alpha=-rate)
