@@ -45,8 +45,8 @@ class _Encode(torch.autograd.Function):
         if encoder.mode == "inner":
             if ctx.turn != encoder.turn:
                 raise RuntimeError(
-                    "a loss may read the encoder once in an inner step; without broadcasts in the learner's class it may "
-                    "read it more often"
+                    "a loss may read the encoder once in an inner step; without broadcasts in the learner's class it "
+                    "may read it more often"
                 )
             encoder.move(task, STEP, encoder.lr)
             return (None,) * len(needed)
