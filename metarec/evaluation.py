@@ -223,7 +223,7 @@ def choose_steps(meta: MetaLearner, data: Dataset, candidates: Sequence[int] = S
         >>> from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
         >>> up, down = split_by_time(planted(users=60, items=40), at=PLANTED_SPLIT)
         >>> learner = ModalityLearner(IdItems(up.catalog.size, dim=8), SequenceEncoder(dim=8))
-        >>> meta = MetaLearner(learner, lr=0.0, engine="native")  # steps of size 0 change nothing
+        >>> meta = MetaLearner(learner, lr=0.0)  # steps of size 0 change nothing
         >>> choose_steps(meta, down, candidates=(5, 0, 1))
         0
     """

@@ -1,6 +1,7 @@
 """The house rules that no other tool keeps: layers, sizes, public names, one version, nothing heavy at import."""
 
 import ast
+import graphlib
 import inspect
 import re
 import shutil
@@ -146,6 +147,15 @@ def test_learn2learn_is_imported_in_one_file() -> None:
     importers = [path for path in MODULES if any(module.split(".")[0] == "learn2learn" for module in imported(path))]
     assert len(importers) == 1
     assert importers[0].parent == PACKAGE / "meta"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in MODULES if path.stem != "__init__"
+    }
+    graph = {name: set(imported(path)) & names.keys() - {name} for name, path in names.items()}
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert order.index("metarec.meta.ops") < order.index("metarec.meta.gpu") < order.index("metarec.meta.adapted")
 
 
 def length(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> int:

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import metarec as mr
 from helpers import DIM, id_learner
-from metarec.meta import MetaLearner, kernel_stack
+from metarec.meta import MetaLearner, compiled
 from metarec.meta.compiled_user import kind_of
 from metarec.meta.inspection import as_built, self_contained, separate
 from metarec.meta.library import library
@@ -48,7 +48,7 @@ def test_an_altered_encoder_is_seen(change):
         assert as_built(encoder) and len(encoder.blocks) == 1
     else:
         assert not (as_built(encoder) and separate(encoder))
-    assert kernel_stack.computes(encoder) == (change == "part less" and library() is not None)
+    assert compiled.computes(encoder) == (change == "part less" and library() is not None)
 
 
 def test_code_that_was_exchanged_in_a_class_or_for_all_modules_is_seen(monkeypatch):

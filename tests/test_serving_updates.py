@@ -69,7 +69,7 @@ def test_with_kept_weights_an_update_goes_on_with_the_steps(
     world: str, kernel: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not kernel:
-        monkeypatch.setattr("metarec.meta.learner.KernelStack.fits", lambda _: False)
+        monkeypatch.setattr("metarec.meta.compiled.CompiledUsers.fits", lambda *given: False)
     model = lively(UP, replace(WORLDS[world][1], inner_lr=0.2))
     recommender = Recommender(model)
     more = [["item5"], ["item8", "item9"], ["item1", "item30"], [], ["item0"], ["item2", "item2"]]

@@ -20,6 +20,9 @@ from metarec.types import Modality
 class Items(Protocol):
     """What a learner needs of its items.
 
+    A class whose vectors are the same at every call says ``deterministic = True``; without it, each loss computes the
+    whole catalogue once, so that history, target and candidates are of one draw.
+
     Attributes:
         known: (I,) bool, the items whose vectors mean something.
         adapts_rows: whether a user adapts single rows (a table) rather than shared weights (a projection).
@@ -45,6 +48,26 @@ class Items(Protocol):
         ...
 
 
+def drawn_once(items: Items) -> Items:
+    """Items whose vectors are the same at every call: a deterministic module itself, any other one frozen.
+
+    A subclass that overrides ``forward`` or ``frozen`` of a deterministic class must say so again.
+
+    Example:
+        >>> table = TableItems(torch.eye(3), torch.ones(3, dtype=torch.bool))
+        >>> drawn_once(table) is table
+        True
+    """
+    for names in (vars(items), *map(vars, type(items).__mro__)):
+        if names.get("deterministic"):
+            return items
+        if "frozen" in names:
+            break
+        if "forward" in names:  # overridden in a subclass whose frozen() does not know of it
+            return TableItems(items(torch.arange(len(items.known), device=items.known.device)), items.known)
+    return items.frozen()
+
+
 class TableItems(nn.Module):
     """Item vectors given as a tensor; gradients flow to whatever made it.
 
@@ -58,6 +81,7 @@ class TableItems(nn.Module):
     """
 
     adapts_rows = True
+    deterministic = True
     weight: Tensor
     known: Tensor
 
@@ -97,6 +121,7 @@ class IdItems(nn.Module):
     """
 
     adapts_rows = True
+    deterministic = True
     known: Tensor
 
     def __init__(self, size: int, dim: int, known: Tensor | None = None) -> None:
@@ -150,6 +175,7 @@ class FeatureItems(nn.Module):
     """
 
     adapts_rows = False
+    deterministic = True
     known: Tensor
     features: Tensor
 

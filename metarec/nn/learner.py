@@ -14,9 +14,8 @@ from metarec.functional import losses
 from metarec.functional.attention import rows
 from metarec.functional.scaling import FeatureScale
 from metarec.nn.frozen import as_table, wide
-from metarec.nn.generator import ColdItemGenerator
 from metarec.nn.growing import larger, standardised_by_name, with_catalog
-from metarec.nn.items import Items
+from metarec.nn.items import Items, drawn_once
 from metarec.nn.tabled import LearnerModel
 from metarec.nn.touched import TouchedRows
 from metarec.types import Examples, Scored
@@ -36,7 +35,8 @@ class ModalityLearner(LearnerModel, nn.Module):
     """Scores the next item of each example by ``state . item vector``.
 
     Args:
-        items: where item vectors come from (:class:`IdItems`, :class:`FeatureItems`, :class:`ColdItemGenerator`).
+        items: where item vectors come from (:class:`IdItems`, :class:`FeatureItems`, :class:`ColdItemGenerator`, or
+            your own; see :class:`~metarec.nn.Items`). They are drawn once per loss.
         encoder: reads (x, keep, context) and returns the state after every prefix; with a true ``takes_positions``,
             reads (x, keep, context, at) and returns the states at the positions ``at``.
         context: items whose vectors make the attention feature-aware; none by default.
@@ -110,7 +110,7 @@ class ModalityLearner(LearnerModel, nn.Module):
         Raises:
             ValueError: if the objective is not one of the three.
         """
-        items = self.items.frozen() if isinstance(self.items, ColdItemGenerator) else self.items  # one draw for all
+        items = drawn_once(self.items)
         *read, position, vectors, weight = self.products(examples, items, negatives=objective != "softmax")
         state = self._states(read, position)
         scores = (state.unsqueeze(-2) * vectors).sum(-1)
@@ -141,7 +141,8 @@ class ModalityLearner(LearnerModel, nn.Module):
         if negatives:
             among = torch.cat([among, examples.negatives], -1)
         ids = torch.cat([history, among.flatten(-2)], -1)  # gathered at once: so is the gradient of a table
-        x, vectors = (items or self.items)(ids).split([history.shape[-1], ids.shape[-1] - history.shape[-1]], -2)
+        items = items or drawn_once(self.items)
+        x, vectors = items(ids).split([history.shape[-1], ids.shape[-1] - history.shape[-1]], -2)
         context = None if self.context is None else self.context(history)
         return x, history > 0, context, examples.position, vectors.unflatten(-2, among.shape[-2:]), examples.weight
 

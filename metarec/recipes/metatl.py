@@ -30,7 +30,7 @@ Loss = Literal["margin", "softmax"]
 class TransitionLearner(nn.Module):
     """Scores item j after item i by ``-|i + r - j|^2``, r the user's own vector.
 
-    Only r adapts. Make it a method by ``MetaLearner(learner, lr=..., steps=1, engine="native", objectives=...)`` and
+    Only r adapts. Make it a method by ``MetaLearner(learner, lr=..., steps=1, objectives=...)`` and
     train that with :func:`metarec.recipes.metalearned.maml`.
 
     Args:
@@ -46,7 +46,7 @@ class TransitionLearner(nn.Module):
         >>> from metarec.recipes.metalearned import maml
         >>> data = planted(users=60, items=40)
         >>> learner = TransitionLearner(data, dim=8)
-        >>> meta = MetaLearner(learner, lr=0.1, steps=1, engine="native", objectives=("softmax", "softmax"))
+        >>> meta = MetaLearner(learner, lr=0.1, steps=1, objectives=("softmax", "softmax"))
         >>> [step.epoch for step in maml(meta, EpisodeSampler(data, queries=0.5), epochs=2)]
         [1, 2]
     """

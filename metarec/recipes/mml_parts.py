@@ -86,7 +86,6 @@ class LearnersByModality(FusedModel, nn.Module):
             steps=config.steps(name),
             adapts=config.test_adapts,
             objectives=config.objectives,
-            engine="native",
         ).train(self.training)
 
     def training_meta(self, name: str, *, generator: bool = True) -> MetaLearner:
@@ -97,7 +96,6 @@ class LearnersByModality(FusedModel, nn.Module):
             lr=config.inner_lr,
             steps=config.inner_steps,
             objectives=config.objectives,
-            engine="native",
             graphs=True,
         ).train(self.training)
 

@@ -20,7 +20,7 @@ from metarec.data.sampler import EpisodeSampler
 from metarec.functional.losses import weighted_mean
 from metarec.functional.scaling import FeatureScale
 from metarec.nn import FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder, TableItems, record
-from metarec.nn.items import more_items
+from metarec.nn.items import drawn_once, more_items
 from metarec.recipes.features import scales_of, standardised
 from metarec.recipes.training import TrainingRun
 from metarec.types import EpisodeBatch, Examples, Modality, Progress
@@ -215,7 +215,8 @@ def gbce_loss(learner: ModalityLearner, examples: Examples, rate: float, *, cali
         calibration: t.
     """
     beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
-    state, items = learner.states(examples), learner.items
+    items = drawn_once(learner.items)
+    state = learner.states(examples, items)
     positive = (state * items(examples.target)).sum(-1)
     negative = (state.unsqueeze(-2) * items(examples.negatives)).sum(-1)
     each = -beta * F.logsigmoid(positive) - F.logsigmoid(-negative).sum(-1)
