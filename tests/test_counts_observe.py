@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from count_worlds import ALL, LIVE, SPAN, UPSTREAM, arrivals, asked, every_score, moments_seen, world
+from count_worlds import LIVE, SPAN, UPSTREAM, arrivals, asked, every_score, moments_seen, world
 from metarec.data.dataset import Catalog, Dataset, Vocabulary
 from metarec.model import version
 from metarec.recipes import CoClicks, LivePopularity, Transitions, asked_pairs, pair_sums
@@ -290,16 +290,3 @@ def test_readers_in_other_threads_see_whole_counts(monkeypatch: pytest.MonkeyPat
     found.append(every_score(model, query))
     assert all(any(torch.allclose(one, other, atol=1e-9) for other in wanted) for one in found)
     assert torch.allclose(found[-1], wanted[-1], atol=1e-9)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_a_user_without_history(name: str) -> None:
-    model = ALL[name](world(17))
-    state = model.encode_empty()
-    assert len(state) == 1
-    empty = replace(asked(1), history=torch.zeros(12, 26, dtype=torch.int64))
-    torch.testing.assert_close(
-        model.scores(state).approximate(0, 31), model.adapt(empty)(empty).scores[0, :1], atol=0, rtol=0
-    )
-    with pytest.raises(ValueError, match="keep_weights"):
-        model.encode(empty, empty, keep_weights=True)

@@ -7,19 +7,18 @@ other is left as it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from metarec.data.histories import Clicks
+from metarec.data.vocabulary import Ints
 from metarec.functional import top_k
-from metarec.scoring import Scores, UserState
-
-if TYPE_CHECKING:
-    from metarec.serving.state import State
+from metarec.scoring import Scores
 
 PLACES = 10  # of a list
 FIRST_CLICKS = 1024  # warm items, evenly spaced, after which the next click is asked for
@@ -64,28 +63,30 @@ class Shifted:
         return self.scores.moments()
 
 
-def shift_of(state: State, new: Tensor, share: float) -> float:
+def shift_of(ask: Callable[[Clicks], Scores], known: Tensor, warm: Ints, new: Tensor, share: float) -> float:
     """What to add to the scores of new items so that they get a share of the first places of typical users.
 
     Typical users are those who have clicked one of the items that the model itself expects most: nobody's clicks are
     looked at.
 
     Args:
-        state: the model, its scores as they are.
+        ask: the scores of users, as the model gives them.
+        known: (I,) bool, items that can be ranked.
+        warm: codes of the items seen upstream.
         new: (I,) bool, the new items that can be ranked.
         share: of the places in lists of ten, on average over the users.
 
     Returns:
         0 if there is no new item, or there are fewer than ten others.
     """
-    old = state.known & ~new
+    old = known & ~new
     old[0] = False
     if not bool(new.any()) or int(old.sum()) < PLACES:
         return 0.0
-    users = typical_users(state)
+    users = ask(one_click_each(typical_clicks(ask, warm, len(known), known.device)))
     count = max(1, round(share * PLACES * len(users)))
     margins = []
-    for own in _pieces(state.scores(users), len(new)):
+    for own in _pieces(users, len(new)):
         last = own.masked_fill(~old, -torch.inf).topk(PLACES).values
         best = own[:, new].topk(min(PLACES, int(new.sum()))).values
         taken = last.flip(1)[:, : best.shape[1]]  # the j-th best new item takes the j-th place from below
@@ -95,21 +96,20 @@ def shift_of(state: State, new: Tensor, share: float) -> float:
     return -float(each[count - 1 : count + 1].mean())
 
 
-def typical_users(state: State) -> UserState:
-    """Users of one click each, on the items that the model expects most after any one click."""
-    warm = state.support.warm
-    some = warm[:: max(1, len(warm) // FIRST_CLICKS)]
-    chances = torch.zeros(len(state.known), dtype=torch.float64, device=state.device)
-    among = torch.from_numpy(warm).to(state.device)
-    for own in _pieces(state.scores(state.encode(_one_click_each(some))), len(chances)):
-        chances[among] += own[:, among].double().softmax(1).sum(0)
-    likely = top_k(chances[among], min(LIKELY, len(warm)))[1].cpu().numpy()
-    return state.encode(_one_click_each(warm[likely]))
+def typical_clicks(ask: Callable[[Clicks], Scores], warm: Ints, items: int, device: torch.device) -> Ints:
+    """Codes of the warm items that a model expects most after any one click."""
+    chances = torch.zeros(len(warm), dtype=torch.float64, device=device)
+    among = torch.from_numpy(warm).to(device)
+    for own in _pieces(ask(one_click_each(warm[:: max(1, len(warm) // FIRST_CLICKS)])), items):
+        chances += own[:, among].double().softmax(1).sum(0)
+    likely: Ints = warm[top_k(chances, min(LIKELY, len(warm)))[1].cpu().numpy()]
+    return likely
 
 
 def _pieces(scores: Scores, items: int) -> list[Tensor]:
     return [scores[at : at + _USERS].approximate(0, items) for at in range(0, len(scores), _USERS)]
 
 
-def _one_click_each(codes: np.ndarray) -> Clicks:
+def one_click_each(codes: Ints) -> Clicks:
+    """Users of one click each."""
     return Clicks(codes, np.arange(len(codes) + 1))

@@ -223,7 +223,8 @@ class States:
         state = State(model, catalog, support, known, version, seen)
         if self.new_share is not None:
             new = known & ~torch.from_numpy(np.asarray(model.warm)).to(known.device)
-            state = replace(state, shift=new * shift_of(state, new, self.new_share))
+            shift = shift_of(lambda own: state.scores(state.encode(own)), known, support.warm, new, self.new_share)
+            return replace(state, shift=new * shift)
         return state
 
 
