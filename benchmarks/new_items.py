@@ -22,7 +22,6 @@ import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +34,8 @@ from tqdm import tqdm
 
 import metarec as mr
 from metarec.data import Modality, split_time
-from metarec.data.histories import Clicks
 from metarec.files import write_json
 from metarec.functional import ndcg_at, ranks, recall_at, standardise_features
-from metarec.scoring import Scores
-from metarec.serving.exposure import shift_of
 
 K = 10
 BATCH = 256
@@ -194,12 +190,6 @@ class World:
         return {name: ranked(shifted, self.cases[kind], self.items, mask) for name, mask in among.items()}
 
 
-def ask(recommender: mr.Recommender, clicks: Clicks) -> Scores:
-    """The scores of users of a recommender."""
-    users = recommender.adapt([recommender.catalog.items.decode(clicks.user(n).tolist()) for n in range(len(clicks))])
-    return recommender.model.scores(users.state)
-
-
 def by_share(world: World, models: Sequence[mr.MML]) -> dict[str, dict[str, list[float]]]:
     """What new and known items get by the share of the places, of each model; "none" adds nothing to a score."""
     found: dict[str, list[dict[str, float]]] = {}
@@ -208,10 +198,8 @@ def by_share(world: World, models: Sequence[mr.MML]) -> dict[str, dict[str, list
         added = torch.arange(recommender.catalog.size) >= model.catalog.size
         scores = {kind: world.scores(recommender, cases) for kind, cases in world.cases.items()}
         for share in (None, *SHARES):
-            shift = 0.0
-            if share is not None:
-                warm = np.flatnonzero(np.asarray(recommender.model.warm))
-                shift = shift_of(partial(ask, recommender), recommender.model.item_mask(), warm, added, share)
+            state = world.served(model, share)._states.current()
+            shift = 0.0 if state.shift is None else float(state.shift[added].max())
             row = {"shift": shift}
             for kind, own in scores.items():
                 rank = world.ranks(own, kind, shift)[""]
