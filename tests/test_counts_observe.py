@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from count_worlds import ALL, LIVE, UPSTREAM, arrivals, arrivals_until, asked, every_score, moments_seen, world
+from count_worlds import ALL, LIVE, SPAN, UPSTREAM, arrivals, arrivals_until, asked, every_score, moments_seen, world
 from metarec.data.dataset import Catalog, Dataset, Vocabulary
 from metarec.model import version
 from metarec.recipes import Transitions, asked_pairs
