@@ -103,3 +103,23 @@ def moments_seen(model: Model) -> Iterator[Any]:
     """Whatever of a model must stay as it is when another one moves on."""
     for query in (asked(1), asked(2, time=[50.0, 133.0, 399.0, 401.0])):
         yield every_score(model, query)
+
+
+def arrivals_until(calls: list[Dataset], count: int, data: Dataset) -> Dataset:
+    """The first calls as one data set under the whole vocabulary."""
+    parts = [(data.users.encode([c.users.ids[u - 1] for u in c.user]), c.item, c.time) for c in calls[:count]]
+    user, item, time = (np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.lexsort((np.arange(len(user)), time, user))
+    return replace(data, user=user[order], item=item[order], time=time[order])
+
+
+def many(seed: int, clicks: int, start: int = 0) -> Dataset:
+    """Clicks on 2,000 items, 20 a user."""
+    rng = np.random.default_rng(seed)
+    users = max(1, clicks // 20)
+    user, item = np.sort(rng.integers(1, users + 1, clicks)), rng.integers(1, 2001, clicks)
+    catalog = Catalog(Vocabulary([f"i{n}" for n in range(2000)]))
+    people = Vocabulary([f"u{n}" for n in range(users)], "user")
+    time = start + np.arange(clicks) % 50
+    order = np.lexsort((time, user))
+    return Dataset(people, catalog, user[order], item[order], time[order], np.ones(2001, dtype=bool))

@@ -10,13 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from count_worlds import LIVE, SPAN, UPSTREAM, arrivals, asked, every_score, moments_seen, world
+from count_worlds import ALL, LIVE, SPAN, UPSTREAM, arrivals, arrivals_until, asked, every_score, moments_seen, world
 from metarec.data.dataset import Catalog, Dataset, Vocabulary
 from metarec.model import version
-from metarec.recipes import CoClicks, LivePopularity, Transitions, asked_pairs, pair_sums
-from metarec.recipes.click_log import ClickLog
-from metarec.recipes.pair_counts import PairCounts
-from metarec.recipes.pair_events import PairRule
+from metarec.recipes import Transitions, asked_pairs
 
 PAST = [0.0, 17.0, 17.5, 200.0, 399.0, 400.0, 1000.0]
 
@@ -43,14 +40,6 @@ def test_clicks_in_any_calls_count_as_all_at_once(name: str, seed: int) -> None:
     same(model, whole, replace(asked(seed + 1), time=asked(2, time=[float("nan"), 300.0]).time))
 
 
-def arrivals_until(calls: list[Dataset], count: int, data: Dataset) -> Dataset:
-    """The first calls as one data set under the whole vocabulary."""
-    parts = [(data.users.encode([c.users.ids[u - 1] for u in c.user]), c.item, c.time) for c in calls[:count]]
-    user, item, time = (np.concatenate(column) for column in zip(*parts, strict=True))
-    order = np.lexsort((np.arange(len(user)), time, user))
-    return replace(data, user=user[order], item=item[order], time=time[order])
-
-
 @pytest.mark.parametrize("name", LIVE)
 def test_now_is_the_moment_after_the_last_click(name: str) -> None:
     data = world(5)
@@ -60,23 +49,6 @@ def test_now_is_the_moment_after_the_last_click(name: str) -> None:
     same_query = replace(query, time=now)
     torch.testing.assert_close(every_score(model, query), every_score(model, same_query), atol=1e-6, rtol=0)
     assert not torch.allclose(every_score(model, query), every_score(model, replace(query, time=now * 0 + 150)))
-
-
-@pytest.mark.parametrize("half_life", [0.5, 3.0])
-def test_a_long_time_between_clicks(half_life: float) -> None:
-    """Weights are measured from another time before they overflow, and what is old leaves."""
-    parts = [world(seed, clicks=60, start=seed * 100_000) for seed in range(3)]
-    parts += [world(seed, clicks=60, start=300_000 + seed * SPAN) for seed in range(6)]
-    whole = arrivals_until(parts, len(parts), parts[0])
-    for make in (
-        lambda data: Transitions(data, half_life=half_life, live=True),
-        lambda data: LivePopularity(data, window=12.0 * half_life, half_life=half_life),
-    ):
-        model = make(parts[0])
-        for part in parts[1:]:
-            model.observe(part)
-        same(model, make(whole), asked(3))
-        same(model, make(whole), asked(3, time=[50.0, 100_200.0, 300_300.0]))
 
 
 @pytest.mark.parametrize("name", LIVE)
@@ -188,65 +160,6 @@ def test_what_cannot_be_counted_is_named_and_changes_nothing(name: str) -> None:
     assert not torch.equal(before[0], next(moments_seen(model)))
 
 
-def many(seed: int, clicks: int, start: int = 0) -> Dataset:
-    """Clicks on 2,000 items, 20 a user."""
-    rng = np.random.default_rng(seed)
-    users = max(1, clicks // 20)
-    user, item = np.sort(rng.integers(1, users + 1, clicks)), rng.integers(1, 2001, clicks)
-    catalog = Catalog(Vocabulary([f"i{n}" for n in range(2000)]))
-    people = Vocabulary([f"u{n}" for n in range(users)], "user")
-    time = start + np.arange(clicks) % 50
-    order = np.lexsort((time, user))
-    return Dataset(people, catalog, user[order], item[order], time[order], np.ones(2001, dtype=bool))
-
-
-def test_the_work_of_a_click_does_not_grow_with_the_clicks_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pairs that are sorted a click, after few and after many clicks."""
-    sorted_pairs = [0]
-    summed = pair_sums.summed
-
-    def counting(key, weight):
-        sorted_pairs[0] += len(key)
-        return summed(key, weight)
-
-    monkeypatch.setattr(pair_sums, "summed", counting)
-    work = []
-    for clicks in (1_000, 16_000):
-        model = CoClicks(many(1, clicks), live=True)
-        sorted_pairs[0] = 0
-        for call in range(1, 60):
-            model.observe(many(call, 5, 50 * call))
-        work.append(sorted_pairs[0] / 300)
-    assert work[1] < 2 * work[0] < 1_000
-
-
-def test_pairs_that_have_left_are_not_kept() -> None:
-    log, rule = ClickLog.of(many(0, 200)), PairRule(10, half_life=20.0, forgotten=12)  # 1,000 clicks count
-    counted = PairCounts.of(log, rule, 2001)
-    for call in range(1, 60):
-        counted = counted.followed_by(many(call, 200, 50 * call))
-    assert sum(len(key) for key, _ in counted.sums.parts) < 3 * 10 * 1000
-    assert counted.log is not None and len(counted.log) == 60 * 200
-
-
-@pytest.mark.parametrize("gap", [3_000, 1_000_000])
-def test_few_clicks_long_ago_before_many(gap: int) -> None:
-    """Some of a call are too old at its end; the weights that float64 holds end after 1,024 half-lives."""
-    first, early, late = many(0, 10), many(3, 8, 100), many(1, 100, gap)
-    query = asked(3)
-    for number, item in enumerate((first, early)):
-        query.history[:, number::3][query.history[:, number::3] > 0] = int(item.item[0])
-    then = arrivals_until([early, late], 2, late)
-    for make in (
-        lambda data: Transitions(data, half_life=100.0, live=True),
-        lambda data: LivePopularity(data, window=1e9, half_life=100.0),
-    ):
-        model = make(first).observe(then)
-        found, expected = every_score(model, query), every_score(make(arrivals_until([first, then], 2, then)), query)
-        assert bool(found.isfinite().all())
-        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
-
-
 def test_users_are_told_by_their_ids() -> None:
     """A pair that begins with a click of long ago, by a user who is in the base, was added, or is new."""
     data = world(15)
@@ -290,3 +203,16 @@ def test_readers_in_other_threads_see_whole_counts(monkeypatch: pytest.MonkeyPat
     found.append(every_score(model, query))
     assert all(any(torch.allclose(one, other, atol=1e-9) for other in wanted) for one in found)
     assert torch.allclose(found[-1], wanted[-1], atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_user_without_history(name: str) -> None:
+    model = ALL[name](world(17))
+    state = model.encode_empty()
+    assert len(state) == 1
+    empty = replace(asked(1), history=torch.zeros(12, 26, dtype=torch.int64))
+    torch.testing.assert_close(
+        model.scores(state).approximate(0, 31), model.adapt(empty)(empty).scores[0, :1], atol=0, rtol=0
+    )
+    with pytest.raises(ValueError, match="keep_weights"):
+        model.encode(empty, empty, keep_weights=True)

@@ -184,16 +184,3 @@ def test_live_counts_of_many_pairs_are_summed_piece_by_piece(monkeypatch: pytest
     whole = every_score(model, query)
     monkeypatch.setattr(asked_pairs, "CELLS", 70)
     assert torch.equal(every_score(model, query), whole)
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_a_user_without_history(name: str) -> None:
-    model = ALL[name](world(17))
-    state = model.encode_empty()
-    assert len(state) == 1
-    empty = replace(asked(1), history=torch.zeros(12, 26, dtype=torch.int64))
-    torch.testing.assert_close(
-        model.scores(state).approximate(0, 31), model.adapt(empty)(empty).scores[0, :1], atol=0, rtol=0
-    )
-    with pytest.raises(ValueError, match="keep_weights"):
-        model.encode(empty, empty, keep_weights=True)

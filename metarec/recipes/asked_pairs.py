@@ -14,8 +14,8 @@ from metarec.recipes.click_log import Floats
 
 T = TypeVar("T", bound=np.generic)
 
-AT_ONCE = 1 << 23  # pairs that are summed at once
-CELLS = 1 << 24  # and the sums
+AT_ONCE = 1 << 18  # pairs that are summed at once: what fits a cache is several times as fast
+CELLS = 1 << 20  # and the sums
 FEW_RANGES = 64  # so many are cut out one by one, which is faster for one user
 
 
@@ -25,7 +25,8 @@ class Asked:
 
     Attributes:
         low, count: (n, R) where each range begins and how long it is.
-        entries: the second items and the weights of ranges, from where they begin, their lengths and their users.
+        entries: the second items and the weights of ranges, from where they begin, their lengths and their users; no
+            weights where all are 1.
         total: (n, R) sums of the weights of each range; None to add them up.
         clicks: (n, R) how often each item was clicked.
         factor: of all weights.
@@ -33,7 +34,7 @@ class Asked:
 
     low: Ints
     count: Ints
-    entries: Callable[[Ints, Ints, Ints], tuple[Ints, Floats]]
+    entries: Callable[[Ints, Ints, Ints], tuple[Ints, Floats | None]]
     total: Floats | None
     clicks: Floats
     factor: float = 1.0
@@ -45,10 +46,14 @@ class Asked:
         item, worth = self.entries(self.low[first:stop].ravel(), each, slots)
         if self.total is not None:
             total = self.total[first:stop]
+        elif worth is None:
+            total = count.astype(np.float64)
         else:
             slot = np.repeat(np.arange(len(each)), each)
             total = np.bincount(slot, worth, len(each)).reshape(count.shape).astype(np.float64)
-        value = worth * np.repeat(share(total, clicks).ravel() * self.factor, each)
+        value = np.repeat(share(total, clicks).ravel() * self.factor, each)
+        if worth is not None:
+            value *= worth
         return (item + np.repeat(row[:-1], count.sum(1)) if len(count) > 1 else item), value
 
 
