@@ -5,9 +5,10 @@
     python benchmarks/quality.py --device cuda --cold-users .1 .2 .3    # three splits, pooled: thrice that, or GPUs
     python benchmarks/quality_tables.py benchmarks/results/quality_movietweetings.json
 
-Settings and fusion weights are chosen by a rehearsal: the upstream side is split once more in time, everything is
-trained on its earlier part, and the users who start in the later part validate. The test users choose nothing. Figures
-of one information set are compared with each other only.
+Settings of baselines and all fusion weights come from nested temporal validation: the upstream side is split once more
+in time, everything is trained on its earlier part, and the users who start in the later part validate. The test users
+choose nothing. "MML blend" is what ``metarec.recipes.mml_blend`` returns. Figures of one information set are compared
+with each other only.
 """
 
 from __future__ import annotations

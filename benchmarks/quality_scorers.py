@@ -1,12 +1,11 @@
-"""Everything that can score: the baselines, MML's learners, and what a blend is made of, by name."""
+"""Everything that can score: the baselines, the components of ensembles, fitted once, and which ensembles there are."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import cast
 
 import numpy as np
 import torch
@@ -18,9 +17,11 @@ from metarec.meta import MetaLearner
 from metarec.nn import ModalityLearner
 from metarec.recipes import mml, sasrec
 from metarec.recipes.anil import HeadLearner
-from metarec.recipes.blend import Blend
+from metarec.recipes.components import COMPONENTS, Component, Models, Setup
 from metarec.recipes.config import MMLConfig
+from metarec.recipes.context_weights import ContextWeights
 from metarec.recipes.ease import EASE
+from metarec.recipes.ensemble import Ensemble
 from metarec.recipes.itemknn import ItemKNN
 from metarec.recipes.lightgcn import LightGCN
 from metarec.recipes.metalearned import maml, reptile
@@ -107,56 +108,60 @@ def finish(steps: Iterator[Progress], label: str) -> None:
 
 
 def trained_sasrec(
-    world: World,
-    data: Dataset,
-    settings: Settings,
-    seed: int,
-    *,
-    inputs: tuple[str, ...],
-    loss: sasrec.Loss = "softmax",
+    world: World, data: Dataset, settings: Settings, seed: int, *, loss: sasrec.Loss = "softmax"
 ) -> ModalityLearner:
-    """A SASRec fitted on ``data``. Sampled losses learn more slowly, and get three times the epochs."""
-    drop = 0.2 if len(inputs) > 1 else 0.0
-    learner = sasrec.build(world.up, inputs, dim=settings.config.dim, seed=seed, drop_inputs=drop).to(world.device)
+    """A SASRec of ids fitted on ``data``. Sampled losses learn more slowly, and get three times the epochs."""
+    learner = sasrec.build(world.up, dim=settings.config.dim, seed=seed).to(world.device)
     epochs = settings.sasrec_epochs * (1 if loss == "softmax" else 3)
     steps = sasrec.train(learner, data, objective=loss, epochs=epochs, negatives=256, seed=seed)
-    finish(steps, f"SASRec {'+'.join(inputs)} {loss}")
+    finish(steps, f"SASRec id {loss}")
     return learner
 
 
-def sasrecs(world: World, settings: Settings, seed: int) -> dict[str, Method]:
-    """The non-meta learners: one a modality, their sum, and what is made of the ID learner."""
-    modalities = tuple(sorted(world.up.catalog.modalities))
-    kinds: dict[str, tuple[str, ...]] = {PLAIN: ("id",), **{f"SASRec {name}": (name,) for name in modalities}}
-    if modalities:
-        kinds |= {"SASRec " + "+".join(("id", *modalities)): ("id", *modalities)}
-    out: dict[str, Method] = {
-        name: trained_sasrec(world, world.up, settings, seed, inputs=inputs) for name, inputs in kinds.items()
-    }
-    learner = cast(ModalityLearner, out[PLAIN])
-    out["SASRec id, fine-tuned (trans)"] = MetaLearner(
-        learner, lr=0.05, steps=5, adapts="all", objectives=("softmax", "softmax"), engine="native"
-    )
-    return out
+class Shared:
+    """The components, each fitted once on either side, however many ensembles it is part of.
+
+    Attributes:
+        fitted: the models of each component by its name, of the last side that was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.fitted: dict[str, Models] = {}
+        self._kept: dict[tuple[str, str], Models] = {}
+
+    def of(self, *selected: str) -> tuple[Component, ...]:
+        """The components of some groups, or by name."""
+        return tuple(self._once(c) for c in COMPONENTS if c.group in selected or c.name in selected)
+
+    def _once(self, component: Component) -> Component:
+        def fit(setup: Setup) -> Models:
+            key = component.name, setup.label
+            if key not in self._kept:
+                self._kept[key] = component.fit(setup)
+            self.fitted[component.name] = self._kept[key]
+            return self._kept[key]
+
+        return replace(component, fit=fit)
+
+
+def fine_tuned(learner: ModalityLearner) -> MetaLearner:
+    """The ID learner with steps that move everything for each user."""
+    return MetaLearner(learner, lr=0.05, steps=5, adapts="all", objectives=("softmax", "softmax"), engine="native")
 
 
 def three_of_one(world: World, settings: Settings, seed: int) -> dict[str, Method]:
     """An ensemble as large as the fusion, of one modality and with equal weights."""
     learners: dict[str, Method] = {
-        f"{PLAIN} {number}": trained_sasrec(world, world.up, settings, 10 * seed + number, inputs=("id",))
-        for number in range(3)
+        f"{PLAIN} {number}": trained_sasrec(world, world.up, settings, 10 * seed + number) for number in range(3)
     }
-    warm = torch.from_numpy(world.up.warm)
-    return {"ensemble of three SASRec id": Blend(learners, warm, context=False).to(world.device)}
+    weights = ContextWeights(list(learners), context=False)
+    return {"ensemble of three SASRec id": Ensemble(learners, world.up, weights=weights).to(world.device)}
 
 
 def sampled(world: World, settings: Settings, seed: int) -> dict[str, Method]:
     """The ID learner under the losses that sample negatives."""
     losses: tuple[sasrec.Loss, ...] = ("sampled_softmax", "gbce", "bpr")
-    return {
-        f"SASRec id, {loss}": trained_sasrec(world, world.up, settings, seed, inputs=("id",), loss=loss)
-        for loss in losses
-    }
+    return {f"SASRec id, {loss}": trained_sasrec(world, world.up, settings, seed, loss=loss) for loss in losses}
 
 
 def others_upstream(world: World, settings: Settings, seed: int) -> dict[str, Method]:
@@ -177,7 +182,7 @@ def others_upstream(world: World, settings: Settings, seed: int) -> dict[str, Me
 
 def more_meta_learners(world: World, settings: Settings, seed: int) -> dict[str, Method]:
     """ANIL and Meta-SGD from the weights of a trained SASRec, and MetaTL, which starts from nothing."""
-    start = trained_sasrec(world, world.up, settings, seed, inputs=("id",))
+    start = trained_sasrec(world, world.up, settings, seed)
     sampler = EpisodeSampler(world.up, seed=seed, users_per_batch=128, queries=0.5, negatives=16)
     softmax = ("softmax", "softmax")
     head = HeadLearner(copy.deepcopy(start))
@@ -205,7 +210,7 @@ def fitted_later(world: World, settings: Settings, seed: int) -> dict[str, Metho
     out: dict[str, Method] = {}
     for name, data in (("SASRec id, downstream only (down)", known), ("SASRec id, full_retrain", both)):
         apart = replace(world, up=replace(world.up, warm=data.warm | np.isin(np.arange(len(data.warm)), data.item)))
-        learner = trained_sasrec(apart, data, settings, seed, inputs=("id",))
+        learner = trained_sasrec(apart, data, settings, seed)
         learner.information = "later"  # type: ignore[assignment]
         out[name] = learner
     return out
@@ -226,33 +231,20 @@ def trained_mml(world: World, config: MMLConfig, seed: int, label: str) -> MML:
     return model
 
 
-COUNTS = ("popularity, all", "popularity, recent", "EASE", "transitions", "co-clicks")
-LIVE = ("popularity, live decay", "transitions, live", "co-clicks, live")
-
-
-def recipes_of_blends(scorers: Iterable[str], modalities: Iterable[str]) -> dict[str, tuple[tuple[str, ...], bool]]:
-    """The fusions: what each is made of, and whether its weights depend on the user.
-
-    Those called ``control`` are the MML blends with SASRec in the place of the meta-learners.
-    """
-    modalities = tuple(sorted(modalities))
-    plain, whole = (PLAIN, *(f"SASRec {name}" for name in modalities)), ("SASRec " + "+".join(("id", *modalities)),)
-    ours = tuple(name for name in scorers if name.startswith("MML ") and name.endswith("generator"))
-    return {
-        "late fusion, fitted weights": (plain, False),
-        "late fusion, gate": (plain, True),
-        "late fusion with the sum, gate": (plain + whole, True),
-        "counts alone, gate (control)": (COUNTS, True),
-        "late fusion and counts, gate (control)": (plain + whole + COUNTS, True),
-        "MML blend of learners": (ours + whole, True),
-        "MML blend without a gate": (ours + whole + COUNTS, False),
-        "MML blend without the sum": (ours + COUNTS, True),
-        "MML blend": (ours + whole + COUNTS, True),
-        "live late fusion, fitted weights": (plain + LIVE[:1], False),
-        "live late fusion, gate": (plain + LIVE[:1], True),
-        "live late fusion with the sum, gate": (plain + whole + LIVE[:1], True),
-        "live counts alone, gate (control)": (COUNTS + LIVE, True),
-        "live late fusion and counts, gate (control)": (plain + whole + COUNTS + LIVE, True),
-        "live MML blend without a gate": (ours + whole + COUNTS + LIVE, False),
-        "live MML blend": (ours + whole + COUNTS + LIVE, True),
-    }
+BLENDS = {  # beside mml_blend: groups or names of components, and whether the weights depend on the user
+    "late fusion, fitted weights": (("plain",), False),
+    "late fusion, gate": (("plain",), True),
+    "late fusion with the sum, gate": (("plain", "sum"), True),
+    "counts alone, gate (control)": (("counts",), True),
+    "late fusion and counts, gate (control)": (("plain", "sum", "counts"), True),
+    "MML blend of learners": (("meta", "sum"), True),
+    "MML blend without a gate": (("meta", "sum", "counts"), False),
+    "MML blend without the sum": (("meta", "counts"), True),
+    "live late fusion, fitted weights": (("plain", "popularity, live decay"), False),
+    "live late fusion, gate": (("plain", "popularity, live decay"), True),
+    "live late fusion with the sum, gate": (("plain", "sum", "popularity, live decay"), True),
+    "live counts alone, gate (control)": (("counts", "live"), True),
+    "live late fusion and counts, gate (control)": (("plain", "sum", "counts", "live"), True),
+    "live MML blend without a gate": (("meta", "sum", "counts", "live"), False),
+}
+"""The control is the MML blend with SASRec in the place of the meta-learners."""

@@ -76,13 +76,13 @@ def lively(upstream: mr.Dataset, **settings: Any) -> mr.MML:
 
 
 def blended(upstream: mr.Dataset) -> Servable:
-    """A blend of methods of several kinds, one of them in training mode and with dropout."""
+    """An ensemble of methods of several kinds, one of them in training mode and with dropout."""
     methods: dict[str, Method] = {
         "ease": mr.recipes.EASE(upstream),
         "text": lively(upstream).meta("text").train(),
         "all": lively(upstream, test_adapts="all").train(),
     }
-    return mr.Served(mr.recipes.Blend(methods, torch.from_numpy(upstream.warm)), upstream)
+    return mr.Served(mr.recipes.Ensemble(methods, upstream), upstream)
 
 
 SOFTMAX = {"objectives": ("softmax", "softmax")}

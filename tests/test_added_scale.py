@@ -12,7 +12,7 @@ from torch import Tensor
 from metarec.data import Catalog, Dataset, EpisodeSampler, Modality, Vocabulary
 from metarec.export import Scoring
 from metarec.recipes import MML, MMLConfig
-from metarec.recipes.blend import Blend
+from metarec.recipes.ensemble import Ensemble
 from metarec.recipes.fusing import FusedMethod
 from metarec.recipes.growing import with_items
 from metarec.recommender import Recommender
@@ -62,6 +62,13 @@ def more(size: float, ids: tuple[str, ...] = ("n0", "n1", "n2")) -> Catalog:
     )
 
 
+def ensemble_of(model: MML) -> Ensemble:
+    """Of the model's parts and fusions."""
+    out = Ensemble(model.methods())
+    out.catalog, out.warm = model.catalog, model.warm
+    return out
+
+
 def scores_of(recommender: Recommender) -> Tensor:
     """Everybody's scores of the items that training knew."""
     return recommender.scores_of(recommender.adapt(HISTORIES))[:, :OLD]
@@ -76,8 +83,8 @@ def test_no_added_item_changes_another_ones_score(world: str, size: float) -> No
     torch.testing.assert_close(scores_of(Recommender(grown))[:, known], before[:, known], atol=2e-5, rtol=1e-5)
     episodes = next(EpisodeSampler(UP, part="serving").epoch(0))
     fused = [FusedMethod([m.meta(name) for name in m.learners]) for m in (model, grown)]
-    blends = [Blend(m.methods(), torch.from_numpy(m.warm)) for m in (model, grown)]
-    for one, other in ((model, grown), fused, blends):
+    ensembles = [ensemble_of(m) for m in (model, grown)]
+    for one, other in ((model, grown), fused, ensembles):
         with torch.no_grad():
             old, new = (method.adapt(episodes.support)(episodes.query) for method in (one, other))
         assert new.scores.shape[-1] == OLD + 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 from metarec.data import Catalog, Dataset, EpisodeSampler, Vocabulary, load_atomic, split_by_time, split_time
 from metarec.datasets import movietweetings, planted
 from metarec.recipes import LivePopularity, Popularity, Transitions, mml_blend
-from metarec.recipes.mml_blend import _counts, _live
+from metarec.recipes.components import Setup, of_groups
 
 UNITS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
 DAY = 86_400
@@ -21,6 +22,10 @@ DAY = 86_400
 @pytest.fixture(scope="module")
 def tweets() -> Dataset:
     return movietweetings()
+
+
+def counted(group: str, setup: Setup) -> dict[str, Any]:
+    return {name: model for part in of_groups(group) for name, model in part.fit(setup).items()}
 
 
 def timed(*times: float, kind: type = np.int64) -> Dataset:
@@ -36,15 +41,15 @@ def test_what_is_counted_in_days_does_not_depend_on_the_unit(tweets: Dataset, un
     for part in (data, up, down):
         assert part.days(2) == 2 * DAY * UNITS[unit] and part.second == UNITS[unit]
     seconds, _ = split_by_time(tweets, split_time(tweets))
-    recent = _counts(up, None, "cpu")["popularity, recent"]
+    recent = counted("counts", Setup(up))["popularity, recent"]
     since = seconds.time >= seconds.time.max() - 90 * DAY
-    assert recent.counts.tolist() == np.bincount(seconds.item[since], minlength=up.catalog.size).tolist()  # type: ignore[attr-defined]
-    live, plain = (_live(d, None, "cpu") for d in (data, tweets))
+    assert recent.counts.tolist() == np.bincount(seconds.item[since], minlength=up.catalog.size).tolist()
+    live, plain = (counted("live", Setup(d, live=d)) for d in (data, tweets))
     at = int(tweets.time[len(tweets) // 2])
     popular, same = live["popularity, live decay"], plain["popularity, live decay"]
-    expected = same.counts(torch.tensor([at]))  # type: ignore[attr-defined]
-    torch.testing.assert_close(popular.counts(torch.tensor([at * UNITS[unit]])), expected, rtol=1e-4, atol=1e-6)  # type: ignore[attr-defined]
-    assert live["transitions, live"].half_life == 3 * DAY * UNITS[unit]  # type: ignore[attr-defined]
+    expected = same.counts(torch.tensor([at]))
+    torch.testing.assert_close(popular.counts(torch.tensor([at * UNITS[unit]])), expected, rtol=1e-4, atol=1e-6)
+    assert live["transitions, live"].half_life == 3 * DAY * UNITS[unit]
     for batch, other in zip(
         *(EpisodeSampler(d, part="test").epoch(0) for d in (down, split_by_time(tweets, split_time(tweets))[1])),
         strict=True,
@@ -149,5 +154,5 @@ def test_someone_served_now_is_asked_after_all_clicks_in_nanoseconds() -> None:
     popular = LivePopularity(data, window=data.days(1))
     known = popular.adapt(asked)(asked).scores[0, 0].exp() - 0.5
     torch.testing.assert_close(known, Popularity(data).counts)
-    moves = Transitions(data, half_life=data.days(1), live=True)
-    assert (moves.now(asked) > moves.clicked[-1]).all()
+    moves, all_moves = Transitions(data, half_life=data.days(1), live=True), Transitions(data)
+    torch.testing.assert_close(moves.adapt(asked)(asked).scores, all_moves.adapt(asked)(asked).scores)

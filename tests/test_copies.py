@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from metarec import MML, EpisodeSampler, MetaLearner, Recommender, Served
 from metarec.data import Catalog, Modality, Vocabulary
-from metarec.recipes import EASE, Blend, CoClicks, ItemKNN, LivePopularity, Popularity, Transitions, sasrec
+from metarec.recipes import EASE, CoClicks, Ensemble, ItemKNN, LivePopularity, Popularity, Transitions, sasrec
 from metarec.recipes.anil import HeadLearner
 from metarec.recipes.lightgcn import LightGCN
 from metarec.recipes.metasgd import MetaSGD
@@ -35,9 +35,9 @@ def model() -> MML:
     return MML.build(UP, CONFIG).eval()
 
 
-def blend() -> Blend:
+def ensemble() -> Ensemble:
     methods = {"ease": EASE(UP), "mml": model(), "meta": model().meta("text")}
-    return Blend(methods, torch.from_numpy(UP.warm))
+    return Ensemble(methods, UP)
 
 
 METHODS: dict[str, Callable[[], Any]] = {
@@ -49,7 +49,7 @@ METHODS: dict[str, Callable[[], Any]] = {
     "ANIL": lambda: MetaLearner(HeadLearner(model().learner("text")), lr=0.1, steps=2),
     "MetaTL": lambda: MetaLearner(TransitionLearner(UP, dim=8), lr=0.1, steps=1, objectives=("softmax", "softmax")),
     "fusion": lambda: model().methods()["weight fusion"],
-    "blend": blend,
+    "ensemble": ensemble,
     "SASRec": lambda: sasrec.build(UP, ("id", "text"), dim=8, layers=1),
     "LightGCN": lambda: LightGCN(UP, dim=8),
     "EASE": lambda: EASE(UP),
@@ -58,7 +58,7 @@ METHODS: dict[str, Callable[[], Any]] = {
     "live popularity": lambda: LivePopularity(UP, window=1e6),
     "transitions": lambda: Transitions(UP),
     "co-clicks": lambda: CoClicks(UP),
-    "served": lambda: Served(blend(), UP),
+    "served": lambda: Served(ensemble(), UP),
 }
 
 
@@ -158,7 +158,7 @@ def test_data_are_copied(way: str) -> None:
 @pytest.mark.parametrize("way", [*WAYS, "copy"])
 @pytest.mark.parametrize("served", [False, True])
 def test_a_recommender_and_its_users_are_copied(way: str, served: bool) -> None:
-    recommender = Recommender(Served(blend(), UP) if served else model())
+    recommender = Recommender(Served(ensemble(), UP) if served else model())
     users = recommender.adapt([CLICKS, ["item7"]])
     if not served:
         recommender.add_items(["new"], text=UP.catalog["text"].features[4:5])

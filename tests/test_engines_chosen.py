@@ -10,8 +10,6 @@ from metarec.meta.stack import TaskStack
 from metarec.recipes import MML, sasrec
 from metarec.recommender import Recommender
 from metarec.serialization import load, save
-from metarec.serving.compiled import CompiledUser
-from metarec.serving.snapshot import FusedSnapshot
 from tiny import CONFIG, UP, trained
 
 
@@ -37,9 +35,9 @@ def engine(meta):
 def test_every_mml_takes_the_kernel(make, tmp_path):
     model = make(tmp_path)
     metas = [meta for name in model.learners for meta in (model.meta(name), model.training_meta(name))]
-    snapshot = FusedSnapshot(model.eval())
-    assert {engine(meta) for meta in (*metas, *snapshot.metas)} == {KernelStack}
-    assert type(snapshot.one) is CompiledUser
+    bank = model.eval().bank()
+    assert {engine(meta) for meta in (*metas, *bank.models)} == {KernelStack}
+    assert [numbers for numbers, _ in bank.together] == [list(range(len(model.learners)))] and not bank.alone
 
 
 def test_a_sasrec_takes_the_kernel_before_and_after_training():

@@ -10,11 +10,10 @@ from torch.nn import functional as F
 import metarec as mr
 from helpers import DIM, id_learner
 from metarec.meta import MetaLearner, kernel_stack
+from metarec.meta.compiled_user import kind_of
 from metarec.meta.inspection import as_built, self_contained, separate
 from metarec.meta.library import library
 from metarec.nn import ModalityLearner
-from metarec.serving.compiled import CompiledUser
-from metarec.serving.stacked import OneUser
 from tiny import UP
 
 CHANGES = {
@@ -80,9 +79,10 @@ def test_learners_that_differ_are_not_served_as_one():
         "bias": lambda e: setattr(e.blocks[0], "attention_out", nn.Linear(DIM, DIM, bias=False).double()),
         "frozen": lambda e: e.norm.requires_grad_(False),
     }
-    fits = {name: (OneUser.fits(metas(c)), CompiledUser.fits(metas(c))) for name, c in changes.items()}
-    assert fits.pop("none") == (True, library() is not None)
-    assert set(fits.values()) == {(False, False)}
+    kinds = {name: [kind_of(meta) for meta in metas(change)] for name, change in changes.items()}
+    one, other = kinds.pop("none")
+    assert one == other and (one is not None) == (library() is not None)
+    assert all(one != other for one, other in kinds.values()) or library() is None
 
 
 def test_serving_says_which_encoders_and_learners_it_cannot_copy():

@@ -13,9 +13,10 @@ from metarec.evaluation import evaluate
 from metarec.functional import fuse
 from metarec.nn import AdaptiveFusion
 from metarec.recipes import EASE, MML, Popularity
-from metarec.recipes.blend import Blend, observe
+from metarec.recipes.candidates import candidate_scores
+from metarec.recipes.ensemble import Ensemble
 from metarec.recipes.fusing import FusedMethod, fused
-from metarec.recipes.paying import paying_steps
+from metarec.recipes.inner_steps import select_inner_steps
 from metarec.recommender import Recommender
 from metarec.serving.servable import Served
 from metarec.types import Examples, Scored
@@ -118,30 +119,30 @@ class OneIsBroken:
 
 
 @pytest.mark.parametrize("value", BROKEN)
-def test_a_blend_names_the_method_and_the_user(value: float) -> None:
+def test_an_ensemble_names_the_method_and_the_user(value: float) -> None:
     methods = {"ease": EASE(UP), "mine": OneIsBroken(value)}
     episodes = EpisodeSampler(UP, part="serving")
     batch = next(episodes.epoch(0))
-    blend = Blend(methods, torch.from_numpy(UP.warm))
+    model = Ensemble(methods, UP)
     what = f"learner 'mine': score {value} of item code 7 for user "
     message = f"{what}3 "
     with pytest.raises(ValueError, match=message):
-        blend.adapt(batch.support)(batch.query)
+        model.adapt(batch.support)(batch.query)
     with pytest.raises(ValueError, match=message):
-        observe(methods, blend.warm, episodes.epoch(0))
-    with pytest.raises(ValueError, match=f"evaluating Blend on .*user '.*{what}0 "):
-        evaluate(blend, DOWN)
+        candidate_scores(methods, torch.from_numpy(UP.warm), episodes.epoch(0))
+    with pytest.raises(ValueError, match=f"evaluating Ensemble on .*user '.*{what}0 "):
+        evaluate(model, DOWN)
 
 
-def test_a_blend_whose_own_weights_are_broken_says_so() -> None:
+def test_an_ensemble_whose_own_weights_are_broken_says_so() -> None:
     batch = next(EpisodeSampler(UP, part="serving").epoch(0))
-    blend = Blend({"ease": EASE(UP), "popularity": Popularity(UP)}, torch.from_numpy(UP.warm))
+    model = Ensemble({"ease": EASE(UP), "popularity": Popularity(UP)}, UP)
     with torch.no_grad():
-        blend.weight[0, 0] = torch.nan
-        with pytest.raises(ValueError, match="learner 'blend': score nan"):
-            blend.adapt(batch.support)(batch.query)
-    with pytest.raises(ValueError, match="learner 'blend': score nan"):
-        Recommender(Served(blend, UP)).adapt(HISTORIES)
+        model.weights.weight[0, 0] = torch.nan
+        with pytest.raises(ValueError, match="learner 'ensemble': score nan"):
+            model.adapt(batch.support)(batch.query)
+    with pytest.raises(ValueError, match="learner 'ensemble': score nan"):
+        Recommender(Served(model, UP)).adapt(HISTORIES)
 
 
 def poisoned(name: str, tensor: str, row: int | slice = slice(None)) -> MML:
@@ -162,7 +163,7 @@ def test_every_path_of_a_model_names_the_learner(name: str) -> None:
     with pytest.raises(ValueError, match=f"user 0: the scores of learner '{name}' after adapting to .* are not finite"):
         Recommender(model).adapt(HISTORIES)
     with pytest.raises(ValueError, match=f"learner '{name}': score nan"):
-        paying_steps(model, UP)
+        select_inner_steps(model, UP)
 
 
 def test_one_item_that_is_broken_is_named() -> None:

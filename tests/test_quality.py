@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from metarec.evaluation import evaluate
+from metarec.recipes import mml_blend
 from metarec.report import Report
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -52,8 +54,20 @@ def test_one_command_makes_everything(tmp_path: Path, capsys: pytest.CaptureFixt
     assert all(row["rate_0_equals_0_steps"] for row in found["adaptation"] + found["adaptation_always"])
     if not any(found["chosen"][f"MML {name}, steps, seed 0, split 0.2"] for name in ("id", "image", "text")):
         assert all(row["gain"] == 0 for row in found["adaptation"])
-    assert {row["method"] for row in found["tried"]} >= {"EASE", "ItemKNN", "popularity, live decay", "MML blend"}
+    assert {row["method"] for row in found["tried"]} >= {
+        "EASE",
+        "ItemKNN",
+        "popularity, live decay",
+        "late fusion, gate",
+    }
     assert all("upstream downstream" in row["data"] for row in found["tried"] if "data" in row)  # never the test users
+    options = quality.parse(["--data", "planted", "--tiny", "--device", "cpu"])
+    world, settings = quality.make_world(options, 0.2), quality.settings_of(options)
+    for name, live in (("MML blend", None), ("live MML blend", world.everything)):  # what a user gets
+        shipped = mml_blend(world.up, settings.config, live=live, sasrec_epochs=settings.sasrec_epochs)
+        metrics = evaluate(shipped, world.down, positions=settings.positions).metrics
+        for metric in ("ndcg@10", "recall@10", "mrr@10"):
+            assert split["means"][name].get(metric, metrics[metric].mean) == pytest.approx(metrics[metric].mean)
     capsys.readouterr()
     quality_tables.main([str(out)])
     printed = capsys.readouterr().out

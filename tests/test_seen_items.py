@@ -18,7 +18,7 @@ from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.evaluation import choose_steps
 from metarec.functional.histories import leaves_out_seen
 from metarec.meta import MetaLearner
-from metarec.recipes import EASE, MML, Blend, MMLConfig, Popularity, paying_steps, rehearsal, sasrec
+from metarec.recipes import EASE, MML, Ensemble, MMLConfig, Popularity, nested_validation, sasrec, select_inner_steps
 from metarec.report import results_table
 from metarec.reporting import load_results, plot_results, write_results
 from metarec.types import Examples, Scored, Scorer
@@ -123,7 +123,7 @@ def test_histories_are_as_long_as_the_method_reads() -> None:
     short, long = (sasrec.build(up, dim=8, layers=1, max_length=n) for n in (7, 60))
     ways: list[tuple[Any, int]] = [(short, 7), (long, 60), (MetaLearner(short, steps=1, engine="native"), 7)]
     ways += [(MML.build(up, MMLConfig(dim=8, layers=1, max_length=9)), 9), (ByCode(), 50)]
-    ways += [(Blend({"a": ByCode(), "b": long}, torch.from_numpy(up.warm)), 60), (Served(long, up), 60)]
+    ways += [(Ensemble({"a": ByCode(), "b": long}, up), 60), (Served(long, up), 60)]
     for method, length in ways:
         assert evaluate(method, down, exclude_seen=False).info["max_length"] == length
     watched = ByCode()
@@ -175,21 +175,21 @@ def test_steps_are_not_chosen_by_clicks_that_no_list_shows() -> None:
     model = MML.build(down, MMLConfig(dim=8, layers=1, modalities=()))
     repeats = replace(down, item=np.tile([5, 6, 7, 5, 6, 7], 8))
     with pytest.raises(ValueError, match="at least two users"):
-        paying_steps(model, repeats, clicks=1)
-    assert paying_steps(model, replace(repeats, upstream_repeat_share=0.5), clicks=1) == {"id": 0}
+        select_inner_steps(model, repeats, clicks=1)
+    assert select_inner_steps(model, replace(repeats, upstream_repeat_share=0.5), clicks=1) == {"id": 0}
 
 
-def test_a_rehearsal_follows_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    said, real = [], rehearsal.observe
+def test_nested_validation_follows_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    said, real = [], nested_validation.candidate_scores
 
     def watched(*args: Any, exclude_seen: bool) -> Any:
         said.append(exclude_seen)
         return real(*args, exclude_seen=exclude_seen)
 
-    monkeypatch.setattr(rehearsal, "observe", watched)
+    monkeypatch.setattr(nested_validation, "candidate_scores", watched)
     for share in (0.0, 0.3):
         up = replace(UP, upstream_repeat_share=share)
-        rehearsal.rehearsed(up, lambda data: {"popularity": Popularity(data)}, clicks=1)
+        nested_validation.fit_by_nested_validation(up, lambda data: {"popularity": Popularity(data)}, clicks=1)
     assert said == [True, False]
 
 

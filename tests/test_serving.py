@@ -16,9 +16,6 @@ from metarec.meta import MetaLearner
 from metarec.recipes import MML, MMLConfig
 from metarec.recommender import Recommender
 from metarec.serving.clicks import Clicks
-from metarec.serving.compiled import CompiledUser
-from metarec.serving.snapshot import FusedSnapshot
-from metarec.serving.stacked import OneUser
 from tiny import CONFIG, UP, trained
 
 HISTORIES = [
@@ -145,19 +142,14 @@ def test_allow_deny_and_candidates() -> None:
         many.recommend(k=1, deny=["itm3"])
 
 
-@pytest.mark.parametrize("kind", [OneUser, CompiledUser])
-def test_one_user_by_all_learners_at_once_equals_each_learner_by_itself(
-    kind: type[OneUser | CompiledUser],
-) -> None:
+def test_one_user_by_all_learners_at_once_equals_each_learner_by_itself() -> None:
     model = lively(UP, replace(CONFIG, heads=2, layers=2, inner_steps=4))
-    metas = FusedSnapshot(model).metas
-    if not kind.fits(metas):
-        pytest.skip("no compiled kernel here")
-    one = kind(metas)
+    bank = model.bank()
     recommender = Recommender(model)
     support, query = recommender._support(Clicks.of([HISTORIES[3]], model.catalog.items))
-    one.adapt(support, query)  # leaves nothing behind
-    state, active = one.adapt(support, query)
+    bank.encode(support, query)  # leaves nothing behind
+    found = bank.encode(support, query).tensors
+    state, active = found["state"], found["active"]
     for number, name in enumerate(model.learners):
         meta = MetaLearner(model.learner(name), lr=0.1, steps=4, engine="native")
         with torch.no_grad():

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from metarec.meta.memory import halves
+from metarec.nn.linear_scores import LinearScores
 from metarec.recommender import Recommender
 from metarec.serving import adapting, listing
 from metarec.serving.clicks import Clicks
-from metarec.serving.scores import FusedScores
 from metarec.serving.snapshot import FusedSnapshot
 from metarec.serving.standing import Standing
 from metarec.types import Examples
@@ -74,20 +74,20 @@ def test_lists_are_made_with_halves(
 ) -> None:
     users = recommender.adapt(HISTORIES)
     expected = users.recommend(k=7, candidates=candidates)
-    full, whole, widths = Full(most=6), FusedScores.exact, []
+    full, whole, widths = Full(most=6), LinearScores.exact, []
 
-    def exact(self: FusedScores, codes: Tensor) -> Tensor:
+    def exact(self: LinearScores, codes: Tensor) -> Tensor:
         full.check(len(self))
         return whole(self, codes)
 
-    def approximate(self: FusedScores, start: int, stop: int) -> Tensor:
+    def approximate(self: LinearScores, start: int, stop: int) -> Tensor:
         widths.append(stop - start)
         return piece(self, start, stop)
 
-    piece = FusedScores.approximate
+    piece = LinearScores.approximate
     monkeypatch.setattr(listing, "columns_for", lambda users, device: 410 // users)
-    monkeypatch.setattr(FusedScores, "exact", exact)
-    monkeypatch.setattr(FusedScores, "approximate", approximate)
+    monkeypatch.setattr(LinearScores, "exact", exact)
+    monkeypatch.setattr(LinearScores, "approximate", approximate)
     found = users.recommend(k=7, candidates=candidates)
     assert full.asked == [23, 12, 6, 6, 11, 6, 5]
     # 410 // 23 items of 41 at once, also where fewer users are left: halving must not widen what is scored

@@ -19,6 +19,7 @@ from metarec.nn.generator import warm_neighbours
 from metarec.recipes import EASE, MML, ItemKNN
 from metarec.recipes.ease import cooccurrences, most_clicked
 from metarec.recommender import Recommender
+from metarec.scoring import UserState
 from metarec.serving.servable import Served
 from tiny import CONFIG, UP
 
@@ -201,7 +202,9 @@ def test_itemknn_keeps_the_first_of_equal_neighbours(neighbours: int) -> None:
     codes = most_clicked(UP, 100)
     together = cooccurrences(UP, codes)
     count = together.diagonal()
-    weight = ItemKNN(UP, neighbours=neighbours).weight
+    model = ItemKNN(UP, neighbours=neighbours)
+    state = UserState({"active": torch.ones(len(codes)) > 0, "history": torch.from_numpy(codes).int().unsqueeze(1)})
+    weight = model.scores(state).approximate(0, UP.catalog.size)[:, codes]
     for row in range(len(codes)):
         likeness = [
             float(together[row, i] / (count[row].sqrt() * count[i].sqrt() + 20.0)) if i != row else 0.0

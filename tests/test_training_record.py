@@ -23,9 +23,9 @@ from metarec.files import read_tensors, write_tensors
 from metarec.meta import MetaLearner
 from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from metarec.nn.record import record_of
-from metarec.recipes import EASE, MML, Blend, MMLConfig, Popularity, mml, sasrec
+from metarec.recipes import EASE, MML, Ensemble, MMLConfig, Popularity, mml, sasrec
 from metarec.recipes.anil import HeadLearner
-from metarec.recipes.blend import observe
+from metarec.recipes.candidates import candidate_scores
 from metarec.recipes.fusing import FusedMethod
 from metarec.recipes.growing import with_items
 from metarec.recipes.lightgcn import LightGCN
@@ -137,7 +137,7 @@ def ways(name: str, model: Any) -> dict[str, Method]:
         "copy": copy.copy(model),
         "in a wrapper": Own(model),
         "served": Served(model, UP),
-        "in a blend": Blend({"it": model, "ease": EASE(UP)}, torch.from_numpy(UP.warm)),
+        "in a blend": Ensemble({"it": model, "ease": EASE(UP)}, UP),
     }
     part = model.learner("text") if isinstance(model, MML) else model
     out |= {"deep copy": copy.deepcopy(part), "averaged": Own(AveragedModel(part).module)}
@@ -180,21 +180,20 @@ def test_of_several_trainings_the_latest_click_counts() -> None:
         assert record_of(learner).fitted_until == UP.time.max() > early.time.max()
 
 
-def test_a_blend_fitted_to_later_clicks_knows_them() -> None:
+def test_an_ensemble_fitted_to_later_clicks_knows_them() -> None:
     methods: dict[str, Method] = {"popularity": Popularity(UP), "ease": EASE(UP)}
     warm = torch.from_numpy(UP.warm)
-    blend, other = (Blend(methods, warm) for _ in range(2))
+    model = Ensemble(methods, UP)
     for data, refused in ((UP, False), (DOWN, True)):
         episodes = list(EpisodeSampler(data, part="serving").epoch(0))
-        blend.fit(observe(methods, warm, episodes, exclude_seen=False), iterations=2)
-        other.take_weights(blend)
-        assert blend.fitted_until == other.fitted_until == data.time.max()
-        with pytest.raises(ValueError, match="Blend was fitted on clicks until") if refused else nullcontext():
-            assert evaluate(other, DOWN).information == "upstream"
+        model.weights.fit(candidate_scores(methods, warm, episodes, exclude_seen=False), iterations=2)
+        assert model.fitted_until == data.time.max()
+        with pytest.raises(ValueError, match="Ensemble was fitted on clicks until") if refused else nullcontext():
+            assert evaluate(model, DOWN).information == "upstream"
     timeless = [replace(batch, query=replace(batch.query, time=None, gap=None)) for batch in episodes]
-    blend = Blend(methods, warm)
-    blend.fit(observe(methods, warm, timeless, exclude_seen=False), iterations=2)
-    assert evaluate(blend, DOWN).information == "later"
+    model = Ensemble(methods, UP)
+    model.weights.fit(candidate_scores(methods, warm, timeless, exclude_seen=False), iterations=2)
+    assert evaluate(model, DOWN).information == "later"
 
 
 def test_a_loop_of_ones_own_is_not_taken_for_honest() -> None:

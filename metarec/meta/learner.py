@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from metarec.meta.adapting import AdaptingModel
 from metarec.meta.calling import exclusive
 from metarec.meta.fast import FastStack
 from metarec.meta.graphs import Gradients, Graphs
@@ -27,7 +28,7 @@ FROZEN = (
 )
 
 
-class MetaLearner(nn.Module):
+class MetaLearner(AdaptingModel, nn.Module):
     """MAML (Finn et al., ICML 2017) over users, adapting them all at once.
 
     Each user takes ``steps`` SGD steps of size ``lr`` on its own support loss, from the shared initialisation; the
@@ -66,6 +67,8 @@ class MetaLearner(nn.Module):
         >>> meta.adapt(support)(support).scores.shape
         torch.Size([2, 2, 6])
     """
+
+    plain_sgd = True  # steps of one size on the learner's loss, from weights that may be given
 
     def __init__(
         self,

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
 
 from metarec.functional import losses
 from metarec.functional.attention import rows
+from metarec.functional.scaling import FeatureScale
+from metarec.nn.frozen import as_table, wide
 from metarec.nn.generator import ColdItemGenerator
 from metarec.nn.items import Items
+from metarec.nn.tabled import LearnerModel
 from metarec.nn.touched import TouchedRows
 from metarec.types import Examples, Scored
 
 Objective = Literal["bpr", "sampled_softmax", "softmax"]
 Adapts = Literal["encoder", "all"]
+TOLD = ("catalog", "warm", "repeat_share", "scales")  # what a learner knows of its items besides their vectors
 
 
-class ModalityLearner(nn.Module):
+class ModalityLearner(LearnerModel, nn.Module):
     """Scores the next item of each example by ``state . item vector``.
 
     Args:
@@ -42,9 +46,11 @@ class ModalityLearner(nn.Module):
     """
 
     broadcasts = ()  # examples may have any leading dimensions; so may the parameters of what is inside
+    linear = True  # scores are products of what stand() gives with item vectors; see metarec.nn.tabled.is_linear
     objectives = ("bpr", "sampled_softmax", "softmax")
     candidates: Tensor
     fitted: int | None = None  # items that scores are measured by, the first so many; all by default
+    scales: Mapping[str, FeatureScale] | None = None  # by which its features were standardised
 
     def __init__(
         self, items: Items, encoder: nn.Module, *, context: Items | None = None, candidates: Tensor | None = None
@@ -159,13 +165,36 @@ class ModalityLearner(nn.Module):
         """
         if adapts not in ("encoder", "all"):
             raise ValueError(f"adapts must be 'encoder' or 'all', got {adapts!r}")
-        view = copy.copy(self)
-        view._modules = dict(self._modules)
+        view = self._apart(self._modules)
         if adapts == "encoder":
             view.items, view.context = self.items.frozen(), None if self.context is None else self.context.frozen()
         elif self.items.adapts_rows:
             view.items = TouchedRows(self.items.frozen())
         return view
+
+    def _apart(self, modules: dict[str, nn.Module | None]) -> Self:
+        """The same with other parts, and without what it was told of its items."""
+        out = copy.copy(self)
+        for name in TOLD:
+            vars(out).pop(name, None)
+        out._modules, out._buffers, out._found = dict(modules), dict(self._buffers), []
+        return out
+
+    @torch.no_grad()
+    def frozen(self, adapts: Adapts = "encoder") -> Self:
+        """A copy in evaluation mode that later training does not reach, and whose item vectors are a table.
+
+        Args:
+            adapts: what of it is to adapt to users.
+        """
+        context: Any = self.context
+        if context is not None:
+            context = as_table(context) if adapts == "encoder" else wide(copy.deepcopy(context))
+        parts = {"items": as_table(self.items), "context": context}
+        others = {n: wide(copy.deepcopy(m)) for n, m in self._modules.items() if n not in parts and m is not None}
+        out = self._apart({**others, **parts})
+        out.candidates = self.candidates.clone()
+        return out.eval()
 
     def task_tensors(self, support: Examples) -> dict[str, Tensor]:
         """Tensors that each of B users has of its own from the start, by name: the rows that a task view touches."""

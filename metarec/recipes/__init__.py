@@ -1,13 +1,15 @@
 """Whole methods, each a file that reads like its paper."""
 
 from metarec.recipes import mml, sasrec
-from metarec.recipes.blend import Blend
+from metarec.recipes.blend import Blend, paying_steps, with_steps
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.ease import EASE
+from metarec.recipes.ensemble import Ensemble
+from metarec.recipes.inner_steps import select_inner_steps, with_inner_steps
 from metarec.recipes.itemknn import ItemKNN
 from metarec.recipes.mml import MML
 from metarec.recipes.mml_blend import mml_blend
-from metarec.recipes.paying import paying_steps, with_steps
+from metarec.recipes.nested_validation import fit_by_nested_validation
 from metarec.recipes.popularity import LivePopularity, Popularity
 from metarec.recipes.transitions import CoClicks, Transitions
 
@@ -16,14 +18,18 @@ __all__ = [
     "MML",
     "Blend",
     "CoClicks",
+    "Ensemble",
     "ItemKNN",
     "LivePopularity",
     "MMLConfig",
     "Popularity",
     "Transitions",
+    "fit_by_nested_validation",
     "mml",
     "mml_blend",
     "paying_steps",
     "sasrec",
+    "select_inner_steps",
+    "with_inner_steps",
     "with_steps",
 ]

@@ -12,7 +12,7 @@ import copy
 from torch import Tensor, nn
 
 from metarec.nn import ModalityLearner, record
-from metarec.nn.learner import Adapts
+from metarec.nn.learner import TOLD, Adapts
 
 
 class HeadedEncoder(nn.Module):
@@ -59,12 +59,16 @@ class HeadLearner(ModalityLearner):
     """
 
     broadcasts = ()
+    linear = True
 
     def __init__(self, learner: ModalityLearner) -> None:
         encoder = HeadedEncoder(learner.encoder, learner.items.table().shape[1])
         encoder.head.to(next(learner.parameters()))
         record.expect(encoder.head)
         super().__init__(learner.items, encoder, context=learner.context, candidates=learner.candidates)
+        for name in TOLD:
+            if name in vars(learner):
+                setattr(self, name, vars(learner)[name])
 
     @property
     def max_length(self) -> int | None:

@@ -6,18 +6,28 @@ user needs no training.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, Self
+
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
-from metarec.data.dataset import Dataset, Ints
-from metarec.functional.histories import seen_items
-from metarec.types import Examples, Scored, Scorer
+from metarec.data.dataset import Catalog, Dataset, Ints
+from metarec.files import expect_tensor
+from metarec.model import Saved, register
+from metarec.recipes.click_log import check_codes
+from metarec.recipes.counting import Counts, all_read, numbers, reading, setting
+from metarec.scoring import DenseScores, Scores, UserState
+from metarec.types import Examples
 
 PAIRS = 1 << 24  # counted at once
 
 
-class EASE:
+@register
+class EASE(Counts):
     """``scores = x B`` with ``B = I - P / diag(P)``, ``P = (X^T X + penalty I)^-1``, over items seen upstream.
 
     Args:
@@ -38,23 +48,141 @@ class EASE:
         True
     """
 
-    information = "upstream"
-
     def __init__(
         self, data: Dataset, *, penalty: float = 200.0, items: int = 10_000, device: torch.device | str = "cpu"
     ) -> None:
         if not penalty > 0:
             raise ValueError(f"EASE: penalty must be above 0, got {penalty}")
+        self.attach(data)
         codes = most_clicked(data, items)
         gram = cooccurrences(data, codes, device)
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram + penalty * torch.eye(len(gram), device=device)))
-        self.weight = (-inverse / inverse.diagonal()).fill_diagonal_(0)
-        self.codes, self.size = torch.from_numpy(codes).to(device), data.catalog.size
+        diagonal = inverse.diagonal().clone()
+        self._begin(-inverse / diagonal, diagonal, torch.from_numpy(codes).to(device), data.catalog.size)
         self.fitted_until = float(data.time.max())
 
-    def adapt(self, support: Examples) -> Scorer:
-        """Nothing to adapt: the history is all it reads."""
-        return lambda examples: from_history(examples, self.weight, self.codes, self.size)
+    def _begin(self, weight: Tensor, diagonal: Tensor, codes: Tensor, items: int) -> None:
+        """Note the weights; those below the diagonal follow from those above it, as ``P`` is symmetric."""
+        upper = weight.triu(1)
+        self.weight = upper + (upper * diagonal / diagonal.unsqueeze(1)).T
+        self.diagonal, self.codes = diagonal, codes
+        self._place = placed(codes, items)
+
+    def item_mask(self) -> Tensor:
+        """(I,) bool, the items that it has weights of."""
+        return self._place >= 0
+
+    def read(self, query: Examples) -> dict[str, Tensor]:
+        """``history``, (N, L) int32; active is who clicked an item that it has weights of."""
+        history = all_read(query)
+        return {"active": (self._place.to(history.device)[history] >= 0).any(1), "history": history}
+
+    def scores(self, state: UserState) -> Scores:
+        """The sums of the weights' rows of the clicked items."""
+        history = state.tensors["history"]
+        weight, codes, place = (own.to(history.device) for own in (self.weight, self.codes, self._place))
+        own, real = distinct(place[history])
+        summed = F.embedding_bag(own[real], weight, real.sum(1).cumsum(0) - real.sum(1), mode="sum")
+        return PlacedScores(summed, codes, place)
+
+    def _grow(self, items: int) -> None:
+        self._place = placed(self.codes, items)
+
+    def state(self) -> Saved:
+        """The weights above the diagonal of ``B`` and the diagonal of ``P``, from which the others follow."""
+        upper = self.weight[torch.ones_like(self.weight, dtype=torch.bool).triu(1)]
+        tensors = {"codes": self.codes.int(), "upper": upper, "diagonal": self.diagonal}
+        return Saved({"fitted_until": self.fitted_until}, tensors)
+
+    @classmethod
+    def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
+        """The model that :meth:`state` told of.
+
+        Raises:
+            ValueError: if what is told does not belong together; names what.
+        """
+        model = cls.__new__(cls)
+        with reading(cls):
+            model.settle(catalog, warm, setting(saved.settings, "fitted_until", float))
+            codes = expect_tensor(saved.tensors, "codes", torch.int32, 1).long()
+            check_ascending("codes", codes.numpy(), catalog.size)
+            count = len(codes)
+            upper = torch.from_numpy(numbers(saved.tensors, "upper", torch.float32, count * (count - 1) // 2))
+            diagonal = torch.from_numpy(numbers(saved.tensors, "diagonal", torch.float32, count))
+            if (diagonal <= 0).any():
+                raise ValueError("diagonal must be above 0")
+            weight = torch.zeros(count, count)
+            weight[torch.ones(count, count, dtype=torch.bool).triu(1)] = upper
+            model._begin(weight, diagonal, codes, catalog.size)
+        return model
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedScores:
+    """Scores of N users for some items, and 0 for all others.
+
+    Attributes:
+        values: (N, n).
+        codes: (n,) the items' codes, ascending.
+        place: (I,) where each item is among them, -1 for the others.
+    """
+
+    values: Tensor
+    codes: Tensor
+    place: Tensor
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, users: slice) -> Self:
+        """The scores of some users."""
+        return type(self)(self.values[users], self.codes, self.place)
+
+    def error(self) -> Tensor:
+        """(N,) zero: nothing is computed again."""
+        return self.values.new_zeros(len(self), dtype=torch.float64)
+
+    def approximate(self, start: int, stop: int) -> Tensor:
+        """(N, stop - start) of a piece of the catalogue."""
+        first, last = torch.searchsorted(self.codes, torch.tensor([start, stop], device=self.codes.device)).tolist()
+        out = self.values.new_zeros(len(self), stop - start)
+        out[:, self.codes[first:last] - start] = self.values[:, first:last]
+        return out
+
+    def exact(self, codes: Tensor) -> Tensor:
+        """(N, K) float64 of item codes (N, K)."""
+        place = self.place[codes]
+        return torch.where(place >= 0, self.values.gather(1, place.clamp(min=0)), 0).double()
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation over the items that are known."""
+        return DenseScores(self.values, torch.ones_like(self.codes, dtype=torch.bool)).moments()
+
+
+def placed(codes: Tensor, items: int) -> Tensor:
+    """(I,) where each item is among codes (n,), -1 for the others."""
+    place = torch.full((items,), -1, dtype=torch.int64, device=codes.device)
+    place[codes] = torch.arange(len(codes), device=codes.device)
+    return place
+
+
+def distinct(place: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (N, L) in ascending order, and which of them, (N, L) bool, are not negative and not there before."""
+    place = place.sort(1).values
+    real = place >= 0
+    real[:, 1:] &= place[:, 1:] != place[:, :-1]
+    return place, real
+
+
+def check_ascending(name: str, codes: Ints, items: int) -> None:
+    """See that codes are those of items, each once, in ascending order.
+
+    Raises:
+        ValueError: if they are not.
+    """
+    check_codes(name, codes, items)
+    if (np.diff(codes) <= 0).any():
+        raise ValueError(f"{name} must ascend")
 
 
 def most_clicked(data: Dataset, items: int) -> Ints:
@@ -98,14 +226,3 @@ def _pairs(item: Ints, count: Ints, size: int) -> Ints:
     place = np.arange(each.sum()) - np.repeat(np.cumsum(each) - each, each) + np.repeat(first, each)
     pairs: Ints = np.repeat(item, each) * size + item[place]
     return pairs
-
-
-def from_history(examples: Examples, weight: Tensor, codes: Tensor, size: int) -> Scored:
-    """What the items of each history say together: the sum of their rows of ``weight``, (n, n), about n items."""
-    device = examples.history.device
-    weight, codes = weight.to(device), codes.to(device)
-    seen = seen_items(examples, size)[..., codes]
-    scores = weight.new_zeros(*examples.target.shape, size)
-    scores[..., codes] = seen.to(weight.dtype) @ weight
-    known = torch.zeros(size, dtype=torch.bool, device=device).index_fill(0, codes, 1)
-    return Scored(scores, weight.new_zeros(*examples.target.shape, 1), known, seen.any(-1))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,15 +16,90 @@ from metarec.data.sampler import EpisodeSampler
 from metarec.functional import softmax
 from metarec.functional.fusion import fuse_scored
 from metarec.meta import MetaLearner
+from metarec.meta.bank import Bank, fits
+from metarec.model import kept
 from metarec.nn import AdaptiveFusion, ModalityLearner
+from metarec.nn.frozen import wide
+from metarec.nn.linear_scores import LinearScores
+from metarec.nn.tabled import TabledModel
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.training import TrainingRun
+from metarec.scoring import Scores, UserState
 from metarec.types import EpisodeBatch, Examples, Progress, Scored, Scorer
 
 FLOATS = 1 << 26  # scores (users, modalities, items) at once while the fusion is trained
 
 
-class FusedMethod(nn.Module):
+class FusedBank(Bank):
+    """Adapted learners and their fusion, frozen.
+
+    Args:
+        models: by name; each one that a :class:`~metarec.meta.bank.Bank` can hold.
+        fusion: None for equal weights of the standardised scores.
+        fitted: rows that moments are taken over; all by default.
+        ids: of the items, for messages.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, MetaLearner],
+        fusion: AdaptiveFusion | None,
+        *,
+        fitted: int | None = None,
+        ids: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(models, fitted=fitted, ids=ids)
+        self.fusion = None if fusion is None else wide(copy.deepcopy(fusion)).eval().requires_grad_(requires_grad=False)
+
+    def weights(self, state: UserState) -> Tensor:
+        """(N, M) how much each learner counts for each user."""
+        active, own = state.tensors["active"], state.tensors["state"]
+        if self.fusion is None:
+            return active / active.sum(-1, keepdim=True).clamp(min=1)
+        empty, none = own.new_zeros(len(own), 1, 0), self.known[:0, 0]
+        each = [Scored(empty, own[:, m, None], none, active[:, m, None]) for m in range(len(self.names))]
+        return self.fusion.weights(each)[:, 0]
+
+    @torch.no_grad()
+    def fused(self, state: UserState) -> LinearScores:
+        """The fused scores of N users."""
+        share = self.weights(state)
+        scale = torch.ones_like(share[0]) if self.fusion is None else self.fusion.scale
+        return LinearScores.fused(self.tables, state, share, scale)
+
+
+class FusedModel(TabledModel):
+    """A base for modules that fuse adapted learners."""
+
+    fusion: Any
+
+    def named_metas(self) -> Mapping[str, MetaLearner]:
+        """The meta-learners by name."""
+        raise NotImplementedError
+
+    def bank(self) -> FusedBank | None:
+        """Learners and fusion frozen, until a number of them changes; None if a learner is of a kind unknown."""
+        if not all(map(fits, self.named_metas().values())):
+            return None
+        ids = None if self.catalog is None else self.catalog.items.ids
+        return kept(self, "bank", lambda: FusedBank(self.named_metas(), self.fusion, fitted=self.fitted, ids=ids))
+
+    def known_items(self) -> Tensor:
+        """(I,) bool, items that some learner knows."""
+        return torch.stack([meta.known_items() for meta in self.named_metas().values()]).any(0)
+
+    def user_weights(self, state: UserState) -> Tensor:
+        """(N, M) how much each learner counts for each user; (N, 0) where that is not kept."""
+        bank = self.bank()
+        return super().user_weights(state)[:, :0] if bank is None else bank.weights(state)
+
+    def scores(self, state: UserState) -> Scores:
+        """The fused scores of N users."""
+        bank = self.bank()
+        return super().scores(state) if bank is None else bank.fused(state)
+
+
+class FusedMethod(FusedModel, nn.Module):
     """Adapts every learner and fuses their scores.
 
     Args:
@@ -39,6 +114,11 @@ class FusedMethod(nn.Module):
         super().__init__()
         self.metas = nn.ModuleList(metas)
         self.fusion, self.names = fusion, names
+        self.learners = list(map(str, range(len(metas)))) if names is None else list(names)
+
+    def named_metas(self) -> Mapping[str, MetaLearner]:
+        """The meta-learners by name."""
+        return dict(zip(self.learners, cast("list[MetaLearner]", list(self.metas)), strict=True))
 
     def adapt(self, support: Examples) -> Scorer:
         """Adapt every learner to B users; scoring raises ``ValueError`` where a learner's score is not finite."""
@@ -171,9 +251,9 @@ def _adapted_users(metas: Sequence[MetaLearner], sampler: EpisodeSampler) -> _Us
         batch = batch.to(device)
         real = batch.query.weight > 0
         targets.append(batch.query.target[real])
-        for kept, tensor in zip(found, distributed.spread(adapted, batch), strict=True):
-            kept.append(tensor[real])
-    joined = [torch.cat(kept) for kept in found]
+        for own, tensor in zip(found, distributed.spread(adapted, batch), strict=True):
+            own.append(tensor[real])
+    joined = [torch.cat(own) for own in found]
     return _Users(joined[: len(metas)], joined[len(metas) :], torch.cat(targets))
 
 

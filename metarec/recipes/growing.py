@@ -12,6 +12,7 @@ from torch import nn
 
 from metarec.data.dataset import Catalog
 from metarec.nn import ColdItemGenerator, FeatureItems, IdItems, Items, ModalityLearner
+from metarec.nn.learner import TOLD
 from metarec.recipes.features import joined, standardised
 from metarec.recipes.mml import MML
 from metarec.types import Modality
@@ -47,6 +48,8 @@ def with_items(model: MML, added: Catalog) -> MML:
     out.warm = np.append(model.warm, np.zeros(len(added.items), dtype=np.bool_))
     modalities = standardised(out.catalog, model.scales)
     learners = {name: _grown(model.learner(name), name, modalities, out.catalog.size) for name in model.learners}
+    for learner in learners.values():
+        learner.catalog, learner.warm = out.catalog, out.warm
     out._modules = {**model._modules, "learners": nn.ModuleDict(learners)}
     return out
 
@@ -94,4 +97,5 @@ def _grown(learner: ModalityLearner, name: str, modalities: Sequence[Modality], 
     candidates = nn.functional.pad(learner.candidates, (0, size - len(learner.candidates)))
     out = ModalityLearner(grown, learner.encoder, context=context, candidates=candidates)
     out.fitted = learner.fitted
+    vars(out).update({name: value for name, value in vars(learner).items() if name in TOLD})
     return out.train(learner.training)

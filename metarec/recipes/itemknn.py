@@ -5,15 +5,28 @@ Source: Deshpande and Karypis, TOIS 2004; cosine similarity with shrinkage.
 
 from __future__ import annotations
 
+from typing import Any, Self
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from metarec.data.dataset import Dataset
+from metarec.data.dataset import Catalog, Dataset, Ints
+from metarec.files import expect_tensor
 from metarec.functional import top_k
-from metarec.recipes.ease import cooccurrences, from_history, most_clicked
-from metarec.types import Examples, Scorer
+from metarec.model import Saved, register
+from metarec.recipes.click_log import Floats, check_codes
+from metarec.recipes.counting import Counts, all_read, numbers, reading, setting
+from metarec.recipes.ease import check_ascending, cooccurrences, distinct, most_clicked, placed
+from metarec.recipes.pair_counts import Asked, summed_by_user
+from metarec.recipes.sparse_scores import SparseScores
+from metarec.scoring import Scores, UserState
+from metarec.types import Examples
 
 
-class ItemKNN:
+@register
+class ItemKNN(Counts):
     """Scores an item by the summed similarity of the history's items, of which it must be a nearest neighbour.
 
     ``similarity_ij = n_ij / (sqrt(n_i n_j) + shrink)``, n the users who clicked the item or both items.
@@ -37,8 +50,6 @@ class ItemKNN:
         True
     """
 
-    information = "upstream"
-
     def __init__(
         self,
         data: Dataset,
@@ -50,15 +61,78 @@ class ItemKNN:
     ) -> None:
         if neighbours < 1 or shrink < 0:
             raise ValueError(f"ItemKNN: expected neighbours >= 1 and shrink >= 0, got {neighbours} and {shrink}")
+        self.attach(data)
         codes = most_clicked(data, items)
         together = cooccurrences(data, codes, device)
         root = together.diagonal().sqrt()
         similarity = (together / (root[:, None] * root + shrink).clamp(min=1e-9)).fill_diagonal_(0)
-        values, nearest = top_k(similarity, min(neighbours, len(similarity)))
-        self.weight = torch.zeros_like(similarity).scatter(1, nearest, values)
-        self.codes, self.size = torch.from_numpy(codes).to(device), data.catalog.size
+        values, nearest = (found.cpu() for found in top_k(similarity, min(neighbours, len(similarity))))
+        row, column = (values > 0).nonzero(as_tuple=True)
+        start = np.searchsorted(row.numpy(), np.arange(len(codes) + 1))
+        self._begin(codes, start, codes[nearest[row, column].numpy()], values[row, column].numpy(), data.catalog.size)
         self.fitted_until = float(data.time.max())
 
-    def adapt(self, support: Examples) -> Scorer:
-        """Nothing to adapt: the history is all it reads."""
-        return lambda examples: from_history(examples, self.weight, self.codes, self.size)
+    def _begin(self, codes: Ints, start: Ints, item: Ints, value: NDArray[np.float32], items: int) -> None:
+        """Note the neighbours of the items ``codes``: those from ``start`` on of ``item``, and how alike they are."""
+        self.codes = torch.from_numpy(codes)
+        self._start, self._item, self._value = start, item, value
+        self._place = placed(self.codes, items)
+
+    def item_mask(self) -> Tensor:
+        """(I,) bool, the items that it compares."""
+        return self._place >= 0
+
+    def read(self, query: Examples) -> dict[str, Tensor]:
+        """``history``, (N, L) int32; active is who clicked an item that it compares."""
+        history = all_read(query)
+        return {"active": (self._place.to(history.device)[history] >= 0).any(1), "history": history}
+
+    def scores(self, state: UserState) -> Scores:
+        """The summed similarities of the clicked items' neighbours, 0 for all else."""
+        history = state.tensors["history"]
+        place, real = (found.numpy() for found in distinct(self._place[history.cpu()]))
+        low, count = self._start[place * real], np.where(real, np.diff(self._start)[place * real], 0)
+        none = np.zeros(place.shape)
+        asked = Asked(low, count, lambda event, user: self._entries(event), none, none)
+        found = summed_by_user([asked], lambda total, clicks: total + 1, len(place), len(self._place))
+        start, item, value = (torch.from_numpy(column).to(history.device) for column in found)
+        return SparseScores(start, item, value, 0.0, self.item_mask().to(history.device))
+
+    def _entries(self, event: Ints) -> tuple[Ints, Floats]:
+        return self._item[event], self._value[event].astype(np.float64)
+
+    def _grow(self, items: int) -> None:
+        self._place = placed(self.codes, items)
+
+    def state(self) -> Saved:
+        """The neighbours of each item."""
+        tensors = {
+            "codes": self.codes.int(),
+            "start": torch.from_numpy(self._start),
+            "item": torch.from_numpy(self._item.astype(np.int32)),
+            "value": torch.from_numpy(self._value),
+        }
+        return Saved({"fitted_until": self.fitted_until}, tensors)
+
+    @classmethod
+    def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
+        """The model that :meth:`state` told of.
+
+        Raises:
+            ValueError: if what is told does not belong together; names what.
+        """
+        model = cls.__new__(cls)
+        with reading(cls):
+            model.settle(catalog, warm, setting(saved.settings, "fitted_until", float))
+            codes = expect_tensor(saved.tensors, "codes", torch.int32, 1).numpy().astype(np.int64)
+            check_ascending("codes", codes, catalog.size)
+            start = numbers(saved.tensors, "start", torch.int64, len(codes) + 1)
+            item = expect_tensor(saved.tensors, "item", torch.int32, 1).numpy().astype(np.int64)
+            value = numbers(saved.tensors, "value", torch.float32, len(item))
+            check_codes("item", item, catalog.size)
+            if start[0] != 0 or start[-1] != len(item) or (np.diff(start) < 0).any():
+                raise ValueError(f"start does not divide {len(item)} neighbours among {len(codes)} items")
+            if not np.isin(item, codes).all() or (value <= 0).any():
+                raise ValueError("item and value: expected neighbours among the codes, with values above 0")
+            model._begin(codes, start, item, value, catalog.size)
+        return model

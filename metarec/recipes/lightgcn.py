@@ -8,18 +8,29 @@ read from the clicked items' vectors, as the propagation would.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarec.data.dataset import Dataset
-from metarec.functional.histories import seen_items
+from metarec.data.dataset import Catalog, Dataset
+from metarec.files import expect_tensor
+from metarec.functional.fusion import FLAT
+from metarec.model import Saved, kept, register
 from metarec.nn import record
-from metarec.types import Examples, Progress, Scored, Scorer
+from metarec.recipes.click_log import check_codes
+from metarec.recipes.counting import Counts, all_read, numbers, reading, setting
+from metarec.recipes.ease import distinct
+from metarec.scoring import DenseScores, Scores, UserState
+from metarec.types import Examples, Progress
 
 
-class LightGCN(nn.Module):
+@register
+class LightGCN(Counts, nn.Module):
     """The mean of a vector and its neighbours' neighbours', ``e^(k+1)_u = sum_i e^(k)_i / sqrt(n_u n_i)``.
 
     Args:
@@ -37,7 +48,6 @@ class LightGCN(nn.Module):
         2
     """
 
-    information = "upstream"
     user: Tensor
     item: Tensor
     norm: Tensor
@@ -46,20 +56,26 @@ class LightGCN(nn.Module):
 
     def __init__(self, data: Dataset, *, dim: int = 64, layers: int = 2, seed: int = 0) -> None:
         super().__init__()
+        self.attach(data)
         user = torch.unique(torch.from_numpy(data.user), return_inverse=True)[1]
         user, item = torch.unique(torch.stack([user, torch.from_numpy(data.item)]), dim=1)
-        clicked, degree = torch.bincount(user).float(), torch.bincount(item, minlength=data.catalog.size).float()
+        generator = torch.Generator().manual_seed(seed)
+        users = 0.1 * torch.randn(int(user.max()) + 1, dim, generator=generator)
+        items = 0.1 * torch.randn(data.catalog.size, dim, generator=generator)
+        self._begin(user, item, users, items, data.warm)
+        self.layers, self.seed = layers, seed
+        record.expect(self, "LightGCN")
+        self.fitted_until = float(data.time.max())
+
+    def _begin(self, user: Tensor, item: Tensor, users: Tensor, items: Tensor, warm: NDArray[Any]) -> None:
+        """Note the graph's edges and the vectors."""
+        clicked, degree = torch.bincount(user).float(), torch.bincount(item, minlength=len(items)).float()
         self.register_buffer("user", user, persistent=False)
         self.register_buffer("item", item, persistent=False)
         self.register_buffer("norm", (clicked[user] * degree[item]).rsqrt().unsqueeze(1), persistent=False)
         self.register_buffer("degree", degree, persistent=False)
-        self.register_buffer("known", torch.from_numpy(data.warm), persistent=False)
-        generator = torch.Generator().manual_seed(seed)
-        self.users = nn.Parameter(0.1 * torch.randn(len(clicked), dim, generator=generator))
-        self.items = nn.Parameter(0.1 * torch.randn(data.catalog.size, dim, generator=generator))
-        self.layers, self.seed = layers, seed
-        record.expect(self, "LightGCN")
-        self.fitted_until = float(data.time.max())
+        self.register_buffer("known", torch.from_numpy(warm.copy()), persistent=False)
+        self.users, self.items = nn.Parameter(users), nn.Parameter(items)
 
     def propagated(self) -> tuple[Tensor, list[Tensor]]:
         """Users' final vectors (u, D), and the items' after each layer, each (I, D)."""
@@ -92,14 +108,157 @@ class LightGCN(nn.Module):
             yield Progress("LightGCN", epoch + 1, epochs, total, total, float(loss.detach()), 0.0)
         record.finish(self, "LightGCN")
 
-    def adapt(self, support: Examples) -> Scorer:
-        """Nothing to adapt: the history is all it reads."""
-        return self._score
+    def item_mask(self) -> Tensor:
+        """(I,) bool, the items clicked upstream."""
+        return self.known
+
+    def read(self, query: Examples) -> dict[str, Tensor]:
+        """``history``, (N, L) int32; active is who clicked an item of the graph."""
+        history = all_read(query)
+        return {"active": self.known.to(history.device)[history].any(1), "history": history}
 
     @torch.no_grad()
-    def _score(self, examples: Examples) -> Scored:
-        items = self.propagated()[1]
-        seen = seen_items(examples, len(self.items)).to(self.items.dtype) * self.known
-        weight = seen * self.degree.clamp(min=1).rsqrt() / seen.sum(-1, keepdim=True).clamp(min=1).sqrt()
-        state = weight @ torch.stack(items[: self.layers]).sum(0) / (self.layers + 1)
-        return Scored(state @ torch.stack(items).mean(0).T, state, self.known, seen.any(-1))
+    def scores(self, state: UserState) -> Scores:
+        """The products of the items' vectors and the user's, which is read from those of the clicked items."""
+        table: _Table = kept(self, "table", self._table)
+        history = state.tensors["history"].to(self.known.device)
+        own, real = distinct(torch.where(self.known[history], history, -1).long())
+        each = table.read[own.clamp(min=0)].double() * real.unsqueeze(2)
+        summed = each.cumsum(1)[:, -1]  # in the order of the items, however many the others have clicked
+        return GraphScores(table, summed / real.sum(1, keepdim=True).clamp(min=1).sqrt())
+
+    @torch.no_grad()
+    def _table(self) -> _Table:
+        layers = self.propagated()[1]
+        items = torch.stack(layers).mean(0)
+        read = torch.stack(layers[: self.layers]).sum(0) / (self.layers + 1)
+        own = items[self.known].double()
+        mean = own.sum(0) / max(1, len(own))
+        centred = own - mean
+        return _Table(
+            items,
+            read * self.degree.clamp(min=1).rsqrt().unsqueeze(1),
+            self.known,
+            mean,
+            centred.T @ centred / max(1, len(own)),
+            float(items.double().norm(dim=1).max()),
+        )
+
+    def _grow(self, items: int) -> None:
+        more = items - len(self.known)
+        for name in ("degree", "known"):
+            own = getattr(self, name)
+            setattr(self, name, torch.cat([own, own.new_zeros(more)]))
+        self.users = nn.Parameter(self.users.detach().clone())
+        self.items = nn.Parameter(F.pad(self.items.detach(), (0, 0, 0, more)))
+
+    def state(self) -> Saved:
+        """The graph's edges and all vectors, so that it can be trained on."""
+        settings = {
+            "layers": self.layers,
+            "seed": self.seed,
+            "fitted_until": self.fitted_until,
+            "trained": list(record.record_of(self).trained),
+            "untrained": list(record.record_of(self).untrained),
+        }
+        tensors = {"user": self.user.int(), "item": self.item.int(), "users": self.users, "items": self.items}
+        return Saved(settings, {name: tensor.detach() for name, tensor in tensors.items()})
+
+    @classmethod
+    def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
+        """The model that :meth:`state` told of.
+
+        Raises:
+            ValueError: if what is told does not belong together; names what.
+        """
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        with reading(cls):
+            model.settle(catalog, warm, setting(saved.settings, "fitted_until", float))
+            layers, seed = (setting(saved.settings, name, int) for name in ("layers", "seed"))
+            if not 0 < (layers or 0) < 100 or seed is None:
+                raise ValueError(f"expected layers in 1..99 and a seed, got {layers} and {seed}")
+            model.layers, model.seed = layers, seed
+            model._begin(*_graph(saved, catalog.size, warm), warm)
+            for name in ("trained", "untrained"):
+                vars(model)[name] = _stages(saved.settings[name], name)
+        record.remake(model)
+        return model
+
+
+def _stages(names: object, what: str) -> tuple[str, ...]:
+    """Stages of training in a file."""
+    if not isinstance(names, list) or set(names) - {"LightGCN"}:
+        raise ValueError(f"{what}: expected [] or ['LightGCN'], got {names!r}")
+    return tuple(names)
+
+
+def _graph(saved: Saved, size: int, warm: NDArray[Any]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The edges and the vectors in a file, checked."""
+    user = expect_tensor(saved.tensors, "user", torch.int32, 1)
+    item = torch.from_numpy(numbers(saved.tensors, "item", torch.int32, len(user)))
+    users = expect_tensor(saved.tensors, "users", torch.float32, 2)
+    width = users.shape[1]
+    numbers(saved.tensors, "users", torch.float32, *users.shape)
+    items = torch.from_numpy(numbers(saved.tensors, "items", torch.float32, size, width))
+    check_codes("item", item.numpy(), size)
+    edge = user.long() * size + item
+    if not width or not len(edge) or (edge.diff() <= 0).any() or torch.unique(user).tolist() != list(range(len(users))):
+        raise ValueError(f"user and item must be edges in ascending order, of each of {len(users)} users")
+    if not warm[item.numpy()].all():
+        raise ValueError("item must be items clicked upstream")
+    return user.long(), item.long(), users, items
+
+
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """What scoring needs of a graph: vectors to be read as (I, D), and the items' own, their moments and longest."""
+
+    items: Tensor
+    read: Tensor
+    known: Tensor
+    mean: Tensor
+    covariance: Tensor
+    longest: float
+
+
+@dataclass(frozen=True, eq=False)
+class GraphScores:
+    """Scores of N users as products of vectors.
+
+    Attributes:
+        table: the items.
+        user: (N, D) float64.
+    """
+
+    table: _Table
+    user: Tensor
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def __getitem__(self, users: slice) -> Self:
+        """The scores of some users."""
+        return type(self)(self.table, self.user[users])
+
+    def error(self) -> Tensor:
+        """(N,) float64, a bound on a product of D rounded numbers."""
+        return self.user.norm(dim=1) * (self.table.longest * (self.user.shape[1] + 2) * 2**-23)
+
+    def approximate(self, start: int, stop: int) -> Tensor:
+        """(N, stop - start) of a piece of the catalogue."""
+        items = self.table.items[start:stop]
+        return self.user.to(items.dtype) @ items.T
+
+    def exact(self, codes: Tensor) -> Tensor:
+        """(N, K) float64 of item codes (N, K)."""
+        return (self.table.items[codes].double() * self.user.unsqueeze(1)).cumsum(2)[..., -1]
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation over the known items, from the mean and the covariance of their vectors."""
+        mean = self.user @ self.table.mean
+        deviation = ((self.user @ self.table.covariance) * self.user).sum(1).clamp(min=0).sqrt()
+        for user in (deviation <= FLAT * mean.abs()).nonzero().flatten().tolist():  # flat, or nearly so
+            own = self.table.items.double() @ self.user[user]
+            mean[user], deviation[user] = torch.cat(DenseScores(own.unsqueeze(0), self.table.known).moments())
+        return mean, deviation

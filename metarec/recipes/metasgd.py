@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from metarec.meta import Adapted, Learner, TaskStack
+from metarec.meta.adapting import AdaptingModel
 from metarec.meta.calling import exclusive
 from metarec.meta.memory import chunk_sizes
 from metarec.meta.users import check_objectives
@@ -25,7 +26,7 @@ from metarec.nn import record
 from metarec.types import EpisodeBatch, Examples
 
 
-class MetaSGD(nn.Module):
+class MetaSGD(AdaptingModel, nn.Module):
     """A :class:`~metarec.meta.MetaLearner` of the encoder whose step sizes are parameters too.
 
     Train it with :func:`metarec.recipes.metalearned.maml`.

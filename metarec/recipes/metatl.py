@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from metarec.data.dataset import Dataset
 from metarec.functional.losses import softmax_among, weighted_mean
 from metarec.nn import IdItems, record
+from metarec.nn.learner import TOLD
 from metarec.types import Examples
 
 Loss = Literal["margin", "softmax"]
@@ -62,6 +63,7 @@ class TransitionLearner(nn.Module):
         self.register_buffer("candidates", warm.nonzero().squeeze(-1), persistent=False)
         self.register_buffer("relation", torch.zeros(dim), persistent=False)
         record.expect(self)
+        self.catalog, self.warm, self.repeat_share = data.catalog, data.warm, data.known_repeat_share
 
     def stand(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Where the next item is expected, ``i + r`` (..., S, D), and whether item i is known (..., S)."""
@@ -98,6 +100,8 @@ class TransitionLearner(nn.Module):
     def task_view(self, adapts: str = "encoder") -> TransitionLearner:
         """The learner as one user's task: its vector is the parameter, whatever is asked for."""
         view = copy.copy(self)
+        for name in TOLD:
+            vars(view).pop(name, None)
         view._modules = {"items": self.items.frozen()}
         view._buffers = {"candidates": self.candidates}
         view._parameters = {"relation": nn.Parameter(torch.zeros_like(self.relation))}

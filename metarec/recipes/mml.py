@@ -18,18 +18,18 @@ from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog, Dataset
 from metarec.data.sampler import EpisodeSampler
-from metarec.meta import MetaLearner
 from metarec.nn import AdaptiveFusion, ColdItemGenerator, FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder
 from metarec.nn.generator import warm_neighbours
 from metarec.nn.record import begin, expect, trained
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.features import joined, scales_of, standardised
-from metarec.recipes.fusing import FusedMethod, fusion_users, train_fusion
+from metarec.recipes.fusing import fusion_users, train_fusion
+from metarec.recipes.mml_parts import LearnersByModality
 from metarec.recipes.training import TrainingRun, settings_of, stages_of, training_only
-from metarec.types import EpisodeBatch, Examples, Method, Modality, Progress, Scorer
+from metarec.types import EpisodeBatch, Modality, Progress
 
 
-class MML(nn.Module):
+class MML(LearnersByModality):
     """One learner per modality behind one cold-item generator each, and their adaptive fusion.
 
     Build it with :meth:`build`; train it with :func:`train`; it is a :class:`~metarec.types.Method`, so it can be
@@ -59,8 +59,11 @@ class MML(nn.Module):
         ['fusion', 'id', 'id generator']
     """
 
+    catalog: Catalog
+    warm: NDArray[np.bool_]
+    fitted: int
+    max_length: int
     fitted_until: float | None = None
-    repeat_share: float | None = None
     trained = property(trained)
 
     def __init__(
@@ -74,6 +77,7 @@ class MML(nn.Module):
     ) -> None:
         super().__init__()
         self.catalog, self.warm, self.config = catalog, warm, config
+        self.max_length, self.negatives = config.max_length, config.negatives
         self.fitted = catalog.size if fitted is None else fitted
         seen = torch.from_numpy(warm)
         names = sorted(catalog.modalities) if config.modalities is None else config.modalities
@@ -98,7 +102,8 @@ class MML(nn.Module):
             expect(encoder, f"{name} warm-up", name)
             learners[name] = ModalityLearner(items, encoder, context=aware, candidates=seen)
             learners[name].fitted = self.fitted
-        self.learners = nn.ModuleDict(learners)
+            learners[name].catalog, learners[name].warm, learners[name].scales = catalog, warm, self.scales
+        self._modules["learners"] = nn.ModuleDict(learners)
         self.fusion = AdaptiveFusion(len(learners), config.dim)
         expect(self)
         expect(self.fusion, "fusion")
@@ -129,63 +134,7 @@ class MML(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = cls(upstream.catalog, upstream.warm, config or MMLConfig())
-        model.repeat_share = upstream.known_repeat_share
-        return model
-
-    def learner(self, name: str, *, generator: bool = True) -> ModalityLearner:
-        """One modality's learner, with or without the generator in front of its items.
-
-        Raises:
-            ValueError: if there is no such learner.
-        """
-        if name not in self.learners:
-            raise ValueError(f"MML: no learner {name!r}; there are {list(self.learners)}")
-        whole = cast(ModalityLearner, self.learners[name])
-        if generator or not isinstance(whole.items, ColdItemGenerator):
-            return whole
-        bare = ModalityLearner(whole.items.items, whole.encoder, context=whole.context, candidates=whole.candidates)
-        bare.fitted = whole.fitted
-        return bare.train(whole.training)
-
-    def meta(self, name: str, *, generator: bool = True) -> MetaLearner:
-        """The learner as it meets a new user: the steps, their size and what adapts are those of the test."""
-        config = self.config
-        return MetaLearner(
-            self.learner(name, generator=generator),
-            lr=config.rate("test_lr", name),
-            steps=config.steps(name),
-            adapts=config.test_adapts,
-            objectives=config.objectives,
-            engine="native",
-        ).train(self.training)
-
-    def training_meta(self, name: str, *, generator: bool = True) -> MetaLearner:
-        """The learner as it is meta-trained: a few first-order steps of the encoder."""
-        config = self.config
-        return MetaLearner(
-            self.learner(name, generator=generator),
-            lr=config.inner_lr,
-            steps=config.inner_steps,
-            objectives=config.objectives,
-            engine="native",
-            graphs=True,
-        ).train(self.training)
-
-    def adapt(self, support: Examples) -> Scorer:
-        """Adapt every learner to B users; the fused scores of their examples come from what this returns."""
-        return FusedMethod([self.meta(n) for n in self.learners], self.fusion, names=list(self.learners)).adapt(support)
-
-    def methods(self) -> dict[str, Method]:
-        """Every part by itself and the fusions, by the names of the results table."""
-        out: dict[str, Method] = {}
-        for name in self.learners:
-            out[f"{name}, not adapted"] = self.learner(name, generator=False)
-            out[name] = self.meta(name, generator=False)
-            if isinstance(self.learner(name).items, ColdItemGenerator):
-                out[f"{name} + generator"] = self.meta(name)
-        out["weight fusion"] = FusedMethod([self.meta(name) for name in self.learners], names=list(self.learners))
-        out["adaptive fusion"] = self
-        return out
+        return model.attach(upstream)
 
 
 def train(

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from metarec.data.dataset import Dataset
+from metarec.data.dataset import Catalog, Dataset
 from metarec.functional.segments import segment_sum
-from metarec.types import Examples, Scored, Scorer
+from metarec.model import Saved, register
+from metarec.recipes.click_log import ClickLog, Floats, check_items
+from metarec.recipes.counting import Counts, numbers, reading, setting
+from metarec.recipes.sparse_scores import ScoreTable, TableScores
+from metarec.scoring import Scores, UserState
+from metarec.types import Examples
 
 SMOOTH = 0.5
 """Clicks that every item has on top of its own. The log ranks as the counts do, and adds up with other scores."""
 
 
-def after(time: Tensor) -> Tensor:
-    """A time, float64, strictly after another: one unit, or more where nanoseconds leave no room for one."""
-    return torch.nextafter(time + 1, time.new_tensor(math.inf))
-
-
-class Popularity:
+@register
+class Popularity(Counts):
     """Scores an item by its interactions upstream (their log, see ``SMOOTH``), the same for every user.
 
     It knows the items that anyone clicked upstream, in the time that counts or before.
@@ -47,32 +52,130 @@ class Popularity:
         [0.0, 1.0, 0.0, 0.0]
     """
 
-    information = "upstream"
-
     def __init__(self, data: Dataset, *, since: float | None = None) -> None:
         recent = data.time >= (-math.inf if since is None else since)
         if not recent.any():
             raise ValueError(f"popularity: {data.name} has no interaction at or after since={since}; choose it earlier")
+        self.attach(data)
         item = torch.from_numpy(data.item[recent])
-        self.counts = segment_sum(torch.ones(len(item)), item, data.catalog.size)
-        self.known = torch.from_numpy(data.warm)
+        self._begin(segment_sum(torch.ones(len(item)), item, data.catalog.size), torch.from_numpy(data.warm))
         self.fitted_until = float(data.time.max())
 
-    def adapt(self, support: Examples) -> Scorer:
-        """Nothing to adapt: every user gets the same scorer."""
-        return self._score
+    def _begin(self, counts: Tensor, known: Tensor) -> None:
+        self.counts, self.known = counts, known
+        self._table = ScoreTable((counts.double() + SMOOTH).log().unsqueeze(0), known)
 
-    def _score(self, examples: Examples) -> Scored:
-        shape, counts = examples.target.shape, self.counts.to(examples.target.device)
-        return Scored(
-            scores=(counts + SMOOTH).log().expand(*shape, -1),
-            state=counts.new_zeros(*shape, 1),
-            known=self.known.to(counts.device),
-            active=torch.ones(shape, dtype=torch.bool, device=counts.device),
-        )
+    def item_mask(self) -> Tensor:
+        """(I,) bool, the items clicked upstream."""
+        return self.known
+
+    def read(self, query: Examples) -> dict[str, Tensor]:
+        """Nothing; everybody is active."""
+        return _everybody(query)
+
+    def scores(self, state: UserState) -> Scores:
+        """The log of the counts, the same for everybody."""
+        active = state.tensors["active"]
+        return TableScores(self._table.to(active.device), torch.zeros_like(active, dtype=torch.int64))
+
+    def _grow(self, items: int) -> None:
+        more = items - len(self.known)
+        self._begin(*(torch.cat([own, own.new_zeros(more)]) for own in (self.counts, self.known)))
+
+    def state(self) -> Saved:
+        """The counts."""
+        return Saved({"fitted_until": self.fitted_until}, {"counts": self.counts})
+
+    @classmethod
+    def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
+        """The model that :meth:`state` told of.
+
+        Raises:
+            ValueError: if what is told does not belong together; names what.
+        """
+        model = cls.__new__(cls)
+        with reading(cls):
+            model.settle(catalog, warm, setting(saved.settings, "fitted_until", float))
+            counts = numbers(saved.tensors, "counts", torch.float32, catalog.size)
+            if (counts < 0).any() or counts[0] != 0:
+                raise ValueError("counts must not be below 0, and 0 for the padding")
+            model._begin(torch.from_numpy(counts), torch.from_numpy(warm))
+        return model
 
 
-class LivePopularity:
+def _everybody(query: Examples) -> dict[str, Tensor]:
+    return {"active": torch.ones(query.target.numel(), dtype=torch.bool, device=query.target.device)}
+
+
+@dataclass(frozen=True, eq=False)
+class WindowCounts:
+    """Clicks of each item in the window before the end of a log: a value, which gives another one for more clicks.
+
+    Attributes:
+        log: the clicks.
+        window: length of the window.
+        half_life: age at which a click counts half; infinite where all count alike.
+        counts: (I,) at the end of the log.
+        left: so many clicks of the log are before the window.
+        began: as many as that were when the counts were last made from the log.
+    """
+
+    log: ClickLog
+    window: float
+    half_life: float
+    counts: Floats
+    left: int = 0
+    began: int = 0
+
+    @classmethod
+    def of(cls, log: ClickLog, window: float, half_life: float, items: int) -> Self:
+        """The counts of a log, of a catalogue with so many rows."""
+        left = int(np.searchsorted(log.time, log.now - window))
+        out = cls(log, window, half_life, np.zeros(items), left, left)
+        return type(out)(log, window, half_life, out._worth(left, len(log), log.now), left, left)
+
+    def _worth(self, start: int, stop: int, now: float) -> Floats:
+        """(I,) what a range of clicks counts at a time."""
+        worth = np.exp2((self.log.time[start:stop] - now) / self.half_life) if math.isfinite(self.half_life) else None
+        counts = np.bincount(self.log.item[start:stop], worth, len(self.counts))
+        return counts.astype(np.float64)
+
+    def followed_by(self, log: ClickLog) -> Self:
+        """The counts of a log that this one's is the beginning of."""
+        now, items = log.now, len(self.counts)
+        left = int(np.searchsorted(log.time, now - self.window))
+        if left - self.began > len(log) - left:
+            return type(self).of(log, self.window, self.half_life, items)
+        after = type(self)(log, self.window, self.half_life, self.counts, left, self.began)
+        faded = math.exp2((self.log.now - now) / self.half_life)
+        gone, come = after._worth(self.left, left, now), after._worth(len(self.log), len(log), now)
+        counts = self.counts * faded - gone + come
+        return type(self)(log, self.window, self.half_life, counts, left, self.began)
+
+    def padded(self, items: int) -> Self:
+        """The same for a larger catalogue."""
+        counts = np.pad(self.counts, (0, items - len(self.counts)))
+        return type(self)(self.log, self.window, self.half_life, counts, self.left, self.began)
+
+    @cached_property
+    def table(self) -> ScoreTable:
+        """The scores at the end of the log."""
+        return _table(self.counts[None])
+
+    def at(self, time: Floats) -> Floats:
+        """(T, I) counts in the windows before times (T,)."""
+        edges = (np.searchsorted(self.log.time, edge) for edge in (time - self.window, time))
+        ranges = zip(*edges, time.tolist(), strict=True)
+        return np.stack([self._worth(first, last, now) for first, last, now in ranges])
+
+
+def _table(counts: Floats) -> ScoreTable:
+    known = torch.arange(counts.shape[1]) > 0
+    return ScoreTable(torch.from_numpy(np.log(counts + SMOOTH)), known)
+
+
+@register
+class LivePopularity(Counts):
     """Scores an item by its clicks (their log, see ``SMOOTH``) in a window that ends strictly before what is asked for.
 
     The information is ``"live"``: the clicks of all users until then count, whatever side of a split they are on. It
@@ -102,34 +205,70 @@ class LivePopularity:
                 "live popularity: expected interactions, and window and half-life above 0, got "
                 f"{len(data)} interactions, {window} and {half_life}"
             )
-        order = np.argsort(data.time, kind="stable")
-        self.time, self.item = torch.from_numpy(data.time[order]).double(), torch.from_numpy(data.item[order])
-        self.window, self.half_life, self.size = window, half_life, data.catalog.size
+        self.attach(data)
+        self._begin(ClickLog.of(data), window, half_life, data.catalog.size)
 
-    def adapt(self, support: Examples) -> Scorer:
-        """Nothing to adapt: what is popular is the same for every user at one time."""
-        return self._score
+    def _begin(self, log: ClickLog, window: float, half_life: float | None, items: int) -> None:
+        self.window, self.half_life = window, half_life
+        self._counted = WindowCounts.of(log, window, math.inf if half_life is None else half_life, items)
+        self.observed = torch.zeros((), dtype=torch.int64)
+
+    def item_mask(self) -> Tensor:
+        """(I,) bool, all items."""
+        return torch.arange(len(self._counted.counts)) > 0
 
     def counts(self, time: Tensor) -> Tensor:
-        """Clicks of each item from ``time - window`` on and before ``time``, (..., I) for times (...)."""
-        now = time.detach().cpu().double().reshape(-1)  # float32 would put unix seconds on a grid of two minutes
-        first, last = (torch.searchsorted(self.time, at.contiguous()) for at in (now - self.window, now))
-        count = last - first
-        row = torch.repeat_interleave(torch.arange(len(now)), count)
-        event = torch.arange(len(row)) + torch.repeat_interleave(first - count.cumsum(0) + count, count)
-        worth = torch.ones(len(row))
-        if self.half_life is not None:
-            worth = torch.exp2(-(now[row] - self.time[event]) / self.half_life).float()
-        out = torch.zeros(len(now) * self.size).index_add_(0, row * self.size + self.item[event], worth)
-        return out.reshape(*time.shape, self.size).to(time.device)
+        """Clicks of each item from ``time - window`` on and before ``time``, (..., I) float32 for times (...)."""
+        asked = time.detach().cpu().double()  # float32 would put unix seconds on a grid of two minutes
+        found = self._counted.at(asked.reshape(-1).numpy())
+        return torch.from_numpy(found).float().reshape(*time.shape, -1).to(time.device)
 
-    def _score(self, examples: Examples) -> Scored:
-        shape, device = examples.target.shape, examples.target.device
-        now = after(self.time[-1]).to(device).expand(shape)
-        counts = self.counts(now if examples.time is None else examples.time)
-        return Scored(
-            scores=(counts + SMOOTH).log(),
-            state=counts.new_zeros(*shape, 1),
-            known=torch.arange(self.size, device=device) > 0,
-            active=torch.ones(shape, dtype=torch.bool, device=device),
-        )
+    def read(self, query: Examples) -> dict[str, Tensor]:
+        """Nothing; everybody is active."""
+        return _everybody(query)
+
+    def scores(self, state: UserState) -> Scores:
+        """The log of the counts, the same for everybody who asks at one time."""
+        counted, time = self._counted, state.tensors["time"]
+        moments, row = np.unique(time.cpu().numpy(), return_inverse=True)  # NaN, if there is one, is last and once
+        past = moments[~np.isnan(moments)]
+        table = counted.table if not len(past) else _table(np.concatenate([counted.at(past), counted.counts[None]]))
+        return TableScores(table.to(time.device), torch.from_numpy(row).to(time.device))
+
+    def observe(self, clicks: Dataset) -> Self:
+        """Move on by everybody's new clicks, in place; returns itself. Scores made before stay what they were.
+
+        Raises:
+            ValueError: if a click is earlier than the last one counted or of no item of the catalogue; names it, and
+                nothing has changed.
+        """
+        assert self.catalog is not None
+        check_items(clicks, self.catalog)
+        self._counted = self._counted.followed_by(self._counted.log.followed_by(clicks))
+        self.observed.add_(1)  # tells caches that something has changed
+        return self
+
+    def _grow(self, items: int) -> None:
+        self._counted = self._counted.padded(items)
+
+    def state(self) -> Saved:
+        """All clicks, without their users."""
+        settings = {"window": self.window, "half_life": self.half_life, "fitted_until": self.fitted_until}
+        return Saved(settings, self._counted.log.tensors(users=False))
+
+    @classmethod
+    def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
+        """The model that :meth:`state` told of.
+
+        Raises:
+            ValueError: if what is told does not belong together; names what.
+        """
+        model = cls.__new__(cls)
+        with reading(cls):
+            model.settle(catalog, warm, setting(saved.settings, "fitted_until", float))
+            window, half_life = (setting(saved.settings, name, float) for name in ("window", "half_life"))
+            if not (window or 0) > 0 or not (half_life is None or half_life > 0):
+                raise ValueError(f"window and half_life must be above 0, got {window} and {half_life}")
+            log = ClickLog.of_tensors(saved.tensors, catalog.size, users=False)
+            model._begin(log, window, half_life, catalog.size)
+        return model

@@ -121,7 +121,7 @@ def build(
         items = sources[0] if len(sources) == 1 else SummedItems(sources, drop=drop_inputs)
         learner = ModalityLearner(items, encoder, candidates=warm)
     record.expect(learner)
-    return learner
+    return learner.attach(upstream)
 
 
 def train(

@@ -1,17 +1,24 @@
-"""Baselines and scorers of blends: what others clicked soon after, or beside, what this user clicked."""
+"""Baselines and parts of ensembles: what others clicked soon after, or beside, what this user clicked."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any, Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from metarec.data.dataset import Dataset
-from metarec.functional.histories import readable
-from metarec.recipes.popularity import after
-from metarec.types import Examples, Scored, Scorer
+from metarec.data.dataset import Catalog, Dataset
+from metarec.model import Saved, register
+from metarec.recipes.click_log import ClickLog, Floats, check_items
+from metarec.recipes.counting import Counts, last_read, reading, setting
+from metarec.recipes.pair_counts import PairCounts, PairRule, summed_by_user
+from metarec.recipes.sparse_scores import SparseScores
+from metarec.scoring import Scores, UserState
+from metarec.types import Examples
 
 REACH = 10
 """A click leads to each of the same user's next so many."""
@@ -25,16 +32,19 @@ FEW = 10.0
 """Clicks that every item has on top of its own, where what is rare would seem close to anything it was clicked with."""
 FORGOTTEN = 12
 """Half-lives after which a transition is left out."""
-AT_ONCE = 1 << 23
-"""Transitions that are summed at once."""
 
 
-class Transitions(nn.Module):
+@register
+class Transitions(Counts, nn.Module):
     """Scores an item by how often it followed the user's last clicks, among the clicks of others (log of a sum).
 
     ``score_i = log(least + sum_r FORGET^r n(x_r, i) / (n(x_r) + SHRINK))``, where x_r is the user's r-th last click,
     n(x, i) how often users clicked i among the ``REACH`` clicks after x, and n(x) the sum over i. Of items that nobody
     clicked upstream it knows nothing; live, there is no such item.
+
+    What is true after all clicks is kept as sums, so that a user costs no more than the items that followed their
+    clicks, and :meth:`observe` no more than the new clicks. Live counts at a time of the past, as in an evaluation, are
+    added up from single clicks. All of it is on the CPU; scores are where the users' states are.
 
     Args:
         data: the upstream side of a split; or, for ``live``, all clicks there are, before any split.
@@ -61,116 +71,122 @@ class Transitions(nn.Module):
     """
 
     least = 1e-4  # what an item gets that nothing leads to; the log adds up with other scores
-    clicked: Tensor
-    key: Tensor
-    following: Tensor
-    at: Tensor
+    both_ways = False
     known: Tensor
+    observed: Tensor
 
     def __init__(self, data: Dataset, *, half_life: float | None = None, live: bool = False) -> None:
         if half_life is not None and not (half_life > 0 and live):
             raise ValueError(f"transitions: expected a half-life above 0, and live, got {half_life} and live={live}")
         super().__init__()
-        self.size, self.live, self.half_life = data.catalog.size, live, half_life or math.inf
-        self.information = "live" if live else "upstream"
+        self.attach(data)
         self.fitted_until = None if live or not len(data) else float(data.time.max())
-        items = np.arange(self.size) > 0 if live else data.warm
-        self.register_buffer("known", torch.from_numpy(items), persistent=False)
-        time = np.sort(data.time.astype(np.float64))
-        pairs = [self._pairs(data, apart) for apart in range(1, REACH + 1)]
-        before, after, at = (np.concatenate(column) for column in zip(*pairs, strict=True))
-        if not len(at):
+        if not (data.user[1:] == data.user[:-1]).any():
             raise ValueError(f"transitions: {data.name} has no user with two clicks, so nothing follows anything")
-        key = before * (len(time) + 1) + np.searchsorted(time, at)  # by item, then by time: clicks before it
-        order = np.argsort(key, kind="stable")
-        for name, column in (("clicked", time), ("key", key[order]), ("following", after[order]), ("at", at[order])):
-            self.register_buffer(name, torch.from_numpy(column), persistent=False)
+        rule = self._rule(half_life)
+        self._begin(PairCounts.of(ClickLog.of(data), rule, data.catalog.size), live, data.warm)
 
-    @staticmethod
-    def _pairs(data: Dataset, apart: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Items, those that the same users clicked so many clicks later, and when."""
-        same = data.user[apart:] == data.user[:-apart]
-        before, after = data.item[:-apart][same].astype(np.int64), data.item[apart:][same].astype(np.int64)
-        return before, after, data.time[apart:][same].astype(np.float64)
+    def _rule(self, half_life: float | None) -> PairRule:
+        return PairRule(REACH, self.both_ways, math.inf if half_life is None else half_life, FORGOTTEN)
 
-    def adapt(self, support: Examples) -> Scorer:
-        """Nothing to adapt: what follows what is the same for every user."""
-        return self._score
+    def _begin(self, counted: PairCounts, live: bool, warm: NDArray[Any]) -> None:
+        self.live, self.information = live, "live" if live else "upstream"
+        self._counted = counted if live else counted.closed()
+        items = np.arange(len(warm)) > 0 if live else warm
+        self.register_buffer("known", torch.from_numpy(items.copy()), persistent=False)
+        self.register_buffer("observed", torch.zeros((), dtype=torch.int64), persistent=False)
 
-    def now(self, examples: Examples) -> Tensor:
-        """(B, Q) float64, the time that each example is asked at; after all clicks where none is known."""
-        if self.live and examples.time is not None:
-            return examples.time.double()
-        return after(self.clicked[-1]).expand(examples.target.shape)
+    @property
+    def half_life(self) -> float:
+        """Age at which a transition counts half; infinite where all count alike."""
+        return self._counted.rule.half_life
 
-    def _score(self, examples: Examples) -> Scored:
-        shape = examples.target.shape
-        recent, forgotten = self._recent(examples)
-        chance = self._chances(recent.flatten(0, -2), forgotten.flatten(0, -2), self.now(examples).flatten())
-        return Scored(
-            scores=(chance + self.least).log().reshape(*shape, self.size),
-            state=chance.new_zeros(*shape, 1),
-            known=self.known,
-            active=torch.ones(shape, dtype=torch.bool, device=chance.device),
-        )
+    def item_mask(self) -> Tensor:
+        """(I,) bool, the items clicked upstream; live, all."""
+        return self.known
 
-    def _recent(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """The last clicks (B, Q, READ) that each example reads, the last one first, 0 after them, and their weights."""
-        read = (readable(examples) & (examples.history > 0)[:, None]).int()
-        back = read.flip(-1).cumsum(-1).flip(-1) * read  # 1 for the last click, 2 for that before it
-        slot = torch.where(back > READ, 0, back).long()
-        items = examples.history[:, None].expand_as(slot)
-        recent = items.new_zeros(*slot.shape[:-1], READ + 1).scatter(-1, slot, items)[..., 1:]
-        return recent, FORGET ** torch.arange(READ, device=recent.device) * (recent > 0)
+    def read(self, query: Examples) -> dict[str, Tensor]:
+        """``history``, (N, READ) int32, the last clicks, the last one first; everybody is active."""
+        history = last_read(query, READ)
+        return {"active": torch.ones(len(history), dtype=torch.bool, device=history.device), "history": history}
 
-    def _chances(self, recent: Tensor, weight: Tensor, now: Tensor) -> Tensor:
-        """(n, I) from the last clicks of n examples (n, READ), their weights and the times (n,)."""
-        last = torch.searchsorted(self.clicked, now.contiguous())
-        old = torch.searchsorted(
-            self.clicked, (now - FORGOTTEN * self.half_life).nan_to_num(nan=-math.inf).contiguous()
-        )
-        low, high = (
-            torch.searchsorted(self.key, recent * (len(self.clicked) + 1) + bound[:, None]) for bound in (old, last)
-        )
-        count = (high - low) * (recent > 0)
-        out = weight.new_zeros(len(recent), self.size)
-        per_row = count.sum(-1).cumsum(0)
-        start = 0
-        while start < len(recent):
-            done = 0 if start == 0 else int(per_row[start - 1])
-            stop = max(start + 1, int(torch.searchsorted(per_row, done + AT_ONCE)))
-            rows = slice(start, stop)
-            heavy = self._weighed(weight[rows], recent[rows], last[rows])
-            out[rows] = self._summed(low[rows].flatten(), count[rows].flatten(), heavy.flatten(), now[rows])
-            start = stop
-        return self._each(out, last)
+    def scores(self, state: UserState) -> Scores:
+        """The log of what the last clicks lead to, ``log(least)`` for all else."""
+        counted, history = self._counted, state.tensors["history"]
+        items = history.cpu().numpy().astype(np.int64)
+        time = state.tensors["time"].cpu().numpy() if self.live else None
+        weight, size = FORGET ** np.arange(items.shape[1]), len(counted.clicks)
+        share = lambda total, clicks: self._share(weight, total, clicks)  # noqa: E731
+        start, item, value = summed_by_user(counted.asked(items, time), share, len(items), size)
+        user = np.repeat(np.arange(len(items)), np.diff(start))
+        value = np.log(self.least + self._each(value, lambda: counted.clicks_of(item, user, time)))
+        found = (torch.from_numpy(column).to(history.device) for column in (start, item, value))
+        return SparseScores(*found, math.log(self.least), self.known.to(history.device))
 
-    def _weighed(self, weight: Tensor, recent: Tensor, last: Tensor) -> Tensor:
-        """Weights (n, READ) of items (n, READ), as they are told apart before their transitions are known."""
-        return weight
+    def _share(self, weight: Floats, total: Floats, clicks: Floats) -> Floats:
+        """What each transition of a click counts, (n, R), from the click's weight and all the transitions of its item.
 
-    def _each(self, chance: Tensor, last: Tensor) -> Tensor:
-        """Chances (n, I), from the sums."""
-        return chance
-
-    def _share(self, weight: Tensor, total: Tensor) -> Tensor:
-        """What each transition counts, from the weight of its item and all the transitions of that."""
+        Co-clicks go by the clicks of the item.
+        """
         return weight / (total + SHRINK)
 
-    def _summed(self, low: Tensor, count: Tensor, weight: Tensor, now: Tensor) -> Tensor:
-        """(n, I) sums over ranges of transitions, READ of them for each of n examples."""
-        place = torch.repeat_interleave(torch.arange(len(low), device=low.device), count)
-        event = torch.arange(len(place), device=low.device) + (low - count.cumsum(0) + count)[place]
-        row = place // READ
-        worth = torch.ones_like(event, dtype=weight.dtype)
-        if math.isfinite(self.half_life):
-            worth = torch.exp2((self.at[event] - now[row]) / self.half_life).to(weight.dtype)
-        total = weight.new_zeros(len(low)).index_add_(0, place, worth)
-        share = self._share(weight, total)[place] * worth
-        flat = weight.new_zeros(len(now) * self.size).index_add_(0, row * self.size + self.following[event], share)
-        return flat.reshape(len(now), self.size)
+    def _each(self, value: Floats, clicks: Callable[[], Floats]) -> Floats:
+        """The sums of some items, from how often those were clicked if that is asked for."""
+        return value
+
+    def observe(self, clicks: Dataset) -> Self:
+        """Move on by everybody's new clicks, in place; returns itself. Upstream counts stay as they are.
+
+        Scores that were made before stay what they were.
+
+        Raises:
+            ValueError: if a click is earlier than the last one counted or of no item of the catalogue; names it, and
+                nothing has changed.
+        """
+        if not self.live:
+            return self
+        assert self.catalog is not None and self._counted.log is not None
+        check_items(clicks, self.catalog)
+        self._counted = self._counted.followed_by(self._counted.log.followed_by(clicks))
+        self.observed.add_(1)  # tells caches that something has changed
+        return self
+
+    def _grow(self, items: int) -> None:
+        self._counted = self._counted.padded(items)
+        more = torch.full((items - len(self.known),), self.live, device=self.known.device)
+        self.known = torch.cat([self.known, more])
+
+    def state(self) -> Saved:
+        """Live, all clicks; upstream, the sums as compressed sparse rows, with the clicks of each item."""
+        rule, log = self._counted.rule, self._counted.log
+        half_life = rule.half_life if rule.fades else None
+        settings = {"live": self.live, "half_life": half_life, "fitted_until": self.fitted_until}
+        return Saved(settings, log.tensors() if log is not None else self._counted.rows())
+
+    @classmethod
+    def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
+        """The model that :meth:`state` told of.
+
+        Raises:
+            ValueError: if what is told does not belong together; names what.
+        """
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        with reading(cls):
+            model.settle(catalog, warm, setting(saved.settings, "fitted_until", float))
+            live, half_life = (setting(saved.settings, *ask) for ask in (("live", bool), ("half_life", float)))
+            if half_life is not None and not (half_life > 0 and live and not cls.both_ways):
+                raise ValueError(f"half_life: expected None, or above 0 and live, got {half_life} and live={live}")
+            rule = model._rule(half_life)
+            if live:
+                counted = PairCounts.of(ClickLog.of_tensors(saved.tensors, catalog.size), rule, catalog.size)
+            else:
+                counted = PairCounts.of_rows(saved.tensors, rule, catalog.size)
+            model._begin(counted, live, warm)
+        return model
 
 
+@register
 class CoClicks(Transitions):
     """Scores an item by how often it was clicked beside the user's last clicks, before or after (log of a sum).
 
@@ -197,30 +213,13 @@ class CoClicks(Transitions):
     """
 
     least = 1e-3
-    own: Tensor
+    both_ways = True
 
     def __init__(self, data: Dataset, *, live: bool = False) -> None:
         super().__init__(data, live=live)
-        at = torch.searchsorted(self.clicked, torch.from_numpy(data.time.astype(np.float64)))
-        own = torch.from_numpy(data.item.astype(np.int64)) * (len(data) + 1) + at
-        self.register_buffer("own", own.sort().values, persistent=False)
 
-    @staticmethod
-    def _pairs(data: Dataset, apart: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        before, after, at = Transitions._pairs(data, apart)
-        return np.concatenate([before, after]), np.concatenate([after, before]), np.concatenate([at, at])
+    def _share(self, weight: Floats, total: Floats, clicks: Floats) -> Floats:
+        return weight / np.sqrt(clicks + FEW)
 
-    def _root(self, last: Tensor) -> Tensor:
-        """(n, I) roots of the clicks of each item among the first ``last`` (n,) of all clicks."""
-        first = torch.arange(self.size, device=last.device) * (len(self.clicked) + 1)
-        count = torch.searchsorted(self.own, first + last[:, None]) - torch.searchsorted(self.own, first)
-        return (count + FEW).sqrt()
-
-    def _weighed(self, weight: Tensor, recent: Tensor, last: Tensor) -> Tensor:
-        return weight / self._root(last).gather(1, recent)
-
-    def _each(self, chance: Tensor, last: Tensor) -> Tensor:
-        return chance / self._root(last)
-
-    def _share(self, weight: Tensor, total: Tensor) -> Tensor:
-        return weight
+    def _each(self, value: Floats, clicks: Callable[[], Floats]) -> Floats:
+        return value / np.sqrt(clicks() + FEW)

@@ -1,4 +1,4 @@
-"""Whether steps pay: where they are all there is to know, where clicks are noise, and that a word decides it."""
+"""Selected inner steps: where they are all there is to know, where clicks are noise, and that a word decides it."""
 
 import sys
 from dataclasses import replace
@@ -11,7 +11,7 @@ import torch
 from metarec.data import Dataset, EpisodeSampler, split_by_time
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.evaluation import evaluate
-from metarec.recipes import MML, MMLConfig, mml, paying_steps, with_steps
+from metarec.recipes import MML, MMLConfig, mml, select_inner_steps, with_inner_steps
 
 World = tuple[MML, Dataset]
 
@@ -31,10 +31,12 @@ def personal() -> World:
 
 def test_steps_are_taken_where_they_are_all_there_is_to_know(personal: World) -> None:
     model, down = personal
-    found = paying_steps(model, down, clicks=2)
+    found = select_inner_steps(model, down, clicks=2)
     gained = {}
     for name in model.learners:  # from the ranks of an evaluation
-        adapted, still = (evaluate(m.meta(name), down, exclude_seen=True).rank for m in (model, with_steps(model, 0)))
+        adapted, still = (
+            evaluate(m.meta(name), down, exclude_seen=True).rank for m in (model, with_inner_steps(model, 0))
+        )
         gain = np.where(adapted <= 10, 1 / np.log2(1 + adapted), 0) - np.where(still <= 10, 1 / np.log2(1 + still), 0)
         gained[name] = gain.mean() / (gain.std(ddof=1) / np.sqrt(len(gain)))
     assert gained["text"] > 4
@@ -45,12 +47,12 @@ def test_steps_are_taken_where_they_are_all_there_is_to_know(personal: World) ->
 def test_none_are_taken_where_clicks_are_noise(personal: World) -> None:
     model, down = personal
     noise = np.random.default_rng(0).integers(1, down.catalog.size, len(down))
-    assert set(paying_steps(model, replace(down, item=noise)).values()) == {0}
+    assert set(select_inner_steps(model, replace(down, item=noise)).values()) == {0}
 
 
 def test_other_steps_leave_the_model_as_it_is(personal: World) -> None:
     model, down = personal
-    still = with_steps(model, 0)
+    still = with_inner_steps(model, 0)
     assert model.config.steps("text") == model.config.inner_steps and still.config.steps("text") == 0
     assert still.learners is model.learners
     batch = next(EpisodeSampler(down, part="test").epoch(0))
@@ -65,4 +67,4 @@ def test_it_wants_users_who_were_asked(personal: World) -> None:
     few = down.user == down.user[0]
     one = replace(down, user=down.user[few], item=down.item[few], time=down.time[few])
     with pytest.raises(ValueError, match="expected at least two users with four clicks or more, got 1"):
-        paying_steps(model, one)
+        select_inner_steps(model, one)

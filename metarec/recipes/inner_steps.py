@@ -1,8 +1,8 @@
-"""Whether adapting pays: the steps that MML takes for new users, by what they gave to users who trained nothing.
+"""Selects the inner steps of MML's learners for new users by validation.
 
-Steps are no end in themselves. Where a history in the context tells all, they only add noise; where each user follows
-rules of their own, nothing else helps. So a learner takes its steps where the users of a rehearsal gained by them, and
-none where that cannot be told from chance.
+Where the history in the context tells everything, inner steps only add noise; where each user follows rules of their
+own, nothing else helps. So a learner takes its steps where users whom nothing was trained on gain by them (paired, in
+NDCG@10), and none where the gain cannot be told from chance.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from metarec.functional.fusion import check_scores
 from metarec.functional.histories import leaves_out_seen, seen_items
 from metarec.functional.ranking import ndcg_at, ranks
 from metarec.recipes.mml import MML, device_of
-from metarec.recipes.rehearsal import last_clicks
+from metarec.recipes.nested_validation import last_clicks
 from metarec.types import EpisodeBatch, Method
 
 LENGTH = 10  # of the list whose NDCG is looked at
 ERRORS = 2.0  # standard errors that a gain must exceed
 
 
-def with_steps(model: MML, steps: int | Mapping[str, int]) -> MML:
+def with_inner_steps(model: MML, steps: int | Mapping[str, int]) -> MML:
     """The same weights with other steps for new users.
 
     Args:
@@ -37,7 +37,7 @@ def with_steps(model: MML, steps: int | Mapping[str, int]) -> MML:
         >>> from metarec.datasets import planted
         >>> from metarec.recipes import MMLConfig
         >>> model = MML.build(planted(users=60, items=40), MMLConfig(dim=8))
-        >>> with_steps(model, {"id": 0, "default": 2}).config.steps("id"), model.config.steps("id")
+        >>> with_inner_steps(model, {"id": 0, "default": 2}).config.steps("id"), model.config.steps("id")
         (0, 5)
     """
     other = copy.copy(model)
@@ -45,10 +45,10 @@ def with_steps(model: MML, steps: int | Mapping[str, int]) -> MML:
     return other
 
 
-def paying_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, int]:
-    """The steps of each learner: the config's where they pay, otherwise none.
+def select_inner_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, int]:
+    """The steps of each learner: the config's where the users gain by them, otherwise none.
 
-    They pay if the users' NDCG@10 gains by them more than two standard errors.
+    They gain if their mean NDCG@10 rises by more than two standard errors.
 
     Args:
         model: trained.
@@ -66,7 +66,7 @@ def paying_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, in
         >>> from metarec.datasets import PLANTED_SPLIT, planted
         >>> from metarec.recipes import MMLConfig
         >>> up, down = split_by_time(planted(users=60, items=40), at=PLANTED_SPLIT)
-        >>> paying_steps(MML.build(up, MMLConfig(dim=8)), down)  # there is nothing to adapt in random weights
+        >>> select_inner_steps(MML.build(up, MMLConfig(dim=8)), down)  # there is nothing to adapt in random weights
         {'id': 0, 'image': 0, 'text': 0}
     """
     training = model.training
@@ -74,13 +74,13 @@ def paying_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, in
     leave_out = leaves_out_seen(users.known_repeat_share)
     out, batches = {}, [batch.to(device_of(model)) for batch in last_clicks(users, clicks)]
     for name in model.learners:
-        ways = model.meta(name), with_steps(model, 0).meta(name)
+        ways = model.meta(name), with_inner_steps(model, 0).meta(name)
         try:
             found = [_gains(name, *ways, batch, exclude_seen=leave_out) for batch in batches]
         except ValueError as error:
-            raise ValueError(f"paying_steps: learner {name!r} on {users.name}: {error}") from error
+            raise ValueError(f"select_inner_steps: learner {name!r} on {users.name}: {error}") from error
         user, gain = (torch.cat(column) for column in zip(*found, strict=True)) if found else (torch.empty(0),) * 2
-        out[name] = model.config.steps(name) if _pays(user, gain) else 0
+        out[name] = model.config.steps(name) if _is_significant(user, gain) else 0
     model.train(training)
     return out
 
@@ -103,15 +103,15 @@ def _gains(
     return batch.user[:, None].expand_as(real)[real], (moved - stood)[real]
 
 
-def _pays(user: Tensor, gain: Tensor) -> bool:
-    """Whether users gain on average, beyond chance; the clicks of one user are no independent evidence.
+def _is_significant(user: Tensor, gain: Tensor) -> bool:
+    """Whether users gain on average, by more than two standard errors over users (clicks of one user are averaged).
 
     Raises:
         ValueError: if there are fewer than two users.
     """
     own, count = user.unique(return_counts=True)
     if len(own) < 2:
-        raise ValueError(f"paying_steps: expected at least two users with four clicks or more, got {len(own)}")
+        raise ValueError(f"select_inner_steps: expected at least two users with four clicks or more, got {len(own)}")
     each = torch.zeros(len(own), dtype=torch.float64, device=gain.device)
     each = each.index_add(0, torch.searchsorted(own, user), gain.double()) / count
     return bool(each.mean() > ERRORS * each.std() / len(own) ** 0.5)

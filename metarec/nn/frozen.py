@@ -1,0 +1,71 @@
+"""Copies of modules for serving: in evaluation mode, wide enough, and out of reach of later training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from metarec.functional.fusion import NotFiniteError
+from metarec.nn.items import Items, TableItems
+
+T = TypeVar("T", bound=nn.Module)
+
+
+def wide(part: T) -> T:
+    """A part in single precision where it was in half, in which steps diverge and a CPU is slow; changed in place.
+
+    Example:
+        >>> wide(nn.Linear(2, 2).half()).weight.dtype, wide(nn.Linear(2, 2).double()).weight.dtype
+        (torch.float32, torch.float64)
+    """
+    half = {torch.float16, torch.bfloat16} & {tensor.dtype for tensor in [*part.parameters(), *part.buffers()]}
+    return part.float() if half else part
+
+
+def evaluated(module: T) -> T:
+    """The same module in evaluation mode, its tensors shared; the one given stays in the mode it is in.
+
+    Example:
+        >>> layer = nn.Dropout()
+        >>> evaluated(layer).training, layer.training
+        (False, True)
+    """
+    twin = copy.copy(module)
+    twin.training = False
+    twin._modules = {name: part and evaluated(part) for name, part in module._modules.items()}
+    return twin
+
+
+@torch.no_grad()
+def as_table(items: Items) -> TableItems:
+    """Items as a table of numbers, the vectors that they have in evaluation mode."""
+    table = evaluated(items).table()  # type: ignore[type-var]
+    return wide(TableItems(table.detach().clone(), items.known.clone()))
+
+
+def check_vectors(name: str, vectors: Tensor, known: Tensor, ids: Sequence[str] | None = None) -> None:
+    """See that the item vectors of a learner are numbers.
+
+    Args:
+        name: of the learner, for messages.
+        vectors: (I, D).
+        known: (I,) bool.
+        ids: of the items, one fewer than there are rows.
+
+    Raises:
+        ValueError: if one is not finite; names the learner and the item.
+    """
+    if bool(vectors.sum().isfinite()):
+        return
+    broken = known & ~vectors.isfinite().all(1)
+    if broken.any():
+        code = int(broken.nonzero()[0])
+        item = f"code {code}" if ids is None else repr(ids[code - 1])
+        raise NotFiniteError(
+            f"Recommender: learner {name!r}: the vector of item {item} is not finite, so that nothing can be ranked; "
+            "train again with a lower learning rate, or take a whole file of the model"
+        )

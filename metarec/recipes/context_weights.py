@@ -1,0 +1,168 @@
+"""Weights of an ensemble as a function of the user's context, fitted to candidate scores.
+
+The fused score of item i is ``sum_s w_s z_si + b_s [s does not know i]``, where z is model s's standardised score. Each
+of w and b is linear in features of the context: a constant, the log of the clicks so far, the share of them on items
+unseen upstream, and the time since the last click (its log, standardised, and the square of that). An item that a model
+does not know therefore gets a learned score of its own, in place of the lowest one.
+
+The log-likelihood of real clicks is dominated by low-ranked targets, so the weights minimise the generalised
+cross-entropy (q = 0.4), which a low-ranked target hardly moves (Zhang and Sabuncu, "Generalized Cross Entropy Loss",
+NeurIPS 2018).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from metarec.model import Saved
+from metarec.recipes.candidates import CandidateScores
+
+AT_ONCE = 512  # clicks whose loss is computed at once
+FEATURES = 5  # of the context
+PENALTY = 1e-3  # of the squared weights
+FARTHEST = 3.0  # standard deviations that the log of the gap is clipped to
+
+
+class ContextWeights(nn.Module):
+    """How much each of S models counts for a user, and what an item that it does not know gets.
+
+    Args:
+        names: of the models.
+        context: let the weights depend on the user; otherwise they are the same for all.
+
+    Raises:
+        ValueError: if there is no name.
+
+    Example:
+        >>> weights = ContextWeights(["ease", "popularity"])
+        >>> [each.tolist() for each in weights(torch.tensor([[3.0, 0.5, torch.nan]]))]
+        [[[0.5, 0.5]], [[0.0, 0.0]]]
+    """
+
+    usual: Tensor
+
+    def __init__(self, names: Sequence[str], *, context: bool = True) -> None:
+        super().__init__()
+        if not names:
+            raise ValueError("ContextWeights: expected the name of at least one model, got none")
+        self.names = tuple(names)
+        self.register_buffer("usual", torch.tensor([0.0, 1.0]))  # mean and deviation of the log of the gap
+        self.until: float | None = None  # time of the last click that they were fitted to, inf if unknown
+        columns = FEATURES if context else 1
+        self.weight = nn.Parameter(torch.zeros(columns, len(names)))
+        self.unknown = nn.Parameter(torch.zeros(columns, len(names)))
+        with torch.no_grad():
+            self.weight[0] = 1 / len(names)
+
+    @property
+    def information(self) -> str:
+        """``"later"`` if they were fitted to clicks of unknown times."""
+        return "later" if self.until == math.inf else "upstream"
+
+    @property
+    def fitted_until(self) -> float | None:
+        """Time of the last click that they were fitted to; None if there is none or it is not known."""
+        return None if self.until == math.inf else self.until
+
+    def features(self, context: Tensor) -> Tensor:
+        """(..., 1 or 5) float32 from contexts (..., 3). What is not known is as usual."""
+        clicks, cold, gap = context.double().unbind(-1)  # then rounded: the same for a user in any batch
+        z = ((gap - self.usual[0]) / self.usual[1]).clamp(-FARTHEST, FARTHEST)
+        full = [torch.ones_like(clicks), clicks.log() - 1.5, cold, z.nan_to_num(), (z**2 - 1).nan_to_num()]
+        return torch.stack(full, -1)[..., : len(self.weight)].float()
+
+    def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights and scores of unknown items, (N, S) float64 each, from contexts (N, 3); of one user in any batch."""
+        columns = self.features(context).double().unsqueeze(-1).unbind(-2)
+        weight, unknown = (
+            torch.stack([column * row for column, row in zip(columns, table.double(), strict=True)]).cumsum(0)[-1]
+            for table in (self.weight, self.unknown)
+        )
+        return weight, unknown
+
+    def fuse(self, z: Tensor, unknown: Tensor, context: Tensor) -> Tensor:
+        """(n, S, C) and (n, S, C) bool, with contexts (n, 3), to fused scores (n, C)."""
+        features = self.features(context)
+        weight, missing = (features @ self.weight).unsqueeze(-2), (features @ self.unknown).unsqueeze(-2)
+        return (weight @ z + missing @ unknown.to(z.dtype)).squeeze(-2)
+
+    def fit(self, seen: CandidateScores, *, penalty: float = PENALTY, top: float = 0.4, iterations: int = 40) -> None:
+        """Minimise the generalised cross-entropy of real clicks by L-BFGS.
+
+        Args:
+            seen: of clicks that no model was fitted on, from :func:`candidate_scores`, of these models at least.
+            penalty: of the squared weights.
+            top: q of the loss ``(1 - p^q) / q``, p the probability of a click; 0 for the log-likelihood.
+            iterations: of L-BFGS.
+
+        Raises:
+            ValueError: if there is no click, or a model is not among those that were asked.
+        """
+        seen = seen.of(self.names)
+        if not len(seen.z):
+            raise ValueError("ContextWeights.fit: expected clicks to fit to, got none")
+        gap = seen.context[:, 2][~seen.context[:, 2].isnan()]
+        if len(gap) > 1:
+            self.usual.copy_(torch.stack([gap.mean(), gap.std().clamp(min=1e-3)]))
+        own = [self.weight, self.unknown]
+        optimizer = torch.optim.LBFGS(own, max_iter=iterations, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = penalty * torch.stack([(p**2).sum() for p in own]).sum()
+            loss.backward()
+            for part in seen.split(AT_ONCE):
+                scores = self.fuse(part.z, part.unknown, part.context) + part.log_importance
+                likely = scores.gather(1, part.target[:, None]).squeeze(1) - scores.logsumexp(-1)
+                lost = (-likely if top == 0 else (1 - (top * likely).exp()) / top).sum() / len(seen.z)
+                lost.backward()
+                loss = loss.detach() + lost.detach()
+            return loss
+
+        with torch.enable_grad():
+            optimizer.step(closure)
+        self.until = seen.until if self.until is None else max(self.until, seen.until)
+
+    def state(self) -> Saved:
+        """Names, what they were fitted to, and the weights."""
+        settings = {
+            "names": list(self.names),
+            "context": len(self.weight) > 1,
+            "information": self.information,
+            "fitted_until": self.fitted_until,
+        }
+        return Saved(settings, {"weight": self.weight.detach(), "unknown": self.unknown.detach(), "usual": self.usual})
+
+    @classmethod
+    def from_state(cls, saved: Saved) -> Self:
+        """The weights that :meth:`state` told of.
+
+        Raises:
+            ValueError: if names and shapes do not belong together, or a number is not finite.
+        """
+        names, context, until = (saved.settings.get(name) for name in ("names", "context", "fitted_until"))
+        if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) != len(names):
+            raise ValueError(f"ensemble: expected the names of its parts, each once, got {names!r}")
+        timed = isinstance(until, int | float) and not isinstance(until, bool) and math.isfinite(until)
+        information = saved.settings.get("information")
+        if not isinstance(context, bool) or not (timed or until is None) or information not in ("upstream", "later"):
+            raise ValueError(
+                "ensemble: expected context true or false, a finite fitted_until or null, and information 'upstream' "
+                f"or 'later', got {context!r}, {until!r} and {information!r}"
+            )
+        shape = FEATURES if context else 1, len(names)
+        expected = {"weight": shape, "unknown": shape, "usual": (2,)}
+        given = {name: tuple(tensor.shape) for name, tensor in saved.tensors.items()}
+        if given != expected:
+            raise ValueError(f"ensemble: expected tensors {expected}, got {given}")
+        if not all(t.isfinite().all() for t in saved.tensors.values()) or not saved.tensors["usual"][1] > 0:
+            raise ValueError("ensemble: a weight is not finite, or the deviation of the gap is not above 0")
+        out = cls(names, context=context)
+        out.load_state_dict({name: tensor.float() for name, tensor in saved.tensors.items()})
+        out.until = math.inf if information == "later" else cast("float | None", until)
+        return out

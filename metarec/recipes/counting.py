@@ -1,0 +1,148 @@
+"""What models of counts share: what they keep of a user, more items, and what they read of a file."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from metarec.data.dataset import Catalog
+from metarec.functional.histories import readable
+from metarec.model import Model
+from metarec.scoring import UserState
+from metarec.types import Examples
+
+
+class Counts(Model):
+    """A model without weights of a user's own: all that it keeps of a user is what it reads of the history.
+
+    Live counts keep the time that is asked about, NaN where it is not told, which means after all clicks counted until
+    the scores are made; so a state that was made before others clicked does not grow old.
+    """
+
+    information: str = "upstream"
+    fitted_until: float | None = None
+
+    def encode(
+        self, support: Examples, query: Examples, *, start: UserState | None = None, keep_weights: bool = False
+    ) -> UserState:
+        """What is read of each query's history, and at what time; nothing is adapted.
+
+        Raises:
+            ValueError: if weights are to be kept: there are none.
+        """
+        if keep_weights:
+            raise ValueError(f"keep_weights: {type(self).__name__} has no weights of a user's own; leave it out")
+        state = self.read(query)
+        if self.information == "live":
+            asked = torch.full(query.target.shape, math.nan) if query.time is None else query.time
+            state["time"] = asked.to(query.history.device, torch.float64).flatten()
+        return UserState(state)
+
+    def encode_empty(self) -> UserState:
+        """A user without history, asked about after all clicks."""
+        none = torch.zeros(1, 1, dtype=torch.int64)
+        return self.encode(empty := Examples(none, none, none, none.unsqueeze(2), torch.ones(1, 1)), empty)
+
+    def read(self, query: Examples) -> dict[str, Tensor]:
+        """What is kept of each of N = B * Q queries, by name, with ``"active"``."""
+        raise NotImplementedError
+
+    def settle(self, catalog: Catalog, warm: NDArray[Any], fitted_until: float | None) -> None:
+        """Take over what a file says of the items and the last click.
+
+        Raises:
+            ValueError: if ``warm`` is not about the items.
+        """
+        if warm.shape != (catalog.size,) or warm.dtype != np.bool_:
+            raise ValueError(f"warm must be bool of shape ({catalog.size},), got {warm.dtype} {warm.shape}")
+        self.catalog, self.warm, self.fitted_until = catalog, warm, fitted_until
+
+    def copied(self) -> Self:
+        """A copy whose attributes, parameters and buffers can be replaced without changing this one's."""
+        out = copy.copy(self)
+        if isinstance(out, nn.Module):
+            for name in ("_parameters", "_buffers", "_modules"):
+                vars(out)[name] = dict(vars(out)[name])
+        return out
+
+    def add_items(self, added: Catalog) -> Self:
+        """The same model with more items, which nobody has clicked yet; this one stays as it is.
+
+        Raises:
+            ValueError: if an id is there already, or the items have a modality that the catalogue lacks.
+        """
+        assert self.catalog is not None and self.warm is not None
+        out = self.copied()
+        out.catalog = self.catalog.grown(added)
+        out.warm = np.pad(self.warm, (0, len(added.items)))
+        out._grow(out.catalog.size)
+        return out
+
+    def _grow(self, items: int) -> None:
+        """Make room for a larger catalogue."""
+        raise NotImplementedError
+
+
+def all_read(query: Examples) -> Tensor:
+    """(N, L) int32, the items of the history that each query may read, 0 elsewhere."""
+    return (query.history[:, None] * readable(query)).flatten(0, 1).int()
+
+
+def last_read(query: Examples, clicks: int) -> Tensor:
+    """(N, clicks) int32, the last items of the history that each query may read, the last one first, 0 after them."""
+    read = (readable(query) & (query.history > 0)[:, None]).flatten(0, 1).int()
+    back = read.flip(-1).cumsum(-1).flip(-1) * read  # 1 for the last click, 2 for that before it
+    slot = torch.where(back > clicks, 0, back).long()
+    items = query.history[:, None].expand(*query.target.shape, -1).flatten(0, 1)
+    return items.new_zeros(len(slot), clicks + 1).scatter(-1, slot, items)[:, 1:].int()
+
+
+@contextmanager
+def reading(model: type) -> Iterator[None]:
+    """Turn whatever is wrong with what a file says of a model into one that names it.
+
+    Raises:
+        ValueError: if something inside raises one, or a name is missing or of another type.
+    """
+    try:
+        yield
+    except KeyError as error:
+        raise ValueError(f"{model.__name__}: {error.args[0]!r} is missing") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(f"{model.__name__}: {error}") from error
+
+
+def setting(settings: Mapping[str, Any], name: str, kind: type[bool] | type[int] | type[float]) -> Any:
+    """A setting of a file: a truth value, a whole number, or a finite number; any but the first may be None.
+
+    Raises:
+        KeyError, ValueError: if it is missing or something else.
+    """
+    value = settings[name]
+    kinds = (int, float) if kind is float else (kind,)
+    if value is None and kind is not bool:
+        return None
+    if type(value) not in kinds or not math.isfinite(value):
+        raise ValueError(f"{name}: expected a {kind.__name__}, got {value!r}")
+    return kind(value)
+
+
+def numbers(tensors: Mapping[str, Tensor], name: str, dtype: torch.dtype, *shape: int) -> NDArray[Any]:
+    """A tensor of a file, finite and of one shape.
+
+    Raises:
+        KeyError, ValueError: if it is missing or something else.
+    """
+    tensor = tensors[name]
+    if tensor.dtype != dtype or tensor.shape != shape or not bool(torch.isfinite(tensor).all()):
+        got = f"{tensor.dtype} {tuple(tensor.shape)}"
+        raise ValueError(f"{name} must be finite {dtype} of shape {shape}, got {got}")
+    return tensor.numpy()

@@ -1,0 +1,137 @@
+"""Ensemble weights by nested temporal validation: the upstream side is split once more in time.
+
+Everything is fitted twice. On the earlier part of the upstream side, so that the users who start in its later part are
+cold users with cold items, as far from the training in time as test users are: their clicks fit the weights. Then on
+the whole upstream side, with the same weights. Nothing after the split is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+
+from metarec.data import Dataset, EpisodeSampler, split_by_time, split_time
+from metarec.data.cutting import some_clicks, without_last
+from metarec.functional.histories import leaves_out_seen
+from metarec.recipes.candidates import candidate_scores
+from metarec.recipes.context_weights import PENALTY, ContextWeights
+from metarec.recipes.ensemble import Ensemble
+from metarec.types import EpisodeBatch, Method
+
+COLD_USERS = 0.2  # share of the upstream users who validate
+SCORES = 1 << 24  # of all items, for the users of a batch
+
+
+class NestedValidation:
+    """Models fitted on the earlier part of an upstream side and on the whole of it.
+
+    Args:
+        upstream: the upstream side of a split.
+        make: fits models on an upstream side, by name; called with the earlier part, then with the whole.
+        cold_users: share of the upstream users who validate, the latest to start.
+        clicks: last clicks of each of them that the weights are fitted to.
+        device: where the ensembles go.
+
+    Attributes:
+        candidates: the :class:`CandidateScores` of the validation users.
+        parts: the models that were fitted on the whole upstream side, by name.
+
+    Raises:
+        ValueError: as :func:`metarec.split_by_time` does, if too few users start late.
+
+    Example:
+        >>> from metarec.datasets import PLANTED_SPLIT, planted
+        >>> from metarec.recipes import EASE, Popularity
+        >>> up, down = split_by_time(planted(users=100, items=40), at=PLANTED_SPLIT)
+        >>> fitted = NestedValidation(up, lambda data: {"popularity": Popularity(data), "ease": EASE(data)})
+        >>> [len(fitted.ensemble(context=context).weights.weight) for context in (True, False)]
+        [5, 1]
+    """
+
+    def __init__(
+        self,
+        upstream: Dataset,
+        make: Callable[[Dataset], dict[str, Method]],
+        *,
+        cold_users: float = COLD_USERS,
+        clicks: int = 3,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.upstream, self.device = upstream, device
+        earlier, later = validation_split(upstream, cold_users)
+        leave_out = leaves_out_seen(upstream.known_repeat_share)
+        warm = torch.from_numpy(earlier.warm).to(device)
+        self.candidates = candidate_scores(make(earlier), warm, last_clicks(later, clicks), exclude_seen=leave_out)
+        self.parts = make(upstream)
+
+    def ensemble(self, *, context: bool = True, penalty: float = PENALTY) -> Ensemble:
+        """An ensemble of the models, with weights fitted to the validation users' clicks.
+
+        Args:
+            context: whether weights depend on the user.
+            penalty: of the squared weights.
+        """
+        weights = ContextWeights(self.candidates.names, context=context).to(self.device)
+        weights.fit(self.candidates, penalty=penalty)
+        return Ensemble(self.parts, self.upstream, weights=weights)
+
+
+def fit_by_nested_validation(
+    upstream: Dataset,
+    make: Callable[[Dataset], dict[str, Method]],
+    *,
+    cold_users: float = COLD_USERS,
+    clicks: int = 3,
+    context: bool = True,
+    device: torch.device | str = "cpu",
+) -> Ensemble:
+    """An ensemble whose weights would have served the latest of the upstream users best.
+
+    Args:
+        upstream: the upstream side of a split.
+        make: fits models on an upstream side, by name; called twice.
+        cold_users: share of the upstream users who validate.
+        clicks: last clicks of each of them that the weights are fitted to.
+        context: whether weights depend on the user.
+        device: where the ensemble goes.
+
+    Raises:
+        ValueError: as :func:`metarec.split_by_time` does, if too few users start late.
+
+    Example:
+        >>> from metarec.datasets import PLANTED_SPLIT, planted
+        >>> from metarec.recipes import EASE, Popularity
+        >>> up, down = split_by_time(planted(users=100, items=40), at=PLANTED_SPLIT)
+        >>> make = lambda data: {"popularity": Popularity(data), "ease": EASE(data)}
+        >>> fit_by_nested_validation(up, make).fitted_until == float(up.time.max())
+        True
+    """
+    found = NestedValidation(upstream, make, cold_users=cold_users, clicks=clicks, device=device)
+    return found.ensemble(context=context)
+
+
+def validation_split(upstream: Dataset, cold_users: float = COLD_USERS, *, most: int = 2000) -> tuple[Dataset, Dataset]:
+    """The earlier part of an upstream side, and its users who start later, so many of them at most.
+
+    Raises:
+        ValueError: as :func:`metarec.split_by_time` does, if too few users start late.
+    """
+    earlier, later = split_by_time(upstream, at=split_time(upstream, cold_users))
+    if len(later.user_codes) > most:
+        drawn = np.random.default_rng(0).choice(later.user_codes, most, replace=False)
+        later = some_clicks(later, np.isin(later.user, drawn))
+    return earlier, later
+
+
+def last_clicks(data: Dataset, clicks: int, *, users_per_batch: int | None = None) -> Iterator[EpisodeBatch]:
+    """Each user's last clicks as queries, one after the other, each with all clicks before it as history.
+
+    Only clicks with three before them are asked for. By default 256 users come at once, fewer of a large catalogue.
+    """
+    users_per_batch = users_per_batch or min(256, max(1, SCORES // data.catalog.size))
+    for taken in range(clicks):
+        rest = without_last(data, taken, least=4)
+        if len(rest):
+            yield from EpisodeSampler(rest, part="serving", users_per_batch=users_per_batch).epoch(0)

@@ -1,0 +1,176 @@
+"""Scores that are the same for most items or for all users, made a piece of the catalogue at a time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from metarec.functional.fusion import FLAT
+from metarec.scoring import DenseScores
+
+_INFO = torch.finfo(torch.float32)
+
+
+def rounding(largest: Tensor) -> Tensor:
+    """How far float32 may be from float64, for numbers up to so large."""
+    return largest.double() * (_INFO.eps / 2) + _INFO.tiny
+
+
+@dataclass(frozen=True, eq=False)
+class SparseScores:
+    """Scores of N users that are one number for all items but a few.
+
+    Attributes:
+        start: (N + 1,) int64, where each user's entries begin; the last is their count.
+        item: (n,) int64 item codes, ascending for each user.
+        value: (n,) float64 their scores.
+        base: of all other items.
+        known: (I,) bool, items that the moments are taken over.
+
+    Example:
+        >>> scores = SparseScores(torch.tensor([0, 1]), torch.tensor([2]), torch.ones(1).double(), 0.0, torch.arange(3) > 0)
+        >>> scores.approximate(1, 3).tolist(), scores.exact(torch.tensor([[2, 1]])).tolist()
+        ([[0.0, 1.0]], [[1.0, 0.0]])
+        >>> [moment.tolist() for moment in scores.moments()]
+        [[0.5], [0.5]]
+    """
+
+    start: Tensor
+    item: Tensor
+    value: Tensor
+    base: float
+    known: Tensor
+
+    def __len__(self) -> int:
+        return len(self.start) - 1
+
+    def __getitem__(self, users: slice) -> Self:
+        """The scores of some users, one after the other."""
+        first, stop, _ = users.indices(len(self))
+        start = self.start[first : max(first, stop) + 1]
+        part = slice(int(start[0]), int(start[-1]))
+        return type(self)(start - start[0], self.item[part], self.value[part], self.base, self.known)
+
+    @cached_property
+    def _row(self) -> Tensor:
+        """(n,) the user of each entry."""
+        return torch.repeat_interleave(torch.arange(len(self), device=self.item.device), self.start.diff())
+
+    def _each(self, first: float | Tensor, values: Tensor, how: str) -> Tensor:
+        """(N,) a number of each user's entries."""
+        out = torch.zeros(len(self), dtype=torch.float64, device=self.value.device) + first
+        return out.scatter_reduce(0, self._row, values, how)
+
+    def error(self) -> Tensor:
+        """(N,) float64, by rounding to float32."""
+        return rounding(self._each(abs(self.base), self.value.abs(), "amax"))
+
+    def approximate(self, start: int, stop: int) -> Tensor:
+        """(N, stop - start) float32 of a piece of the catalogue."""
+        out = torch.full((len(self), stop - start), self.base, device=self.value.device)
+        place, value = self._row * (stop - start) + (self.item - start), self.value
+        if start > 0 or stop < len(self.known):
+            here = (self.item >= start) & (self.item < stop)
+            place, value = place[here], value[here]
+        out.view(-1)[place] = value.float()
+        return out
+
+    def exact(self, codes: Tensor) -> Tensor:
+        """(N, K) float64 of item codes (N, K)."""
+        if not len(self.item):
+            return torch.full(codes.shape, self.base, dtype=torch.float64, device=codes.device)
+        own = self._row * len(self.known) + self.item
+        wanted = torch.arange(len(self), device=codes.device).unsqueeze(1) * len(self.known) + codes
+        place = torch.searchsorted(own, wanted).clamp(max=len(own) - 1)
+        return torch.where(own[place] == wanted, self.value[place], self.base)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation over the known items; what the others share enters in closed form."""
+        own = self.known[self.item]
+        value, all_items = self.value - self.base, max(1, int(self.known.sum()))
+        shift = self._each(0.0, value * own, "sum") / all_items
+        others = all_items - self._each(0.0, own.double(), "sum")
+        centred = (value - shift[self._row]) * own
+        variance = (self._each(0.0, centred.square(), "sum") + others * shift.square()) / all_items
+        largest = self._each(torch.where(others > 0, shift.abs(), 0), centred.abs(), "amax")
+        mean = shift + self.base
+        return mean, torch.where(largest <= FLAT * mean.abs(), 0, variance.sqrt())
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreTable:
+    """A few rows of scores of the whole catalogue, which many users share.
+
+    Attributes:
+        values: (T, I) float64.
+        known: (I,) bool, items that the moments are taken over.
+    """
+
+    values: Tensor
+    known: Tensor
+
+    @cached_property
+    def narrow(self) -> Tensor:
+        """(T, I) float32."""
+        return self.values.float()
+
+    @cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of each row, (T,)."""
+        return DenseScores(self.values, self.known).moments()
+
+    @cached_property
+    def error(self) -> Tensor:
+        """(T,) float64, by rounding to float32."""
+        return rounding(self.values.abs().amax(1))
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device; itself on its own."""
+        return self if self.values.device == device else type(self)(self.values.to(device), self.known.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class TableScores:
+    """Scores of N users, each a row of a table.
+
+    Attributes:
+        table: the rows.
+        row: (N,) int64, the row of each user.
+
+    Example:
+        >>> table = ScoreTable(torch.tensor([[0.0, 1.0, 3.0]]).double(), torch.arange(3) > 0)
+        >>> scores = TableScores(table, torch.zeros(2, dtype=torch.int64))
+        >>> scores.approximate(1, 3).tolist(), scores.moments()[0].tolist()
+        ([[1.0, 3.0], [1.0, 3.0]], [2.0, 2.0])
+    """
+
+    table: ScoreTable
+    row: Tensor
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def __getitem__(self, users: slice) -> Self:
+        """The scores of some users."""
+        return type(self)(self.table, self.row[users])
+
+    def error(self) -> Tensor:
+        """(N,) float64, by rounding to float32."""
+        return self.table.error[self.row]
+
+    def approximate(self, start: int, stop: int) -> Tensor:
+        """(N, stop - start) float32 of a piece of the catalogue."""
+        return self.table.narrow[:, start:stop][self.row]
+
+    def exact(self, codes: Tensor) -> Tensor:
+        """(N, K) float64 of item codes (N, K)."""
+        return self.table.values[self.row.unsqueeze(1), codes]
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation over the known items."""
+        mean, deviation = self.table.moments
+        return mean[self.row], deviation[self.row]
