@@ -15,7 +15,7 @@ from metarec.nn import (
 from metarec.recipes import MML, MMLConfig, Popularity
 from metarec.recommender import Recommender
 from metarec.report import Report
-from metarec.serialization import load, save
+from metarec.io import load, save
 from metarec.serving.servable import Served
 from metarec.types import EpisodeBatch, Examples, Method, Progress, Scored
 

@@ -14,7 +14,7 @@ import torch
 from metarec import __version__
 from metarec.functional.text import printable
 from metarec.recommender import Recommender
-from metarec.serialization import load
+from metarec.io import load
 
 Number = TypeVar("Number", int, float)
 

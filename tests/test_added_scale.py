@@ -16,7 +16,7 @@ from metarec.recipes.ensemble import Ensemble
 from metarec.recipes.fusing import FusedMethod
 from metarec.recipes.growing import with_items
 from metarec.recommender import Recommender
-from metarec.serialization import load, save
+from metarec.io import load, save
 from tiny import CONFIG, UP
 
 OLD = 41  # rows

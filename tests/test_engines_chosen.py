@@ -9,7 +9,7 @@ from metarec.meta.kernel_stack import KernelStack
 from metarec.meta.stack import TaskStack
 from metarec.recipes import MML, sasrec
 from metarec.recommender import Recommender
-from metarec.serialization import load, save
+from metarec.io import load, save
 from tiny import CONFIG, UP, trained
 
 

@@ -14,7 +14,7 @@ from metarec.functional import nearest_items, standardise_features
 from metarec.recipes import MML
 from metarec.recipes.growing import with_items
 from metarec.recommender import Recommender
-from metarec.serialization import load, save
+from metarec.io import load, save
 from test_serving import HISTORIES, WORLDS, lively, some_without_features
 from tiny import CONFIG, UP
 

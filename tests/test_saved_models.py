@@ -18,7 +18,7 @@ from metarec.files import read_tensors, write_tensors
 from metarec.nn import SequenceEncoder
 from metarec.recipes import MML, MMLConfig
 from metarec.recipes.growing import with_items
-from metarec.serialization import load, save
+from metarec.io import load, save
 from tiny import CONFIG, DOWN, UP, same_weights
 
 

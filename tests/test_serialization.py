@@ -22,7 +22,7 @@ from metarec.data import Catalog, Dataset, EpisodeSampler, Modality, Vocabulary
 from metarec.evaluation import evaluate
 from metarec.files import read_tensors, write_tensors
 from metarec.recipes import MML, MMLConfig
-from metarec.serialization import load, save
+from metarec.io import load, save
 from tiny import CONFIG, DOWN, UP, same_weights, trained
 
 
