@@ -3,6 +3,7 @@
 from metarec import datasets, distributed, functional, recipes
 from metarec.data import Catalog, Dataset, EpisodeSampler, Vocabulary, load_atomic, split_by_time, split_time
 from metarec.evaluation import evaluate
+from metarec.io import load, save
 from metarec.meta import MetaLearner
 from metarec.nn import (
     AdaptiveFusion,
@@ -15,7 +16,6 @@ from metarec.nn import (
 from metarec.recipes import MML, MMLConfig, Popularity
 from metarec.recommender import Recommender
 from metarec.report import Report
-from metarec.io import load, save
 from metarec.serving.servable import Served
 from metarec.types import EpisodeBatch, Examples, Method, Progress, Scored
 

@@ -69,10 +69,12 @@ def write_model(model: object, path: str | Path, more: Mapping[str, Any]) -> Non
     try:
         tree.check_kind(model)
         header, tensors = _packed(cast(Model, model))
-    except (TypeError, ValueError) as error:
-        raise type(error)(
-            f"save: {path}: not written, as load() would not build the same model: {error}; or save "
-            "model.state_dict() and load it into a model that your own code builds"
+    except TypeError as error:
+        raise TypeError(f"save: {path}: not written: {error}") from error
+    except ValueError as error:
+        raise ValueError(
+            f"save: {path}: not written, as load() would build another model: {error}; save model.state_dict() and "
+            "load it into a model that your own code builds"
         ) from error
     write_tensors(path, tensors, {**header, **more})
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from metarec.data.containers import is_single, plain
 from metarec.data.dataset import Catalog
-from metarec.recipes.mml import MML
 from metarec.io import read_model, write_model
+from metarec.recipes.mml import MML
 from metarec.serving.adapting import adapted, checked, further
 from metarec.serving.additions import Vectors, new_items
 from metarec.serving.clicks import Clicks, Spelled, SupportMaker

@@ -4,12 +4,12 @@ import copy
 
 import pytest
 
+from metarec.io import load, save
 from metarec.meta import MetaLearner
 from metarec.meta.kernel_stack import KernelStack
 from metarec.meta.stack import TaskStack
 from metarec.recipes import MML, sasrec
 from metarec.recommender import Recommender
-from metarec.io import load, save
 from tiny import CONFIG, UP, trained
 
 

@@ -90,9 +90,9 @@ def test_save_says_what_it_leaves_out(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_saved_or_loaded_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="save: expected an MML, got Served"):
+    with pytest.raises(TypeError, match=r"save: .*none: .*Served"):
         Recommender(Served(EASE(UP), UP)).save(tmp_path / "none")
-    with pytest.raises(TypeError, match=r"save: expected an MML, got Recommender; call its own save\(path\)"):
+    with pytest.raises(TypeError, match=r"save: .* got Recommender; call its own save\(path\)"):
         save(Recommender(MML.build(UP, CONFIG)), tmp_path / "none")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
     changed(MML.build(UP, CONFIG)).save(tmp_path / "all")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-
-
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -60,7 +58,7 @@ def _standardised(parts: Any) -> set[str]:
 def _build_learner(cls: type[Any], reading: Reading) -> nn.Module:
     reading.scales = _scales(reading)
     items, encoder, context = (reading.part(name) for name in ("items", "encoder", "context"))
-    out = cls.__new__(cls)
+    out: Any = object.__new__(cls)
     ModalityLearner.__init__(out, items, encoder, context=context, candidates=reading.known("candidates"))
     out.fitted = _fitted(reading)
     out.catalog, out.warm, out.scales = reading.world.catalog, reading.world.warm, reading.scales or None
@@ -93,7 +91,8 @@ def _scale(reading: Reading, name: str, numbers: object) -> FeatureScale:
     outliers = reading.tensor(f"{start}.outliers", torch.int64, None)
     if bool(((outliers < 0) | (outliers >= len(modality.features))).any()):
         raise ValueError(f"{reading.path}{start}.outliers are no rows of the catalogue")
-    return FeatureScale(mean, lengths[0], varies, *lengths[1:], outliers, main)
+    length, farthest, limit, shortest = lengths
+    return FeatureScale(mean, length, varies, farthest, limit, shortest, outliers, main)
 
 
 def _transitions(learner: TransitionLearner, describing: Describing) -> dict[str, Any]:

@@ -48,9 +48,10 @@ def pack(model: MML) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "repeat_share": model.repeat_share,
     }
     told = {name: vars(model)[name] for name in ("information", "second") if vars(model).get(name) is not None}
-    kept = {"neighbours": t.to(torch.int32) for name, t in saved.tensors.items() if name == "neighbours"}
-    weights = {_WEIGHTS + name: tensor for name, tensor in saved.tensors.items() if name != "neighbours"}
-    return {**header, **told}, {**kept, **weights}
+    tensors = {_WEIGHTS + name: tensor for name, tensor in saved.tensors.items()}
+    if (near := tensors.pop(f"{_WEIGHTS}neighbours", None)) is not None:
+        tensors["neighbours"] = near.to(torch.int32)
+    return {**header, **told}, tensors
 
 
 def unpack(tensors: Mapping[str, Tensor], header: Mapping[str, Any], world: World) -> MML:

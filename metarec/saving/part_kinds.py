@@ -48,8 +48,8 @@ def _build_feature_items(cls: type[Any], reading: Reading) -> nn.Module:
     if modality.dim != columns:
         raise ValueError(f"{reading.path}columns is {columns}, its features have {modality.dim}")
     with torch.device("meta"):
-        out = cls(modality, dim)
-    return out
+        found: nn.Module = cls(modality, dim)
+    return found
 
 
 class _Empty:
@@ -162,7 +162,11 @@ def _fusion(fusion: AdaptiveFusion, describing: Describing) -> dict[str, Any]:
 
 
 def _build_fusion(cls: type[Any], reading: Reading) -> nn.Module:
-    modalities, dim, hidden = reading.whole("modalities", *MANY), reading.whole("dim", *DIM), reading.whole("hidden", *WIDE)
+    modalities, dim, hidden = (
+        reading.whole("modalities", *MANY),
+        reading.whole("dim", *DIM),
+        reading.whole("hidden", *WIDE),
+    )
     with torch.device("meta"):
         out: AdaptiveFusion = cls(modalities, dim, hidden=hidden)
     return out

@@ -50,7 +50,7 @@ def freeze(model: Model, given: list[str]) -> None:
     for name in given:
         if not isinstance(model, nn.Module):
             raise ValueError(f"{type(model).__name__} has no weight {name!r}")
-        model.get_parameter(name).requires_grad_(requires_grad=False)
+        model.get_parameter(name).requires_grad_(False)
 
 
 def records_of(model: Model) -> dict[str, Record]:

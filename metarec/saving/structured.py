@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -27,11 +28,11 @@ class Structured:
             ValueError: if the module that would be built is another one; names the first difference.
         """
         world = current(model.catalog, model.warm)
-        if world is None:
-            raise ValueError(f"nothing says which items {type(model).__name__} scores; call attach(upstream) before")
         kept: dict[str, Tensor] = {}
-        said = quietly_described(model, world, kept)
         weights: dict[str, Tensor] = dict(model.state_dict(keep_vars=True))
+        if empty := [name for name, tensor in weights.items() if tensor.is_meta]:
+            raise ValueError(f"weight {empty[0]!r} is on the device meta, without values")
+        said = Describing(world, kept).whole(model)
         twin = quietly(Reading(world, {**weights, **kept}, said).module)
         if problem := difference(model, twin):
             raise ValueError(problem)
@@ -44,7 +45,7 @@ class Structured:
             ValueError: if settings and tensors do not belong together.
         """
         world = current(catalog, warm)
-        assert world is not None
+        check_types(saved.tensors)
         reading = Reading(world, saved.tensors, {"class": kind.__name__, **saved.settings})
         out = quietly(reading.module)
         weights = {name: t for name, t in saved.tensors.items() if name not in reading.taken}
@@ -52,9 +53,11 @@ class Structured:
         return out
 
 
-def quietly_described(model: nn.Module, world: World, kept: dict[str, Tensor]) -> dict[str, Any]:
-    """The description of a module, which fills in the tensors to be kept."""
-    return Describing(world, kept).whole(model)
+def check_types(tensors: Mapping[str, Tensor]) -> None:
+    """Refuse tensors of a type that no learner has."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in (*WEIGHTS, torch.bool, torch.int64):
+            raise ValueError(f"weights must be of one type, of {list(WEIGHTS)}, {name} is {tensor.dtype}")
 
 
 def assign(module: nn.Module, weights: dict[str, Tensor], world: World) -> None:
@@ -68,7 +71,9 @@ def assign(module: nn.Module, weights: dict[str, Tensor], world: World) -> None:
     dtype = next((t.dtype for t in weights.values()), torch.float32)
     strange = sorted(name for name, t in weights.items() if t.dtype != dtype or t.dtype not in WEIGHTS)
     if strange:
-        raise ValueError(f"weights must be of one type, of {list(WEIGHTS)}, {strange[0]} is {weights[strange[0]].dtype}")
+        raise ValueError(
+            f"weights must be of one type, of {list(WEIGHTS)}, {strange[0]} is {weights[strange[0]].dtype}"
+        )
     ready = {name: world.parameter(t) if name in own else single(t) for name, t in weights.items()}
     module.load_state_dict(ready, assign=True)
     empty = [name for name, t in [*module.named_parameters(), *module.named_buffers()] if t.is_meta]

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from reprlib import repr as short
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from metarec.model import Model, Saved, Wrapped, codec_of, is_registered, kind_of
+from metarec.model import Model, Saved, codec_of, is_registered, kind_of
 from metarec.saving import records
 from metarec.saving.parts import names
 from metarec.saving.world import World, single
@@ -86,7 +85,9 @@ class Packing:
 
     def _tensor(self, name: str, tensor: Tensor) -> None:
         place = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        first, _ = self._places.setdefault(place if tensor.numel() else name, (name, tensor))  # so the place stays taken
+        first, _ = self._places.setdefault(
+            place if tensor.numel() else name, (name, tensor)
+        )  # so the place stays taken
         if first == name:
             self.tensors[name] = tensor
         else:
@@ -99,24 +100,24 @@ def check_kind(model: object, path: tuple[str, ...] = ()) -> None:
     Raises:
         TypeError: names the class and the way out.
     """
-    cls, where = type(model), _where(path)
-    if isinstance(model, Wrapped):
-        inner = type(model.method).__name__
-        raise TypeError(
-            f"{where} is a method of class {inner} that is no model: derive {inner} from metarec.Model, give it state() "
-            "and from_state(), and register it"
-        )
+    where = _where(path)
     if not isinstance(model, Model):
-        raise TypeError(f"{where} is no model but a {cls.__name__}; of another module save the state_dict()")
-    if not is_registered(cls):
         raise TypeError(
-            f"{where} is a {cls.__module__}.{cls.__qualname__}, which is not registered; call "
-            f"metarec.register({cls.__name__}), here and before loading"
+            f"expected a model, got {type(model).__name__} as {where}; of another module save the state_dict()"
         )
+    if is_registered(type(model)):
+        return
+    method = vars(model).get("method", model)  # what a wrapper is about
+    cls = type(method)
+    way = "" if isinstance(method, Model) else ", derive it from metarec.Model, give it state() and from_state()"
+    raise TypeError(
+        f"{where} is a {cls.__module__}.{cls.__qualname__}, which is not registered{way}; call "
+        f"metarec.register({cls.__name__}), here and before loading"
+    )
 
 
 def _where(path: tuple[str, ...]) -> str:
-    return f"part {'/'.join(path)!r}" if path else "the model"
+    return f"part {'/'.join(path)!r}" if path else "it"
 
 
 def build(nodes: object, tensors: Mapping[str, Tensor], shared: object, world: World) -> Model:

@@ -49,21 +49,21 @@ class World:
         Raises:
             ValueError: if the catalogue lacks a modality, or there are too many different ones.
         """
-        if scales is None and len(names) == 1:
-            return self.catalog[names[0]]
-        key = (tuple(names), None if scales is None else tuple(_bytes(scales[name]) for name in names))
-        return self._once(key, lambda: self._features(names, scales))
-
-    def _features(self, names: Sequence[str], scales: Scales | None) -> Modality:
-        self.copy()
         if len(names) > 1:
-            return joined([self.features([name], scales) for name in names])
-        assert scales is not None
-        found = standardised(self.catalog, {names[0]: scales[names[0]]})[0]
-        return replace(found)  # checks that the numbers are finite
+            key = (tuple(names), None if scales is None else tuple(_bytes(scales[name]) for name in names))
+            return self._once(key, lambda: self._copied(joined([self.features([name], scales) for name in names])))
+        name = names[0]
+        if scales is None:
+            return self.catalog[name]
+        one = {name: scales[name]}
+        return self._once((name, _bytes(one[name])), lambda: self._copied(*standardised(self.catalog, one)))
+
+    def _copied(self, made: Modality) -> Modality:
+        self.copy()
+        return replace(made)  # checks that the numbers are finite
 
     def copy(self) -> None:
-        """Note that the features are about to be copied.
+        """Note that the features are copied.
 
         Raises:
             ValueError: if they were too often.
@@ -96,7 +96,7 @@ class World:
         return out
 
     def parameter(self, tensor: Tensor) -> nn.Parameter:
-        """A tensor of a file as a weight, in single precision where it was in half; the same one for the same tensor."""
+        """A tensor of a file as a weight, in single precision where it was in half; one weight for each tensor."""
         made = self._once(id(tensor), lambda: (tensor, nn.Parameter(single(tensor))))  # which keeps the id taken
         weight: nn.Parameter = made[1]
         return weight
@@ -114,20 +114,25 @@ _current: ContextVar[World | None] = ContextVar("world", default=None)
 @contextmanager
 def world_of(catalog: Catalog, warm: NDArray[Any]) -> Iterator[World]:
     """The models that are said or built inside are those of one file."""
-    token = _current.set(World(catalog, warm))
+    world = World(catalog, warm)
+    token = _current.set(world)
     try:
-        world = _current.get()
-        assert world is not None
         yield world
     finally:
         _current.reset(token)
 
 
-def current(catalog: Catalog | None, warm: NDArray[Any] | None) -> World | None:
-    """That of the file, or one for this catalogue alone."""
+def current(catalog: Catalog | None, warm: NDArray[Any] | None) -> World:
+    """That of the file, or one for this catalogue alone.
+
+    Raises:
+        ValueError: if there is neither.
+    """
     found = _current.get()
-    if found is not None or catalog is None or warm is None:
+    if found is not None:
         return found
+    if catalog is None or warm is None:
+        raise ValueError("nothing says which items it scores; call attach(upstream) before")
     return World(catalog, warm)
 
 
