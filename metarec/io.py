@@ -50,7 +50,7 @@ def save(model: Model, path: str | Path) -> None:
         ('ModalityLearner', Vocabulary(40 item ids))
     """
     write_model(model, path, {})
-    if isinstance(model, MML) and (left_out := lacking(model)):
+    if left_out := lacking(cast(MML, model)):
         warnings.warn(
             f"save: {path} holds the model as it was given to a Recommender, without what changed there since: "
             f"{left_out} items; recommender.save(path) keeps them",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 RECORDS = ("training", "fitted_until", "trained", "untrained", "made", "repeat_share", "second", "information")
-_PLAIN = (bool, int, float, str, tuple, list, type(None))
+_PLAIN = (bool, int, float, str, tuple, type(None))
 
 
 def difference(model: nn.Module, twin: nn.Module) -> str:
@@ -67,18 +67,15 @@ def _odd_part(name: str, part: nn.Module, twin: nn.Module) -> str:
 
 
 def _differs(value: object, usual: object) -> bool:
-    if isinstance(value, _PLAIN) and isinstance(usual, _PLAIN):
-        return _said(value) != _said(usual)
+    if _is_plain(value) and _is_plain(usual):
+        return value != usual
     if callable(value) != callable(usual):
         return True
     return callable(value) and not _same_function(value, usual)
 
 
-def _said(value: object) -> object:
-    """Lists as tuples; of what lists hold besides plain values, only how much it is."""
-    if not isinstance(value, list | tuple):
-        return value
-    return tuple(_said(each) if isinstance(each, _PLAIN) else type(each) for each in value)
+def _is_plain(value: object) -> bool:
+    return isinstance(value, _PLAIN) or (isinstance(value, list) and all(isinstance(each, _PLAIN) for each in value))
 
 
 def _same_function(value: object, usual: object) -> bool:

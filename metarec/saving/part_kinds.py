@@ -26,6 +26,7 @@ def _build_id_items(cls: type[Any], reading: Reading) -> nn.Module:
     known, dim = reading.known("known"), reading.whole("dim", *DIM)
     with torch.device("meta"):
         out: IdItems = cls(reading.world.catalog.size, dim, known=known)
+    out.known = known  # not a copy of it: several learners may share it
     return out
 
 
