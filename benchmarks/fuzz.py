@@ -6,151 +6,35 @@ Usage::
 
 Half of the files are damaged as disks and networks damage them; the other half is made by somebody who computes the
 checksum again. Only the latter may load as another model than the one that was saved: one that the file describes in
-full, like any file that somebody else has written. Models, adapted users and training checkpoints are tried in turn.
+full, like any file that somebody else has written. Models, ensembles of all kinds, adapted users and training
+checkpoints are tried in turn.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import resource
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
+from forging import damaged, forged
 from machine import add_numbers, command_line, stamp
-from safetensors.torch import save as pack
-from torch import Tensor
 from tqdm import tqdm
 
 import metarec as mr
-from metarec.files import checksum, read_tensors, write_json
+from metarec.files import read_tensors, write_json
+from metarec.recipes.anil import HeadLearner
+from metarec.recipes.metasgd import MetaSGD
+from metarec.recipes.metatl import TransitionLearner
 from metarec.recipes.mml import warm_up
 from metarec.recipes.training import TrainingRun, settings_of, stages_of
 
 SLOW = 10.0  # seconds that no file may take
 SAME, OTHER, REFUSED = "loaded as saved", "loaded as the other model that it describes", "refused"
-STRANGE: tuple[Any, ...] = (
-    None, True, -1, 0, 1 << 31, 1 << 62, 10**30, 1.5, 1e308, "", "x", "\ud800".encode("utf-8", "replace").decode(),
-    [], [0], ["x"] * 3, {}, {"x": 0}, {"default": 1e30}, [[[]]],
-)  # fmt: skip
-
-
-def damaged(content: bytes, draw: random.Random) -> tuple[str, bytes]:
-    """A file as a disk or a network would damage it, and how."""
-    header = 8 + int.from_bytes(content[:8], "little")
-    changed = bytearray(content)
-    kind = draw.choice(
-        ["cut off", "bit in the header", "bit in the body", "header length", "zeroed", "inserted", "moved"]
-    )
-    place = draw.randrange(len(content))
-    if kind == "cut off":
-        del changed[place:]
-    elif kind == "bit in the header":
-        changed[draw.randrange(8, header)] ^= 1 << draw.randrange(8)
-    elif kind == "bit in the body":
-        changed[draw.randrange(header, len(content))] ^= 1 << draw.randrange(8)
-    elif kind == "header length":
-        changed[:8] = draw.choice([draw.getrandbits(64), draw.randrange(2 * len(content)), 2**63, 0]).to_bytes(
-            8, "little"
-        )
-    elif kind == "zeroed":
-        end = min(len(content), place + draw.randrange(1, 4096))
-        changed[place:end] = bytes(end - place)
-    elif kind == "inserted":
-        changed[place:place] = draw.randbytes(draw.randrange(1, 64))
-    else:
-        size = draw.randrange(1, 512)
-        changed[place : place + size], other = b"", bytes(changed[place : place + size])
-        at = draw.randrange(len(changed) + 1)
-        changed[at:at] = other
-    return kind, bytes(changed)
-
-
-def forged(tensors: Mapping[str, Tensor], header: Mapping[str, Any], draw: random.Random) -> tuple[str, bytes]:
-    """A file made by somebody who computes the checksum again, and how."""
-    new, said = dict(tensors), json.loads(json.dumps(header))
-    name, other = draw.sample(sorted(new), 2)
-    kind = draw.choice(list(_FORGERIES))
-    text = _FORGERIES[kind](new, said, name, other, draw)
-    text = json.dumps(said) if text is None else text
-    seal = draw.choice([checksum(new, text)] * 9 + ["0" * 64])
-    content = pack({n: t.contiguous() for n, t in new.items()}, {"metarec": text, "sha256": seal})
-    return (kind, content) if kind != "huge shape" else (kind, _stretched(content, name, draw))
-
-
-def _swap(new: dict[str, Tensor], said: dict[str, Any], name: str, other: str, draw: random.Random) -> None:
-    new[name], new[other] = new[other], new[name]
-
-
-def _drop(new: dict[str, Tensor], said: dict[str, Any], name: str, other: str, draw: random.Random) -> None:
-    del new[name]
-
-
-def _reshape(new: dict[str, Tensor], said: dict[str, Any], name: str, other: str, draw: random.Random) -> None:
-    flat = new[name].flatten()
-    new[name] = draw.choice([flat, flat.unsqueeze(0), flat[: len(flat) // 2], flat.repeat(3), flat[:0], flat.sum()])
-
-
-def _retype(new: dict[str, Tensor], said: dict[str, Any], name: str, other: str, draw: random.Random) -> None:
-    kinds = [torch.float64, torch.float16, torch.int64, torch.uint8, torch.bool, torch.bfloat16, torch.int8]
-    new[name] = new[name].to(draw.choice(kinds))
-
-
-def _values(new: dict[str, Tensor], said: dict[str, Any], name: str, other: str, draw: random.Random) -> None:
-    changed = new[name].clone().flatten()
-    if len(changed):
-        value = draw.choice([-1, 2**31 - 1, 0, 1, 255]) if not changed.is_floating_point() else float("nan")
-        changed[draw.randrange(len(changed))] = value % 256 if changed.dtype == torch.uint8 else value
-        new[name] = changed.view(new[name].shape)
-
-
-def _header(new: dict[str, Tensor], said: dict[str, Any], name: str, other: str, draw: random.Random) -> None:
-    inner = said.get("config", said.get("settings", said))
-    target = inner if draw.random() < 0.7 else said
-    key = draw.choice(sorted(target))
-    if draw.random() < 0.1:
-        del target[key]
-    else:
-        target[key] = draw.choice(STRANGE)
-
-
-def _nested(new: dict[str, Tensor], said: dict[str, Any], name: str, other: str, draw: random.Random) -> str:
-    depth = draw.choice([100, 1000, 100_000])
-    return draw.choice(["[" * depth, "[" * depth + "]" * depth, '{"a":' * depth + "1" + "}" * depth, "9" * depth])
-
-
-def _stretch(new: dict[str, Tensor], said: dict[str, Any], name: str, other: str, draw: random.Random) -> None:
-    """Done to the packed bytes."""
-
-
-_FORGERIES: dict[str, Callable[..., str | None]] = {
-    "tensors swapped": _swap,
-    "tensor missing": _drop,
-    "tensor reshaped": _reshape,
-    "tensor of another type": _retype,
-    "value out of range": _values,
-    "JSON of another type": _header,
-    "deep nesting": _nested,
-    "huge shape": _stretch,
-}
-
-
-def _stretched(content: bytes, name: str, draw: random.Random) -> bytes:
-    size = int.from_bytes(content[:8], "little")
-    said = json.loads(content[8 : 8 + size])
-    entry = said[name]
-    entry["shape"] = draw.choice(
-        [[2**62], [2**40, 2**40], [0, 2**63 - 1], [10**30], [-1], [1] * 10_000, entry["shape"] + [0]]
-    )
-    if draw.random() < 0.5:
-        entry["data_offsets"] = draw.choice([[0, 2**62], [2**62, 2**63], [-1, 4], [0, 0], [5, 1]])
-    packed = json.dumps(said).encode()
-    return len(packed).to_bytes(8, "little") + packed + content[8 + size :]
 
 
 def outcome(path: Path, alike: Callable[[Path], bool], *, sealed: bool) -> str:
@@ -196,6 +80,28 @@ def saved_model(path: Path) -> Callable[[Path], bool]:
     model = small_model()
     mr.save(model, path)
     return lambda file: same(mr.load(file), model)
+
+
+def saved_ensemble(path: Path) -> Callable[[Path], bool]:
+    """The same for an ensemble of learners that share weights, of what adapts them, and of counts."""
+    data, model, recipes = _small_data(), small_model(), mr.recipes
+    learners = {"id": model.meta("id"), "text": model.meta("text"), "MML": model}
+    plain = recipes.sasrec.build(data, ("id", "text"), dim=4, layers=1, max_length=5)
+    learners |= {"sum": plain, "anil": mr.MetaLearner(HeadLearner(plain)), "sgd": MetaSGD(plain)}
+    learners["tl"] = mr.MetaLearner(TransitionLearner(data, dim=4), objectives=("softmax", "softmax"))
+    live = recipes.LivePopularity(data, window=1e6), recipes.Transitions(data, live=True)
+    counts = [mr.Popularity(data), recipes.EASE(data), recipes.CoClicks(data), recipes.ItemKNN(data), *live]
+    parts = {**learners, **{f"{type(c).__name__} {n}": c for n, c in enumerate(counts)}}
+    mr.save(recipes.Ensemble({"all": recipes.Ensemble(parts, data), "again": model}, data).eval(), path)
+    expected, said = read_tensors(path)
+
+    def alike(file: Path) -> bool:
+        mr.save(mr.load(file), file)
+        found, header = read_tensors(file)
+        equal = found.keys() == expected.keys() and all(torch.equal(t, expected[name]) for name, t in found.items())
+        return equal and header == said
+
+    return alike
 
 
 def saved_users(path: Path) -> Callable[[Path], bool]:
@@ -244,7 +150,7 @@ def saved_checkpoint(path: Path) -> Callable[[Path], bool]:
     return alike
 
 
-SAVED = {"models": saved_model, "users": saved_users, "checkpoints": saved_checkpoint}
+SAVED = {"models": saved_model, "ensembles": saved_ensemble, "users": saved_users, "checkpoints": saved_checkpoint}
 
 
 def attack(files: int, seed: int, *, what: str = "models", progress: bool = True) -> dict[str, Counter[str]]:
@@ -267,7 +173,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="where the result goes")
     numbers = {
-        "files": (10_000, "mutated files of each of models, users and checkpoints"),
+        "files": (10_000, "mutated files of each of models, ensembles, users and checkpoints"),
         "seed": (0, "of the mutations"),
     }
     add_numbers(parser, numbers, least={"seed": 0})

@@ -142,7 +142,8 @@ def nearest(catalog: mr.Catalog, cases: Cases) -> Tensor:
 def trained(data: mr.Dataset, seed: int, kept: Path | None) -> mr.MML:
     """A model of the catalogue without the new items, from a file if it was trained before."""
     if kept is not None and kept.is_file():
-        return mr.load(kept)
+        found: mr.MML = mr.load(kept)
+        return found
     model = mr.MML.build(data, mr.MMLConfig(**SETTINGS), seed=seed)
     steps = mr.recipes.mml.train(model, mr.EpisodeSampler(data, seed=seed))
     for step in tqdm(steps, desc=f"training, seed {seed}", unit=" steps"):

@@ -3,6 +3,7 @@
 from metarec import datasets, distributed, functional, recipes
 from metarec.data import Catalog, Dataset, EpisodeSampler, Vocabulary, load_atomic, split_by_time, split_time
 from metarec.evaluation import evaluate
+from metarec.io import load, save
 from metarec.meta import MetaLearner
 from metarec.model import Model, register
 from metarec.nn import (
@@ -17,7 +18,6 @@ from metarec.recipes import MML, MMLConfig, Popularity
 from metarec.recommender import Recommender
 from metarec.report import Report
 from metarec.scoring import UserState
-from metarec.serialization import load, save
 from metarec.types import EpisodeBatch, Examples, Method, Progress, Scored
 from metarec.wrapped import Served, as_model
 

@@ -13,8 +13,8 @@ import torch
 
 from metarec import __version__
 from metarec.functional.text import printable
+from metarec.io import load
 from metarec.recommender import Recommender
-from metarec.serialization import load
 
 Number = TypeVar("Number", int, float)
 

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from metarec.scoring import Scores, UserState
 from metarec.types import Examples, Scored, Scorer
 
 T = TypeVar("T")
-C = TypeVar("C", bound="type[Model]")
+C = TypeVar("C", bound=type)
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,16 @@ class Model:
         return {}
 
     def state(self) -> Saved:
-        """All that :meth:`from_state` needs to build it again on the same catalogue."""
-        raise TypeError(
-            f"save: {type(self).__name__} says no state(); give it state() and from_state() and register it"
-        )
+        """All that :meth:`from_state` needs to build it again on the same catalogue.
+
+        Raises:
+            TypeError: if the class has none.
+            ValueError: if this very object would not be built again; names what.
+        """
+        codec = codec_of(type(self))
+        if codec is None:
+            raise TypeError(f"{type(self).__name__} says no state(); give it state() and from_state() and register it")
+        return codec.state(self)
 
     @classmethod
     def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
@@ -148,14 +154,46 @@ class Model:
         Raises:
             ValueError: if what is told does not belong together; nothing in a file is trusted.
         """
-        raise TypeError(f"load: {cls.__name__} has no from_state()")
+        codec = codec_of(cls)
+        if codec is None:
+            raise TypeError(f"{cls.__name__} has no from_state()")
+        model: Self = codec.from_state(cls, saved, catalog, warm)
+        return model
 
 
-_KINDS: dict[str, type[Model]] = {}
+class Codec(Protocol):
+    """Says the state of models of some classes, and builds them again."""
+
+    def state(self, model: Any) -> Saved:
+        """As :meth:`Model.state`."""
+        ...
+
+    def from_state(self, kind: type[Any], saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Any:
+        """As :meth:`Model.from_state`."""
+        ...
 
 
-def register(model: C) -> C:
+_KINDS: dict[str, type] = {}
+_CODECS: dict[type, Codec] = {}
+
+
+def codec_of(kind: type) -> Codec | None:
+    """What says the state of a class's models, unless the class has a ``state`` of its own."""
+    for base in kind.__mro__:
+        if base in _CODECS:
+            return _CODECS[base]
+        if base is Model or "state" in vars(base):
+            return None
+    return None
+
+
+def register(model: C, codec: Codec | None = None) -> C:
     """Make a class known to :func:`metarec.load`, by its name; also a decorator.
+
+    Args:
+        model: a :class:`Model`; or a part of a learner, an ``nn.Module`` whose ``settings()`` gives, as plain JSON, the
+            keyword arguments that it is made with.
+        codec: says the state of its models, if the class itself does not.
 
     Raises:
         ValueError: if another class has that name.
@@ -173,10 +211,17 @@ def register(model: C) -> C:
             f"register: {known.__module__} has a model {model.__name__!r} already; give yours another name"
         )
     _KINDS[model.__name__] = model
+    if codec is not None:
+        _CODECS[model] = codec
     return model
 
 
-def kind_of(name: str) -> type[Model]:
+def is_registered(kind: type) -> bool:
+    """Whether a class is the one that :func:`metarec.load` would take for its name."""
+    return _KINDS.get(kind.__name__) is kind
+
+
+def kind_of(name: str) -> type[Any]:
     """The registered class of a name.
 
     Raises:
@@ -184,7 +229,7 @@ def kind_of(name: str) -> type[Model]:
     """
     if name not in _KINDS:
         raise ValueError(
-            f"no model of class {name!r} is registered; import the module that has it, or call "
+            f"no class {name!r} is registered; import the module that has it, or call "
             f"metarec.register({name}) before loading"
         )
     return _KINDS[name]
@@ -245,29 +290,3 @@ def kept(model: object, name: str, make: Callable[[], T]) -> T:
         read, made = list(tensors_of(model)), make()
         _kept.setdefault(model, {})[name] = (now, made, read)  # whose places in memory no other tensor takes meanwhile
     return made
-
-
-_served: weakref.WeakKeyDictionary[Model, Catalog] = weakref.WeakKeyDictionary()
-
-
-def remember(given: Model, catalog: Catalog) -> None:
-    """Note the items that a recommender serves of the model that it was given."""
-    _served[given] = catalog
-
-
-def lacking(model: Model) -> str:
-    """What a recommender that was given a model has added or removed since, in words; empty if nothing is known.
-
-    Example:
-        >>> lacking(Model())
-        ''
-    """
-    served, own = _served.get(model), model.catalog
-    if served is None or own is None:
-        return ""
-    counts = {
-        "added": len(served.items) - len(own.items),
-        "removed": len(served.hidden - own.hidden),
-        "restored": len(own.hidden - served.hidden),
-    }
-    return ", ".join(f"{count} {what}" for what, count in counts.items() if count)

@@ -15,9 +15,9 @@ from metarec.data.containers import is_single, plain
 from metarec.data.histories import Clicks, LazyHistories
 from metarec.data.new_clicks import click_data
 from metarec.data.new_items import Vectors, new_items
+from metarec.io import read_model, write_model
 from metarec.model import Model
 from metarec.nn.record import longest_history, record_of
-from metarec.serialization import read_model, write_model
 from metarec.serving.adapting import Asked, clock
 from metarec.serving.listing import Ids, whole
 from metarec.serving.lists import Recommendation, Recommendations

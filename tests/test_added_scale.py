@@ -11,11 +11,11 @@ from torch import Tensor
 
 from metarec.data import Catalog, Dataset, EpisodeSampler, Modality, Vocabulary
 from metarec.export import Scoring
+from metarec.io import load, save
 from metarec.recipes import MML, MMLConfig
 from metarec.recipes.ensemble import Ensemble
 from metarec.recipes.fusing import FusedMethod
 from metarec.recommender import Recommender
-from metarec.serialization import load, save
 from tiny import CONFIG, UP
 
 OLD = 41  # rows

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from metarec.data import EpisodeSampler
 from metarec.files import read_tensors, write_tensors
+from metarec.io import save
 from metarec.recipes import MML, mml
 from metarec.recipes.training import TrainingRun
-from metarec.serialization import save
 from tiny import TWO_LEARNERS as CONFIG
 from tiny import UP, same_weights, trained
 

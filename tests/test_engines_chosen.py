@@ -5,12 +5,12 @@ import copy
 import pytest
 
 from metarec.data import EpisodeSampler
+from metarec.io import load, save
 from metarec.meta import MetaLearner
 from metarec.meta.compiled import CompiledUsers
 from metarec.meta.vmap import VmapUsers
 from metarec.recipes import MML, sasrec
 from metarec.recommender import Recommender
-from metarec.serialization import load, save
 from tiny import CONFIG, UP, trained
 
 

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save as pack
 
 from metarec.files import checksum, read_tensors
+from metarec.io import load, save
 from metarec.recommender import Recommender
-from metarec.serialization import load, save
 from test_serving import HISTORIES, lively
 from tiny import CONFIG, UP, same_weights
 

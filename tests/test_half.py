@@ -11,9 +11,9 @@ import torch
 from metarec.encoders import encode_items
 from metarec.evaluation import evaluate
 from metarec.export import Scoring
+from metarec.io import load, save
 from metarec.recipes import MML
 from metarec.recommender import Recommender
-from metarec.serialization import load, save
 from tiny import DOWN, UP, trained
 
 HISTORIES = [["item3", "item14", "item15"], ["item7"], [], ["item36", "item39", "item8"]]

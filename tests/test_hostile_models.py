@@ -13,9 +13,9 @@ from torch import Tensor
 
 from metarec.data import Modality
 from metarec.files import read_tensors, write_tensors
+from metarec.io import load, save
 from metarec.recipes import MML
 from metarec.recipes.config import COUNTS, NUMBERS
-from metarec.serialization import load, save
 from tiny import CONFIG, UP
 
 
@@ -121,7 +121,7 @@ def count_modalities(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         made.append(name)
         return Modality(name, features, present)
 
-    monkeypatch.setattr("metarec.serialization.Modality", counted)
+    monkeypatch.setattr("metarec.saving.catalogs.Modality", counted)
     return made
 
 
@@ -146,7 +146,7 @@ def test_hostile_tensors_are_refused_before_anything_is_made(
     tensors = {name: tensor.clone() for name, tensor in parts[0].items()}
     TENSORS[case](tensors)
     write_tensors(tmp_path / "mml", tensors, parts[1])
-    monkeypatch.setattr("metarec.serialization.empty_model", forbidden)
+    monkeypatch.setattr("metarec.recipes.mml.MML.__init__", forbidden)
     monkeypatch.setattr("difflib.get_close_matches", forbidden)
     with pytest.raises(ValueError, match="mml: its contents do not make an MML of this version"):
         load(tmp_path / "mml")
@@ -163,7 +163,7 @@ def test_neighbours_of_an_old_file_are_computed_for_a_bounded_catalogue(
     tensors = {name: tensor for name, tensor in parts[0].items() if name != "neighbours"}
     write_tensors(tmp_path / "mml", tensors, {**parts[1], "format": 1})
     assert load(tmp_path / "mml").catalog.items == UP.catalog.items
-    monkeypatch.setattr("metarec.serialization._OLD_NEIGHBOURS", 40 * 5)
-    monkeypatch.setattr("metarec.serialization.empty_model", forbidden)
+    monkeypatch.setattr("metarec.saving.mml_file.OLD_NEIGHBOURS", 40 * 5)
+    monkeypatch.setattr("metarec.recipes.mml.MML.__init__", forbidden)
     with pytest.raises(ValueError, match=r"mml: .*the generators' neighbours are missing"):
         load(tmp_path / "mml")

@@ -11,9 +11,9 @@ import torch
 
 from metarec.data import Catalog, Modality, Vocabulary
 from metarec.functional import nearest_items, standardise_features
+from metarec.io import load, save
 from metarec.recipes import MML
 from metarec.recommender import Recommender
-from metarec.serialization import load, save
 from test_serving import HISTORIES, WORLDS, lively, some_without_features
 from tiny import CONFIG, UP
 

@@ -16,8 +16,8 @@ import torch
 
 from metarec.data import Dataset, EpisodeSampler, Modality
 from metarec.datasets import planted
+from metarec.io import load, save
 from metarec.recipes import MML, mml
-from metarec.serialization import load, save
 from metarec.types import Progress
 from tiny import TWO_LEARNERS as CONFIG
 from tiny import UP, same_weights, trained

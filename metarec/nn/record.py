@@ -60,7 +60,7 @@ def expect(module: nn.Module, *stages: str) -> None:
 def remake(module: nn.Module) -> None:
     """Note that a module's weights are those that it was made with."""
     for part in module.modules():
-        vars(part)["made"] = _version(part)
+        vars(part)["made"] = version(part)
 
 
 def begin(module: nn.Module, until: float) -> None:
@@ -163,14 +163,14 @@ def _weights(part: nn.Module) -> list[nn.Parameter]:
     return list(part.parameters(recurse=False))
 
 
-def _version(part: nn.Module) -> int:
+def version(part: nn.Module) -> int:
     """How often a part's own weights have been changed in place."""
     return sum(parameter._version for parameter in _weights(part))
 
 
 def _unrecorded(part: nn.Module) -> bool:
     """Whether a part has weights that are not those it was made with, and no training of which is recorded."""
-    return getattr(part, "fitted_until", None) is None and vars(part).get("made") != _version(part)
+    return getattr(part, "fitted_until", None) is None and vars(part).get("made") != version(part)
 
 
 def _stages(part: object, name: str) -> tuple[str, ...]:
