@@ -12,6 +12,9 @@ from metarec.model import kept
 from metarec.nn.tabled import TabledModel
 
 
+SETTINGS = ("lr", "steps", "adapts", "objectives")  # that a bank depends on besides the numbers
+
+
 class OfLearner:
     """An attribute that a meta-learner has from its learner: it is read there and set there."""
 
@@ -42,7 +45,7 @@ class AdaptingModel(TabledModel):
         if not fits(self):
             return None
         ids = None if self.catalog is None else self.catalog.items.ids
-        name = f"bank {[vars(self).get(name) for name in ('lr', 'steps', 'adapts', 'objectives')]}"
+        name = f"bank {[vars(self).get(name) for name in SETTINGS]}"
         return kept(self, name, lambda: Bank({type(self).__name__: self}, fitted=self.fitted, ids=ids))
 
     def known_items(self) -> Tensor:

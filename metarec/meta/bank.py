@@ -280,7 +280,7 @@ def _corrections(model: Any, found: Any, support: Examples, state: Tensor) -> di
     for stack in found.stacks:
         part = slice(start, start + stack.users)
         touched = items.per_user(support if len(found.stacks) == 1 else support[part].trim())["touched"].clamp(min=0)
-        own = state[part] @ stack.weights()["items.delta"].transpose(-2, -1) * (touched > 0).unsqueeze(1)
+        own = state[part] @ stack.weights()["items.delta"].transpose(-2, -1)
         rows.append(touched.unsqueeze(1).expand(own.shape).flatten(0, 1))
         added.append(own.flatten(0, 1))
         start += stack.users
