@@ -11,7 +11,6 @@ from metarec.meta.bank import Bank, fits
 from metarec.model import kept
 from metarec.nn.tabled import TabledModel
 
-
 SETTINGS = ("lr", "steps", "adapts", "objectives")  # that a bank depends on besides the numbers
 
 
