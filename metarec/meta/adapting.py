@@ -41,11 +41,12 @@ class AdaptingModel(TabledModel):
 
     def bank(self) -> Bank | None:
         """The learner frozen with its inner steps, until a number of it changes; None if its scores are no products."""
-        if not fits(self):
-            return None
-        ids = None if self.catalog is None else self.catalog.items.ids
         name = f"bank {[vars(self).get(name) for name in SETTINGS]}"
-        return kept(self, name, lambda: Bank({type(self).__name__: self}, fitted=self.fitted, ids=ids))
+        return kept(self, name, self._new_bank)
+
+    def _new_bank(self) -> Bank | None:
+        ids = None if self.catalog is None else self.catalog.items.ids
+        return Bank({type(self).__name__: self}, fitted=self.fitted, ids=ids) if fits(self) else None
 
     def known_items(self) -> Tensor:
         """(I,) bool, items whose vectors mean something."""

@@ -135,11 +135,12 @@ class Bank:
         model, more = self.models[number], {}
         if given is not None:
             more["weights"] = split_weights(model, given[:, number])
-        found = model.adapt(support, **more)
+        still = vars(type(model)).get("plain_sgd") and not model.steps and not keep_weights
+        found = model.learner if still and number in self.alone else model.adapt(support, **more)
         state, active = found.stand(query)
         out = {"state": state.flatten(0, 1), "active": active.flatten()}
         if self.moves_rows:
-            own = moves_rows(model)
+            own = moves_rows(model) and not still
             out |= _corrections(model, found, support, state) if own else self._untouched(out["state"].unsqueeze(1))
         if keep_weights:
             weights = torch.cat([w.flatten(1) for _, w in sorted(found.weights().items())], 1)

@@ -81,10 +81,14 @@ class FusedModel(TabledModel):
 
     def bank(self) -> FusedBank | None:
         """Learners and fusion frozen, until a number of them changes; None if a learner is of a kind unknown."""
-        if not all(map(fits, self.named_metas().values())):
+        return kept(self, "bank", self._new_bank)
+
+    def _new_bank(self) -> FusedBank | None:
+        metas = self.named_metas()
+        if not all(map(fits, metas.values())):
             return None
         ids = None if self.catalog is None else self.catalog.items.ids
-        return kept(self, "bank", lambda: FusedBank(self.named_metas(), self.fusion, fitted=self.fitted, ids=ids))
+        return FusedBank(metas, self.fusion, fitted=self.fitted, ids=ids)
 
     def known_items(self) -> Tensor:
         """(I,) bool, items that some learner knows."""
