@@ -212,7 +212,7 @@ class States:
     def _put(self, state: State) -> State:
         self._state, given = state, self._given()
         if given is not None:
-            remember(given, state.catalog)
+            remember(given, state)
         return state
 
     def _made(self, model: Model, version: int, hidden: frozenset[str]) -> State:
