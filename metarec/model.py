@@ -7,16 +7,14 @@ storage all go that way, so a served user is an evaluated user.
 
 from __future__ import annotations
 
-import threading
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarec.data.dataset import Catalog, Dataset
 from metarec.scoring import Scores, UserState
@@ -58,6 +56,22 @@ class Model:
         scales: by modality, how the features of new items are standardised.
         second: how many units of the data's times are a second.
         counted_until: time of the last click that it counts live, from which :meth:`observe` goes on; None for none.
+
+    Example:
+        >>> from metarec import Recommender
+        >>> from metarec.datasets import planted
+        >>> from metarec.scoring import DenseScores
+        >>> class Latest(Model):
+        ...     information = "upstream"
+        ...     def item_mask(self):
+        ...         return torch.arange(self.catalog.size) > 0
+        ...     def encode(self, support, query, *, start=None, keep_weights=False):
+        ...         return UserState({"active": torch.ones(query.target.numel()) > 0})
+        ...     def scores(self, state):
+        ...         codes = torch.arange(float(self.catalog.size))
+        ...         return DenseScores(codes.expand(len(state), -1), self.item_mask())
+        >>> Recommender(Latest().attach(planted(users=60, items=40))).adapt(["item3"]).recommend(k=2)
+        [item39 (40.000), item38 (39.000)]
     """
 
     catalog: Catalog | None = None
@@ -241,52 +255,3 @@ def dense(model: Model, support: Examples, query: Examples) -> Scored:
     known, shape = model.item_mask(), query.target.shape
     values = model.scores(state).approximate(0, len(known)).view(*shape, -1)
     return Scored(values, values.new_zeros(*shape, 1), known.to(values.device), state.active.view(shape), model.fitted)
-
-
-def tensors_of(model: object) -> Iterator[Tensor]:
-    """All parameters, buffers and other tensors that a model and its members hold; shared ones more than once."""
-    if isinstance(model, nn.Module):
-        yield from _held(model)
-    else:
-        yield from (value for value in vars(model).values() if isinstance(value, Tensor))
-    for member in model.members().values() if isinstance(model, Model) else ():
-        yield from tensors_of(member)
-
-
-def _held(module: nn.Module) -> list[Tensor]:
-    """As parameters() and buffers(), many times as fast."""
-    found, parts = list[Tensor | None](), list[nn.Module | None]([module])
-    for part in parts:  # which grow meanwhile
-        if part is not None:
-            found += (*part._parameters.values(), *part._buffers.values())
-            parts += part._modules.values()
-    return [tensor for tensor in found if tensor is not None]
-
-
-def version(model: object) -> tuple[tuple[int, int], ...]:
-    """Where a model's numbers are, and how often each tensor was changed; another one after every change."""
-    return tuple([(tensor.data_ptr(), tensor._version) for tensor in tensors_of(model)])
-
-
-_kept: weakref.WeakKeyDictionary[object, dict[str, tuple[object, Any, list[Tensor]]]] = weakref.WeakKeyDictionary()
-_lock = threading.RLock()
-
-
-def kept(model: object, name: str, make: Callable[[], T]) -> T:
-    """A value computed from a model's numbers, computed again once one of them has changed; never written to files.
-
-    Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> first = kept(layer, "double", lambda: 2 * layer.weight.detach())
-        >>> kept(layer, "double", lambda: None) is first
-        True
-    """
-    now = version(model)  # before the numbers are read: a change meanwhile makes the value out of date
-    found = _kept.get(model, {}).get(name)
-    if found is not None and found[0] == now:
-        value: T = found[1]
-        return value
-    with _lock:
-        read, made = list(tensors_of(model)), make()
-        _kept.setdefault(model, {})[name] = (now, made, read)  # whose places in memory no other tensor takes meanwhile
-    return made

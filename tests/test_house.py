@@ -26,7 +26,7 @@ SOURCES = [
 
 # What each room may import, itself aside. __init__.py may import them all.
 GROUND = {"types", "functional", "files"}
-MIDDLE = GROUND | {"data", "modes", "scoring", "model", "served", "wrapped", "nn", "meta", "distributed"}
+MIDDLE = GROUND | {"data", "modes", "versions", "scoring", "model", "served", "wrapped", "nn", "meta", "distributed"}
 UPPER = MIDDLE | {"recipes", "evaluation", "report", "comparison"}
 LAYERS = {
     "types": set(),
@@ -35,12 +35,13 @@ LAYERS = {
     "distributed": {"types"},
     "data": GROUND,
     "modes": set(),
+    "versions": set(),
     "scoring": GROUND,
     "model": GROUND | {"data", "scoring"},
     "served": {"data", "model"},
     "wrapped": GROUND | {"data", "modes", "scoring", "model"},
-    "nn": GROUND | {"modes", "data", "scoring", "model"},
-    "meta": GROUND | {"modes", "data", "scoring", "model", "nn"},
+    "nn": GROUND | {"modes", "versions", "data", "scoring", "model"},
+    "meta": GROUND | {"modes", "versions", "data", "scoring", "model", "nn"},
     "datasets": {"types", "data"},
     "recipes": MIDDLE,
     "asking": GROUND | {"data", "model", "wrapped"},

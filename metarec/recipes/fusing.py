@@ -17,7 +17,6 @@ from metarec.functional import softmax
 from metarec.functional.fusion import fuse_scored
 from metarec.meta import MetaLearner
 from metarec.meta.bank import Bank, fits
-from metarec.model import kept
 from metarec.nn import AdaptiveFusion, ModalityLearner
 from metarec.nn.frozen import wide
 from metarec.nn.linear_scores import LinearScores
@@ -26,6 +25,7 @@ from metarec.recipes.config import MMLConfig
 from metarec.recipes.training import TrainingRun
 from metarec.scoring import Scores, UserState
 from metarec.types import EpisodeBatch, Examples, Progress, Scored, Scorer
+from metarec.versions import kept
 
 FLOATS = 1 << 26  # scores (users, modalities, items) at once while the fusion is trained
 
