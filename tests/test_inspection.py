@@ -106,8 +106,7 @@ def test_serving_says_which_encoders_and_learners_it_cannot_copy():
         served(forward)
     with pytest.raises(TypeError, match=r"encoder\._forward_hooks is a function"):
         served(hook)
-    with pytest.raises(TypeError, match="got Other or one with methods of its own"):
-        served(lambda model: setattr(model.learners["id"], "__class__", Other))
-    with pytest.raises(TypeError, match="methods of its own"):
-        served(lambda model: setattr(model.learners["id"], "rank", lambda examples: None))
+    plain = served(lambda model: None)
+    other = served(lambda model: setattr(model.learners["id"], "__class__", Other))  # by what its own methods say
+    assert [item.id for item in other] == [item.id for item in plain]
     served(lambda model: model.learner("id").encoder.norm.register_forward_hook(lambda m, i, o: 0.5 * o))
