@@ -5,6 +5,7 @@ from metarec.data import Catalog, Dataset, EpisodeSampler, Vocabulary, load_atom
 from metarec.evaluation import evaluate
 from metarec.io import load, save
 from metarec.meta import MetaLearner
+from metarec.model import Model, register
 from metarec.nn import (
     AdaptiveFusion,
     ColdItemGenerator,
@@ -36,6 +37,7 @@ __all__ = [
     "MetaLearner",
     "Method",
     "ModalityLearner",
+    "Model",
     "Popularity",
     "Progress",
     "Recommender",
@@ -51,6 +53,7 @@ __all__ = [
     "load",
     "load_atomic",
     "recipes",
+    "register",
     "save",
     "split_by_time",
     "split_time",

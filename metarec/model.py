@@ -11,12 +11,13 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from metarec.codecs import Codec, add_codec, codec_of
 from metarec.data.dataset import Catalog, Dataset
 from metarec.scoring import DenseScores, Scores, UserState
 from metarec.types import Examples, Method, Scored, Scorer
@@ -54,6 +55,32 @@ class Model:
         negatives: per support example that it adapts to.
         learners: names of what :meth:`user_weights` is about.
         fitted: catalogue rows that its scores are measured by, the first so many; None for all.
+
+    Example:
+        >>> import tempfile
+        >>> from pathlib import Path
+        >>> from metarec.datasets import planted
+        >>> from metarec.io import load, save
+        >>> @register
+        ... class SameForAll(Model):
+        ...     scale = 1.0
+        ...     def item_mask(self):
+        ...         return torch.arange(self.catalog.size) > 0
+        ...     def encode(self, support, query, *, start=None, keep_weights=False):
+        ...         return UserState({"active": torch.ones(query.target.numel()) > 0})
+        ...     def scores(self, state):
+        ...         return DenseScores(self.scale * torch.arange(self.catalog.size).expand(len(state), -1), self.item_mask())
+        ...     def state(self):
+        ...         return Saved({"scale": self.scale})
+        ...     @classmethod
+        ...     def from_state(cls, saved, catalog, warm):
+        ...         model = cls()
+        ...         model.scale, model.catalog, model.warm = saved.settings["scale"], catalog, warm
+        ...         return model
+        >>> path = Path(tempfile.mkdtemp()) / "own.safetensors"
+        >>> save(SameForAll().attach(planted(users=60, items=40)), path)
+        >>> load(path).scale
+        1.0
     """
 
     catalog: Catalog | None = None
@@ -153,30 +180,7 @@ class Model:
         return model
 
 
-class Codec(Protocol):
-    """Says the state of models of some classes, and builds them again."""
-
-    def state(self, model: Any) -> Saved:
-        """As :meth:`Model.state`."""
-        ...
-
-    def from_state(self, kind: type[Any], saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Any:
-        """As :meth:`Model.from_state`."""
-        ...
-
-
 _KINDS: dict[str, type] = {}
-_CODECS: dict[type, Codec] = {}
-
-
-def codec_of(kind: type) -> Codec | None:
-    """What says the state of a class's models, unless the class has a ``state`` of its own."""
-    for base in kind.__mro__:
-        if base in _CODECS:
-            return _CODECS[base]
-        if base is Model or "state" in vars(base):
-            return None
-    return None
 
 
 def register(model: C, codec: Codec | None = None) -> C:
@@ -204,7 +208,7 @@ def register(model: C, codec: Codec | None = None) -> C:
         )
     _KINDS[model.__name__] = model
     if codec is not None:
-        _CODECS[model] = codec
+        add_codec(model, codec)
     return model
 
 
