@@ -57,30 +57,9 @@ class Model:
         fitted: catalogue rows that its scores are measured by, the first so many; None for all.
 
     Example:
-        >>> import tempfile
-        >>> from pathlib import Path
         >>> from metarec.datasets import planted
-        >>> from metarec.io import load, save
-        >>> @register
-        ... class SameForAll(Model):
-        ...     scale = 1.0
-        ...     def item_mask(self):
-        ...         return torch.arange(self.catalog.size) > 0
-        ...     def encode(self, support, query, *, start=None, keep_weights=False):
-        ...         return UserState({"active": torch.ones(query.target.numel()) > 0})
-        ...     def scores(self, state):
-        ...         return DenseScores(self.scale * torch.arange(self.catalog.size).expand(len(state), -1), self.item_mask())
-        ...     def state(self):
-        ...         return Saved({"scale": self.scale})
-        ...     @classmethod
-        ...     def from_state(cls, saved, catalog, warm):
-        ...         model = cls()
-        ...         model.scale, model.catalog, model.warm = saved.settings["scale"], catalog, warm
-        ...         return model
-        >>> path = Path(tempfile.mkdtemp()) / "own.safetensors"
-        >>> save(SameForAll().attach(planted(users=60, items=40)), path)
-        >>> load(path).scale
-        1.0
+        >>> Model().attach(planted(users=60, items=40)).catalog.items  # a whole one: docs/examples/own_model.py
+        Vocabulary(40 item ids)
     """
 
     catalog: Catalog | None = None
@@ -164,7 +143,8 @@ class Model:
         codec = codec_of(type(self))
         if codec is None:
             raise TypeError(f"{type(self).__name__} says no state(); give it state() and from_state() and register it")
-        return codec.state(self)
+        saved: Saved = codec.state(self)
+        return saved
 
     @classmethod
     def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import copy
-import json
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save as pack
 from torch import Tensor
 
-from metarec.files import checksum, read_tensors
+from metarec.files import read_tensors
 from metarec.io import load, save
 from metarec.model import Model
 from metarec.recipes import Ensemble, LivePopularity, Popularity, Transitions
-from saved_cases import CASES, model_of, scores
+from saved_cases import CASES, Parts, forge, model_of, nodes, refused, scores
 from tiny import UP
-
-Parts = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -38,20 +34,6 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Parts]:
         if not case.startswith("MML"):
             save(model_of(case), folder / str(number))
     return {case: read_tensors(folder / str(n)) for n, case in enumerate(CASES) if not case.startswith("MML")}
-
-
-def forge(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
-    """A file with a right checksum."""
-    text = json.dumps(header)
-    path.write_bytes(pack(tensors, {"metarec": text, "sha256": checksum(tensors, text)}))
-    return path
-
-
-def refused(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
-    """What is said of a forged file, which is not loaded."""
-    with pytest.raises(ValueError, match=rf"{path.name}: ") as caught:
-        load(forge(path, tensors, header))
-    return str(caught.value)
 
 
 def test_a_file_cut_off_or_with_another_byte_is_refused(whole: Path, tmp_path: Path) -> None:
@@ -86,20 +68,6 @@ def test_every_tensor_is_checked_by_name_shape_and_type(every: dict[str, Parts],
             if any(t.shape == own.shape and t.dtype == own.dtype for n, t in changed.items() if n == name):
                 continue  # half of nothing
             refused(tmp_path / "x", {**{n: t for n, t in tensors.items() if n != name}, **changed}, header)
-
-
-def nodes(header: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Every object with settings, of models and of their parts."""
-    todo = list(header["models"])
-    while todo:
-        node = todo.pop()
-        if not isinstance(node, dict):
-            continue
-        yield node
-        inner = node["settings"] if set(node["settings"]) == {"settings", "parts"} else {}
-        if inner:
-            yield inner
-        todo += [part for part in (inner or node)["parts"].values() if isinstance(part, dict)]
 
 
 STRANGE = (None, True, -1, 1 << 62, 10**400, 1e308, "x", [[]], {"x": 1})

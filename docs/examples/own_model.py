@@ -13,26 +13,33 @@ from metarec.scoring import DenseScores, UserState
 class Freshest(mr.Model):
     """What was clicked last by anybody, the latest first; the same for everybody."""
 
-    def __init__(self, upstream):
+    def __init__(self, upstream: mr.Dataset) -> None:
         self.attach(upstream)
         latest = np.zeros(upstream.catalog.size)
         np.maximum.at(latest, upstream.item, upstream.time)
         self.latest = torch.from_numpy(latest)
 
-    def item_mask(self):
+    def item_mask(self) -> torch.Tensor:
         return self.latest > 0
 
-    def encode(self, support, query, *, start=None, keep_weights=False):
+    def encode(
+        self,
+        support: mr.Examples,
+        query: mr.Examples,
+        *,
+        start: UserState | None = None,
+        keep_weights: bool = False,
+    ) -> UserState:
         return UserState({"active": torch.ones(query.target.numel(), dtype=torch.bool)})
 
-    def scores(self, state):
+    def scores(self, state: UserState) -> DenseScores:
         return DenseScores(self.latest.expand(len(state), -1), self.item_mask())
 
-    def state(self):
+    def state(self) -> Saved:
         return Saved({}, {"latest": self.latest})
 
     @classmethod
-    def from_state(cls, saved, catalog, warm):
+    def from_state(cls, saved: Saved, catalog: mr.Catalog, warm: np.ndarray) -> "Freshest":
         latest = saved.tensors["latest"]
         if latest.dtype != torch.float64 or latest.shape != (catalog.size,):
             raise ValueError(f"latest must be one float64 for each of {catalog.size} rows, got {latest.shape}")
