@@ -53,8 +53,8 @@ def test_a_file_cut_off_or_with_another_byte_is_refused(whole: Path, tmp_path: P
 @pytest.mark.parametrize("case", [case for case in CASES if not case.startswith(("MML", "fused"))])
 def test_every_tensor_is_checked_by_name_shape_and_type(every: dict[str, Parts], case: str, tmp_path: Path) -> None:
     tensors, header = every[case]
-    every_other = 5 if case == "ensemble" else 1  # whose parts are cases of their own
-    for name in [name for name in sorted(tensors) if name.startswith("model.")][::every_other]:
+    own_names = sorted(name for name in tensors if name.startswith("model."))
+    for name in random.Random(0).sample(own_names, min(12, len(own_names))):
         own = tensors[name]
         others = [
             {f"{name}x": own},
