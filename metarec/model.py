@@ -9,13 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+<<<<<<< HEAD
 from types import MappingProxyType
 from typing import Any, Protocol, Self, TypeVar
+=======
+from typing import Any, Self, TypeVar
+>>>>>>> files
 
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarec.codecs import Codec, add_codec, codec_of
 from metarec.data.dataset import Catalog, Dataset
 from metarec.scoring import Scores, UserState
 from metarec.types import Examples, Scored, Scorer
@@ -53,6 +58,7 @@ class Model:
         negatives: per support example that it adapts to.
         learners: names of what :meth:`user_weights` is about.
         fitted: catalogue rows that its scores are measured by, the first so many; None for all.
+<<<<<<< HEAD
         scales: by modality, how the features of new items are standardised.
         second: how many units of the data's times are a second.
         counted_until: time of the last click that it counts live, from which :meth:`observe` goes on; None for none.
@@ -72,6 +78,13 @@ class Model:
         ...         return DenseScores(codes.expand(len(state), -1), self.item_mask())
         >>> Recommender(Latest().attach(planted(users=60, items=40))).adapt(["item3"]).recommend(k=2)
         [item39 (40.000), item38 (39.000)]
+=======
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> Model().attach(planted(users=60, items=40)).catalog.items  # a whole one: docs/examples/own_model.py
+        Vocabulary(40 item ids)
+>>>>>>> files
     """
 
     catalog: Catalog | None = None
@@ -159,7 +172,8 @@ class Model:
         codec = codec_of(type(self))
         if codec is None:
             raise TypeError(f"{type(self).__name__} says no state(); give it state() and from_state() and register it")
-        return codec.state(self)
+        saved: Saved = codec.state(self)
+        return saved
 
     @classmethod
     def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
@@ -175,30 +189,7 @@ class Model:
         return model
 
 
-class Codec(Protocol):
-    """Says the state of models of some classes, and builds them again."""
-
-    def state(self, model: Any) -> Saved:
-        """As :meth:`Model.state`."""
-        ...
-
-    def from_state(self, kind: type[Any], saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Any:
-        """As :meth:`Model.from_state`."""
-        ...
-
-
 _KINDS: dict[str, type] = {}
-_CODECS: dict[type, Codec] = {}
-
-
-def codec_of(kind: type) -> Codec | None:
-    """What says the state of a class's models, unless the class has a ``state`` of its own."""
-    for base in kind.__mro__:
-        if base in _CODECS:
-            return _CODECS[base]
-        if base is Model or "state" in vars(base):
-            return None
-    return None
 
 
 def register(model: C, codec: Codec | None = None) -> C:
@@ -226,7 +217,7 @@ def register(model: C, codec: Codec | None = None) -> C:
         )
     _KINDS[model.__name__] = model
     if codec is not None:
-        _CODECS[model] = codec
+        add_codec(model, codec)
     return model
 
 
