@@ -9,12 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-<<<<<<< HEAD
 from types import MappingProxyType
-from typing import Any, Protocol, Self, TypeVar
-=======
 from typing import Any, Self, TypeVar
->>>>>>> files
 
 import torch
 from numpy.typing import NDArray
@@ -58,7 +54,6 @@ class Model:
         negatives: per support example that it adapts to.
         learners: names of what :meth:`user_weights` is about.
         fitted: catalogue rows that its scores are measured by, the first so many; None for all.
-<<<<<<< HEAD
         scales: by modality, how the features of new items are standardised.
         second: how many units of the data's times are a second.
         counted_until: time of the last click that it counts live, from which :meth:`observe` goes on; None for none.
@@ -78,13 +73,6 @@ class Model:
         ...         return DenseScores(codes.expand(len(state), -1), self.item_mask())
         >>> Recommender(Latest().attach(planted(users=60, items=40))).adapt(["item3"]).recommend(k=2)
         [item39 (40.000), item38 (39.000)]
-=======
-
-    Example:
-        >>> from metarec.datasets import planted
-        >>> Model().attach(planted(users=60, items=40)).catalog.items  # a whole one: docs/examples/own_model.py
-        Vocabulary(40 item ids)
->>>>>>> files
     """
 
     catalog: Catalog | None = None

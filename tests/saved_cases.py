@@ -12,11 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-<<<<<<< HEAD
-from metarec.recipes.growing import with_items
-=======
 from safetensors.torch import save as pack
->>>>>>> files
 from torch import Tensor, nn
 
 from metarec.data import EpisodeSampler
@@ -135,7 +131,7 @@ def grown(model: Any) -> Any:
 
     text = Modality("text", torch.randn(3, 24, generator=torch.Generator().manual_seed(0)), torch.arange(3) > 1)
     added = Catalog(Vocabulary(["new", "newer"]), {"text": text})
-    out = with_items(model, added) if isinstance(model, MML) else model.add_items(added)
+    out = model.add_items(added)
     out.catalog = replace(out.catalog, hidden=frozenset({"item3", "new"}))
     return out
 

@@ -26,11 +26,19 @@ SOURCES = [
 
 # What each room may import, itself aside. __init__.py may import them all.
 GROUND = {"types", "functional", "files"}
-<<<<<<< HEAD
-MIDDLE = GROUND | {"data", "modes", "versions", "scoring", "model", "served", "wrapped", "nn", "meta", "distributed"}
-=======
-MIDDLE = GROUND | {"data", "scoring", "codecs", "model", "nn", "meta", "distributed"}
->>>>>>> files
+MIDDLE = GROUND | {
+    "data",
+    "modes",
+    "versions",
+    "scoring",
+    "codecs",
+    "model",
+    "served",
+    "wrapped",
+    "nn",
+    "meta",
+    "distributed",
+}
 UPPER = MIDDLE | {"recipes", "evaluation", "report", "comparison"}
 LAYERS = {
     "types": set(),
@@ -41,18 +49,12 @@ LAYERS = {
     "modes": set(),
     "versions": set(),
     "scoring": GROUND,
-<<<<<<< HEAD
-    "model": GROUND | {"data", "scoring"},
+    "codecs": set(),
+    "model": GROUND | {"codecs", "data", "scoring"},
     "served": {"data", "model"},
     "wrapped": GROUND | {"data", "modes", "scoring", "model"},
     "nn": GROUND | {"modes", "versions", "data", "scoring", "model"},
     "meta": GROUND | {"modes", "versions", "data", "scoring", "model", "nn"},
-=======
-    "codecs": set(),
-    "model": GROUND | {"codecs", "data", "scoring"},
-    "nn": GROUND | {"data", "scoring", "model"},
-    "meta": GROUND | {"data", "scoring", "model", "nn"},
->>>>>>> files
     "datasets": {"types", "data"},
     "recipes": MIDDLE,
     "asking": GROUND | {"data", "model", "wrapped"},
