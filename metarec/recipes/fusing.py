@@ -18,7 +18,6 @@ from metarec.functional import softmax
 from metarec.functional.fusion import fuse_scored
 from metarec.meta import MetaLearner
 from metarec.meta.bank import Bank, fits
-from metarec.model import kept
 from metarec.nn import AdaptiveFusion, ModalityLearner
 from metarec.nn.frozen import wide
 from metarec.nn.learner import TOLD
@@ -28,6 +27,7 @@ from metarec.recipes.config import MMLConfig
 from metarec.recipes.training import TrainingRun
 from metarec.scoring import Scores, UserState
 from metarec.types import EpisodeBatch, Examples, Progress, Scored, Scorer
+from metarec.versions import kept
 
 FLOATS = 1 << 26  # scores (users, modalities, items) at once while the fusion is trained
 

@@ -159,7 +159,12 @@ class Reading:
         kind = knows(cls)
         if kind is None or not issubclass(cls, nn.Module):
             raise ValueError(f"{self.path}: {self.name} is no part that a file can name")
-        out = kind.build(cls, self)
+        try:
+            out = kind.build(cls, self)
+        except (ValueError, RuntimeError):
+            raise
+        except Exception as error:  # whatever a constructor of somebody's own may raise
+            raise ValueError(f"{self.path}{self.name}: {error}") from error
         if unknown := sorted({*self.settings, *self.parts} - self._asked):
             raise ValueError(f"{self.path}{self.name}: unknown settings {short(unknown)}; a newer metarec wrote them")
         return out
