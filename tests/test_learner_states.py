@@ -142,6 +142,13 @@ def test_a_change_of_the_steps_is_noticed(name: str, value: float | str) -> None
     close(model.scores(model.encode(BATCH.support, BATCH.query)), scored(model, BATCH))
 
 
+def test_other_settings_are_noticed() -> None:
+    model = mml()
+    model.encode(BATCH.support, BATCH.query)
+    model.config = replace(model.config, test_steps=5)
+    close(model.scores(model.encode(BATCH.support, BATCH.query)), scored(model, BATCH))
+
+
 def test_users_in_chunks_of_their_own_lengths_are_those_of_one_chunk() -> None:
     whole, cut = (maml(learner(), adapts="all", memory_budget=budget) for budget in (None, 1))
     assert len(cut.adapt(BATCH.support).stacks) == len(BATCH.user)
