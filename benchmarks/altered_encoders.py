@@ -156,7 +156,7 @@ def compare(seed: int) -> tuple[str, str]:
             return "impossible", f"{told}: not even plain torch: {error}"
         state = _state(learner)
         names = [name for name, _ in encoder.named_parameters()]
-        meta = MetaLearner(learner, lr=LR, steps=steps, second_order=second, objectives=objectives, engine="native")
+        meta = MetaLearner(learner, lr=LR, steps=steps, second_order=second, objectives=objectives)
         try:
             got = found(meta, learner, support, query, names)
         except TypeError as error:

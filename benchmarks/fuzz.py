@@ -114,7 +114,7 @@ def saved_users(path: Path) -> Callable[[Path], bool]:
         read = recommender.load_users(file)
         if len(read):
             read.recommend(3, exclude_seen=False)
-        found, expected = read.standing.tensors(), users.standing.tensors()
+        found, expected = read.state.tensors.values(), users.state.tensors.values()
         equal = all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(found, expected, strict=True))
         return equal and read.clicks.codes.tolist() == users.clicks.codes.tolist()
 

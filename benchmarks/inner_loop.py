@@ -129,7 +129,6 @@ def native(learner: ModalityLearner, steps: int, second_order: bool, *, graphs: 
         steps=steps,
         second_order=second_order,
         objectives=("bpr", "bpr"),
-        engine="native",
         graphs=graphs,
     )
 

@@ -36,7 +36,6 @@ import metarec as mr
 from metarec.data import Modality, split_time
 from metarec.files import write_json
 from metarec.functional import ndcg_at, ranks, recall_at, standardise_features
-from metarec.serving.exposure import shift_of
 
 K = 10
 BATCH = 256
@@ -143,7 +142,8 @@ def nearest(catalog: mr.Catalog, cases: Cases) -> Tensor:
 def trained(data: mr.Dataset, seed: int, kept: Path | None) -> mr.MML:
     """A model of the catalogue without the new items, from a file if it was trained before."""
     if kept is not None and kept.is_file():
-        return mr.load(kept)
+        found: mr.MML = mr.load(kept)
+        return found
     model = mr.MML.build(data, mr.MMLConfig(**SETTINGS), seed=seed)
     steps = mr.recipes.mml.train(model, mr.EpisodeSampler(data, seed=seed))
     for step in tqdm(steps, desc=f"training, seed {seed}", unit=" steps"):
@@ -199,9 +199,8 @@ def by_share(world: World, models: Sequence[mr.MML]) -> dict[str, dict[str, list
         added = torch.arange(recommender.catalog.size) >= model.catalog.size
         scores = {kind: world.scores(recommender, cases) for kind, cases in world.cases.items()}
         for share in (None, *SHARES):
-            shift = 0.0
-            if share is not None:
-                shift = shift_of(recommender._current(), recommender._support, added, share)
+            state = world.served(model, share)._states.current()
+            shift = 0.0 if state.shift is None else float(state.shift[added].max())
             row = {"shift": shift}
             for kind, own in scores.items():
                 rank = world.ranks(own, kind, shift)[""]

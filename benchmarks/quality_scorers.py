@@ -146,7 +146,7 @@ class Shared:
 
 def fine_tuned(learner: ModalityLearner) -> MetaLearner:
     """The ID learner with steps that move everything for each user."""
-    return MetaLearner(learner, lr=0.05, steps=5, adapts="all", objectives=("softmax", "softmax"), engine="native")
+    return MetaLearner(learner, lr=0.05, steps=5, adapts="all", objectives=("softmax", "softmax"))
 
 
 def three_of_one(world: World, settings: Settings, seed: int) -> dict[str, Method]:
@@ -174,7 +174,7 @@ def others_upstream(world: World, settings: Settings, seed: int) -> dict[str, Me
         learner = sasrec.build(world.up, seed=seed).to(world.device)
         if name == "Reptile":  # it moves the encoder alone, so it starts from trained items
             finish(sasrec.train(learner, world.up, epochs=settings.sasrec_epochs, seed=seed), "SASRec for Reptile")
-        meta = MetaLearner(learner, lr=1e-2, steps=5, objectives=("softmax", "softmax"), engine="native")
+        meta = MetaLearner(learner, lr=1e-2, steps=5, objectives=("softmax", "softmax"))
         finish(train(meta, sampler, epochs=epochs), name)
         out[f"{name}, adapted"], out[f"{name}, 0 steps"] = meta, learner
     return out | more_meta_learners(world, settings, seed)
@@ -187,12 +187,12 @@ def more_meta_learners(world: World, settings: Settings, seed: int) -> dict[str,
     softmax = ("softmax", "softmax")
     head = HeadLearner(copy.deepcopy(start))
     metas: dict[str, tuple[MetaLearner | MetaSGD, int, float]] = {
-        "ANIL": (MetaLearner(head, lr=1e-2, steps=5, objectives=softmax, engine="native"), 3, 1e-3),
+        "ANIL": (MetaLearner(head, lr=1e-2, steps=5, objectives=softmax), 3, 1e-3),
         "Meta-SGD": (MetaSGD(copy.deepcopy(start), lr=1e-2, steps=5), 3, 1e-3),
     }
     for loss in ("softmax", "margin"):
         chain = TransitionLearner(world.up, dim=settings.config.dim, seed=seed).to(world.device)
-        meta = MetaLearner(chain, lr=0.1, steps=1, objectives=(loss, loss), engine="native")
+        meta = MetaLearner(chain, lr=0.1, steps=1, objectives=(loss, loss))
         metas[f"MetaTL, {loss}"] = meta, settings.sasrec_epochs, 1e-3
     out: dict[str, Method] = {}
     for name, (learned, epochs, lr) in metas.items():

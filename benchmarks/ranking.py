@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import resource
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,8 @@ from tqdm import tqdm
 import metarec as mr
 from metarec.data import Modality
 from metarec.files import write_json
+from metarec.scoring import UserState
 from metarec.serving.ranking import USERS, best
-from metarec.serving.snapshot import FusedSnapshot
-from metarec.serving.standing import Standing
 from metarec.types import EpisodeBatch
 
 FEATURES = {"text": 32, "image": 32}  # columns; tables are made of them beforehand, so that their width costs nothing
@@ -78,16 +78,16 @@ def make_model(options: argparse.Namespace) -> mr.MML:
 def measure(model: mr.MML, users: EpisodeBatch, k: int) -> dict[str, Any]:
     """Seconds of each part and the peak of memory."""
     device = users.user.device
-    made: list[FusedSnapshot] = []
-    taken = {"tables": seconds(lambda: made.append(FusedSnapshot(model)), device), "adapt": 0.0, "rank": 0.0}
-    snapshot, warm_up = made[0], next(users.chunks(WARM_UP))
-    ranked(snapshot, warm_up, adapted(snapshot, warm_up), k)
+    warm_up = next(users.chunks(WARM_UP))
+    taken = {"tables": seconds(model.item_mask, device), "adapt": 0.0, "rank": 0.0}  # makes what a model keeps
+    ranked(model, warm_up, model.encode(warm_up.support, warm_up.query), k)
     before = _peak(device, restart=True)
     bar = tqdm(total=len(users), unit=" users")
     for part in users.chunks(USERS[device.type]):
-        standing: list[Standing] = []
-        taken["adapt"] += seconds(lambda part=part, to=standing: to.append(adapted(snapshot, part)), device)  # type: ignore[misc]
-        taken["rank"] += seconds(lambda part=part, at=standing: ranked(snapshot, part, at[0], k), device)  # type: ignore[misc]
+        found: list[UserState] = []
+        adapt, rank = partial(encoded, model, part, found), partial(best_of, model, part, found, k)
+        taken["adapt"] += seconds(adapt, device)
+        taken["rank"] += seconds(rank, device)
         bar.update(len(part))
     bar.close()
     both = taken["adapt"] + taken["rank"]
@@ -101,16 +101,21 @@ def measure(model: mr.MML, users: EpisodeBatch, k: int) -> dict[str, Any]:
     }
 
 
-def adapted(snapshot: FusedSnapshot, users: EpisodeBatch) -> Standing:
-    """Where users stand after all their steps."""
-    return snapshot.adapt(users.support, users.query)
+def encoded(model: mr.MML, users: EpisodeBatch, found: list[UserState]) -> None:
+    """Adds the states of users after all their steps."""
+    found.append(model.encode(users.support, users.query))
 
 
-def ranked(snapshot: FusedSnapshot, users: EpisodeBatch, standing: Standing, k: int) -> tuple[Tensor, Tensor]:
+def best_of(model: mr.MML, users: EpisodeBatch, found: list[UserState], k: int) -> None:
+    """Ranks the users whose states were found last."""
+    ranked(model, users, found[-1], k)
+
+
+def ranked(model: mr.MML, users: EpisodeBatch, state: UserState, k: int) -> tuple[Tensor, Tensor]:
     """Codes and scores (B, k) of each user's best items without those it has clicked."""
     clicked = users.query.history
     who = torch.arange(len(clicked), device=clicked.device).unsqueeze(1).expand_as(clicked)
-    return best(snapshot.scores(standing), k, snapshot.known, (who.flatten(), clicked.flatten()))
+    return best(model.scores(state), k, model.item_mask(), (who.flatten(), clicked.flatten()))
 
 
 def summary(result: dict[str, Any]) -> str:

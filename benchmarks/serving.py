@@ -34,9 +34,10 @@ from tqdm import tqdm
 
 import metarec as mr
 from metarec.data import Modality
+from metarec.data.histories import Clicks
+from metarec.data.support import SupportMaker
 from metarec.files import write_json
 from metarec.recipes.fusing import fused
-from metarec.serving.clicks import Clicks, SupportMaker
 from metarec.serving.ranking import pieces
 
 CLICKS = (3, 20)

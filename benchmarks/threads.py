@@ -31,7 +31,7 @@ from tqdm import tqdm
 import metarec as mr
 from metarec.files import write_json
 from metarec.meta.library import library
-from metarec.serving.servable import Servable
+from metarec.model import Model
 from metarec.types import Method
 
 K = 8
@@ -55,12 +55,12 @@ class Mode:
         new_share: of the recommender.
     """
 
-    model: Callable[[mr.Dataset], Servable]
+    model: Callable[[mr.Dataset], Model]
     keep_weights: bool = False
     compiled: bool = True
     new_share: float | None = None
 
-    def recommender(self, model: Servable) -> mr.Recommender:
+    def recommender(self, model: Model) -> mr.Recommender:
         """One that serves the model in this way."""
         return mr.Recommender(model, new_share=self.new_share)
 
@@ -75,14 +75,14 @@ def lively(upstream: mr.Dataset, **settings: Any) -> mr.MML:
     return model
 
 
-def blended(upstream: mr.Dataset) -> Servable:
+def blended(upstream: mr.Dataset) -> Model:
     """An ensemble of methods of several kinds, one of them in training mode and with dropout."""
     methods: dict[str, Method] = {
         "ease": mr.recipes.EASE(upstream),
         "text": lively(upstream).meta("text").train(),
         "all": lively(upstream, test_adapts="all").train(),
     }
-    return mr.Served(mr.recipes.Ensemble(methods, upstream), upstream)
+    return mr.as_model(mr.recipes.Ensemble(methods, upstream), upstream)
 
 
 SOFTMAX = {"objectives": ("softmax", "softmax")}

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     print(f"{results_table(reports)}\n{reports['mml_blend'].info['rule']}")
     called = dict(zip(data.catalog.items.ids, titles(data.catalog), strict=True))
     print(f"someone new has clicked {', '.join(called[name] or name for name in clicks)}; recommended:")
-    for place, item in enumerate(mr.Recommender(mr.Served(blend, up)).adapt(clicks).recommend(k=10), start=1):
+    for place, item in enumerate(mr.Recommender(blend).adapt(clicks).recommend(k=10), start=1):
         print(f"{place:3}. {called[item.id] or item.id}")
 
 

@@ -17,8 +17,9 @@ from metarec.nn import (
 from metarec.recipes import MML, MMLConfig, Popularity
 from metarec.recommender import Recommender
 from metarec.report import Report
-from metarec.serving.servable import Served
+from metarec.scoring import UserState
 from metarec.types import EpisodeBatch, Examples, Method, Progress, Scored
+from metarec.wrapped import Served, as_model
 
 __version__ = "0.1.0"
 
@@ -45,7 +46,9 @@ __all__ = [
     "Scored",
     "SequenceEncoder",
     "Served",
+    "UserState",
     "Vocabulary",
+    "as_model",
     "datasets",
     "distributed",
     "evaluate",

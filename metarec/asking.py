@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from metarec.data.cutting import clicked_before
 from metarec.data.dataset import Dataset
 from metarec.data.sampler import EpisodeSampler
 from metarec.functional.ranking import ranks
+from metarec.model import Model, dense
 from metarec.types import EpisodeBatch, Method
 
 WITHHELD = {"validation": 2, "test": 1, "serving": 1}  # last clicks that come after what is asked from
@@ -37,7 +39,8 @@ def ranked(
     seen = torch.zeros(len(batch), 1, items, dtype=torch.bool, device=device)
     seen[row, 0, item] = True
     with torch.no_grad():
-        scored = method.adapt(batch.support)(query)
+        ask = method.adapt(batch.support) if not isinstance(method, Model) else partial(dense, method, batch.support)
+        scored = ask(query)
         scores = scored.scores
         if scores.shape != (*query.target.shape, items):
             raise ValueError(f"expected scores {(*query.target.shape, items)}, got {tuple(scores.shape)}")

@@ -5,17 +5,14 @@ from __future__ import annotations
 import copy
 import importlib
 import math
-import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import chain
 from numbers import Integral
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarec.asking import WITHHELD, ranked, whose
 from metarec.data.cutting import without_last
@@ -23,7 +20,8 @@ from metarec.data.dataset import Dataset
 from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
 from metarec.functional.histories import check_exclude_seen, leaves_out_seen, rule_in_words
 from metarec.meta import MetaLearner
-from metarec.nn.record import Record, longest_history, record_of
+from metarec.modes import evaluating
+from metarec.nn.record import Record, longest_history, negatives_of, record_of
 from metarec.report import Report
 from metarec.types import EpisodeBatch, Method
 
@@ -42,7 +40,7 @@ def evaluate(
     users_per_batch: int = 512,
     seed: int = 0,
     max_length: int | None = None,
-    negatives: int = 1,
+    negatives: int | None = None,
     progress: bool | str = False,
 ) -> Report:
     """Adapt to every user of a data set and rank the item that came next among all items.
@@ -73,7 +71,7 @@ def evaluate(
         seed: of the negatives that the support examples carry.
         max_length: items of history kept per user; by default as many as the method reads (the largest
             ``max_length`` of its parts), or 50 where it does not say.
-        negatives: N of the support examples that the method adapts to.
+        negatives: N of the support examples that the method adapts to; by default as many as the method says, or 1.
         progress: show a bar (needs tqdm); a string is its label.
 
     Returns:
@@ -104,6 +102,7 @@ def evaluate(
     known.warn(type(method).__name__)
     share, exclude_seen = _rule(method, data, exclude_seen)
     length = longest_history(method) if max_length is None else max_length
+    negatives = negatives_of(method) if negatives is None else negatives
     rows, refused = [], dict[str, int]()
     for position in range(positions):
         rest = without_last(data, position, least=LEAST_CLICKS[part])
@@ -224,7 +223,7 @@ def choose_steps(meta: MetaLearner, data: Dataset, candidates: Sequence[int] = S
         >>> from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
         >>> up, down = split_by_time(planted(users=60, items=40), at=PLANTED_SPLIT)
         >>> learner = ModalityLearner(IdItems(up.catalog.size, dim=8), SequenceEncoder(dim=8))
-        >>> meta = MetaLearner(learner, lr=0.0, engine="native")  # steps of size 0 change nothing
+        >>> meta = MetaLearner(learner, lr=0.0)  # steps of size 0 change nothing
         >>> choose_steps(meta, down, candidates=(5, 0, 1))
         0
     """
@@ -246,32 +245,3 @@ def _shown(sampler: EpisodeSampler, label: str) -> Iterator[EpisodeBatch]:
         for batch in sampler.epoch(0):
             yield batch
             bar.update(len(batch))
-
-
-@contextmanager
-def evaluating(method: Method) -> Iterator[torch.device]:
-    """The device of the method; a module is in evaluation mode meanwhile, until the last of several threads is done."""
-    if not isinstance(method, nn.Module):
-        yield torch.device("cpu")
-        return
-    module = cast(nn.Module, method)
-    parts = list(module.modules())
-    with _modes_lock:
-        for part in parts:
-            asked, training = _modes.get(part, (0, part.training))
-            _modes[part] = asked + 1, training
-            part.training = False
-    try:
-        yield next((t.device for t in chain(module.parameters(), module.buffers())), torch.device("cpu"))
-    finally:
-        with _modes_lock:
-            for part in parts:
-                asked, training = _modes.pop(part)
-                if asked > 1:
-                    _modes[part] = asked - 1, training
-                else:
-                    part.training = training
-
-
-_modes: dict[nn.Module, tuple[int, bool]] = {}  # how many threads evaluate a module, and the mode it goes back to
-_modes_lock = threading.Lock()

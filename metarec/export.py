@@ -27,15 +27,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarec.data.dataset import Catalog
-from metarec.evaluation import evaluating
+from metarec.data.histories import Clicks
+from metarec.data.support import SupportMaker
 from metarec.files import replace_file
 from metarec.functional import top_k
 from metarec.functional.neighbours import first_equal
 from metarec.meta.adapting import AdaptingModel
+from metarec.modes import evaluating
 from metarec.nn import ModalityLearner
 from metarec.nn.record import longest_history
 from metarec.recipes.fusing import FusedModel, fused
-from metarec.serving.clicks import Clicks, SupportMaker
 from metarec.types import Examples
 
 Exportable = FusedModel | AdaptingModel | ModalityLearner

@@ -13,11 +13,11 @@ from torch import nn
 
 from metarec.files import read_tensors, write_tensors
 from metarec.model import Model
-from metarec.recipes.growing import lacking
 from metarec.recipes.mml import MML
 from metarec.saving import mml_file, tree
 from metarec.saving.catalogs import pack_catalog, unpack_catalog
 from metarec.saving.world import world_of
+from metarec.served import lacking
 
 
 def save(model: Model, path: str | Path) -> None:
@@ -50,7 +50,7 @@ def save(model: Model, path: str | Path) -> None:
         ('ModalityLearner', Vocabulary(40 item ids))
     """
     write_model(model, path, {})
-    if left_out := lacking(cast(MML, model)):
+    if left_out := lacking(model):
         warnings.warn(
             f"save: {path} holds the model as it was given to a Recommender, without what changed there since: "
             f"{left_out} items; recommender.save(path) keeps them",

@@ -7,20 +7,19 @@ storage all go that way, so a served user is an evaluated user.
 
 from __future__ import annotations
 
-import threading
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarec.codecs import Codec, add_codec, codec_of
 from metarec.data.dataset import Catalog, Dataset
-from metarec.scoring import DenseScores, Scores, UserState
-from metarec.types import Examples, Method, Scored, Scorer
+from metarec.scoring import Scores, UserState
+from metarec.types import Examples, Scored, Scorer
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -55,11 +54,25 @@ class Model:
         negatives: per support example that it adapts to.
         learners: names of what :meth:`user_weights` is about.
         fitted: catalogue rows that its scores are measured by, the first so many; None for all.
+        scales: by modality, how the features of new items are standardised.
+        second: how many units of the data's times are a second.
+        counted_until: time of the last click that it counts live, from which :meth:`observe` goes on; None for none.
 
     Example:
+        >>> from metarec import Recommender
         >>> from metarec.datasets import planted
-        >>> Model().attach(planted(users=60, items=40)).catalog.items  # a whole one: docs/examples/own_model.py
-        Vocabulary(40 item ids)
+        >>> from metarec.scoring import DenseScores
+        >>> class Latest(Model):
+        ...     information = "upstream"
+        ...     def item_mask(self):
+        ...         return torch.arange(self.catalog.size) > 0
+        ...     def encode(self, support, query, *, start=None, keep_weights=False):
+        ...         return UserState({"active": torch.ones(query.target.numel()) > 0})
+        ...     def scores(self, state):
+        ...         codes = torch.arange(float(self.catalog.size))
+        ...         return DenseScores(codes.expand(len(state), -1), self.item_mask())
+        >>> Recommender(Latest().attach(planted(users=60, items=40))).adapt(["item3"]).recommend(k=2)
+        [item39 (40.000), item38 (39.000)]
     """
 
     catalog: Catalog | None = None
@@ -68,10 +81,14 @@ class Model:
     negatives: int = 1
     learners: Any = ()
     fitted: int | None = None
+    scales: Any = MappingProxyType({})
+    second: float = 1.0
+    counted_until: float | None = None
 
     def attach(self, data: Dataset) -> Self:
         """Note the items of an upstream side, and which of them were clicked there; returns itself."""
-        self.catalog, self.warm, self.repeat_share = data.catalog, data.warm, data.known_repeat_share
+        self.catalog, self.warm, self.second = data.catalog, data.warm, data.second
+        self.repeat_share = data.known_repeat_share
         return self
 
     def item_mask(self) -> Tensor:
@@ -106,7 +123,7 @@ class Model:
         raise NotImplementedError
 
     def user_weights(self, state: UserState) -> Tensor:
-        """(N, M) how much each of :attr:`learners` counts for each user."""
+        """(N, M) how much each of ``learners`` counts for each user."""
         return torch.zeros(len(state), 0)
 
     def adapt(self, support: Examples) -> Scorer:
@@ -216,115 +233,4 @@ def dense(model: Model, support: Examples, query: Examples) -> Scored:
     state = model.encode(support, query)
     known, shape = model.item_mask(), query.target.shape
     values = model.scores(state).approximate(0, len(known)).view(*shape, -1)
-    return Scored(values, values.new_zeros(*shape, 1), known, state.active.view(shape), model.fitted)
-
-
-def tensors_of(model: object) -> Iterator[Tensor]:
-    """All parameters, buffers and other tensors that a model and its members hold; shared ones more than once."""
-    if isinstance(model, nn.Module):
-        yield from _held(model)
-    else:
-        yield from (value for value in vars(model).values() if isinstance(value, Tensor))
-    for member in model.members().values() if isinstance(model, Model) else ():
-        yield from tensors_of(member)
-
-
-def _held(module: nn.Module) -> Iterator[Tensor]:
-    """As parameters() and buffers(), many times as fast."""
-    todo: list[nn.Module | None] = [module]
-    while todo:
-        part = todo.pop()
-        if part is not None:
-            yield from (tensor for tensor in part._parameters.values() if tensor is not None)
-            yield from (tensor for tensor in part._buffers.values() if tensor is not None)
-            todo += part._modules.values()
-
-
-def version(model: object) -> tuple[tuple[int, int], ...]:
-    """Where a model's numbers are, and how often each tensor was changed; another one after every change."""
-    return tuple([(tensor.data_ptr(), tensor._version) for tensor in tensors_of(model)])
-
-
-_kept: weakref.WeakKeyDictionary[object, dict[str, tuple[object, Any]]] = weakref.WeakKeyDictionary()
-_lock = threading.RLock()
-
-
-def kept(model: object, name: str, make: Callable[[], T]) -> T:
-    """A value computed from a model's numbers, computed again once one of them has changed; never written to files.
-
-    Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> first = kept(layer, "double", lambda: 2 * layer.weight.detach())
-        >>> kept(layer, "double", lambda: None) is first
-        True
-    """
-    now = version(model)  # before the numbers are read: a change meanwhile makes the value out of date
-    found = _kept.get(model, {}).get(name)
-    if found is not None and found[0] == now:
-        value: T = found[1]
-        return value
-    with _lock:
-        made = make()
-        _kept.setdefault(model, {})[name] = (now, made)
-    return made
-
-
-class Wrapped(Model):
-    """Any method with the items that it scores, as a model: its scores of all items are what a user's state keeps.
-
-    Args:
-        method: has ``adapt(support)``, whose result scores a query; an ``nn.Module`` or not.
-        data: what it was fitted on, unless the method has a ``catalog`` and ``warm`` of its own.
-
-    Raises:
-        TypeError: if it has no ``adapt``, or nothing says which items it scores.
-    """
-
-    def __init__(self, method: Method, data: Dataset | None = None) -> None:
-        if not hasattr(method, "adapt"):
-            raise TypeError(f"expected a model, got {type(method).__name__}, which has no adapt(support)")
-        self.method = method
-        self._mask: Tensor | None = None
-        self._lock = threading.Lock()
-        for name in ("catalog", "warm", "repeat_share", "max_length", "negatives", "information", "fitted_until"):
-            if getattr(method, name, None) is not None:
-                setattr(self, name, getattr(method, name))
-        if data is not None:
-            self.attach(data)
-
-    def item_mask(self) -> Tensor:
-        """(I,) bool; all items before the method was asked for the first time."""
-        if self._mask is not None:
-            return self._mask
-        size = self.catalog.size if self.catalog is not None else 0
-        return torch.arange(size) > 0
-
-    def encode(
-        self, support: Examples, query: Examples, *, start: UserState | None = None, keep_weights: bool = False
-    ) -> UserState:
-        """Adapt to B users and score the catalogue; what the method does inside is not known, so one thread at a time.
-
-        Raises:
-            ValueError: if weights are to be kept.
-        """
-        if keep_weights or start is not None:
-            raise ValueError(f"keep_weights: {type(self.method).__name__} has no weights to keep")
-        with self._lock, torch.no_grad():
-            scored = self.method.adapt(support)(query)
-        self._mask, self.fitted = scored.known, scored.fitted
-        return UserState({"active": scored.active.flatten(), "scores": scored.scores.flatten(0, 1)})
-
-    def scores(self, state: UserState) -> Scores:
-        """The scores as they were given."""
-        return DenseScores(state.tensors["scores"], self.item_mask()[: self.fitted])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
-
-    def __setstate__(self, values: dict[str, Any]) -> None:
-        vars(self).update(values, _lock=threading.Lock())
-
-
-def as_model(method: Method) -> Model:
-    """A model as it is; any other method :class:`Wrapped`."""
-    return method if isinstance(method, Model) else Wrapped(method)
+    return Scored(values, values.new_zeros(*shape, 1), known.to(values.device), state.active.view(shape), model.fitted)

@@ -6,32 +6,34 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Self, overload
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from metarec.data.containers import is_single, plain
-from metarec.data.dataset import Catalog
+from metarec.data.histories import Clicks, LazyHistories
+from metarec.data.new_clicks import click_data
+from metarec.data.new_items import Vectors, new_items
 from metarec.io import read_model, write_model
-from metarec.recipes.mml import MML
-from metarec.serving.adapting import adapted, checked, further
-from metarec.serving.additions import Vectors, new_items
-from metarec.serving.clicks import Clicks, Spelled, SupportMaker
-from metarec.serving.listing import Wanted, listed, whole
+from metarec.model import Model
+from metarec.nn.record import longest_history, record_of
+from metarec.serving.adapting import Asked, clock
+from metarec.serving.listing import Ids, whole
 from metarec.serving.lists import Recommendation, Recommendations
-from metarec.serving.servable import Servable, check_servable, leaves_out, warn_untrained
-from metarec.serving.snapshot import Snapshot
+from metarec.serving.live import Histories, Observed, counted_until
 from metarec.serving.state import State, States
-from metarec.serving.storage import read_users, write_users
-from metarec.serving.users import Ids, User, Users
+from metarec.serving.storage import read_users
+from metarec.serving.users import Answers, User, Users
+from metarec.types import Method
+from metarec.wrapped import as_model
 
-__all__ = ["Recommendation", "Recommendations", "Recommender", "User", "Users"]
+When = float | Sequence[float] | None
+
+__all__ = ["Observed", "Recommendation", "Recommendations", "Recommender", "User", "Users"]
 
 
-class Recommender:
+class Recommender(Answers):
     """Serves new users with a trained model, one or a hundred thousand, and takes in new items while it runs.
 
     What does not depend on the user is computed once, at the first call and again after the model's numbers or its
@@ -42,14 +44,15 @@ class Recommender:
     never by label.
 
     Args:
-        model: e.g. an :class:`~metarec.MML`, trained or loaded; any other method as :class:`~metarec.Served`.
+        model: whatever ranks: an ensemble, an :class:`~metarec.MML`, counts, trained or loaded; a method of your own
+            that has a ``catalog`` and ``warm``, or has them by ``as_model(method, upstream)``.
         new_share: of the places in lists of ten, what items that training has not seen get, on average over typical
             users: one number is added to all their scores. Choose it on upstream data, see
             ``benchmarks/new_items.py``. By default scores stay as the model gives them.
 
     Raises:
-        TypeError: if the model does not say which items it scores; :class:`~metarec.Served` does.
-        ValueError: if ``new_share`` is not between 0 and 1, or the model is not an MML.
+        TypeError: if the model does not say which items it scores.
+        ValueError: if ``new_share`` is not between 0 and 1.
 
     Example:
         >>> from metarec.data import split_by_time
@@ -67,36 +70,36 @@ class Recommender:
         (Users(2 users, 4 clicks), Recommendations(2 users, 5 items each), True)
     """
 
-    def __init__(self, model: Servable, *, new_share: float | None = None) -> None:
-        check_servable(model)
-        if new_share is not None and not (0 < new_share < 1 and isinstance(model, MML)):
-            raise ValueError(
-                f"Recommender: new_share must be between 0 and 1, of an MML, got {new_share} of {type(model).__name__}"
-            )
-        warn_untrained(model)
+    def __init__(self, model: Model | Method, *, new_share: float | None = None) -> None:
+        if new_share is not None and not 0 < new_share < 1:
+            raise ValueError(f"Recommender: new_share must be between 0 and 1, got {new_share}")
+        served = as_model(model)
+        record_of(model).warn(type(model).__name__, stacklevel=3)
         self.new_share = new_share
-        self._states = States(model, new_share)
+        self._states = States(served, new_share)
+        self._histories = Histories(longest_history(served))
 
     @property
-    def model(self) -> Servable:
+    def model(self) -> Model:
         """The model, with the items that were added or removed."""
         return self._states.model
 
-    @property
-    def catalog(self) -> Catalog:
-        """The items, with those that were added."""
-        return self.model.catalog
-
-    @property
-    def learners(self) -> tuple[str, ...]:
-        """Names of the learners that :attr:`User.weights` is about."""
-        return self._states.current().snapshot.names
-
     @overload
-    def adapt(self, history: Sequence[str], *, keep_weights: bool = False) -> User: ...  # type: ignore[overload-overlap]
+    def adapt(  # type: ignore[overload-overlap]
+        self, history: Sequence[str], *, keep_weights: bool = False, at: When = None, last: When = None
+    ) -> User: ...
     @overload
-    def adapt(self, history: Sequence[Sequence[str]], *, keep_weights: bool = False) -> Users: ...
-    def adapt(self, history: Sequence[str] | Sequence[Sequence[str]], *, keep_weights: bool = False) -> User | Users:
+    def adapt(
+        self, history: Sequence[Sequence[str]], *, keep_weights: bool = False, at: When = None, last: When = None
+    ) -> Users: ...
+    def adapt(
+        self,
+        history: Sequence[str] | Sequence[Sequence[str]],
+        *,
+        keep_weights: bool = False,
+        at: When = None,
+        last: When = None,
+    ) -> User | Users:
         """Adapt to one user's clicks, or to those of many users.
 
         A user with one click has nothing to adapt to and is served by the shared weights. One without any gets the
@@ -111,6 +114,9 @@ class Recommender:
                 same as many.
             keep_weights: let the handle carry the adapted weights, about a megabyte a user instead of a kilobyte at
                 the default sizes, so that :meth:`Users.update` goes on from them; see there.
+            at: when the lists are asked for, in the units of the data, one time or one per user: live counts then
+                count what came before. By default now, after all clicks that they know.
+            last: when each user clicked last, if known, likewise: an ensemble's weights depend on how long ago.
 
         Raises:
             ValueError: if an id is not known (naming it and the nearest known ones), no modality knows any of a user's
@@ -119,10 +125,53 @@ class Recommender:
         entries = plain(history, "adapt")
         one = all(map(is_single, entries))
         state = self._states.current()
-        clicks = Spelled([entries] if one else entries, state.catalog.items)
-        start = state.snapshot.start().expand(len(clicks.counts), -1, -1) if keep_weights else None
-        users = self._adapted(state, clicks, start)
+        clicks = LazyHistories([entries] if one else entries, state.catalog.items)
+        users = self._adapted(
+            state, Asked(clicks, *clock(len(clicks.counts), at, last, state), keep_weights=keep_weights)
+        )
         return User(users) if one else users
+
+    def user(self, user: str, *, at: float | None = None) -> User:
+        """A user whose clicks were observed, adapted to them; see :meth:`observe`.
+
+        Args:
+            user: the id.
+            at: when the list is asked for; by default now, at the time of the last click that was observed.
+
+        Raises:
+            ValueError: if no click of the user was observed.
+        """
+        codes, last = self._histories.of(user)
+        state, until = self._states.current(), self._histories.until
+        when, gap = clock(1, until if at is None else at, last, state)
+        asked = Asked(Clicks(codes, np.array([0, len(codes)])), None if at is None else when, gap)
+        return User(self._adapted(state, asked))
+
+    def observe(self, clicks: Any) -> Observed:
+        """Take in everybody's new clicks: every count of the model moves on, and the histories of their users.
+
+        Weights stay as they are, and so do users adapted before: what counts live moves on in their lists too.
+
+        Args:
+            clicks: a frame, or a mapping of columns, ``user`` (ids, known or not), ``item`` (known ids) and ``time``
+                (numbers in the units of the data, none before the last click that is known).
+
+        Returns:
+            How many clicks of how many users, and which users are new.
+
+        Raises:
+            ValueError: if an item is not known, a time is no number or before the last click that is known (naming
+                user, item and time), or a column is missing. Nothing has changed then.
+        """
+        return self._states.change(lambda state: self._observed(state, clicks))
+
+    def _observed(self, state: State, clicks: Any) -> Observed:
+        known = (counted_until(state.model), self._histories.until)
+        since = max((time for time in known if time is not None), default=None)
+        data = click_data(clicks, state.catalog, since)
+        if len(data):
+            state.model.observe(data)
+        return self._histories.extend(data)
 
     def stream(self, histories: Iterable[Sequence[str]], *, users: int = 4096) -> Iterator[Users]:
         """Adapt to any number of users in pieces, with memory for one piece.
@@ -138,50 +187,7 @@ class Recommender:
         source = iter(histories if hasattr(histories, "__next__") else plain(histories, "stream"))
         while piece := list(islice(source, users)):
             state = self._states.current()
-            yield self._adapted(state, Clicks.of(piece, state.catalog.items))
-
-    def rank(
-        self,
-        users: Users,
-        k: int = 10,
-        *,
-        exclude_seen: bool | None = None,
-        allow: Ids | None = None,
-        deny: Ids | None = None,
-        candidates: Sequence[Ids] | None = None,
-        columns: int | None = None,
-    ) -> Recommendations:
-        """As :meth:`Users.recommend`, without its warning; ``columns`` of the catalogue are scored at once."""
-        state = self._of(users)
-        wanted = Wanted.of(k, leaves_out(state.model, exclude_seen), allow, deny, candidates)
-        with torch.no_grad():
-            scores = state.snapshot.scores(users.standing)
-            return listed(wanted, scores, users.clicks, state.snapshot.known, state.catalog, columns)
-
-    def weights_of(self, users: Users) -> NDArray[np.float32]:
-        """As :attr:`Users.weights`."""
-        snapshot = self._of(users).snapshot
-        with torch.no_grad():
-            return snapshot.weights(users.standing).float().cpu().numpy()
-
-    def scores_of(self, users: Users) -> Tensor:
-        """(B, I) every score, for a few users."""
-        state = self._of(users)
-        with torch.no_grad():
-            return state.snapshot.scores(users.standing).approximate(0, state.catalog.size)
-
-    def updated(self, users: Users, clicks: Sequence[Sequence[str]]) -> Users:
-        """As :meth:`Users.update`."""
-        state = self._of(users)
-        clicks = plain(clicks, "update")
-        if len(clicks) != len(users):
-            raise ValueError(f"update: expected clicks for each of the {len(users)} users, got {len(clicks)} sequences")
-        more = Clicks.of(clicks, state.catalog.items)
-        if not more.counts.any():
-            return users
-        whole = users.clicks.extended(more)
-        standing = further(state.snapshot, state.support, whole, more.counts, users.standing)
-        return Users(self, whole, checked(standing, whole, state.catalog, state.snapshot.names), users.version)
+            yield self._adapted(state, Asked(Clicks.of(piece, state.catalog.items)))
 
     def add_items(
         self,
@@ -208,12 +214,9 @@ class Recommender:
             ValueError: if an id is known already or given twice, a modality is not the model's, or a vector has
                 another width or scale, is not finite, or is missing for an item in every modality.
         """
-        model = self.model
-        if not isinstance(model, MML):
-            raise TypeError(f"add_items: expected an MML, got {type(model).__name__}, which takes in no items")
         given = {**({} if vectors is None else vectors), **more}
         own, columns = plain(ids, "add_items"), {} if attributes is None else attributes
-        self._states.grow(lambda known: new_items(known, model.scales, own, given, columns))
+        self._states.grow(lambda model, known: new_items(known, model.scales or {}, own, given, columns))
 
     def remove_items(self, ids: Ids) -> None:
         """Recommend these items no more; they stay known as clicks.
@@ -237,7 +240,7 @@ class Recommender:
         ``metarec.load`` reads the model of such a file. Users have files of their own: :meth:`Users.save`.
 
         Raises:
-            TypeError: if the model is not an :class:`~metarec.MML`.
+            TypeError: if the model has no ``state()``, or is not registered.
             OSError: if the file cannot be written.
         """
         write_model(self.model, path, {"new_share": self.new_share})
@@ -264,36 +267,12 @@ class Recommender:
             ValueError: if the file is damaged, holds something else, or its users belong to another model.
         """
         state = self._states.current()
-        clicks, standing = read_users(path, state.model, state.catalog.size, state.snapshot)
-        return Users(self, clicks, standing.to(state.snapshot.device), state.version)
-
-    def save_users(self, users: Users, path: str | Path) -> None:
-        """As :meth:`Users.save`."""
-        write_users(path, self._of(users).model, users.clicks, users.standing)
+        clicks, found = read_users(path, state)
+        return Users(self, clicks, found.to(state.device), state.version)
 
     def __copy__(self) -> Self:
         """Another recommender of the same model; what is added to one is not in the other."""
         out = type(self).__new__(type(self))
-        vars(out).update(vars(self), _states=copy.copy(self._states))
+        own = {"_states": copy.copy(self._states), "_histories": self._histories.copy()}
+        vars(out).update({**vars(self), **own})
         return out
-
-    def _current(self) -> Snapshot:
-        return self._states.current().snapshot
-
-    @property
-    def _support(self) -> SupportMaker:
-        return self._states.current().support
-
-    def _adapted(self, state: State, asked: Clicks | Spelled, start: Tensor | None = None) -> Users:
-        standing = adapted(state.snapshot, state.support, asked, start)
-        clicks = asked if isinstance(asked, Clicks) else asked.clicks
-        return Users(self, clicks, checked(standing, clicks, state.catalog, state.snapshot.names), state.version)
-
-    def _of(self, users: Users) -> State:
-        """The current state, which users belong to."""
-        state = self._states.current()
-        if users.recommender is not self or users.version != state.version:
-            raise ValueError(
-                "recommend: the model's weights have changed since these users were adapted to; adapt to them again"
-            )
-        return state

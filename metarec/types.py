@@ -1,4 +1,4 @@
-"""The values that pass between the rooms of the house.
+"""The values that pass between the packages.
 
 Letters used in every docstring: B users, S support examples, Q query examples, L history length,
 N negatives, I catalogue rows (row 0 is padding), C candidates, M modalities, D width, F feature columns.
@@ -65,10 +65,8 @@ class Examples:
         if not ok:
             given = {f.name: getattr(self, f.name) for f in fields(self)}
             got = {name: tuple(tensor.shape) for name, tensor in given.items() if tensor is not None}
-            raise ValueError(
-                "Examples: expected history (B,L), position, target, weight, time and gap (B,S), negatives (B,S,N), "
-                f"got {got}"
-            )
+            want = "expected history (B,L), position, target, weight, time and gap (B,S), negatives (B,S,N)"
+            raise ValueError(f"Examples: {want}, got {got}")
 
     def __len__(self) -> int:
         return self.history.shape[0]
@@ -81,16 +79,17 @@ class Examples:
         """What is known of time and gap."""
         return {name: tensor for name, tensor in (("time", self.time), ("gap", self.gap)) if tensor is not None}
 
-    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same with every tensor changed."""
         return type(self)(*map(change, self.tensors()), **{name: change(t) for name, t in self._clock().items()})
 
     def to(self, device: torch.device | str) -> Self:
         """The same examples on another device."""
-        return self._each(lambda tensor: tensor.to(device))
+        return self.each(lambda tensor: tensor.to(device))
 
     def __getitem__(self, users: slice | Tensor) -> Self:
         """The examples of some users, in the order asked for."""
-        return self._each(lambda tensor: tensor[users])
+        return self.each(lambda tensor: tensor[users])
 
     def trim(self) -> Self:
         """The same examples without the trailing columns that only pad."""

@@ -23,7 +23,6 @@ from metarec.model import Model, dense
 from metarec.nn import FeatureItems, IdItems, ModalityLearner, SequenceEncoder
 from metarec.recipes import EASE, MML, CoClicks, Ensemble, ItemKNN, LivePopularity, Popularity, Transitions, sasrec
 from metarec.recipes.anil import HeadLearner
-from metarec.recipes.growing import with_items
 from metarec.recipes.lightgcn import LightGCN
 from metarec.recipes.metasgd import MetaSGD
 from metarec.recipes.metatl import TransitionLearner
@@ -132,7 +131,7 @@ def grown(model: Any) -> Any:
 
     text = Modality("text", torch.randn(3, 24, generator=torch.Generator().manual_seed(0)), torch.arange(3) > 1)
     added = Catalog(Vocabulary(["new", "newer"]), {"text": text})
-    out = with_items(model, added) if isinstance(model, MML) else model.add_items(added)
+    out = model.add_items(added)
     out.catalog = replace(out.catalog, hidden=frozenset({"item3", "new"}))
     return out
 

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from helpers import id_learner, one_user, ragged_episodes
-from metarec.meta import adapted
+from metarec.meta import adapted, ops
 from metarec.meta.adapted import AdaptedLinear, AdaptedNorm
-from metarec.meta.fast import FastStack
+from metarec.meta.engine import InnerLoop
+from metarec.meta.low_rank import LowRankUsers
+from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 
 
 def plain(learner: nn.Module, episodes, user: int, steps: int, lr: float) -> dict[str, torch.Tensor]:
@@ -34,7 +36,7 @@ def test_weights_are_those_of_plain_steps_and_stay_when_the_shared_ones_move(ste
     learner, episodes = id_learner(), ragged_episodes([6, 9, 4])
     view = learner.task_view("encoder")
     expected = [plain(learner, episodes, user, steps, 0.1) for user in range(3)]
-    stack = FastStack(view, 3, steps)
+    stack = LowRankUsers(view, 3)
     for _ in range(steps):
         stack = stack.step(stack("loss", episodes.support).sum(), 0.1)
     kept = stack.detached()
@@ -56,7 +58,8 @@ def test_a_linear_layer_with_and_without_a_bias(bias):
     base = nn.Linear(6, 5, bias=bias).double()
     x, aim = torch.randn(2, 3, 2, 6).double(), torch.randn(3, 2, 5).double()
     own = [copy.deepcopy(base) for _ in range(3)]
-    part = AdaptedLinear(base, users=3, steps=4)
+    part = AdaptedLinear(base, users=3)
+    part.expected_steps = 4
     kinds = set()
     for _ in range(4):
         loss = ((part(x[0]) + part(x[1]) - aim) ** 2).sum()
@@ -78,7 +81,8 @@ def test_a_linear_layer_with_and_without_a_bias(bias):
 
 def stepped(base: nn.Linear, steps: int) -> AdaptedLinear:
     """Three users' layer after steps of two inputs each."""
-    part = AdaptedLinear(base, users=3, steps=steps)
+    part = AdaptedLinear(base, users=3)
+    part.expected_steps = steps
     x = torch.randn(steps, 3, 2, base.in_features, generator=torch.Generator().manual_seed(0)).double()
     for one in x:
         part.step(list(torch.autograd.grad(part(one).sin().sum(), part.watched(), allow_unused=True)), 0.05)
@@ -130,7 +134,8 @@ def test_inputs_that_are_constants_get_no_gradient():
 
 def test_factors_of_all_steps_have_one_room_and_leave_it_when_added_up():
     base = nn.Linear(20, 20).double()
-    part, room, sizes = AdaptedLinear(base, users=3, steps=4), set(), []
+    part, room, sizes = AdaptedLinear(base, users=3), set(), []
+    part.expected_steps = 4
     held = []  # so that no address is used twice
     for _ in range(8):
         part(torch.randn(3, 2, 20).double()).sum().backward()
@@ -159,5 +164,19 @@ def test_the_gpus_kernels_are_taken_where_they_run(missing, monkeypatch):
 def test_every_part_takes_the_gpus_functions_where_there_are_any(monkeypatch):
     for gpu in (None, SimpleNamespace(low_rank_add=object(), scaled_norm=object())):
         monkeypatch.setattr(adapted, "kernels", lambda like, gpu=gpu: gpu)
-        assert AdaptedLinear(nn.Linear(2, 2), users=1, steps=1).low_rank_add is (gpu or adapted).low_rank_add
-        assert AdaptedNorm(nn.LayerNorm(2), users=1).scaled_norm is (gpu or adapted).scaled_norm
+        assert AdaptedLinear(nn.Linear(2, 2), users=1).low_rank_add is (gpu or ops).low_rank_add
+        assert AdaptedNorm(nn.LayerNorm(2), users=1).scaled_norm is (gpu or ops).scaled_norm
+
+
+def test_the_factors_of_all_steps_of_a_loop_get_memory_once(monkeypatch):
+    view = ModalityLearner(IdItems(12, 64).frozen(), SequenceEncoder(64, layers=1)).double()
+    users, step, rooms = LowRankUsers(view, 2), LowRankUsers.step, []
+
+    def noted(self, *given):
+        step(self, *given)
+        rooms.append([part.inputs for part in self.parts.values() if isinstance(part, AdaptedLinear)])
+        return self
+
+    monkeypatch.setattr(LowRankUsers, "step", noted)
+    users.steps(ragged_episodes([4, 5]).support, InnerLoop("bpr", steps=3, rate=0.1))
+    assert len(rooms) == 3 and all(mine is first for room in rooms for mine, first in zip(room, rooms[0], strict=True))

@@ -15,7 +15,6 @@ from metarec.io import load, save
 from metarec.recipes import MML, MMLConfig
 from metarec.recipes.ensemble import Ensemble
 from metarec.recipes.fusing import FusedMethod
-from metarec.recipes.growing import with_items
 from metarec.recommender import Recommender
 from tiny import CONFIG, UP
 
@@ -78,7 +77,7 @@ def scores_of(recommender: Recommender) -> Tensor:
 @pytest.mark.parametrize("world", WORLDS)
 def test_no_added_item_changes_another_ones_score(world: str, size: float) -> None:
     model = shaken(*WORLDS[world])
-    grown = with_items(model, more(size))
+    grown = model.add_items(more(size))
     before, known = scores_of(Recommender(model)), torch.stack([m.items.known for m in model.learners.values()]).any(0)
     torch.testing.assert_close(scores_of(Recommender(grown))[:, known], before[:, known], atol=2e-5, rtol=1e-5)
     episodes = next(EpisodeSampler(UP, part="serving").epoch(0))
@@ -97,15 +96,15 @@ def test_no_added_item_changes_another_ones_score(world: str, size: float) -> No
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_click_on_an_added_item_is_measured_by_the_others_too(world: str) -> None:
     """What a user's own steps do to an added item's vector moves no mean: serving equals the path of training."""
-    model = with_items(shaken(*WORLDS[world]), more(2.0))
+    model = shaken(*WORLDS[world]).add_items(more(2.0))
     recommender = Recommender(model)
     histories = [["n0", "item3", "n2", "item7"], ["item3", "n1"]]
     found = recommender.scores_of(recommender.adapt(histories))
     for history, scores in zip(histories, found, strict=True):
-        support, query = recommender._support(recommender.adapt([history]).clicks)
+        support, query = recommender._states.current().support(recommender.adapt([history]).clicks)
         with torch.no_grad():
             expected = model.adapt(support)(query).scores[0, 0]
-        known = recommender._current().known
+        known = recommender._states.current().known
         torch.testing.assert_close(scores[known], expected[known], atol=1e-4, rtol=1e-4)
 
 
@@ -127,7 +126,7 @@ def test_removed_and_restored_items_leave_the_lists_alone() -> None:
 
 def test_a_saved_model_knows_what_it_was_trained_with(tmp_path) -> None:
     model = shaken(*WORLDS["default"])
-    save(with_items(model, more(5.0)), tmp_path / "mml")
+    save(model.add_items(more(5.0)), tmp_path / "mml")
     again = load(tmp_path / "mml")
     torch.testing.assert_close(scores_of(Recommender(again)), scores_of(Recommender(model)), atol=2e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="is on another scale"):

@@ -35,10 +35,10 @@ def test_every_alteration_and_every_encoder_of_the_list_is_tried(altered):
 
 
 def test_the_comparison_sees_what_is_different(altered, monkeypatch):
-    from metarec.meta.stack import TaskStack
+    from metarec.meta.vmap import VmapUsers
 
-    step = TaskStack.step
-    monkeypatch.setattr(TaskStack, "step", lambda self, loss, lr, second: step(self, loss, 1.001 * lr, second))
+    step = VmapUsers.step
+    monkeypatch.setattr(VmapUsers, "step", lambda self, loss, rate, second: step(self, loss, 1.001 * rate, second))
     assert altered.run(range(40))["differences"] > 3
 
 

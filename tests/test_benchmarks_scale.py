@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from metarec.serving.snapshot import FusedSnapshot
-
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "benchmarks"
 RUN = {"settings", "threads", "commit", "machine", "date"}
@@ -52,16 +50,15 @@ def test_ranked_lists_are_those_of_the_whole_score_matrix() -> None:
     ranking = importlib.import_module("ranking")
     model = ranking.make_model(argparse.Namespace(items=60, dim=8, clicks=5, steps=4))
     users = importlib.import_module("inner_loop").make_users(7, 5, 60)
-    snapshot = FusedSnapshot(model)
-    codes, _ = ranking.ranked(snapshot, users, ranking.adapted(snapshot, users), 6)
+    codes, _ = ranking.ranked(model, users, model.encode(users.support, users.query), 6)
     with torch.no_grad():
         scores = model.adapt(users.support)(users.query).scores[:, 0]
     scores[:, 0] = -torch.inf
     scores.scatter_(1, users.query.history, -torch.inf)
     assert codes.tolist() == scores.topk(6).indices.tolist()
     without_steps = ranking.make_model(argparse.Namespace(items=60, dim=8, clicks=5, steps=0))
-    plain = FusedSnapshot(without_steps)
-    assert codes.tolist() != ranking.ranked(plain, users, ranking.adapted(plain, users), 6)[0].tolist()
+    state = without_steps.encode(users.support, users.query)
+    assert codes.tolist() != ranking.ranked(without_steps, users, state, 6)[0].tolist()
 
 
 def test_curves_have_speeds_and_floors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

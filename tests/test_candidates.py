@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from metarec.recipes.candidates import candidate_scores
-from tables import ITEMS, WARM, tables, users
+from score_tables import ITEMS, WARM, tables, users
 
 
 def test_what_is_observed_is_what_the_methods_say() -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from metarec import MML, EpisodeSampler, MetaLearner, Recommender, Served
+from metarec import MML, EpisodeSampler, MetaLearner, Recommender, as_model
 from metarec.data import Catalog, Modality, Vocabulary
 from metarec.recipes import EASE, CoClicks, Ensemble, ItemKNN, LivePopularity, Popularity, Transitions, sasrec
 from metarec.recipes.anil import HeadLearner
@@ -58,7 +58,7 @@ METHODS: dict[str, Callable[[], Any]] = {
     "live popularity": lambda: LivePopularity(UP, window=1e6),
     "transitions": lambda: Transitions(UP),
     "co-clicks": lambda: CoClicks(UP),
-    "served": lambda: Served(ensemble(), UP),
+    "served": lambda: as_model(ensemble(), UP),
 }
 
 
@@ -158,7 +158,7 @@ def test_data_are_copied(way: str) -> None:
 @pytest.mark.parametrize("way", [*WAYS, "copy"])
 @pytest.mark.parametrize("served", [False, True])
 def test_a_recommender_and_its_users_are_copied(way: str, served: bool) -> None:
-    recommender = Recommender(Served(ensemble(), UP) if served else model())
+    recommender = Recommender(as_model(ensemble(), UP) if served else model())
     users = recommender.adapt([CLICKS, ["item7"]])
     if not served:
         recommender.add_items(["new"], text=UP.catalog["text"].features[4:5])

@@ -11,7 +11,7 @@ from torch import Tensor
 from helpers import ITEMS, id_learner, ragged_episodes, text_learner
 from metarec.functional import causal_attention, nearest_items, ranks, segment_mean
 from metarec.functional.histories import readable, seen_items
-from metarec.meta import MetaLearner, kernel_stack
+from metarec.meta import MetaLearner, compiled
 
 SUPPORT = ragged_episodes([5, 9, 4]).support
 X = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).double()
@@ -38,8 +38,8 @@ def test_a_function_stays_on_the_device_of_what_it_is_given(name):
 @pytest.mark.parametrize("adapts", ["encoder", "all"])
 @pytest.mark.parametrize("make", [id_learner, text_learner])
 def test_the_inner_loop_stays_on_the_device_of_the_learner(make, adapts, monkeypatch):
-    monkeypatch.setattr(kernel_stack, "library", lambda: None)
-    meta = MetaLearner(make(), lr=0.05, steps=2, adapts=adapts, engine="native")
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    meta = MetaLearner(make(), lr=0.05, steps=2, adapts=adapts)
     expected = meta.adapt(SUPPORT)(SUPPORT).scores
     with torch.device("meta"):
         found = meta.adapt(SUPPORT)(SUPPORT).scores

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from helpers import DIM, Own, id_learner, learner_of, ragged_episodes
-from metarec.meta import MetaLearner, kernel_stack
+from metarec.meta import MetaLearner, compiled
 from metarec.nn import ModalityLearner
 
 
@@ -36,8 +36,8 @@ def test_threads_that_adapt_one_learner_get_what_one_gets(mode, monkeypatch):
     }
     given = {"second": {"second_order": True}, "all": {"adapts": "all"}}.get(mode, {})
     if mode == "factors":
-        monkeypatch.setattr(kernel_stack, "library", lambda: None)
-    meta = MetaLearner(makers.get(mode, id_learner)(), lr=0.1, steps=2, engine="native", **given)
+        monkeypatch.setattr(compiled, "library", lambda: None)
+    meta = MetaLearner(makers.get(mode, id_learner)(), lr=0.1, steps=2, **given)
     parts = [ragged_episodes([3 + n % 4, 5], seed=n) for n in range(6)]
 
     def scores(part):

@@ -8,13 +8,13 @@ from torch import nn
 
 from helpers import DIM, Own, id_learner, learner_of, one_user, ragged_episodes
 from metarec.functional import losses
-from metarec.meta import MetaLearner, kernel_stack
+from metarec.meta import MetaLearner, compiled
 from metarec.meta.calling import Substituted
-from metarec.meta.fast import FastStack
+from metarec.meta.compiled import CompiledUsers
 from metarec.meta.inspection import beyond_vmap
-from metarec.meta.kernel_stack import KernelStack
 from metarec.meta.library import library
-from metarec.meta.stack import TaskStack
+from metarec.meta.low_rank import LowRankUsers
+from metarec.meta.vmap import VmapUsers
 from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from metarec.recipes.metasgd import MetaSGD
 
@@ -23,7 +23,7 @@ needs_kernel = pytest.mark.skipif(library() is None, reason="no C compiler when 
 
 
 def engine(learner: nn.Module, **given) -> type:
-    meta = MetaLearner(learner, lr=0.1, steps=1, engine="native", **given)
+    meta = MetaLearner(learner, lr=0.1, steps=1, **given)
     return type(meta.adapt(EPISODES.support).stacks[0])
 
 
@@ -50,13 +50,13 @@ def test_each_engine_has_its_encoders(monkeypatch):
     class Inherits(Declared):
         """Says nothing for itself."""
 
-    assert engine(id_learner()) is KernelStack
-    assert engine(learner_of(Declared(nn.Linear(DIM, DIM)))) is FastStack
-    assert engine(learner_of(Inherits(nn.Linear(DIM, DIM)))) is TaskStack
-    assert engine(learner_of(Own(nn.Linear(DIM, DIM)))) is TaskStack
-    assert engine(id_learner(), second_order=True) is engine(id_learner(), adapts="all") is TaskStack
-    monkeypatch.setattr(kernel_stack, "library", lambda: None)
-    assert engine(id_learner()) is FastStack
+    assert engine(id_learner()) is CompiledUsers
+    assert engine(learner_of(Declared(nn.Linear(DIM, DIM)))) is LowRankUsers
+    assert engine(learner_of(Inherits(nn.Linear(DIM, DIM)))) is VmapUsers
+    assert engine(learner_of(Own(nn.Linear(DIM, DIM)))) is VmapUsers
+    assert engine(id_learner(), second_order=True) is engine(id_learner(), adapts="all") is VmapUsers
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    assert engine(id_learner()) is LowRankUsers
 
 
 @pytest.mark.parametrize("kind", ["GRU", "LSTM", "RNN"])
@@ -65,7 +65,7 @@ def test_recurrent_layers_adapt_as_one_by_one(kind, steps):
     learner = learner_of(Own(getattr(nn, kind)(DIM, DIM, batch_first=True)))
     assert beyond_vmap(learner)
     for second in (False, True):
-        meta = MetaLearner(learner, lr=0.1, steps=steps, engine="native", second_order=second)
+        meta = MetaLearner(learner, lr=0.1, steps=steps, second_order=second)
         scores = meta.adapt(EPISODES.support)(EPISODES.query).scores
         for user in range(3):
             torch.testing.assert_close(scores[user].detach(), by_hand(learner, user, steps), rtol=1e-9, atol=1e-9)
@@ -76,7 +76,7 @@ def test_recurrent_layers_adapt_as_one_by_one(kind, steps):
 def test_the_meta_gradient_of_a_recurrent_layer_is_that_of_finite_differences(kind, second):
     learner = learner_of(Own(getattr(nn, kind)(DIM, DIM, batch_first=True)))
     weight = learner.encoder.layer.weight_hh_l0
-    meta = MetaLearner(learner, lr=0.1, steps=2 if second else 0, engine="native", second_order=second)
+    meta = MetaLearner(learner, lr=0.1, steps=2 if second else 0, second_order=second)
     meta.backward(EPISODES)
     way, values = torch.randn_like(weight), []
     for shift in (1e-5, -1e-5):
@@ -91,7 +91,7 @@ def test_a_layer_under_two_names_stays_one_and_whole():
     encoder.again = encoder.layer
     learner = learner_of(encoder)
     before = [(m, dict(m._parameters)) for m in encoder.modules()]
-    scores = MetaLearner(learner, lr=0.1, steps=3, engine="native").adapt(EPISODES.support)(EPISODES.query).scores
+    scores = MetaLearner(learner, lr=0.1, steps=3).adapt(EPISODES.support)(EPISODES.query).scores
     for user in range(3):
         torch.testing.assert_close(scores[user].detach(), by_hand(learner, user, 3), rtol=1e-9, atol=1e-9)
     assert all(p is kept[n] for m, kept in before for n, p in m._parameters.items())
@@ -110,7 +110,7 @@ def test_an_error_in_the_middle_leaves_nothing_changed(copies):
         learner.encoder.norm.register_forward_hook(lambda m, i, o: o)
     before = [(m, dict(vars(m)), dict(m._parameters)) for m in learner.modules()]
     with pytest.raises(ZeroDivisionError):
-        MetaLearner(learner, steps=1, engine="native").adapt(EPISODES.support)
+        MetaLearner(learner, steps=1).adapt(EPISODES.support)
     for module, attributes, parameters in before:
         assert vars(module).keys() == attributes.keys()
         assert all(vars(module)[name] is value for name, value in attributes.items())
@@ -129,7 +129,7 @@ def test_buffers_that_a_pass_writes_to_stay():
     encoder.register_buffer("count", torch.zeros(()))
     learner = learner_of(encoder).train()
     before = {name: buffer.clone() for name, buffer in learner.named_buffers()}
-    MetaLearner(learner, lr=0.1, steps=2, engine="native").backward(EPISODES)
+    MetaLearner(learner, lr=0.1, steps=2).backward(EPISODES)
     assert all(torch.equal(buffer, before[name]) for name, buffer in learner.named_buffers())
     assert encoder.norms.num_batches_tracked == 0 and encoder.layer.weight.grad.abs().max() > 0
 
@@ -138,7 +138,7 @@ def test_buffers_that_a_pass_writes_to_stay():
 def test_what_is_frozen_stays_in_every_engine(given):
     learner = id_learner()
     frozen = learner.encoder.blocks[0].feedforward_in.weight.requires_grad_(False)
-    meta = MetaLearner(learner, lr=0.1, steps=3, **{"engine": "native", **given})
+    meta = MetaLearner(learner, lr=0.1, steps=3, **given)
     found = meta.adapt(EPISODES.support).weights()
     assert torch.equal(found["encoder.blocks.0.feedforward_in.weight"], frozen.expand(3, *frozen.shape))
     assert not torch.equal(found["encoder.position"][0], learner.encoder.position)
@@ -161,7 +161,7 @@ def test_what_is_frozen_stays_under_meta_sgd_and_reptile():
     assert torch.equal(own, before.expand_as(own))
     from metarec.data import EpisodeSampler
 
-    for _ in reptile(MetaLearner(learner, lr=0.1, steps=1, engine="native"), EpisodeSampler(UP), epochs=1):
+    for _ in reptile(MetaLearner(learner, lr=0.1, steps=1), EpisodeSampler(UP), epochs=1):
         pass
     assert torch.equal(frozen, before)
 
@@ -170,7 +170,7 @@ def test_nothing_left_to_adapt_is_said():
     learner = id_learner()
     learner.encoder.requires_grad_(False)
     with pytest.warns(UserWarning, match="every parameter of what adapts has requires_grad=False"):
-        adapted = MetaLearner(learner, lr=0.1, steps=2, engine="native").adapt(EPISODES.support)
+        adapted = MetaLearner(learner, lr=0.1, steps=2).adapt(EPISODES.support)
     torch.testing.assert_close(adapted(EPISODES.query).scores, learner(EPISODES.query).scores)
 
 
@@ -181,8 +181,8 @@ def test_a_learner_that_reads_its_encoders_weights_is_run_as_it_is():
 
     plain = id_learner(context=False)
     learner = Penalised(plain.items, plain.encoder).double().eval()
-    assert engine(learner) is TaskStack
-    scores = MetaLearner(learner, lr=0.1, steps=2, engine="native").adapt(EPISODES.support)(EPISODES.query).scores
+    assert engine(learner) is VmapUsers
+    scores = MetaLearner(learner, lr=0.1, steps=2).adapt(EPISODES.support)(EPISODES.query).scores
     for user in range(3):
         torch.testing.assert_close(scores[user].detach(), by_hand(learner, user, 2), rtol=1e-9, atol=1e-9)
 
@@ -192,7 +192,7 @@ def test_torchscript_is_refused_by_name():
     with pytest.warns(DeprecationWarning, match="torch.jit"):
         learner.encoder.layer = torch.jit.script(nn.Linear(DIM, DIM).double())
     with pytest.raises(TypeError, match=r"encoder\.layer: TorchScript keeps its parameters to itself"):
-        MetaLearner(learner, steps=1, engine="native").adapt(EPISODES.support)
+        MetaLearner(learner, steps=1).adapt(EPISODES.support)
 
 
 @pytest.mark.parametrize("pair", [("bpr", "bce"), ("bce", "bpr"), ("bpr",), "bpr", ("bpr", "bpr", "bpr")])
@@ -214,7 +214,7 @@ def test_a_learner_may_have_objectives_of_its_own():
 
     plain = id_learner()
     learner = Square(plain.items, plain.encoder).double().eval()
-    assert MetaLearner(learner, objectives=("square", "bpr"), engine="native").backward(EPISODES) > 0
+    assert MetaLearner(learner, objectives=("square", "bpr")).backward(EPISODES) > 0
     with pytest.raises(ValueError, match="give Square an attribute objectives"):
         MetaLearner(learner, objectives=("softmax", "bpr"))
 

@@ -9,7 +9,8 @@ import onnxruntime
 import pytest
 import torch
 
-from metarec.data.sampler import support_of
+from metarec.data.histories import Clicks
+from metarec.data.support import SupportMaker
 from metarec.export import Scoring, export_onnx, export_program
 from metarec.recipes import MML
 from metarec.recommender import Recommender
@@ -38,7 +39,7 @@ def scores_file(model, tmp_path_factory):
 def unadapted(model, histories):
     """Scores and weights of the path that evaluation takes, with no example to learn from."""
     codes = [row[row > 0].tolist() for row in histories]
-    support, query = support_of(codes, warm=model.warm)
+    support, query = SupportMaker(model.warm, 1, 50)(Clicks.join([np.array(own) for own in codes]))
     support = replace(support, weight=torch.zeros_like(support.weight))
     with torch.no_grad():
         out = model.eval().adapt(support)(query)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from helpers import ITEMS, ragged_episodes
 from metarec.functional import attend
-from metarec.meta import MetaLearner, adapted, fast, gpu
+from metarec.meta import MetaLearner, adapted, gpu, low_rank
+from metarec.meta.compiled import CompiledUsers
 from metarec.meta.graphs import padded
-from metarec.meta.kernel_stack import KernelStack
 from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from metarec.types import EpisodeBatch, Examples
 
@@ -123,13 +123,13 @@ def meta_gradient(meta: MetaLearner, batch: EpisodeBatch) -> Tensor:
 
 
 def test_the_inner_loop_with_the_kernels_and_without(monkeypatch):
-    meta = MetaLearner(learner(), lr=0.05, steps=3, engine="native")
-    monkeypatch.setattr(KernelStack, "fits", lambda view: False)  # the compiled kernel, for CPUs
+    meta = MetaLearner(learner(), lr=0.05, steps=3)
+    monkeypatch.setattr(CompiledUsers, "fits", lambda *given: False)  # the compiled kernel, for CPUs
     with monkeypatch.context() as patch:
-        for module in (adapted, fast):
+        for module in (adapted, low_rank):
             patch.setattr(module, "kernels", lambda like: None)
         expected = meta_gradient(meta, users())
-    for module in (adapted, fast):
+    for module in (adapted, low_rank):
         monkeypatch.setattr(module, "kernels", lambda like: gpu)
     found = meta_gradient(meta, users())
     assert not torch.equal(found, expected), "the kernels did not run"
@@ -138,7 +138,7 @@ def test_the_inner_loop_with_the_kernels_and_without(monkeypatch):
 
 @pytest.mark.parametrize("longest", [None, 10, 12])
 def test_padding_to_common_shapes_changes_nothing(longest):
-    batch, meta = users(), MetaLearner(learner(), lr=0.05, steps=3, engine="native")
+    batch, meta = users(), MetaLearner(learner(), lr=0.05, steps=3)
     wide = padded(batch, longest)
     assert wide.support.target.shape[1] % 4 == 0 and wide.query.target.shape[1] % 4 == 0
     assert wide.query.history.shape[1] == 8
@@ -158,9 +158,9 @@ def test_histories_are_padded_up_to_the_longest_that_the_encoder_takes():
 
 
 def test_graphs_give_the_same_gradients():
-    batch, reference = users(), MetaLearner(learner(), lr=0.05, steps=3, engine="native")
+    batch, reference = users(), MetaLearner(learner(), lr=0.05, steps=3)
     expected = meta_gradient(reference, batch)
-    meta = MetaLearner(learner(), lr=0.05, steps=3, engine="native", graphs=True)
+    meta = MetaLearner(learner(), lr=0.05, steps=3, graphs=True)
     other = EpisodeBatch(batch.user.flip(0), batch.support[batch.user.flip(0)], batch.query[batch.user.flip(0)])
     for turn, given in enumerate((batch, batch, other, batch)):  # run, record and replay, replay with others, and again
         torch.testing.assert_close(meta_gradient(meta, given), expected, rtol=1e-4, atol=1e-5, msg=f"turn {turn}")

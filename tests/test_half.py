@@ -33,7 +33,7 @@ def test_a_model_in_half_precision_serves(model: MML, kind: torch.dtype, tmp_pat
     assert Recommender(load(tmp_path / "half")).adapt(HISTORIES).recommend(3)
     recommender, single = Recommender(half), Recommender(model)
     users, expected = recommender.adapt(HISTORIES), single.adapt(HISTORIES)
-    assert users.standing.state.dtype == torch.float32
+    assert users.state.tensors["state"].dtype == torch.float32
     scores = recommender.scores_of(users)
     assert (
         float(

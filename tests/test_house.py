@@ -1,6 +1,7 @@
 """The house rules that no other tool keeps: layers, sizes, public names, one version, nothing heavy at import."""
 
 import ast
+import graphlib
 import inspect
 import re
 import shutil
@@ -25,7 +26,19 @@ SOURCES = [
 
 # What each room may import, itself aside. __init__.py may import them all.
 GROUND = {"types", "functional", "files"}
-MIDDLE = GROUND | {"data", "scoring", "codecs", "model", "nn", "meta", "distributed"}
+MIDDLE = GROUND | {
+    "data",
+    "modes",
+    "versions",
+    "scoring",
+    "codecs",
+    "model",
+    "served",
+    "wrapped",
+    "nn",
+    "meta",
+    "distributed",
+}
 UPPER = MIDDLE | {"recipes", "evaluation", "report", "comparison"}
 LAYERS = {
     "types": set(),
@@ -33,14 +46,18 @@ LAYERS = {
     "functional": {"types"},
     "distributed": {"types"},
     "data": GROUND,
+    "modes": set(),
+    "versions": set(),
     "scoring": GROUND,
     "codecs": set(),
     "model": GROUND | {"codecs", "data", "scoring"},
-    "nn": GROUND | {"data", "scoring", "model"},
-    "meta": GROUND | {"data", "scoring", "model", "nn"},
+    "served": {"data", "model"},
+    "wrapped": GROUND | {"data", "modes", "scoring", "model"},
+    "nn": GROUND | {"modes", "versions", "data", "scoring", "model"},
+    "meta": GROUND | {"modes", "versions", "data", "scoring", "model", "nn"},
     "datasets": {"types", "data"},
     "recipes": MIDDLE,
-    "asking": GROUND | {"data"},
+    "asking": GROUND | {"data", "model", "wrapped"},
     "evaluation": MIDDLE | {"asking", "report"},
     "report": MIDDLE,
     "comparison": {"report"},
@@ -81,7 +98,9 @@ PUBLIC = {
     "Scored",
     "SequenceEncoder",
     "Served",
+    "UserState",
     "Vocabulary",
+    "as_model",
     "datasets",
     "distributed",
     "evaluate",
@@ -145,6 +164,15 @@ def test_learn2learn_is_imported_in_one_file() -> None:
     importers = [path for path in MODULES if any(module.split(".")[0] == "learn2learn" for module in imported(path))]
     assert len(importers) == 1
     assert importers[0].parent == PACKAGE / "meta"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in MODULES if path.stem != "__init__"
+    }
+    graph = {name: set(imported(path)) & names.keys() - {name} for name, path in names.items()}
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert order.index("metarec.meta.ops") < order.index("metarec.meta.gpu") < order.index("metarec.meta.adapted")
 
 
 def length(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from helpers import id_learner, one_user, ragged_episodes, text_learner
 from metarec.meta import MetaLearner
-from metarec.meta.kernel_stack import KernelStack
+from metarec.meta.compiled import CompiledUsers
 from metarec.nn import ColdItemGenerator, ModalityLearner
 from metarec.types import EpisodeBatch, Modality
 
@@ -48,7 +48,7 @@ def close(a: Tensor, b: Tensor) -> None:
     torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("engine", ["native", "learn2learn"])
+@pytest.mark.parametrize("engine", ["auto", "learn2learn"])
 @pytest.mark.parametrize("second_order", [False, True])
 @pytest.mark.parametrize("adapts", ["encoder", "all"])
 @pytest.mark.parametrize("make", [id_learner, text_learner])
@@ -82,7 +82,7 @@ def test_equals_the_loop_over_users(make, adapts, second_order, engine):
 @pytest.mark.parametrize("make", [id_learner, text_learner])
 def test_adapted_scores_equal_the_loop(make, adapts):
     learner, episodes = make(), ragged_episodes(LENGTHS)
-    meta = MetaLearner(learner, lr=LR, steps=STEPS, adapts=adapts, engine="native")
+    meta = MetaLearner(learner, lr=LR, steps=STEPS, adapts=adapts)
     scored = meta.adapt(episodes.support)(episodes.query)
     for user in range(len(episodes)):
         wrapped = copy.deepcopy(learner)
@@ -96,9 +96,9 @@ def test_adapted_scores_equal_the_loop(make, adapts):
 
 
 def test_long_histories_pass_from_factors_to_full_matrices(monkeypatch):
-    monkeypatch.setattr(KernelStack, "fits", lambda view: False)
+    monkeypatch.setattr(CompiledUsers, "fits", lambda *given: False)
     learner, episodes = id_learner(), ragged_episodes([10, 11, 3])
-    meta = MetaLearner(learner, lr=LR, steps=6, engine="native")
+    meta = MetaLearner(learner, lr=LR, steps=6)
     stack = meta.adapt(episodes.support).stacks[0]
     kinds = {part.dense is None for part in stack.parts.values() if hasattr(part, "dense")}
     assert kinds == {False}
@@ -110,7 +110,7 @@ def test_long_histories_pass_from_factors_to_full_matrices(monkeypatch):
 def test_values_do_not_follow_later_training():
     learner, episodes = id_learner(), ragged_episodes(LENGTHS)
     with torch.no_grad():
-        adapted = MetaLearner(learner, lr=LR, steps=STEPS, engine="native").adapt(episodes.support)
+        adapted = MetaLearner(learner, lr=LR, steps=STEPS).adapt(episodes.support)
         before = adapted.weights()
         for p in learner.encoder.parameters():
             p.add_(1.0)
@@ -121,7 +121,7 @@ def test_values_do_not_follow_later_training():
 def test_touched_rows_equal_the_whole_tables_of_the_loop():
     learner, episodes = id_learner(), ragged_episodes(LENGTHS)
     expected, _, _ = loop(learner, episodes, "all", "bpr", False)
-    adapted = MetaLearner(learner, lr=LR, steps=STEPS, adapts="all", engine="native").adapt(episodes.support)
+    adapted = MetaLearner(learner, lr=LR, steps=STEPS, adapts="all").adapt(episodes.support)
     scores = adapted(episodes.query).scores
     touched = adapted.stacks[0].fixed["items.touched"]
     delta = adapted.weights()["items.delta"]
@@ -141,9 +141,7 @@ def test_touched_rows_equal_the_whole_tables_of_the_loop():
 def test_other_objectives_equal_the_loop(objective):
     learner, episodes = id_learner(), ragged_episodes(LENGTHS)
     _, expected_losses, expected_gradients = loop(learner, episodes, "encoder", objective, True)
-    meta = MetaLearner(
-        learner, lr=LR, steps=STEPS, second_order=True, objectives=(objective, objective), engine="native"
-    )
+    meta = MetaLearner(learner, lr=LR, steps=STEPS, second_order=True, objectives=(objective, objective))
     learner.zero_grad()
     losses = meta.query_loss(episodes)
     losses.mean().backward()
@@ -155,7 +153,7 @@ def test_other_objectives_equal_the_loop(objective):
 @pytest.mark.parametrize("adapts", ["encoder", "all"])
 def test_second_order_against_finite_differences(adapts):
     learner, episodes = id_learner(), ragged_episodes([5, 4, 6])
-    meta = MetaLearner(learner, lr=LR, steps=3, adapts=adapts, second_order=True, engine="native")
+    meta = MetaLearner(learner, lr=LR, steps=3, adapts=adapts, second_order=True)
     meta.query_loss(episodes).mean().backward()
     checked = 0
     for name, p in learner.named_parameters():

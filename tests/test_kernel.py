@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from helpers import id_learner, one_user, ragged_episodes
-from metarec.meta import MetaLearner, kernel_stack
-from metarec.meta.fast import FastStack
+from metarec.meta import MetaLearner, compiled
+from metarec.meta.compiled import CompiledUsers
 from metarec.meta.kernel import KernelEncoder
-from metarec.meta.kernel_stack import KernelStack
 from metarec.meta.library import library
+from metarec.meta.low_rank import LowRankUsers
 from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from metarec.types import EpisodeBatch
 from test_inner_loop import LR, STEPS, close, gradients, loop
@@ -58,8 +58,8 @@ def run(meta: MetaLearner, episodes: EpisodeBatch) -> tuple[dict[str, Tensor], T
 def test_equals_learn2learns_loop(objective, context):
     learner, episodes = id_learner(context=context), ragged_episodes(LENGTHS, negatives=3)
     expected_weights, expected_losses, expected_gradients = loop(learner, episodes, "encoder", objective)
-    meta = MetaLearner(learner, lr=LR, steps=STEPS, objectives=(objective, objective), engine="native")
-    assert [type(stack) for stack in meta.adapt(episodes.support).stacks] == [KernelStack]
+    meta = MetaLearner(learner, lr=LR, steps=STEPS, objectives=(objective, objective))
+    assert [type(stack) for stack in meta.adapt(episodes.support).stacks] == [CompiledUsers]
     weights, losses, found = run(meta, episodes)
     close(losses, expected_losses)
     assert expected_gradients["items.weight"].abs().max() > 1e-3
@@ -83,7 +83,7 @@ def test_any_shape_equals_the_loop(shape):
     learner = ModalityLearner(spread(IdItems(12, shape["dim"])), base)
     learner.items.weight.data[0] = 0
     expected_weights, expected_losses, expected_gradients = loop(learner, episodes, "encoder", "bpr")
-    weights, losses, found = run(MetaLearner(learner, lr=LR, steps=STEPS, engine="native"), episodes)
+    weights, losses, found = run(MetaLearner(learner, lr=LR, steps=STEPS), episodes)
     close(losses, expected_losses)
     for name, expected in expected_gradients.items():
         close(found[name], expected)
@@ -117,7 +117,7 @@ def test_query_and_steps_in_one_pass_equal_two(monkeypatch, kind, outer):
         weight[1] = 0
         episodes = replace(episodes, query=replace(episodes.query, weight=weight))
     steps = 0 if kind == "no steps" else STEPS
-    both_ways(MetaLearner(learner, lr=LR, steps=steps, objectives=("bpr", outer), engine="native"), episodes)
+    both_ways(MetaLearner(learner, lr=LR, steps=steps, objectives=("bpr", outer)), episodes)
     assert len(learned) == (outer != "softmax")
 
 
@@ -128,16 +128,16 @@ def test_the_threads_are_torchs():
 @pytest.mark.parametrize("inner", ["bpr", "softmax"])  # at once, and step by step
 def test_without_the_library_the_numbers_are_the_same(monkeypatch, inner):
     learner, episodes = id_learner(), ragged_episodes(LENGTHS)
-    meta = MetaLearner(learner, lr=LR, steps=STEPS, objectives=(inner, "softmax"), engine="native")
-    compiled = run(meta, episodes)
-    monkeypatch.setattr(kernel_stack, "library", lambda: None)
-    assert [type(stack) for stack in meta.adapt(episodes.support).stacks] == [FastStack]
+    meta = MetaLearner(learner, lr=LR, steps=STEPS, objectives=(inner, "softmax"))
+    found = run(meta, episodes)
+    monkeypatch.setattr(compiled, "library", lambda: None)
+    assert [type(stack) for stack in meta.adapt(episodes.support).stacks] == [LowRankUsers]
     plain = run(meta, episodes)
-    close(compiled[1], plain[1])
+    close(found[1], plain[1])
     for part in (0, 2):
-        assert compiled[part].keys() == plain[part].keys()
+        assert found[part].keys() == plain[part].keys()
         for name, expected in plain[part].items():
-            close(compiled[part][name], expected)
+            close(found[part][name], expected)
 
 
 def test_another_loss_of_the_same_name_is_taken_as_it_is():
@@ -149,8 +149,8 @@ def test_another_loss_of_the_same_name_is_taken_as_it_is():
 
     plain, support = id_learner(), ragged_episodes(LENGTHS).support
     double = Doubled(plain.items, plain.encoder, context=plain.context)
-    found = MetaLearner(double, lr=LR, steps=STEPS, engine="native").adapt(support).weights()
-    expected = MetaLearner(plain, lr=2 * LR, steps=STEPS, engine="native").adapt(support).weights()
+    found = MetaLearner(double, lr=LR, steps=STEPS).adapt(support).weights()
+    expected = MetaLearner(plain, lr=2 * LR, steps=STEPS).adapt(support).weights()
     for name, value in expected.items():
         close(found[name], value)
 
@@ -205,7 +205,7 @@ def test_threads_change_nothing(threads):
         torch.set_num_threads(number)
         try:
             torch.manual_seed(3)
-            meta = MetaLearner(learner, lr=LR, steps=STEPS, engine="native")
+            meta = MetaLearner(learner, lr=LR, steps=STEPS)
             found.append(run(meta, episodes))
         finally:
             torch.set_num_threads(1)
@@ -257,14 +257,14 @@ def test_each_inner_step_and_user_drops_others():
     twins = episodes.support[torch.tensor([0, 0])]
     learner.encoder.dropout.p = 0.5
     learner.train()
-    own = MetaLearner(learner, lr=LR, steps=1, engine="native").adapt(twins).weights()["encoder.position"]
+    own = MetaLearner(learner, lr=LR, steps=1).adapt(twins).weights()["encoder.position"]
     assert not torch.allclose(own[0], own[1])
 
 
 def test_a_user_without_examples_stays_where_it_was():
     learner, support = id_learner(), ragged_episodes([6, 5]).support
     support = replace(support, weight=support.weight * torch.tensor([[1.0], [0.0]]))
-    weights = MetaLearner(learner, lr=LR, steps=3, engine="native").adapt(support).weights()
+    weights = MetaLearner(learner, lr=LR, steps=3).adapt(support).weights()
     shared = {f"encoder.{name}": p for name, p in learner.encoder.named_parameters()}
     assert all(torch.equal(weights[name][1], p) for name, p in shared.items())
     assert not any(torch.equal(weights[name][0], p) for name, p in shared.items())
@@ -272,7 +272,7 @@ def test_a_user_without_examples_stays_where_it_was():
 
 def test_unlike_lengths_share_a_chunk():
     learner, episodes = id_learner(), ragged_episodes([11, 3, 7])
-    meta = MetaLearner(learner, lr=LR, steps=STEPS, engine="native")
+    meta = MetaLearner(learner, lr=LR, steps=STEPS)
     together = meta.adapt(episodes.support)(episodes.query)
     for user in range(3):
         alone = meta.adapt(one_user(episodes.support, user))(one_user(episodes.query, user))

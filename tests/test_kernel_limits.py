@@ -7,13 +7,16 @@ import torch
 
 from helpers import id_learner, ragged_episodes
 from metarec.meta import MetaLearner, library
+from metarec.meta.compiled import CompiledUsers
+from metarec.meta.engine import InnerLoop
 from metarec.meta.kernel import KernelEncoder
-from metarec.meta.kernel_stack import KernelStack
 from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from test_inner_loop import LR, STEPS, close
 from test_kernel import LENGTHS
 
 pytestmark = pytest.mark.skipif(library.library() is None, reason="no C compiler when metarec was installed")
+
+LOOP = InnerLoop("bpr", steps=1, rate=LR)
 
 
 def test_a_missing_or_broken_library_is_no_error(monkeypatch, tmp_path):
@@ -29,7 +32,7 @@ def test_a_missing_or_broken_library_is_no_error(monkeypatch, tmp_path):
 
 def test_rows_of_users_who_are_gone_are_used_again_and_others_are_not():
     learner, episodes = id_learner(), ragged_episodes(LENGTHS)
-    meta = MetaLearner(learner, lr=LR, steps=STEPS, engine="native")
+    meta = MetaLearner(learner, lr=LR, steps=STEPS)
     kept = meta.adapt(episodes.support)
     before = kept.weights()
     few = meta.adapt(episodes.support[:2])
@@ -61,7 +64,7 @@ def test_what_it_does_not_take():
     taken["two types"].position.data = taken["two types"].position.data.double()
     views = {name: ModalityLearner(items.frozen(), base) for name, base in taken.items()}
     views["more that adapts"] = ModalityLearner(items, SequenceEncoder(8))
-    assert {name for name, view in views.items() if KernelStack.fits(view)} == {"as it is", "float64"}
+    assert {name for name, view in views.items() if CompiledUsers.fits(view, LOOP, {})} == {"as it is", "float64"}
 
 
 def test_bad_input_is_refused():
@@ -74,7 +77,7 @@ def test_bad_input_is_refused():
     for position in (-1, 4):
         with pytest.raises(IndexError, match="positions must be from 0 to 3"):
             twin(x[:, :4], keep, None, torch.tensor([[0], [position]]))
-    stack = KernelStack(ModalityLearner(IdItems(12, 8).double().frozen(), base), 1)
+    stack = CompiledUsers(ModalityLearner(IdItems(12, 8).double().frozen(), base), 1)
     support = ragged_episodes([6]).support
     with pytest.raises(RuntimeError, match="may read the encoder once in an inner step"):
         stack.step((stack("loss", support) + stack("loss", support)).sum(), 0.1)
@@ -88,7 +91,7 @@ def test_bytes_of_a_user_by_hand():
     # A query reads 8 items. Of each token: x, heads, two norms, the middle, 3 D, 2 F; 2 heads x 8 x 8 weights; 16 sums.
     saved = 8 + 8 * 8 + 2 * (8 * (5 * 8 + 24 + 32) + 2 * 8 * 8 + 16)
     view = learner.task_view("encoder")
-    assert KernelStack.bytes_per_user(view, support, 1) == 8 * (row + saved)
+    assert CompiledUsers.bytes_per_user(view, support, 1) == 8 * (row + saved)
     room = 8 * (row + saved) * 2
-    meta = MetaLearner(learner, lr=LR, steps=1, engine="native", memory_budget=room)
+    meta = MetaLearner(learner, lr=LR, steps=1, memory_budget=room)
     assert [stack.users for stack in meta.adapt(ragged_episodes([9] * 5).support).stacks] == [2, 2, 1]

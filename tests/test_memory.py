@@ -92,9 +92,9 @@ def test_chunks_follow_their_own_longest_history():
 def test_users_who_fit_at_once_are_adapted_without_a_look_at_their_numbers(monkeypatch):
     """On a GPU a look waits for all that is still being computed."""
     episodes = ragged_episodes([3, 9, 4, 6, 5])
-    meta = MetaLearner(id_learner(context=False), lr=0.05, steps=2, engine="native")
+    meta = MetaLearner(id_learner(context=False), lr=0.05, steps=2)
     expected = meta.adapt(episodes.support)(episodes.query).scores
-    parts = MetaLearner(meta.learner, lr=0.05, steps=2, engine="native", memory_budget=1)
+    parts = MetaLearner(meta.learner, lr=0.05, steps=2, memory_budget=1)
     torch.testing.assert_close(parts.adapt(episodes.support)(episodes.query).scores, expected)
 
     def look(examples):
@@ -137,7 +137,7 @@ def test_out_of_memory_halves_the_users_and_changes_nothing(monkeypatch):
         return meta.backward(episodes), torch.cat([p.grad.flatten() for p in meta.learner.parameters()])
 
     episodes = ragged_episodes([3, 9, 4, 6, 5])
-    meta = MetaLearner(id_learner(context=False), lr=0.05, steps=2, engine="native")
+    meta = MetaLearner(id_learner(context=False), lr=0.05, steps=2)
     loss, expected = gradient(meta)
     whole, tried = meta.gradients, []
 

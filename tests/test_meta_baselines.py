@@ -11,6 +11,7 @@ from metarec.data import EpisodeSampler, split_by_time
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.evaluation import evaluate
 from metarec.meta import MetaLearner
+from metarec.meta.memory import bytes_per_user
 from metarec.recipes.anil import HeadLearner
 from metarec.recipes.metalearned import maml
 from metarec.recipes.metasgd import MetaSGD
@@ -37,7 +38,7 @@ def test_anil_is_sgd_of_the_head_of_one_user_after_the_other() -> None:
     learner = HeadLearner(id_learner())
     with torch.no_grad():
         learner.encoder.head.weight.add_(0.2)  # type: ignore[union-attr, operator]
-    meta = MetaLearner(learner, lr=RATE, steps=3, objectives=SOFTMAX, engine="native")
+    meta = MetaLearner(learner, lr=RATE, steps=3, objectives=SOFTMAX)
     adapted = meta.adapt(EPISODES.support)
     meta.backward(EPISODES)
     expected = {name: torch.zeros_like(p) for name, p in learner.named_parameters()}
@@ -62,7 +63,7 @@ def test_anil_is_sgd_of_the_head_of_one_user_after_the_other() -> None:
 
 def test_meta_sgd_with_equal_rates_is_maml() -> None:
     sgd = MetaSGD(id_learner(), lr=RATE, steps=3)
-    plain = MetaLearner(id_learner(), lr=RATE, steps=3, objectives=SOFTMAX, engine="native")
+    plain = MetaLearner(id_learner(), lr=RATE, steps=3, objectives=SOFTMAX)
     torch.testing.assert_close(
         sgd.adapt(EPISODES.support)(EPISODES.query).scores, plain.adapt(EPISODES.support)(EPISODES.query).scores
     )
@@ -117,7 +118,7 @@ def test_meta_sgd_learns_its_rates_and_refuses_what_is_not_finite() -> None:
     assert float((meta.rates()["relation"] - 0.1).abs().min()) > 0
     with torch.no_grad():
         meta.learner.items.weight[1:] = torch.inf
-    with pytest.raises(FloatingPointError, match="MetaSGD: the query loss is nan"):
+    with pytest.raises(FloatingPointError, match=r"query loss of user codes .* lower the inner or outer"):
         meta.backward(next(EpisodeSampler(up, queries=0.5, negatives=0).epoch(0)))
     with pytest.raises(ValueError, match="must not be negative, got steps=-1"):
         MetaSGD(id_learner(), steps=-1)
@@ -150,7 +151,7 @@ def distance(learner: TransitionLearner, relation: Tensor, head: int, tail: int)
 @pytest.mark.parametrize("objective", ["margin", "softmax"])
 def test_metatl_is_the_paper_written_out(objective: str) -> None:
     learner = transitions()
-    meta = MetaLearner(learner, lr=RATE, steps=1, objectives=(objective, objective), engine="native")
+    meta = MetaLearner(learner, lr=RATE, steps=1, objectives=(objective, objective))
     adapted = meta.adapt(EPISODES.support)
     scores = adapted(EPISODES.query).scores
     losses, warm = [], learner.candidates.tolist()
@@ -199,7 +200,17 @@ def test_metatl_without_transitions_expects_the_next_item_where_the_last_is() ->
 def test_metatl_learns_a_planted_world(loss: str) -> None:
     up, down = split_by_time(planted(users=300, items=40, adaptation=0.0), at=PLANTED_SPLIT)
     learner = TransitionLearner(up, dim=16)
-    meta = MetaLearner(learner, lr=0.1, steps=1, objectives=(loss, loss), engine="native")
+    meta = MetaLearner(learner, lr=0.1, steps=1, objectives=(loss, loss))
     list(maml(meta, EpisodeSampler(up, queries=0.5, negatives=10, users_per_batch=32), epochs=20, lr=2e-2))
     recall = evaluate(meta, down, k=(5,)).metrics["recall@5"].mean
     assert recall > 2 * 5 / 40
+
+
+def test_meta_sgd_holds_the_graphs_of_all_its_steps() -> None:
+    meta = MetaSGD(id_learner(), lr=RATE, steps=3)
+    support = ragged_episodes([6] * 5).support
+    expected = meta.adapt(support)(support).scores
+    meta.memory_budget = 2 * bytes_per_user(meta.learner.task_view("encoder"), support, 3)
+    adapted = meta.adapt(support)
+    assert [users.users for users in adapted.stacks] == [2, 2, 1]
+    torch.testing.assert_close(adapted(support).scores, expected)

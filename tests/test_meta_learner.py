@@ -10,19 +10,20 @@ import torch
 from torch import nn
 
 from helpers import id_learner, one_user, ragged_episodes, text_learner
-from metarec.meta import MetaLearner, kernel_stack
-from metarec.meta.fast import FastStack
+from metarec.meta import MetaLearner, compiled
+from metarec.meta.compiled import CompiledUsers
 from metarec.meta.graphs import Graphs
-from metarec.meta.kernel_stack import KernelStack
 from metarec.meta.learner import Adapted
 from metarec.meta.library import library
+from metarec.meta.low_rank import LowRankUsers
 from metarec.meta.memory import bytes_per_user
-from metarec.meta.stack import TaskStack
+from metarec.meta.through_learn2learn import Learn2LearnUsers
+from metarec.meta.vmap import VmapUsers
 from metarec.types import EpisodeBatch, Examples
 from test_inner_loop import LENGTHS, LR, STEPS, close, gradients, loop
 
 Build = Callable[..., MetaLearner]
-WAYS = {"compiled": KernelStack, "factors": FastStack, "all": TaskStack, "learn2learn": TaskStack}
+WAYS = {"compiled": CompiledUsers, "factors": LowRankUsers, "all": VmapUsers, "learn2learn": Learn2LearnUsers}
 
 
 @pytest.fixture(params=WAYS)
@@ -32,8 +33,8 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tupl
     if name == "compiled" and library() is None:
         pytest.skip("no C compiler when metarec was installed")
     if name == "factors":
-        monkeypatch.setattr(kernel_stack, "library", lambda: None)
-    engine = "learn2learn" if name == "learn2learn" else "native"
+        monkeypatch.setattr(compiled, "library", lambda: None)
+    engine = "learn2learn" if name == "learn2learn" else "auto"
     adapts = "all" if name == "all" else "encoder"
     return name, lambda learner, **given: MetaLearner(learner, lr=LR, engine=engine, adapts=adapts, **given)
 
@@ -165,15 +166,18 @@ def test_what_is_not_said_is_five_small_first_order_steps_of_the_encoder_on_bpr(
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_learn2learn_steps_where_it_is_asked_for_or_just_there(installed, monkeypatch):
+def test_learn2learn_steps_only_where_it_is_asked_for(installed, monkeypatch):
     specs = {"learn2learn": object() if installed else None}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: specs[name])
-    taken = {engine: MetaLearner(id_learner(), engine=engine).learn2learn for engine in ("auto", "native")}
-    assert taken == {"auto": installed, "native": False}
+    support = ragged_episodes(LENGTHS).support
+    for given in ({}, {"engine": "auto"}, {"engine": "native"}):
+        (users,) = MetaLearner(id_learner(), lr=LR, steps=1, second_order=True, **given).adapt(support).stacks
+        assert type(users) is VmapUsers
     if installed:
-        assert MetaLearner(id_learner(), engine="learn2learn").learn2learn
+        (users,) = MetaLearner(id_learner(), steps=0, engine="learn2learn").adapt(support).stacks
+        assert type(users) is Learn2LearnUsers
     else:
-        with pytest.raises(ModuleNotFoundError, match=r"learn2learn is not installed: .* or use engine='native'"):
+        with pytest.raises(ModuleNotFoundError, match=r"learn2learn is not installed: .* or use engine='auto'"):
             MetaLearner(id_learner(), engine="learn2learn")
 
 
@@ -202,7 +206,7 @@ def test_a_parameter_that_no_loss_reads_is_left_alone(way, place):
 def test_users_are_measured_by_what_adapts_them(way):
     name, build = way
     learner, episodes = id_learner(), ragged_episodes([6] * 5)
-    each = KernelStack.bytes_per_user if name == "compiled" else bytes_per_user
+    each = CompiledUsers.bytes_per_user if name == "compiled" else bytes_per_user
     room = 2 * each(learner.task_view("all" if name == "all" else "encoder"), episodes.support, 1)
     meta = build(learner, steps=STEPS, memory_budget=room)
     assert [stack.users for stack in meta.adapt(episodes.support).stacks] == [2, 2, 1]
@@ -212,7 +216,7 @@ def test_users_are_measured_by_what_adapts_them(way):
 def test_second_order_keeps_the_graphs_of_all_steps_in_memory(steps, monkeypatch):
     learner, episodes = id_learner(), ragged_episodes([6] * 5)
     room = 2 * bytes_per_user(learner.task_view("encoder"), episodes.support, steps)
-    meta = MetaLearner(learner, lr=LR, steps=steps, second_order=True, engine="native", memory_budget=room)
+    meta = MetaLearner(learner, lr=LR, steps=steps, second_order=True, memory_budget=room)
     assert [stack.users for stack in meta.adapt(episodes.support).stacks] == [2, 2, 1]
     with torch.no_grad():
         assert [stack.users for stack in meta.adapt(episodes.support).stacks] == ([5] if steps > 1 else [2, 2, 1])
@@ -239,7 +243,7 @@ class Recorder:
 @pytest.mark.parametrize("replays", [False, True])
 def test_recorded_graphs_are_asked_with_the_memory_that_a_batch_needs(replays):
     learner, episodes = id_learner(), ragged_episodes([6] * 5)
-    meta = MetaLearner(learner, lr=LR, steps=STEPS, second_order=True, engine="native")
+    meta = MetaLearner(learner, lr=LR, steps=STEPS, second_order=True)
     loss = meta.backward(episodes)
     expected = gradients(learner)
     each = bytes_per_user(learner.task_view("encoder"), episodes.support, STEPS)
@@ -254,14 +258,28 @@ def test_recorded_graphs_are_asked_with_the_memory_that_a_batch_needs(replays):
 
 def test_what_a_recorded_graph_gives_is_taken_and_only_where_the_encoder_adapts(monkeypatch):
     learner, episodes = id_learner(), ragged_episodes([6, 6])
-    meta = MetaLearner(learner, lr=LR, steps=1, engine="native")
+    meta = MetaLearner(learner, lr=LR, steps=1)
     ready = meta.gradients(episodes)
     meta.graphs = recorder = Recorder(2, replays=True)
     calls = []
     monkeypatch.setattr(meta, "gradients", lambda part: calls.append(len(part)) or ready)
     meta.backward(episodes)
     assert (calls, [users for users, _ in recorder.asked]) == ([2], [2])
-    everything = MetaLearner(learner, lr=LR, steps=1, adapts="all", engine="native")
+    everything = MetaLearner(learner, lr=LR, steps=1, adapts="all")
     everything.graphs = other = Recorder(2, replays=True)
     everything.backward(episodes)
     assert other.asked == []
+
+
+def test_the_old_name_of_the_vmap_engine_works_and_says_the_new_one():
+    from metarec import meta
+
+    with pytest.warns(DeprecationWarning, match="VmapUsers"):
+        assert meta.TaskStack is VmapUsers
+    with pytest.raises(AttributeError):
+        meta.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("adapts", ["encoder", "all"])
+def test_nobody_adapts_to_nothing(adapts):
+    assert len(MetaLearner(id_learner(), adapts=adapts).adapt(ragged_episodes(LENGTHS).support[:0])) == 0

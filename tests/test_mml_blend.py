@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -10,7 +11,6 @@ import torch
 from metarec.data import Dataset, EpisodeSampler, split_by_time, split_time
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.evaluation import evaluate
-from metarec.model import as_model
 from metarec.recipes import (
     EASE,
     MML,
@@ -27,9 +27,11 @@ from metarec.recipes import (
     with_inner_steps,
 )
 from metarec.recipes.candidates import candidate_scores
+from metarec.recipes.components import Setup, of_groups
 from metarec.recipes.context_weights import ContextWeights
 from metarec.recipes.nested_validation import last_clicks
 from metarec.types import Method
+from metarec.wrapped import as_model
 
 QUICK = MMLConfig(dim=8, layers=1, warmup_epochs=1, generator_epochs=1, fusion_epochs=1)
 DATA = planted(users=120, items=40)
@@ -42,9 +44,9 @@ def live() -> Ensemble:
     return mml_blend(UP, QUICK, live=DATA, day=DAY, sasrec_epochs=1)
 
 
-def summed(data: Dataset) -> Method:
+def summed(data: Dataset, epochs: int = 1) -> Method:
     learner = sasrec.build(data, ("id", "image", "text"), dim=8, drop_inputs=0.2, seed=0)
-    for _ in sasrec.train(learner, data, epochs=1, seed=0):
+    for _ in sasrec.train(learner, data, epochs=epochs, seed=0):
         pass
     return learner.eval()
 
@@ -57,7 +59,7 @@ def trained(data: Dataset) -> MML:
 
 
 BY_HAND: dict[str, Callable[[Dataset], Method]] = {
-    "SASRec id+image+text": summed,
+    "SASRec id+image+text": lambda data: summed(data),
     "popularity, all": Popularity,
     "popularity, recent": lambda data: Popularity(data, since=float(data.time.max()) - 90 * DAY),
     "EASE": lambda data: EASE(data, penalty=500.0),
@@ -84,6 +86,14 @@ def test_a_part_is_the_one_built_by_hand(live: Ensemble, name: str) -> None:
         found, expected = (model.adapt(batch.support)(batch.query) for model in (live.members()[name], by_hand))
     torch.testing.assert_close(found.scores, expected.scores)
     assert torch.equal(found.known[1:], expected.known[1:]) and found.scores.std() > 0
+
+
+def test_epochs_that_nobody_gives_are_ten() -> None:
+    (component,) = of_groups("sum")
+    (found,) = component.fit(Setup(UP, QUICK)).values()
+    expected = summed(UP, epochs=10)
+    assert all(torch.equal(one, two) for one, two in zip(found.parameters(), expected.parameters(), strict=True))  # type: ignore[attr-defined]
+    assert signature(mml_blend).parameters["sasrec_epochs"].default == Setup(UP).sasrec_epochs
 
 
 def test_the_weights_are_those_fitted_by_hand(live: Ensemble) -> None:

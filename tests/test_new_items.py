@@ -13,7 +13,6 @@ from metarec.data import Catalog, Modality, Vocabulary
 from metarec.functional import nearest_items, standardise_features
 from metarec.io import load, save
 from metarec.recipes import MML
-from metarec.recipes.growing import with_items
 from metarec.recommender import Recommender
 from test_serving import HISTORIES, WORLDS, lively, some_without_features
 from tiny import CONFIG, UP
@@ -43,7 +42,7 @@ def test_old_items_and_old_users_stay(adapts: str) -> None:
         assert items.known[41:].all() and torch.equal(items.known[:41], model.learner(name).items.known)
     assert {r.id for r in user.recommend(k=39)} >= {"n0", "n1", "n2"}
     fresh = recommender.adapt(HISTORIES[0])
-    assert torch.allclose(fresh.users.standing.state, user.users.standing.state, atol=1e-6)
+    assert torch.allclose(fresh.users.state.tensors["state"], user.users.state.tensors["state"], atol=1e-6)
     assert fresh.recommend(k=39) == user.recommend(k=39)
     assert np.array_equal(recommender.adapt(HISTORIES).recommend(k=20).codes, many.recommend(k=20).codes)
     clicked = recommender.adapt(["n0", "item3", "n2"])
@@ -59,7 +58,7 @@ def test_the_grown_model_is_the_one_built_from_the_whole_catalogue() -> None:
         name: Modality(name, torch.cat([torch.zeros(1, v.shape[1]), v]) * present[name].unsqueeze(1), present[name])
         for name, v in vectors.items()
     }
-    grown = with_items(model, Catalog(Vocabulary(["a", "b", "c", "d"]), added))
+    grown = model.add_items(Catalog(Vocabulary(["a", "b", "c", "d"]), added))
     catalog = model.catalog.grown(Catalog(Vocabulary(["a", "b", "c", "d"]), added))
     built = MML(catalog, np.append(model.warm, [False] * 4), model.config, fitted=41)
     weights = {
@@ -80,8 +79,7 @@ def test_the_grown_model_is_the_one_built_from_the_whole_catalogue() -> None:
 
 def test_features_are_measured_by_those_of_training() -> None:
     model = lively(UP, CONFIG)
-    grown = with_items(
-        model,
+    grown = model.add_items(
         Catalog(Vocabulary(["n"]), {"text": Modality("text", torch.full((2, 24), 9.0), torch.tensor([False, True]))}),
     )
     mean = TEXT[1:].mean(0)
@@ -173,11 +171,11 @@ def test_wrong_items_are_refused_and_change_nothing(case: str) -> None:
     assert recommender.catalog is UP.catalog
 
 
-def test_only_an_mml_takes_items_in() -> None:
+def test_a_method_of_ones_own_takes_no_items_in() -> None:
     from test_recommender import ByHand
 
-    with pytest.raises(TypeError, match="add_items: expected an MML, got ByHand"):
-        Recommender(ByHand("abc")).add_items(["d"], text=[[1.0]])
+    with pytest.raises(TypeError, match="ByHand takes in no items"):
+        Recommender(ByHand("abc")).add_items(["d"])
 
 
 def test_neighbours_from_an_item_on_are_the_tail_of_all_neighbours() -> None:
@@ -201,7 +199,7 @@ def test_new_items_get_the_share_of_the_places_that_is_asked_for(world: str, sha
     user, other = shared.adapt(HISTORIES[0]), plain.adapt(HISTORIES[0])
     for kind in (new, ~new):
         ids = [name for name, own in zip(shared.catalog.items.ids, kind[1:], strict=True) if own]
-        known = [i for i in ids if plain._current().known[int(plain.catalog.items.encode([i])[0])]]
+        known = [i for i in ids if plain._states.current().known[int(plain.catalog.items.encode([i])[0])]]
         k = len(set(known) - set(HISTORIES[0]))
         assert [r.id for r in user.recommend(k, allow=known)] == [r.id for r in other.recommend(k, allow=known)]
     assert torch.allclose(other.scores[~new], user.scores[~new])
@@ -213,10 +211,7 @@ def test_a_share_changes_nothing_where_no_item_is_new() -> None:
     assert [user.recommend(5) for user in plain] == [user.recommend(5) for user in shared]
 
 
-def test_a_share_is_of_an_mml() -> None:
-    from test_recommender import ByHand
-
-    with pytest.raises(ValueError, match=r"new_share must be between 0 and 1, of an MML, got 1\.5 of MML"):
-        Recommender(lively(UP, CONFIG), new_share=1.5)
-    with pytest.raises(ValueError, match=r"got 0\.1 of ByHand"):
-        Recommender(ByHand("abc"), new_share=0.1)
+def test_a_share_is_between_none_and_all() -> None:
+    for share in (1.5, 0.0, -1.0):
+        with pytest.raises(ValueError, match=f"new_share must be between 0 and 1, got {share}"):
+            Recommender(lively(UP, CONFIG), new_share=share)

@@ -81,7 +81,7 @@ def by_hand(learner, episodes, lr, steps):
 def test_a_parameter_in_a_container_adapts_too(how, second_order, episodes):
     torch.manual_seed(1)
     learner = learner_of(Held(*HOLD[how]))
-    meta = MetaLearner(learner, lr=0.1, steps=3, engine="native", second_order=second_order).eval()
+    meta = MetaLearner(learner, lr=0.1, steps=3, second_order=second_order).eval()
     found = meta.adapt(episodes.support)(episodes.query).scores
     torch.testing.assert_close(found, by_hand(learner, episodes, 0.1, 3), rtol=0, atol=1e-9)
     held = HOLD[how][1](learner.encoder.held)
@@ -91,7 +91,7 @@ def test_a_parameter_in_a_container_adapts_too(how, second_order, episodes):
 @pytest.mark.parametrize("second_order", [False, True])
 def test_a_layer_made_by_the_forward_pass_is_refused_until_it_is_there(second_order, episodes):
     learner = learner_of(Late())
-    meta = MetaLearner(learner, lr=0.1, steps=2, engine="native", second_order=second_order).eval()
+    meta = MetaLearner(learner, lr=0.1, steps=2, second_order=second_order).eval()
     with pytest.raises(TypeError, match=r"Late\.layer: made by the forward pass"):
         meta.adapt(episodes.support)
     assert learner.encoder.layer is None

@@ -11,13 +11,34 @@ import numpy as np
 import pytest
 import torch
 
-from metarec import MML, Recommender, Served, load, save
+from metarec import (
+    MML,
+    IdItems,
+    MetaLearner,
+    ModalityLearner,
+    Recommender,
+    SequenceEncoder,
+    as_model,
+    load,
+    save,
+)
 from metarec.files import read_tensors, write_tensors
-from metarec.recipes import EASE
+from metarec.types import Examples, Scored, Scorer
 from tiny import CONFIG, UP, trained
 
 HISTORIES = [["item3", "item14", "item15", "item2"], [], ["item7"], ["item20", "new"]]
 ROWS = {name: UP.catalog[name].features for name in ("text", "image")}
+
+
+class ByCode:
+    """A method of somebody's own."""
+
+    def adapt(self, support: Examples) -> Scorer:
+        def score(query: Examples) -> Scored:
+            scores = torch.arange(41.0).expand(*query.target.shape, 41)
+            return Scored(scores, scores[..., :1], torch.arange(41) > 0, query.weight > 0)
+
+        return score
 
 
 def changed(model: MML, new_share: float | None = None) -> Recommender:
@@ -90,8 +111,8 @@ def test_save_says_what_it_leaves_out(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_saved_or_loaded_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"save: .*none: .*Served"):
-        Recommender(Served(EASE(UP), UP)).save(tmp_path / "none")
+    with pytest.raises(TypeError, match=r"save: .*ByCode, which is not registered"):
+        Recommender(as_model(ByCode(), UP)).save(tmp_path / "none")
     with pytest.raises(TypeError, match=r"save: .* got Recommender; call its own save\(path\)"):
         save(Recommender(MML.build(UP, CONFIG)), tmp_path / "none")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
@@ -106,13 +127,10 @@ def test_what_cannot_be_saved_or_loaded_is_refused(tmp_path: Path) -> None:
     assert json.dumps(header["new_share"]) == "null"
 
 
-@pytest.mark.parametrize("method", ["EASE", "meta", "nothing"])
-def test_what_does_not_name_its_items_is_refused_with_the_way_out(method: str) -> None:
-    model: Any = {"EASE": EASE(UP), "meta": MML.build(UP, CONFIG).meta("id"), "nothing": torch.nn.Linear(2, 2)}[method]
-    way = {
-        "EASE": r"got EASE, which has no catalog or warm or config; wrap it: Recommender\(Served\(EASE\(...\), up",
-        "meta": r"Recommender\(Served\(MetaLearner\(...\), upstream\)\)",
-        "nothing": "expected an MML or a method as Served, got Linear, which has no adapt or catalog .*; give a method",
-    }[method]
-    with pytest.raises(TypeError, match=way):
-        Recommender(model)
+def test_what_does_not_name_its_items_is_refused_with_the_way_out() -> None:
+    bare: Any = MetaLearner(ModalityLearner(IdItems(41, 8), SequenceEncoder(8)))
+    with pytest.raises(TypeError, match=r"MetaLearner does not say which items it scores; attach"):
+        Recommender(bare)
+    nothing: Any = torch.nn.Linear(2, 2)
+    with pytest.raises(TypeError, match="expected a model, got Linear, which has no adapt"):
+        Recommender(nothing)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from metarec.recipes import MML, Blend, Ensemble, paying_steps, select_inner_steps, with_inner_steps, with_steps
-from metarec.recipes.candidates import candidate_scores
-from tables import WARM, random_weights, tables, users
+from metarec.recipes.blend import observe
+from score_tables import WARM, random_weights, tables, users
 from tiny import CONFIG, DOWN, UP
 
 
@@ -37,7 +37,8 @@ def test_a_blend_is_an_ensemble(context: bool) -> None:
     assert torch.equal(one.features(one.context(batch.query)), weights.features(one.context(batch.query)))
     two.take_weights(one)
     assert torch.equal(two.weight, one.weight) and two.weight is not one.weight
-    seen = candidate_scores(one.methods, WARM, [users(50)], exclude_seen=False)
+    with pytest.warns(DeprecationWarning, match="candidate_scores"):
+        seen = observe(one.methods, WARM, [users(50)], exclude_seen=False)
     for found in (two, same.weights):
         found.fit(seen, iterations=3)
     assert torch.equal(two.weight, same.weights.weight) and not torch.equal(two.weight, one.weight)
@@ -46,5 +47,5 @@ def test_a_blend_is_an_ensemble(context: bool) -> None:
         pytest.raises(ValueError, match=r"\['d'\]"),
     ):
         Blend({"d": tables()["a"]}, WARM).take_weights(one)
-    with pytest.warns(DeprecationWarning, match="Ensemble"), pytest.raises(ValueError, match="at least one"):
+    with pytest.warns(DeprecationWarning, match="Ensemble"), pytest.raises(ValueError, match="Blend: "):
         Blend({}, WARM)

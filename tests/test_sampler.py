@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from metarec.data.dataset import Catalog, Dataset, Vocabulary
-from metarec.data.sampler import EpisodeSampler, Part, support_of
+from metarec.data.histories import Clicks
+from metarec.data.sampler import EpisodeSampler, Part
+from metarec.data.support import SupportMaker
 from metarec.types import EpisodeBatch, Examples
 
 
@@ -255,39 +257,26 @@ def test_no_negatives_need_no_warm_items_and_epochs_start_at_zero() -> None:
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=9), min_size=1, max_size=5), st.integers(1, 6))
 def test_support_of_new_users_matches_a_plain_loop(histories: list[list[int]], max_length: int) -> None:
     warm = np.array([False] + [True] * 7 + [False] * 2)
-    support, query = support_of(histories, warm=warm, negatives=4, max_length=max_length)
+    maker = SupportMaker(warm, negatives=4, max_length=max_length)
+    support, query = maker(Clicks.join([np.array(history) for history in histories]))
     for row, history in enumerate(histories):
         x = history[-max_length:]
         assert rows(support, row) == [(x[:t], x[t]) for t in range(1, len(x))]
         assert rows(query, row) == [(x, 0)]
         assert int(support.history[row, 0]) == x[0]
+        alone, _ = maker(Clicks.join([np.array(history)]))  # nobody else matters
+        assert torch.equal(support.negatives[row, : len(x) - 1], alone.negatives[0, : len(x) - 1])
     real = support.weight > 0
     assert not (support.negatives == support.target[..., None])[real].any()
     assert bool(warm[support.negatives[real].numpy()].all())
-    again = support_of(histories, warm=warm, negatives=4, max_length=max_length)
-    assert all(torch.equal(a, b) for a, b in zip(support.tensors(), again[0].tensors(), strict=True))
 
 
-def test_support_of_is_the_support_that_the_sampler_cuts() -> None:
-    clicks = {u: x for u, x in random_clicks(20).items() if len(x) >= 4}
-    data = dataset(clicks)
-    for user, (batch, row) in by_user(EpisodeSampler(data, part="validation")).items():
-        support, query = support_of([clicks[user][:-2]], warm=data.warm)
+def test_a_user_who_is_evaluated_as_served_has_the_support_of_one_who_is_served() -> None:
+    clicks = random_clicks(20)
+    data = dataset(clicks, warm=[1, 2, 3, 4, 5, 6])
+    for user, (batch, row) in by_user(EpisodeSampler(data, part="serving", negatives=3, max_length=5, seed=4)).items():
+        support, query = SupportMaker(data.warm, negatives=3, max_length=5)(Clicks.join([np.array(clicks[user][:-1])]))
+        n = int(support.weight.sum())
         assert rows(support, 0) == rows(batch.support, row)
+        assert torch.equal(support.negatives[0, :n], batch.support.negatives[row, :n])
         assert rows(query, 0)[0][0] == rows(batch.query, row)[0][0]
-
-
-@pytest.mark.parametrize(
-    ("histories", "message"),
-    [
-        ([], "at least 1 click, there is no user"),
-        ([[1], []], "at least 1 click, user 1 has none"),
-        ([[1], [2, 0]], r"user 1 clicked item code 0, expected 1\.\.3"),
-        ([[1, 4], [2]], r"user 0 clicked item code 4, expected 1\.\.3"),
-    ],
-)
-def test_support_of_refuses_what_it_cannot_use(histories: list[list[int]], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        support_of(histories, warm=np.array([False, True, True, True]))
-    with pytest.raises(ValueError, match="max_length must be at least 1"):
-        support_of([[1]], warm=np.array([False, True, True]), max_length=0)

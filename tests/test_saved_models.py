@@ -18,7 +18,6 @@ from metarec.files import read_tensors, write_tensors
 from metarec.io import load, save
 from metarec.nn import SequenceEncoder
 from metarec.recipes import MML, MMLConfig
-from metarec.recipes.growing import with_items
 from tiny import CONFIG, DOWN, UP, same_weights
 
 
@@ -152,7 +151,7 @@ def one_memory(model: MML) -> MML:
 
 def grown(model: MML) -> MML:
     text = Modality("text", torch.randn(3, 24), torch.tensor([False, True, True]))
-    return with_items(model, Catalog(Vocabulary(["new", "newer"]), {"text": text}))
+    return model.add_items(Catalog(Vocabulary(["new", "newer"]), {"text": text}))
 
 
 SAVED: dict[str, Callable[[MML], MML]] = {

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metarec import Recommender, Report, Served, evaluate
+from metarec import Recommender, Report, as_model, evaluate
 from metarec.comparison import compare
 from metarec.data import Catalog, Dataset, EpisodeSampler, Vocabulary, split_by_time
 from metarec.datasets import PLANTED_SPLIT, planted
@@ -69,7 +69,7 @@ def test_a_few_doubled_rows_do_not_turn_the_rule() -> None:
         )
         model = MML.build(up, MMLConfig(dim=8, layers=1))
         assert model.repeat_share == up.repeat_share
-        for served in (model, Served(Popularity(up), up)):
+        for served in (model, as_model(Popularity(up), up)):
             clicked = up.catalog.items.ids[:3]
             listed = {item.id for item in Recommender(served).adapt(clicked).recommend(k=200)}
             assert (len(listed & set(clicked)) == 0) is left_out
@@ -102,7 +102,7 @@ def test_ranks_are_the_places_in_the_recommenders_lists() -> None:
         whole = evaluate(method, down, part="serving", exclude_seen=True)
         assert whole.info["max_length"] == (5 if method is learner else 50)
         asked = dict(zip(whole.user.tolist(), whole.rank.tolist(), strict=True))
-        recommender, found = Recommender(Served(method, up)), {}
+        recommender, found = Recommender(as_model(method, up)), {}
         for code in down.user_codes.tolist():
             *history, target = down.catalog.items.decode(down.item[down.user == code])
             left = 40 - len(set(history))
@@ -123,7 +123,7 @@ def test_histories_are_as_long_as_the_method_reads() -> None:
     short, long = (sasrec.build(up, dim=8, layers=1, max_length=n) for n in (7, 60))
     ways: list[tuple[Any, int]] = [(short, 7), (long, 60), (MetaLearner(short, steps=1, engine="native"), 7)]
     ways += [(MML.build(up, MMLConfig(dim=8, layers=1, max_length=9)), 9), (ByCode(), 50)]
-    ways += [(Ensemble({"a": ByCode(), "b": long}, up), 60), (Served(long, up), 60)]
+    ways += [(Ensemble({"a": ByCode(), "b": long}, up), 60), (as_model(long, up), 60)]
     for method, length in ways:
         assert evaluate(method, down, exclude_seen=False).info["max_length"] == length
     watched = ByCode()
@@ -169,7 +169,7 @@ def test_each_position_has_its_own_repeats() -> None:
 
 def test_steps_are_not_chosen_by_clicks_that_no_list_shows() -> None:
     down = replace(shop([[5, 6, 7, 5, 9, 8]] * 8), upstream_repeat_share=0.0)
-    meta = MetaLearner(sasrec.build(UP, dim=8), engine="native")
+    meta = MetaLearner(sasrec.build(replace(UP, upstream_repeat_share=0.0), dim=8), engine="native")
     with pytest.warns(UserWarning, match="nothing to ask for"), pytest.raises(ValueError, match="all are repeats"):
         choose_steps(meta, replace(down, item=np.where(down.item == 9, 5, down.item)))
     model = MML.build(down, MMLConfig(dim=8, layers=1, modalities=()))

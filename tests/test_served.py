@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from metarec import Recommender, Served
+from metarec import Recommender, as_model
 from metarec.data import Dataset, EpisodeSampler, split_by_time
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.evaluation import evaluate
@@ -31,7 +31,7 @@ def histories(down: Dataset) -> list[list[str]]:
 
 
 def test_a_blend_is_served_as_it_scores(blend: Method) -> None:
-    lists = Recommender(Served(blend, UP)).adapt(histories(DOWN)).recommend(k=10, exclude_seen=True)
+    lists = Recommender(as_model(blend, UP)).adapt(histories(DOWN)).recommend(k=10, exclude_seen=True)
     batch = next(EpisodeSampler(DOWN, part="serving", users_per_batch=len(DOWN.user_codes)).epoch(0))
     with torch.no_grad():
         query = batch.query
@@ -51,7 +51,7 @@ def test_a_blend_is_served_as_it_scores(blend: Method) -> None:
 def test_ranks_are_those_of_the_evaluation() -> None:
     method = EASE(UP)
     report = evaluate(method, DOWN, part="serving")
-    users = Recommender(Served(method, UP)).adapt(histories(DOWN))
+    users = Recommender(as_model(method, UP)).adapt(histories(DOWN))
     ranked = users.recommend(k=20, exclude_seen=False)
     ties = 0
     for user, target, rank in zip(ranked, report.target, report.rank, strict=True):
@@ -65,7 +65,7 @@ def test_ranks_are_those_of_the_evaluation() -> None:
 
 def test_a_user_without_clicks_gets_what_is_popular() -> None:
     counts = np.bincount(UP.item, minlength=UP.catalog.size)
-    found = Recommender(Served(Popularity(UP), UP)).adapt([]).recommend(k=3)
+    found = Recommender(as_model(Popularity(UP), UP)).adapt([]).recommend(k=3)
     assert [counts[UP.catalog.items.encode([item.id])[0]] for item in found] == sorted(counts, reverse=True)[:3]
 
 
@@ -75,6 +75,6 @@ def test_live_counts_are_those_of_the_last_click() -> None:
     recent = DATA.item[DATA.time >= DATA.time.max() + 1 - window]
     counts = np.bincount(recent, minlength=DATA.catalog.size)
     (clicked,) = DATA.catalog.items.decode(np.array([1]))
-    found = Recommender(Served(method, UP)).adapt([clicked]).recommend(k=5, exclude_seen=True)
+    found = Recommender(as_model(method, UP)).adapt([clicked]).recommend(k=5, exclude_seen=True)
     counts[1] = -1
     assert [counts[DATA.catalog.items.encode([item.id])[0]] for item in found] == sorted(counts, reverse=True)[:5]

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from metarec.data import Dataset, Modality, split_by_time
+from metarec.data.histories import Clicks
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.meta import MetaLearner
 from metarec.recipes import MML, MMLConfig
 from metarec.recommender import Recommender
-from metarec.serving.clicks import Clicks
 from tiny import CONFIG, UP, trained
 
 HISTORIES = [
@@ -72,7 +72,7 @@ def lively(data: Dataset, config: MMLConfig) -> MML:
 
 def training_path(model: MML, recommender: Recommender, history: list[str]) -> Tensor:
     """Scores (I,) as an evaluation computes them."""
-    support, query = recommender._support(Clicks.of([history], model.catalog.items))
+    support, query = recommender._states.current().support(Clicks.of([history], model.catalog.items))
     with torch.no_grad():
         return model.adapt(support)(query).scores[0, 0]
 
@@ -105,7 +105,7 @@ def test_lists_are_the_sorted_scores_however_they_are_cut(world: str) -> None:
     for number, history in enumerate(HISTORIES):
         scores = recommender.scores_of(many)[number].double()
         seen = set(names.encode(history).tolist())
-        left = [c for c in range(1, 41) if c not in seen and recommender._current().known[c]]
+        left = [c for c in range(1, 41) if c not in seen and recommender._states.current().known[c]]
         order = sorted(left, key=lambda c: (-float(scores[c]), c))
         assert torch.allclose(scores[whole.codes[number]], scores[order[:12]], atol=1e-5)
         assert set(whole.codes[number].tolist()) <= set(left)
@@ -146,7 +146,7 @@ def test_one_user_by_all_learners_at_once_equals_each_learner_by_itself() -> Non
     model = lively(UP, replace(CONFIG, heads=2, layers=2, inner_steps=4))
     bank = model.bank()
     recommender = Recommender(model)
-    support, query = recommender._support(Clicks.of([HISTORIES[3]], model.catalog.items))
+    support, query = recommender._states.current().support(Clicks.of([HISTORIES[3]], model.catalog.items))
     bank.encode(support, query)  # leaves nothing behind
     found = bank.encode(support, query).tensors
     state, active = found["state"], found["active"]
@@ -165,7 +165,7 @@ def test_a_user_without_clicks_gets_the_unadapted_ranking() -> None:
     nobody = recommender.adapt([])
     assert not nobody.adapted and nobody.history == () and repr(nobody) == "User(0 clicks)"
     warm = [recommender.catalog.items.ids[c - 1] for c in np.flatnonzero(UP.warm)]
-    each = recommender.adapt([[name] for name in warm]).standing.state
+    each = recommender.adapt([[name] for name in warm]).state.tensors["state"]
     chance = torch.zeros(41)
     for number, name in enumerate(recommender.learners):
         items = recommender.model.learner(name).items
@@ -173,7 +173,7 @@ def test_a_user_without_clicks_gets_the_unadapted_ranking() -> None:
             chance[items.known] += (items.table().detach() @ state)[items.known].softmax(0)
     share = chance[torch.from_numpy(UP.warm)]
     assert torch.allclose(
-        nobody.users.standing.state[0], torch.einsum("i,imd->md", share / share.sum(), each), atol=1e-5
+        nobody.users.state.tensors["state"][0], torch.einsum("i,imd->md", share / share.sum(), each), atol=1e-5
     )
     assert len(nobody.recommend(k=40)) == 40
     many = recommender.adapt([["item1", "item2"], [], ["item3"]])
@@ -212,8 +212,9 @@ def test_saved_users_come_back_to_their_model_alone(tmp_path: Path, adapts: str)
     many = recommender.adapt(HISTORIES)
     many.save(path)
     again = recommender.load_users(path)
-    for a, b in zip(many.standing.tensors(), again.standing.tensors(), strict=True):
-        assert torch.equal(a, b)
+    assert set(many.state.tensors) == set(again.state.tensors)
+    for name, tensor in many.state.tensors.items():
+        assert torch.equal(tensor, again.state.tensors[name])
     assert np.array_equal(again.recommend(k=7).codes, many.recommend(k=7).codes)
     assert path.stat().st_size < 3000 * len(HISTORIES)
     other = Recommender(MML.build(UP, model.config, seed=1))
@@ -235,7 +236,7 @@ def test_users_of_changed_weights_are_refused() -> None:
     with pytest.raises(ValueError, match=r"the model's weights have changed since .* adapt to them again"):
         user.recommend(k=3)
     assert recommender.adapt(HISTORIES[0]).recommend(k=3) == Recommender(model).adapt(HISTORIES[0]).recommend(k=3)
-    assert not torch.equal(recommender.adapt(HISTORIES[0]).scores, user.users.standing.state[0, 0, 0])
+    assert not torch.equal(recommender.adapt(HISTORIES[0]).scores, user.users.state.tensors["state"][0, 0, 0])
 
 
 def test_a_trained_model_adapts_in_bulk_as_one_by_one() -> None:
@@ -245,4 +246,4 @@ def test_a_trained_model_adapts_in_bulk_as_one_by_one() -> None:
     together = recommender.adapt(histories)
     for number, history in enumerate(histories):
         alone = recommender.adapt(history)
-        assert torch.allclose(alone.users.standing.state[0], together.standing.state[number], atol=1e-4)
+        assert torch.allclose(alone.users.state.tensors["state"][0], together.state.tensors["state"][number], atol=1e-4)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from metarec.data.histories import Clicks
 from metarec.meta.memory import halves
 from metarec.nn.linear_scores import LinearScores
+from metarec.recipes import MML
 from metarec.recommender import Recommender
+from metarec.scoring import UserState
 from metarec.serving import adapting, listing
-from metarec.serving.clicks import Clicks
-from metarec.serving.snapshot import FusedSnapshot
-from metarec.serving.standing import Standing
 from metarec.types import Examples
 from tiny import trained
 
@@ -47,13 +48,13 @@ def test_adapting_goes_on_with_halves(
     recommender: Recommender, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = recommender.adapt(HISTORIES, keep_weights=True)
-    full, whole = Full(most=4), FusedSnapshot.adapt
+    full, whole = Full(most=4), MML.encode
 
-    def adapt(self: FusedSnapshot, support: Examples, query: Examples, start: Tensor | None = None) -> Standing:
+    def encode(self: MML, support: Examples, query: Examples, **how: Any) -> UserState:
         full.check(len(support))
-        return whole(self, support, query, start)
+        return whole(self, support, query, **how)
 
-    monkeypatch.setattr(FusedSnapshot, "adapt", adapt)
+    monkeypatch.setattr(MML, "encode", encode)
     monkeypatch.setitem(adapting.USERS, "cpu", 16)
     with caplog.at_level(logging.WARNING, "metarec"):
         found = recommender.adapt(HISTORIES, keep_weights=True)
@@ -61,8 +62,9 @@ def test_adapting_goes_on_with_halves(
     assert [record.getMessage().split(":")[0] for record in caplog.records] == [
         f"out of memory with {users} users at once" for users in (16, 8, 8, 7)
     ]
-    for name in ("state", "active", "rows", "corrections", "weights"):
-        torch.testing.assert_close(getattr(found.standing, name), getattr(expected.standing, name))
+    assert set(found.state.tensors) == set(expected.state.tensors) >= {"state", "active", "weights"}
+    for name, tensor in expected.state.tensors.items():
+        torch.testing.assert_close(found.state.tensors[name], tensor)
     full.most = 0
     with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
         recommender.adapt(HISTORIES)
@@ -104,4 +106,4 @@ def test_halves_are_all_of_them_in_order() -> None:
 
 def test_no_user_at_all_is_an_error_as_before(recommender: Recommender) -> None:
     with pytest.raises(ValueError, match="there is no user"):
-        adapting.adapted(recommender._current(), recommender._support, Clicks.of([], recommender.catalog.items))
+        adapting.encoded(recommender._states.current(), adapting.Asked(Clicks.of([], recommender.catalog.items)))

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from metarec.data.dataset import Vocabulary
-from metarec.serving.clicks import Clicks, Spelled, SupportMaker
+from metarec.data.histories import Clicks, LazyHistories
+from metarec.data.support import SupportMaker
 from metarec.serving.ranking import best, largest
 
 
@@ -93,7 +94,7 @@ def test_negatives_are_the_users_own() -> None:
 
 def test_ids_are_encoded_when_they_are_asked_for_and_once_all_were_the_clicks_are_whole() -> None:
     histories, items = [["b", "a"], [], ["c", "a", "c"], ["b"]], Vocabulary("abc")
-    spelled = Spelled(histories, items)
+    spelled = LazyHistories(histories, items)
     got = spelled[np.array([2, 3])]
     assert got.codes.tolist() == [3, 1, 3, 2] and got.offsets.tolist() == [0, 3, 4]
     assert spelled.clicks.codes.tolist() == [0, 0, 3, 1, 3, 2] and spelled.counts.tolist() == [2, 0, 3, 1]
@@ -101,7 +102,7 @@ def test_ids_are_encoded_when_they_are_asked_for_and_once_all_were_the_clicks_ar
     whole = Clicks.of(histories, items)
     assert spelled.clicks.codes.tolist() == whole.codes.tolist() == [2, 1, 3, 1, 3, 2]
     assert spelled.clicks.offsets.tolist() == whole.offsets.tolist() == [0, 2, 2, 5, 6]
-    wrong = Spelled([["a"], ["x"], ["a", "y"]], items)
+    wrong = LazyHistories([["a"], ["x"], ["a", "y"]], items)
     assert wrong[np.array([0])].codes.tolist() == [1]
     with pytest.raises(ValueError, match="user 1: unknown item id 'x'"):
         wrong[np.array([2])]

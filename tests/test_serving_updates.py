@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from metarec.data.histories import Clicks
 from metarec.recipes import MML
 from metarec.recommender import Recommender
-from metarec.serving.clicks import Clicks
 from metarec.types import Examples
 from test_serving import HISTORIES, WORLDS, lively
 from tiny import CONFIG, UP
@@ -27,7 +27,7 @@ def test_an_update_equals_a_fresh_adaptation(adapts: str) -> None:
     whole = [a + b for a, b in zip(HISTORIES, more, strict=True)]
     updated, fresh = recommender.adapt(HISTORIES).update(more), recommender.adapt(whole)
     assert np.array_equal(updated.clicks.codes, fresh.clicks.codes)
-    assert torch.allclose(updated.standing.state, fresh.standing.state, atol=1e-5)
+    assert torch.allclose(updated.state.tensors["state"], fresh.state.tensors["state"], atol=1e-5)
     assert np.array_equal(updated.recommend(k=10).codes, fresh.recommend(k=10).codes)
     one = recommender.adapt(HISTORIES[0]).update(["item5"]).update(["item6", "item7"])
     again = recommender.adapt([*HISTORIES[0], "item5", "item6", "item7"])
@@ -69,29 +69,34 @@ def test_with_kept_weights_an_update_goes_on_with_the_steps(
     world: str, kernel: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not kernel:
-        monkeypatch.setattr("metarec.meta.learner.KernelStack.fits", lambda _: False)
+        monkeypatch.setattr("metarec.meta.compiled.CompiledUsers.fits", lambda *given: False)
     model = lively(UP, replace(WORLDS[world][1], inner_lr=0.2))
     recommender = Recommender(model)
     more = [["item5"], ["item8", "item9"], ["item1", "item30"], [], ["item0"], ["item2", "item2"]]
     kept = recommender.adapt(HISTORIES, keep_weights=True)
-    assert torch.allclose(kept.standing.state, recommender.adapt(HISTORIES).standing.state, atol=1e-5)
+    assert torch.allclose(kept.state.tensors["state"], recommender.adapt(HISTORIES).state.tensors["state"], atol=1e-5)
     kept.save(tmp_path / "users")
     found = recommender.load_users(tmp_path / "users").update(more)
     fresh = recommender.adapt([a + b for a, b in zip(HISTORIES, more, strict=True)])
-    assert torch.equal(found.standing.state[3], kept.standing.state[3]), "no new clicks"
-    assert torch.allclose(found.standing.state[[1, 2]], fresh.standing.state[[1, 2]], atol=1e-5), "had not moved"
+    assert torch.equal(found.state.tensors["state"][3], kept.state.tensors["state"][3]), "no new clicks"
+    assert torch.allclose(found.state.tensors["state"][[1, 2]], fresh.state.tensors["state"][[1, 2]], atol=1e-5), (
+        "had not moved"
+    )
     for number in (0, 4, 5):
         for position, name in enumerate(model.learners):
             weights = {n: p for n, p in model.learner(name).named_parameters() if n.startswith("encoder.")}
             for history in (HISTORIES[number], HISTORIES[number] + more[number]):
-                support, query = recommender._support(Clicks.of([history], model.catalog.items))
+                support, query = recommender._states.current().support(Clicks.of([history], model.catalog.items))
                 weights = stepped(model, name, weights, support)
             state, _ = under(weights, model.learner(name), "stand", query)
-            assert torch.allclose(found.standing.state[number, position], state[0, 0], atol=5e-5), (number, name)
-    moved = (found.standing.state - fresh.standing.state)[[0, 4, 5]].abs().amax((1, 2))
+            assert torch.allclose(found.state.tensors["state"][number, position], state[0, 0], atol=5e-5), (
+                number,
+                name,
+            )
+    moved = (found.state.tensors["state"] - fresh.state.tensors["state"])[[0, 4, 5]].abs().amax((1, 2))
     assert (moved > 1e-3).all(), "going on is not starting again"
     alone = recommender.adapt(HISTORIES[0], keep_weights=True).update(more[0])
-    assert torch.allclose(alone.users.standing.state[0], found.standing.state[0], atol=1e-5)
+    assert torch.allclose(alone.users.state.tensors["state"][0], found.state.tensors["state"][0], atol=1e-5)
 
 
 def test_weights_are_kept_of_encoders_alone() -> None:

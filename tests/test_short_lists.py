@@ -8,12 +8,12 @@ import warnings
 import numpy as np
 import pytest
 
-from metarec import MML, Recommender, Served
+from metarec import MML, Recommender, as_model
+from metarec.model import Model
 from metarec.recipes import EASE
 from metarec.recommender import Recommendations
 from metarec.service.answering import Answer, Filters, Job, answers
 from metarec.serving import listing
-from metarec.serving.servable import Servable
 from tiny import CONFIG, UP
 
 IDS = UP.catalog.items.ids
@@ -22,14 +22,14 @@ HISTORIES = [["item3", "item14", "item3"], [], list(IDS[:38]), ["item7"], list(I
 
 @pytest.fixture(scope="module", params=["MML", "served"])
 def recommender(request: pytest.FixtureRequest) -> Recommender:
-    model: Servable = MML.build(UP, CONFIG) if request.param == "MML" else Served(EASE(UP), UP)
+    model: Model = MML.build(UP, CONFIG) if request.param == "MML" else as_model(EASE(UP), UP)
     return Recommender(model)
 
 
 def by_hand(recommender: Recommender, number: int, among: set[str] | None = None) -> list[str]:
     """All that is left for a user, best first."""
     user = recommender.adapt(HISTORIES)[number]
-    known, scores = recommender._current().known, user.scores.double()
+    known, scores = recommender._states.current().known, user.scores.double()
     names = [n for c, n in enumerate(IDS, 1) if known[c] and n not in user.history and (among is None or n in among)]
     order = {name: code for code, name in enumerate(IDS, 1)}
     return sorted(names, key=lambda name: (-float(scores[order[name]]), order[name]))
@@ -92,7 +92,7 @@ def test_removed_items_leave_fewer(recommender: Recommender) -> None:
     with pytest.warns(UserWarning, match=r"only \d items are left for this user, where k=10"):
         found = [item.id for item in user.recommend(k=10)]
     recommender.restore_items(IDS)
-    assert set(found) == {IDS[c - 1] for c in range(37, 41) if recommender._current().known[c]}
+    assert set(found) == {IDS[c - 1] for c in range(37, 41) if recommender._states.current().known[c]}
 
 
 def test_the_service_gives_each_what_there_is_without_a_warning(recommender: Recommender) -> None:

@@ -51,11 +51,11 @@ def test_sixteen_threads_are_told_what_one_is(threads: ModuleType, mode: str) ->
 
 
 def test_without_the_kernel_means_without(threads: ModuleType) -> None:
-    from metarec.meta import kernel_stack
+    from metarec.meta import compiled
 
     with threads._kernel(allowed=False):
-        assert kernel_stack.library() is None
-    assert kernel_stack.library is library
+        assert compiled.library() is None
+    assert compiled.library is library
 
 
 def test_answers_of_another_model_are_counted_as_wrong(threads: ModuleType, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from metarec.recipes import EASE, MML, ItemKNN
 from metarec.recipes.ease import cooccurrences, most_clicked
 from metarec.recommender import Recommender
 from metarec.scoring import UserState
-from metarec.serving.servable import Served
+from metarec.wrapped import as_model
 from tiny import CONFIG, UP
 
 WIDTHS = [1, 3, 16, 24, 40, 100, 640]  # a matrix product takes other paths for other widths
@@ -219,11 +219,11 @@ def test_itemknn_keeps_the_first_of_equal_neighbours(neighbours: int) -> None:
 
 @pytest.mark.parametrize("k", [1, 5, 20])
 def test_lists_of_a_method_with_many_equal_scores(k: int) -> None:
-    recommender = Recommender(Served(EASE(UP, items=25), UP))
+    recommender = Recommender(as_model(EASE(UP, items=25), UP))
     clicked = most_clicked(UP, 25)[:2].tolist()
     user = recommender.adapt(UP.catalog.items.decode(clicked))
     scores = user.scores.tolist()
-    allowed = [i for i in range(1, 41) if bool(recommender._current().known[i]) and i not in clicked]
+    allowed = [i for i in range(1, 41) if bool(recommender._states.current().known[i]) and i not in clicked]
     k = min(k, len(allowed))
     expected = [allowed[i] for i in brute([scores[i] for i in allowed], k)]
     assert recommender.catalog.items.encode([item.id for item in user.recommend(k)]).tolist() == expected

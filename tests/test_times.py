@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from metarec.data.dataset import Catalog, Dataset, Vocabulary
-from metarec.data.sampler import EpisodeSampler, support_of
+from metarec.data.histories import Clicks
+from metarec.data.sampler import EpisodeSampler
+from metarec.data.support import SupportMaker
 from metarec.types import Examples
 
 
@@ -80,7 +82,7 @@ def test_times_follow_the_examples_and_are_unknown_for_new_users() -> None:
     assert picked.time is not None and torch.equal(picked.time, batch.query.time[order])
     trimmed = next(iter(batch.chunks(2))).support
     assert trimmed.time is not None and trimmed.time.shape == trimmed.target.shape
-    assert support_of([[1, 2]], warm=np.arange(10) > 0)[1].time is None
+    assert SupportMaker(np.arange(10) > 0, 1, 50)(Clicks.join([np.array([1, 2])]))[1].time is None
     one = torch.zeros(1, 1, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"weight, time and gap \(B,S\).*'time': \(1, 2\)"):
         Examples(one, one, one, one[..., None], torch.ones(1, 1), torch.zeros(1, 2))

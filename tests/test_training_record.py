@@ -27,14 +27,13 @@ from metarec.recipes import EASE, MML, Ensemble, MMLConfig, Popularity, mml, sas
 from metarec.recipes.anil import HeadLearner
 from metarec.recipes.candidates import candidate_scores
 from metarec.recipes.fusing import FusedMethod
-from metarec.recipes.growing import with_items
 from metarec.recipes.lightgcn import LightGCN
 from metarec.recipes.metalearned import maml, reptile
 from metarec.recipes.metasgd import MetaSGD
 from metarec.recipes.metatl import TransitionLearner
 from metarec.recommender import Recommender
-from metarec.serving.servable import Served
 from metarec.types import Examples, Method, Scorer
+from metarec.wrapped import as_model
 
 DATA = planted(users=40, items=30)
 UP, DOWN = split_by_time(DATA, at=PLANTED_SPLIT)
@@ -136,7 +135,7 @@ def ways(name: str, model: Any) -> dict[str, Method]:
         "itself": model,
         "copy": copy.copy(model),
         "in a wrapper": Own(model),
-        "served": Served(model, UP),
+        "served": as_model(model, UP),
         "in a blend": Ensemble({"it": model, "ease": EASE(UP)}, UP),
     }
     part = model.learner("text") if isinstance(model, MML) else model
@@ -147,7 +146,7 @@ def ways(name: str, model: Any) -> dict[str, Method]:
         out |= {**model.methods(), "bare": model.learner("id", generator=False)}
         out |= {"one learner": FusedMethod([model.meta("id")])}
         out |= {"head": MetaLearner(HeadLearner(model.learner("id")), engine="native")}
-        assert record_of(with_items(model, added)).fitted_until == record_of(model).fitted_until
+        assert record_of(model.add_items(added)).fitted_until == record_of(model).fitted_until
     if name == "SASRec":
         out |= {"under MAML": MetaLearner(model, engine="native"), "under ANIL": HeadLearner(model)}
         out |= {"around its parts": ModalityLearner(model.items, model.encoder)}
@@ -235,7 +234,7 @@ def test_a_model_says_what_of_it_is_not_trained() -> None:
             break
     assert set(model.trained) == set(STAGES) - {"text generator", "fusion"}
     assert model.fitted_until == UP.time.max()
-    for method, lacks in ((model, "text generator, fusion"), (Served(model.meta("text"), UP), "text generator")):
+    for method, lacks in ((model, "text generator, fusion"), (as_model(model.meta("text"), UP), "text generator")):
         with pytest.warns(UserWarning, match=f"is not trained to the end: it lacks {lacks}; "):
             assert f"not trained: {lacks}" in str(evaluate(method, DOWN))
     for whole in (model.meta("id"), model.meta("text", generator=False)):

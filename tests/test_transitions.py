@@ -12,7 +12,7 @@ from metarec.data import EpisodeSampler, split_by_time
 from metarec.data.dataset import Catalog, Dataset, Vocabulary
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.evaluation import evaluate
-from metarec.recipes import CoClicks, Transitions, pair_counts, transitions
+from metarec.recipes import CoClicks, Transitions, asked_pairs, transitions
 from metarec.types import Examples
 
 HALF_LIFE = 40.0
@@ -36,7 +36,7 @@ def by_hand(data: Dataset, history: list[int], now: float, half_life: float) -> 
 
 @pytest.mark.parametrize("live", [False, True])
 def test_scores_are_those_of_a_loop_over_clicks(monkeypatch, live):
-    monkeypatch.setattr(pair_counts, "AT_ONCE", 300)  # several pieces
+    monkeypatch.setattr(asked_pairs, "AT_ONCE", 300)  # several pieces
     monkeypatch.setattr(transitions, "READ", 4)
     data = planted(users=25, items=20)
     up, down = split_by_time(data, at=PLANTED_SPLIT)

@@ -21,6 +21,6 @@ for user in range(len(batch)):
 one_by_one = torch.stack(losses)
 
 # All users at once: through learn2learn's MAML, and by the library's own loop.
-for engine in ("learn2learn", "native"):
+for engine in ("learn2learn", "auto"):
     at_once = mr.MetaLearner(learner, lr=0.1, steps=5, engine=engine).query_loss(batch)
     print(engine, bool(torch.allclose(at_once, one_by_one, atol=1e-12)))

@@ -19,7 +19,7 @@ def build(up: mr.Dataset, *, dim: int = 32, lr: float = 0.05) -> mr.MetaLearner:
         candidates=torch.from_numpy(up.warm),
     )
     losses = ("softmax", "softmax")
-    return mr.MetaLearner(learner, lr=lr, steps=3, objectives=losses, engine="native")
+    return mr.MetaLearner(learner, lr=lr, steps=3, objectives=losses)
 
 
 def train(meta: mr.MetaLearner, sampler: mr.EpisodeSampler, epochs: int) -> Iterator[float]:

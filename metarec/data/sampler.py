@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from metarec.data.cutting import check_mass, cut_examples, make_line
 from metarec.data.dataset import Dataset, Ints
-from metarec.types import EpisodeBatch, Examples
+from metarec.data.support import SupportMaker
+from metarec.types import EpisodeBatch
 
 Part = Literal["train", "validation", "test", "serving"]
 LEAST_CLICKS: Mapping[str, int] = MappingProxyType({"train": 3, "validation": 4, "test": 4, "serving": 2})
@@ -35,7 +36,8 @@ class EpisodeSampler:
 
     Of a user with more than ``max_length + 1`` clicks, train takes a random window of ``max_length + 1``
     consecutive clicks each epoch; the other parts take the last ones. Part test keeps x_{n-2} out of the support,
-    so that it can choose settings; serving adapts to all that is known, were it a single click (no support at all).
+    so that it can choose settings; serving adapts to all that is known, even a single click (no support at all), with
+    the negatives that a :class:`metarec.Recommender` draws for the same clicks.
 
     Args:
         data: the clicks; negatives are drawn from its warm items, so that cold items are never pushed down.
@@ -174,6 +176,8 @@ class EpisodeSampler:
                 )
                 for a, b in cuts
             )
+            if self.part == "serving" and self.negative_sampling == "uniform":
+                support = self._maker.with_negatives(support)
             yield EpisodeBatch(torch.from_numpy(self.user_codes[users[own]]), support, query)
 
     def _spans(self, n: Ints) -> tuple[Ints, Ints, Ints]:
@@ -202,6 +206,11 @@ class EpisodeSampler:
         return np.flatnonzero(self._asked & (self._clicks >= LEAST_CLICKS[self.part]))
 
     @cached_property
+    def _maker(self) -> SupportMaker:
+        """Makes the support of users who are served."""
+        return SupportMaker(self.data.warm, self.negatives, self.max_length)
+
+    @cached_property
     def _mass(self) -> Ints:
         """(I,) how often each item is drawn as a negative, relative to the others."""
         warm = self.data.warm.astype(np.int64)
@@ -222,60 +231,6 @@ class EpisodeSampler:
                 f"{reason} (the longest has {have.max(initial=0)}); give users with at least "
                 f"{LEAST_CLICKS[self.part]} clicks"
             )
-
-
-def support_of(
-    histories: Sequence[Sequence[int] | Ints],
-    *,
-    warm: NDArray[np.bool_],
-    negatives: int = 1,
-    seed: int = 0,
-    max_length: int = 50,
-) -> tuple[Examples, Examples]:
-    """The episode of brand-new users: every click after the first is a support target, the next is asked for.
-
-    Args:
-        histories: the item codes that each of B users clicked, in time order; the last ``max_length`` count.
-        warm: (I,) bool, items that may be drawn as negatives, as in ``Dataset.warm``.
-        negatives: N, uniform over the warm items without the target.
-        seed: the only source of randomness.
-        max_length: most items of a history.
-
-    Returns:
-        support: S = max(1, longest history - 1); a user with one click has weight 0 everywhere.
-        query: Q = 1, the state after the last click; the target is unknown and stands as 0, the weight is 1.
-
-    Raises:
-        ValueError: if there is no user, a user has no click, a code is no item, or too few items are warm.
-
-    Example:
-        >>> support, query = support_of([[3, 1, 4], [2]], warm=np.array([False, True, True, True, True]))
-        >>> support.target.tolist(), support.weight.tolist()
-        ([[1, 4], [0, 0]], [[1.0, 1.0], [0.0, 0.0]])
-        >>> query.history.tolist(), query.position.tolist(), query.target.tolist()
-        ([[3, 1, 4], [2, 0, 0]], [[2], [0]], [[0], [0]])
-    """
-    for name, value, least in (("negatives", negatives, 0), ("max_length", max_length, 1), ("seed", seed, 0)):
-        if value < least:
-            raise ValueError(f"support_of: {name} must be at least {least}, got {value}")
-    mass = np.asarray(warm).astype(np.int64)
-    if negatives:
-        check_mass(mass, "support_of")
-    clicks = [np.asarray(history, dtype=np.int64)[-max_length:] for history in histories]
-    n = np.array([len(own) for own in clicks], dtype=np.int64)
-    if not len(n) or not n.all():
-        who = f"user {int(np.argmin(n))} has none" if len(n) else "there is no user"
-        raise ValueError(f"support_of: every user needs at least 1 click, {who}; answer such users by popularity")
-    item = np.concatenate([np.append(own, 0) for own in clicks])  # a 0 after each user: the click to come
-    start = np.cumsum(n + 1) - (n + 1)
-    given = np.delete(item, start + n)
-    if ((given < 1) | (given >= len(mass))).any():
-        at = int(np.argmax((given < 1) | (given >= len(mass))))
-        user = int(np.repeat(np.arange(len(n)), n)[at])
-        raise ValueError(f"support_of: user {user} clicked item code {given[at]}, expected 1..{len(mass) - 1}")
-    rng, line = np.random.default_rng(seed), make_line(mass)
-    support = cut_examples(item, start, np.zeros_like(n), n - 1, line=line, negatives=negatives, rng=rng)
-    return support, cut_examples(item, start, n - 1, n, line=line, negatives=negatives, rng=rng)
 
 
 def _check_known(codes: Ints, known: Ints, name: str) -> None:

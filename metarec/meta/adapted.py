@@ -1,4 +1,4 @@
-"""The layers of many users: shared parameters plus what each user's steps have added to them.
+"""Layers with low-rank updates: shared parameters plus what each user's SGD steps have added to them.
 
 SGD on a linear layer adds ``-lr * G^T X`` to its weight, with X the layer's inputs and G the gradients of its outputs:
 a matrix of rank (tokens). A user's adapted layer is therefore the shared layer plus ``(x X^T) G``, and no user needs a
@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarec.meta import ops
+
 DENSE_PAYS = 1.5  # a user's own matrix pays beyond so many times the numbers of its factors
 
 
@@ -31,37 +33,31 @@ def kernels(like: Tensor) -> Any | None:
     return None
 
 
-def low_rank_add(y: Tensor, x: Tensor, X: Tensor, G: Tensor, one: float) -> None:
-    """``y += (x X^T + one) G`` for each of B users: y (B, n, out), x (B, n, in), X (B, rank, in), G (B, rank, out)."""
-    near = x @ X.transpose(1, 2)
-    y.baddbmm_(near.add_(one) if one else near, G)
-
-
-def scaled_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Layer norm over the last dimensions, those of ``shape``, times weight, plus bias."""
-    return torch.addcmul(bias, F.layer_norm(x, shape, None, None, eps), weight)
-
-
 class AdaptedPart(nn.Module):
     """A module of B users: shared parameters plus what the users' steps have added to them.
 
     ``inner`` while steps are taken (the shared parameters are constants), ``graph`` when gradients of an outer loss
-    are to reach the shared parameters.
+    are to reach the shared parameters, ``values`` when nothing does.
     """
 
     mode = "inner"
+    expected_steps = 1  # memory for the factors of so many steps is allocated at once
     base: dict[str, Tensor]
 
+    def start(self, weights: dict[str, Tensor]) -> None:
+        """Before the first step: each user starts from weights of its own, (B, ...) by name."""
+        raise NotImplementedError
+
     def shared(self, parameter: Tensor) -> Tensor:
-        """The shared parameter as the mode wants it."""
+        """The shared parameter, detached unless gradients are to reach it."""
         return parameter if self.mode == "graph" else parameter.detach()
 
     def watched(self) -> list[Tensor]:
-        """Leaves that the next step needs the gradients of."""
+        """Tensors whose gradients the next step needs."""
         return []
 
     def step(self, gradients: list[Tensor | None], lr: float) -> None:
-        """Take one SGD step, given the gradients of what was watched."""
+        """Take one SGD step, given the gradients of the watched tensors."""
         raise NotImplementedError
 
     def weights(self) -> dict[str, Tensor]:
@@ -73,9 +69,7 @@ class _Linear(torch.autograd.Function):
     """Forward and backward pass of an :class:`AdaptedLinear`, whose own factors are constants."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, anchor: Tensor, part: AdaptedLinear
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, leaf: Tensor, part: AdaptedLinear) -> Tensor:
         ctx.part = part
         ctx.save_for_backward(x, weight)
         return part.product(x, weight, bias)
@@ -100,30 +94,37 @@ class AdaptedLinear(AdaptedPart):
     outputs: ``x dW^T + db = (x X^T + 1) G``, where the 1 stands if there is a bias.
     """
 
-    def __init__(self, base: nn.Linear, users: int, steps: int) -> None:
+    def __init__(self, base: nn.Linear, users: int) -> None:
         super().__init__()
         self.base: dict[str, Tensor] = dict(base.named_parameters())
-        self.users, self.steps = users, steps
+        self.users = users
         self.one = float("bias" in self.base)
         gpu = kernels(base.weight)
-        self.low_rank_add = gpu.low_rank_add if gpu else low_rank_add
+        self.low_rank_add = gpu.low_rank_add if gpu else ops.low_rank_add
         self.rank = 0
         self.inputs = base.weight.new_empty(users, 0, base.in_features)
         self.outputs = base.weight.new_empty(users, 0, base.out_features)
         self.dense: Tensor | None = None
         self.bias: Tensor | None = None
         self.calls: list[tuple[Tensor, Tensor]] = []
-        self.anchor = torch.zeros((), requires_grad=True)  # the leaf for whose sake backward passes get here
+        self.leaf = torch.zeros((), requires_grad=True)  # dummy leaf, so that autograd calls backward
+
+    def start(self, weights: dict[str, Tensor]) -> None:
+        """Before the first step: each user starts from weights of its own, (B, ...) by name; they become matrices."""
+        self.base = {name: p.detach() for name, p in self.base.items()}
+        own = {name: (weights[name] - p).detach() for name, p in self.base.items()}
+        self.dense = own["weight"].transpose(1, 2).contiguous()
+        self.bias = own["bias"].unsqueeze(1) if "bias" in own else None
 
     def watched(self) -> list[Tensor]:
-        """The leaf that makes backward passes get here."""
-        return [self.anchor]
+        """The dummy leaf."""
+        return [self.leaf]
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., in) -> (B, ..., out)."""
         base = {name: self.shared(p) for name, p in self.base.items()}
         out: Tensor = _Linear.apply(  # type: ignore[no-untyped-call]
-            x.contiguous(), base["weight"], base.get("bias"), self.anchor, self
+            x.contiguous(), base["weight"], base.get("bias"), self.leaf, self
         )
         return out
 
@@ -165,7 +166,7 @@ class AdaptedLinear(AdaptedPart):
                 self.bias.add_(gradient.sum(1, keepdim=True), alpha=-lr)
             return
         if rank > self.inputs.shape[1]:
-            room = (self.users, max(rank, tokens.shape[1] * self.steps))
+            room = (self.users, max(rank, tokens.shape[1] * self.expected_steps))
             X, G = tokens.new_empty(*room, width), tokens.new_empty(*room, height)
             X[:, : self.rank], G[:, : self.rank] = self.inputs[:, : self.rank], self.outputs[:, : self.rank]
             self.inputs, self.outputs = X, G
@@ -174,7 +175,7 @@ class AdaptedLinear(AdaptedPart):
         self.rank = rank
 
     def _make_dense(self) -> None:
-        """Add the factors up and let go of them."""
+        """Add the factors up to a matrix and free them."""
         X, G = self.inputs[:, : self.rank], self.outputs[:, : self.rank]
         self.dense = X.transpose(1, 2) @ G
         if self.one:
@@ -208,6 +209,11 @@ class Delta(AdaptedPart):
             for name, p in parameters.items()
         }
 
+    def start(self, weights: dict[str, Tensor]) -> None:
+        """Before the first step: each user starts from weights of its own, (B, ...) by name."""
+        self.base = {name: p.detach() for name, p in self.base.items()}
+        self.delta = {name: (weights[name] - p).detach().requires_grad_() for name, p in self.base.items()}
+
     def value(self, name: str) -> Tensor:
         """(B, ...)."""
         return self.shared(self.base[name]) + self.delta[name]
@@ -235,7 +241,7 @@ class AdaptedNorm(Delta):
         super().__init__(users, weight=base.weight, bias=base.bias)
         self.shape, self.eps = base.normalized_shape, base.eps
         gpu = kernels(base.weight)
-        self.scaled_norm = gpu.scaled_norm if gpu else scaled_norm
+        self.scaled_norm = gpu.scaled_norm if gpu else ops.scaled_norm
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, ..., D) -> (B, ..., D)."""

@@ -8,8 +8,8 @@ from typing import Any, Self
 from torch import Tensor
 
 from metarec.meta.bank import Bank, fits
-from metarec.model import kept
 from metarec.nn.tabled import TabledModel
+from metarec.versions import kept
 
 
 class OfLearner:
@@ -32,6 +32,8 @@ class AdaptingModel(TabledModel):
     catalog: Any = OfLearner()
     warm: Any = OfLearner()
     repeat_share: Any = OfLearner()
+    second: Any = OfLearner()
+    scales: Any = OfLearner()
     fitted: Any = OfLearner()
     max_length: Any = OfLearner()
 

@@ -22,9 +22,9 @@ def exclusive(module: nn.Module) -> AbstractContextManager[Any]:
 class Substituted:
     """Calls methods of a module as if some of its parameters and buffers were others.
 
-    A copy of the module tree gets the tensors, so that nobody else meets them, whatever happens meanwhile. Only where a
-    copy might lead back to the original (a hook, a function as an attribute) does the original itself get them: one
-    call at a time, after which everything in it is as before.
+    The tensors go into a copy of the module tree, so that no other caller reads them. Only where a copy might lead back
+    to the original (a hook, a function as an attribute) do they go into the original itself: one call at a time, after
+    which everything in it is as before.
 
     A tensor that the module has under several names is replaced under all of them, in lists and dicts too.
 
@@ -104,7 +104,7 @@ class Substituted:
 
     @contextmanager
     def _parts(self) -> Iterator[Any]:
-        """What stands for each part of the module during a call."""
+        """The module that is called in place of each part: a copy, or the part itself."""
         if self.copies:
             yield _copied(self.module).__getitem__
             return
@@ -120,16 +120,16 @@ class Substituted:
 
 
 def _copied(module: nn.Module) -> dict[nn.Module, nn.Module]:
-    """A copy of each part of a tree, whose parts are copies."""
+    """A copy of each part of a module tree; their submodules are the copies."""
     copies: dict[nn.Module, nn.Module] = {}
     for part in module.modules():
-        copies[part] = twin = object.__new__(type(part))
-        vars(twin).update(vars(part))
+        copies[part] = made = object.__new__(type(part))
+        vars(made).update(vars(part))
         for name in ("_parameters", "_buffers"):
-            vars(twin)[name] = dict(vars(part)[name])
-    for twin in copies.values():
-        vars(twin)["_modules"] = {
-            name: None if child is None else copies[child] for name, child in vars(twin)["_modules"].items()
+            vars(made)[name] = dict(vars(part)[name])
+    for made in copies.values():
+        vars(made)["_modules"] = {
+            name: None if child is None else copies[child] for name, child in vars(made)["_modules"].items()
         }
     return copies
 

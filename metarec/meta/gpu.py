@@ -1,7 +1,7 @@
 """Kernels for many small matrices on a GPU, in Triton; imported only where they run.
 
-Each equals a few lines of torch, which serve everywhere else: :func:`low_rank_add` those of
-:mod:`metarec.meta.fast`, :func:`attend` those of :mod:`metarec.functional.attention`.
+Each equals a few lines of torch, which serve everywhere else: :func:`low_rank_add` and :func:`scaled_norm` those of
+:mod:`metarec.meta.ops`, :func:`attend` those of :mod:`metarec.functional.attention`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from metarec.functional import attention
-from metarec.meta import adapted
+from metarec.meta import ops
 
 LONGEST = 64  # tokens that one program of the attention kernel holds
 
@@ -256,9 +256,9 @@ class _ScaledNorm(torch.autograd.Function):
 
 
 def scaled_norm(x: Tensor, shape: tuple[int, ...], weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """:func:`metarec.meta.adapted.scaled_norm`, in one kernel where a user's rows fit into one program."""
+    """:func:`metarec.meta.ops.scaled_norm`, in one kernel where a user's rows fit into one program."""
     if x.ndim != 3 or len(shape) != 1 or x.shape[1] > LONGEST or x.shape[2] > 256:
-        return adapted.scaled_norm(x, shape, weight, bias, eps)
+        return ops.scaled_norm(x, shape, weight, bias, eps)
     out: Tensor = _ScaledNorm.apply(  # type: ignore[no-untyped-call]
         x.contiguous(), weight.contiguous(), bias.contiguous(), eps
     )

@@ -1,8 +1,8 @@
-"""What an engine may rely on, looked at in the modules themselves and never taken from the name of a class.
+"""Checks of modules: what an engine may rely on, read from the modules themselves and never from a class's name.
 
 A fast engine computes what a class is known to compute, from parameters that it keeps elsewhere. That is right only
-while an object is what its class builds: no other part, no hook, no function of its own, nothing tied or frozen.
-Whatever is not so is run as it is, by :class:`~metarec.meta.stack.TaskStack`.
+while an object is what its class builds: no other part, no hook, no function of its own, no tied or frozen parameter.
+Any other module is called as it is, by :class:`~metarec.meta.vmap.VmapUsers`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Many users' first-order weights in a compiled function: the fastest way on a CPU.
+"""An encoder module whose forward and backward passes, and SGD steps, a compiled C function computes for B users.
 
 ``encoder_kernel.c`` runs the encoder of one user after another under the user's own weights, forward and backward, and
-takes the SGD step while it is at it. All inner steps of a user go together if the loss is one that it knows; other
-losses stay in torch, step by step. Where the library was not built (no compiler at installation),
-:class:`~metarec.meta.fast.FastStack` takes its place.
+takes the SGD step in the backward pass. Where it knows the loss, one call takes all inner steps of a user; other losses
+are computed in torch, step by step. Where the library was not built (no compiler at installation),
+:class:`~metarec.meta.low_rank.LowRankUsers` takes its place.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ class _Encode(torch.autograd.Function):
         if encoder.mode == "inner":
             if ctx.turn != encoder.turn:
                 raise RuntimeError(
-                    "a loss may read the encoder once in an inner step; engine='learn2learn' allows more"
+                    "a loss may read the encoder once in an inner step; without broadcasts in the learner's class it "
+                    "may read it more often"
                 )
             encoder.move(task, STEP, encoder.lr)
             return (None,) * len(needed)
@@ -80,7 +81,7 @@ class KernelEncoder(nn.Module):
         self.drop = [d.p if d.training else 0.0 for d in (base.dropout, *(block.dropout for block in base.blocks))]
         self.sizes = {"users": users, **encoder_sizes(base)}
         self.turn, self.lr = 0, 0.0
-        self.anchor = torch.zeros((), requires_grad=True)  # the leaf for whose sake backward passes get here
+        self.leaf = torch.zeros((), requires_grad=True)  # dummy leaf, so that autograd calls backward
         task = Pass(base.position, self.sizes, self.drop, self.eps)
         self.size = task.sizes()[0]
         self.row = base.position.detach().new_zeros(self.size)  # or of each user, once a step is taken
@@ -103,7 +104,7 @@ class KernelEncoder(nn.Module):
         task = self._task(keep, at)
         self.turn += 1
         task.point(saved=self.row.new_empty(self.users, task.sizes()[1]))
-        leaves = {"inner": (self.anchor,), "graph": (*self.base.values(),)}.get(self.mode, ())
+        leaves = {"inner": (self.leaf,), "graph": (*self.base.values(),)}.get(self.mode, ())
         bias = self._bias(context)
         out: Tensor = _Encode.apply(self, task, self._plain(x), bias, *leaves)  # type: ignore[no-untyped-call]
         return out
@@ -165,7 +166,7 @@ class KernelEncoder(nn.Module):
         return given
 
     def move(self, task: Pass, what: int, lr: float) -> None:
-        """A pass of the inner loop: every user's weights move on."""
+        """A pass of the inner loop, which updates every user's weights."""
         moved = self.row if self.row.ndim > 1 else _rows(self)
         task.point(moved=moved)
         task.set(what=what, rate=-lr)

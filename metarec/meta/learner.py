@@ -5,23 +5,19 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from metarec.meta.adapting import AdaptingModel
-from metarec.meta.calling import exclusive
-from metarec.meta.fast import FastStack
+from metarec.meta.choice import choose
+from metarec.meta.engine import Engine, InnerLoop, Rate
 from metarec.meta.graphs import Gradients, Graphs
-from metarec.meta.kernel_stack import KernelStack
 from metarec.meta.memory import bytes_per_user, chunk_sizes, in_halves
-from metarec.meta.stack import TaskStack
-from metarec.meta.users import Adapted, Learner, Stack, check_objectives
+from metarec.meta.users import Adapted, Learner, check_objectives
 from metarec.types import EpisodeBatch, Examples
 
-Engine = Literal["auto", "native", "learn2learn"]
 FROZEN = (
     "MetaLearner: every parameter of what adapts has requires_grad=False, so inner steps change nothing; call "
     "requires_grad_() on what shall adapt, or take steps=0"
@@ -45,8 +41,8 @@ class MetaLearner(AdaptingModel, nn.Module):
         second_order: differentiate through the inner steps.
         objectives: inner and outer loss: ``"bpr"``, ``"sampled_softmax"`` or ``"softmax"``, or those that the learner
             names in its own ``objectives``.
-        engine: ``"learn2learn"`` steps through its ``MAML``, ``"native"`` here; equal results. ``"auto"`` takes
-            learn2learn where it is installed.
+        engine: ``"auto"`` takes the fastest of the library's own engines that computes exactly what the learner
+            computes, ``"learn2learn"`` steps through its ``MAML``; equal results. ``"native"`` is ``"auto"``.
         memory_budget: bytes that adapting may take at once; users are adapted in chunks that fit. Default: half of the
             free memory of a GPU, 128 MiB on a CPU.
         graphs: on a GPU, let :meth:`backward` replay batches of a shape it has met before as one CUDA graph: launching
@@ -60,7 +56,7 @@ class MetaLearner(AdaptingModel, nn.Module):
     Example:
         >>> from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
         >>> learner = ModalityLearner(IdItems(size=6, dim=8), SequenceEncoder(dim=8))
-        >>> meta = MetaLearner(learner, lr=0.1, steps=2, engine="native")
+        >>> meta = MetaLearner(learner, lr=0.1, steps=2)
         >>> support = Examples(torch.tensor([[3, 1, 2], [1, 2, 0]]), torch.tensor([[0, 1], [0, 0]]),
         ...                    torch.tensor([[1, 2], [2, 0]]), torch.full((2, 2, 1), 4), torch.tensor([[1., 1], [1, 0]])
         ...                    )
@@ -79,23 +75,22 @@ class MetaLearner(AdaptingModel, nn.Module):
         adapts: Literal["encoder", "all"] = "encoder",
         second_order: bool = False,
         objectives: tuple[str, str] = ("bpr", "bpr"),
-        engine: Engine = "auto",
+        engine: Literal["auto", "native", "learn2learn"] = "auto",
         memory_budget: int | None = None,
         graphs: bool = False,
     ) -> None:
         super().__init__()
         if steps < 0 or lr < 0:
-            raise ValueError(f"MetaLearner: steps and lr must not be negative, got steps={steps} and lr={lr}")
+            raise ValueError(f"{type(self).__name__}: steps and lr must not be negative, got steps={steps} and lr={lr}")
         if engine not in ("auto", "native", "learn2learn"):
             raise ValueError(f"MetaLearner: engine must be 'auto', 'native' or 'learn2learn', got {engine!r}")
         check_objectives(learner, objectives)
-        found = importlib.util.find_spec("learn2learn") is not None
-        if engine == "learn2learn" and not found:
-            raise ModuleNotFoundError("learn2learn is not installed: `make extras` installs it, or use engine='native'")
+        if engine == "learn2learn" and importlib.util.find_spec("learn2learn") is None:
+            raise ModuleNotFoundError("learn2learn is not installed: `make extras` installs it, or use engine='auto'")
         self.learner: Any = learner
         self.lr, self.steps, self.adapts, self.second_order = lr, steps, adapts, second_order
         self.objectives = objectives
-        self.learn2learn = engine == "learn2learn" or (engine == "auto" and found)
+        self.engine: Literal["auto", "learn2learn"] = "learn2learn" if engine == "learn2learn" else "auto"
         self.memory_budget = memory_budget
         self.graphs = Graphs() if graphs else None
 
@@ -113,67 +108,45 @@ class MetaLearner(AdaptingModel, nn.Module):
             weights: where each user starts, as :meth:`Adapted.weights` gives them, (B, ...) by name; the shared
                 weights by default.
         """
-        keep_graph, steps = torch.is_grad_enabled(), self.steps if steps is None else steps
+        keep_graph, start = torch.is_grad_enabled(), weights or {}
         with torch.enable_grad():
-            view = self.learner.task_view(self.adapts)
-            engine = self._engine(view)
-            with exclusive(view) if engine is TaskStack else nullcontext():
-                if steps and not any(p.requires_grad for p in view.parameters()):
+            view, loop = self.learner.task_view(self.adapts), self._loop(steps)
+            engine = self._chosen(view, loop, support, start)
+            with engine.lock(view):
+                if loop.steps and not any(p.requires_grad for p in view.parameters()):
                     warnings.warn(FROZEN, stacklevel=2)
-                stacks, start = [], 0
+                stacks, first = [], 0
                 for size in self._chunk_sizes(view, engine, support, keep_graph):
-                    part = support if size == len(support) else support[start : start + size].trim()
-                    own = {name: w[start : start + size] for name, w in (weights or {}).items()}
-                    stack = self._adapt_chunk(view, engine, part, steps, own)
-                    stacks.append(stack if keep_graph else stack.detached())
-                    start += size
+                    part = support if size == len(support) else support[first : first + size].trim()
+                    own = {name: w[first : first + size] for name, w in start.items()}
+                    users = engine(view, size, _own_tensors(view, part) | own).steps(part, loop)
+                    stacks.append(users.attached() if keep_graph else users.detached())
+                    first += size
         return Adapted(stacks, view.items.known, getattr(view, "fitted", None))
 
-    def _engine(self, view: nn.Module) -> type[Stack]:
-        """The fastest engine that computes just what a view computes."""
-        kinds = (KernelStack, FastStack) if self._plain else ()
-        return next((kind for kind in kinds if kind.fits(view)), TaskStack)
+    def rate(self) -> Rate:
+        """The step size of the inner loop: ``lr`` for all weights. A subclass may give one for each, by name."""
+        return self.lr
 
-    def _chunk_sizes(self, view: nn.Module, engine: type[Stack], support: Examples, keep_graph: bool) -> list[int]:
-        each = KernelStack.bytes_per_user if engine is KernelStack else bytes_per_user
-        return chunk_sizes(view, support, self._graph_steps(keep_graph), self.memory_budget, each)
+    def _loop(self, steps: int | None = None) -> InnerLoop:
+        return InnerLoop(
+            self.objectives[0], self.steps if steps is None else steps, self.rate(), second_order=self.second_order
+        )
+
+    def _chosen(
+        self, view: nn.Module, loop: InnerLoop, support: Examples, weights: Mapping[str, Tensor] | None = None
+    ) -> type[Engine]:
+        one = support if len(support) == 1 else support[:1]
+        return choose(view, loop, _own_tensors(view, one) | dict(weights or {}), self.engine)
+
+    def _chunk_sizes(self, view: nn.Module, engine: type[Engine], support: Examples, keep_graph: bool) -> list[int]:
+        steps = self._graph_steps(keep_graph)
+        return chunk_sizes(view, support, steps, self.memory_budget, engine.bytes_per_user)
 
     def _graph_steps(self, keep_graph: bool) -> int:
         """How many inner steps' activations are held at once."""
-        return max(1, self.steps) if keep_graph and self.second_order else 1
-
-    @property
-    def _plain(self) -> bool:
-        """Whether the users' changes of the encoder are all there is to keep."""
-        return self.adapts == "encoder" and not self.learn2learn and not self.second_order
-
-    def _adapt_chunk(
-        self, view: Any, engine: type[Stack], support: Examples, steps: int, own: Mapping[str, Tensor] | None = None
-    ) -> Stack:
-        if engine is KernelStack:
-            return KernelStack(view, len(support), own).steps(support, self.objectives[0], steps, self.lr).attached()
-        if engine is FastStack and not own:
-            fast = FastStack(view, len(support), steps)
-            for _ in range(steps):
-                fast = fast.step(fast("loss", support, self.objectives[0]).sum(), self.lr)
-            return fast.attached()
-        stack = TaskStack(view, len(support), {**view.task_tensors(support), **(own or {})})
-        if self.learn2learn:
-            return self._learn2learn_steps(stack, support, steps)
-        for _ in range(steps):
-            stack = stack.step(stack("loss", support, self.objectives[0]).sum(), self.lr, self.second_order)
-        return stack
-
-    def _learn2learn_steps(self, stack: TaskStack, support: Examples, steps: int) -> TaskStack:
-        from learn2learn.algorithms import MAML
-
-        maml = MAML(stack, lr=self.lr, first_order=not self.second_order, allow_unused=True)
-        for _ in range(steps):
-            loss = maml.module("loss", support, self.objectives[0]).sum()
-            if loss.requires_grad and maml.module.adapting():
-                maml.adapt(loss)
-        out: TaskStack = maml.module
-        return out
+        all_held = keep_graph and (self.second_order or isinstance(self.rate(), Mapping))
+        return max(1, self.steps) if all_held else 1
 
     def query_loss(self, episodes: EpisodeBatch) -> Tensor:
         """Each user's query loss at its adapted weights, (B,), with the graph to the shared weights."""
@@ -187,7 +160,8 @@ class MetaLearner(AdaptingModel, nn.Module):
         """
         with torch.no_grad():  # a graph that leads to the parameters would keep a CUDA graph from being recorded
             view = self.learner.task_view(self.adapts)
-        sizes = self._chunk_sizes(view, self._engine(view), episodes.support, True)
+        engine = self._chosen(view, self._loop(), episodes.support)
+        sizes = self._chunk_sizes(view, engine, episodes.support, True)
         total = 0.0
         for part in episodes.chunks(*sizes):
             need = len(part) * bytes_per_user(view, part.support, self._graph_steps(True))
@@ -217,18 +191,18 @@ class MetaLearner(AdaptingModel, nn.Module):
 
     def gradients(self, part: EpisodeBatch) -> Gradients:
         """Query losses (B,) of users that fit into memory, parameters, and the gradients of the losses' sum."""
-        trained = [p for p in self.learner.parameters() if p.requires_grad]
-        view = self.learner.task_view(self.adapts)
-        engine = self._engine(view)
-        if engine is KernelStack and KernelStack.knows(view, *self.objectives):
-            stack = KernelStack(view, len(part))
-            losses, gradients = stack.gradients(part, self.objectives, self.steps, self.lr, trained)
-        else:
-            adapted = self._adapt_chunk(view, engine, part.support, self.steps)
-            losses = adapted("loss", part.query, self.objectives[1])
-            gradients = list(torch.autograd.grad(losses.sum(), trained, allow_unused=True))
+        trained = [p for p in self.parameters() if p.requires_grad]
+        view, loop = self.learner.task_view(self.adapts), self._loop()
+        engine = self._chosen(view, loop, part.support)
+        users = engine(view, len(part), _own_tensors(view, part.support))
+        losses, gradients = users.query_gradients(part, loop, self.objectives[1], trained)
         used = [(p, g) for p, g in zip(trained, gradients, strict=True) if g is not None]
         return losses.detach(), [p for p, _ in used], [g for _, g in used]
+
+
+def _own_tensors(view: Any, support: Examples) -> dict[str, Tensor]:
+    """Tensors that each user has of its own from the start, where the view's learner has any."""
+    return dict(view.task_tensors(support)) if len(support) and hasattr(view, "task_tensors") else {}
 
 
 def add_gradient(parameter: Tensor, gradient: Tensor, share: float) -> None:

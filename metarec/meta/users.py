@@ -1,4 +1,4 @@
-"""What can be meta-learned, and what comes of adapting it to users."""
+"""The interface of a learner, and the adapted weights of users."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from metarec.meta.fast import FastStack
-from metarec.meta.kernel_stack import KernelStack
-from metarec.meta.stack import TaskStack
+from metarec.meta.engine import Engine
 from metarec.types import Examples, Scored
 
-Stack = TaskStack | FastStack | KernelStack
 OBJECTIVES = ("bpr", "sampled_softmax", "softmax")  # of a learner that does not say otherwise
 
 
 class Learner(Protocol):
-    """What can be meta-learned: losses and scores of examples, and a view of itself as one user's task."""
+    """A model that MAML can train: losses and scores of examples, and a view of itself as one user's task."""
 
     def loss(self, examples: Examples, objective: Any) -> Tensor:
         """Mean loss of each user's examples."""
@@ -41,10 +38,10 @@ class Adapted:
     """Adapted weights of B users, as values: calling it scores those users' examples.
 
     Attributes:
-        stacks: the users' weights, in the chunks in which they were adapted.
+        stacks: the users' weights, one engine for each chunk that was adapted at once.
     """
 
-    def __init__(self, stacks: Sequence[Stack], known: Tensor, fitted: int | None = None) -> None:
+    def __init__(self, stacks: Sequence[Engine], known: Tensor, fitted: int | None = None) -> None:
         self.stacks = tuple(stacks)
         self.known, self.fitted = known, fitted
 
@@ -78,7 +75,7 @@ class Adapted:
         if len(examples) != len(self):
             raise ValueError(f"adapted to {len(self)} users, but got the examples of {len(examples)}")
         if len(self.stacks) == 1:
-            return [self.stacks[0](method, examples, *args)]  # to trim would be to wait for the GPU
+            return [self.stacks[0](method, examples, *args)]  # trimming synchronises with the GPU
         out, start = [], 0
         for stack in self.stacks:
             out.append(stack(method, examples[start : start + stack.users].trim_history(), *args))

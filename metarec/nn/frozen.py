@@ -66,6 +66,6 @@ def check_vectors(name: str, vectors: Tensor, known: Tensor, ids: Sequence[str] 
         code = int(broken.nonzero()[0])
         item = f"code {code}" if ids is None else repr(ids[code - 1])
         raise NotFiniteError(
-            f"Recommender: learner {name!r}: the vector of item {item} is not finite, so that nothing can be ranked; "
+            f"learner {name!r}: the vector of item {item} is not finite, so that nothing can be ranked; "
             "train again with a lower learning rate, or take a whole file of the model"
         )

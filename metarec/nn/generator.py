@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarec.functional.neighbours import nearest_items
-from metarec.nn.items import Items, TableItems
+from metarec.nn.items import Items, TableItems, more_items
 from metarec.types import Modality
 
 Variant = Literal["metarec", "paper"]
@@ -89,6 +89,7 @@ class ColdItemGenerator(nn.Module):
         self.items = items
         self.probability = probability
         self.variant = variant
+        self.named = tuple(modality.name for modality in modalities)
         self.projections = nn.ModuleList(nn.Linear(m.dim, dim) for m in modalities)
         self.attentions = nn.ModuleList(nn.Linear(2 * dim, 1) for _ in modalities)
         for index, modality in enumerate(modalities):
@@ -105,24 +106,30 @@ class ColdItemGenerator(nn.Module):
         self.register_buffer("replaceable", described & warm, persistent=False)
         self.register_buffer("known", items.known | self.cold, persistent=False)
 
-    def grown(self, items: Items, modalities: Sequence[Modality]) -> ColdItemGenerator:
+    def with_more(self, size: int, modalities: Mapping[str, Modality]) -> ColdItemGenerator:
         """The same generator, its weights shared, in front of more items; the new ones are cold.
 
         Vectors of the items that it has do not change: neighbours are warm items only.
 
         Args:
-            items: what stands behind it, grown.
-            modalities: the features of the items that it has, and of others after them.
+            size: I, rows of the larger catalogue.
+            modalities: the features of the items that it has, and of others after them, by name.
+
+        Raises:
+            TypeError: if what stands behind it takes in no items, or some of its features are missing.
         """
+        items = more_items(self.items, size, modalities)
+        if not set(self.named) <= set(modalities):
+            raise TypeError(f"add_items: nothing says how the features {self.named} of new items are standardised")
         out = copy.copy(self)
         out._buffers, out._modules = dict(self._buffers), {**self._modules, "items": cast(nn.Module, items)}
         before, device = len(self.cold), self.cold.device
-        for index, modality in enumerate(modalities):
+        for index, modality in enumerate(modalities[name] for name in self.named):
             out._buffers[f"features_{index}"] = modality.features.to(self.get_buffer(f"features_{index}"))
             out._buffers[f"present_{index}"] = modality.present.to(device)
-        described = torch.stack([m.present for m in modalities]).any(0).to(device)
+        described = torch.stack([modalities[name].present for name in self.named]).any(0).to(device)
         more = len(described) - before
-        features = torch.cat([out.get_buffer(f"features_{index}") for index in range(len(modalities))], dim=1)
+        features = torch.cat([out.get_buffer(f"features_{index}") for index in range(len(self.named))], dim=1)
         near = nearest_items(features, F.pad(self.replaceable, (0, more)), self.neighbours.shape[1], first=before)
         out.neighbours = torch.cat([self.neighbours, near])
         out.cold = torch.cat([self.cold, described[before:]])

@@ -7,6 +7,7 @@ catalogue, which items it knows, and ``frozen()``, the same items with their vec
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -18,6 +19,9 @@ from metarec.types import Modality
 
 class Items(Protocol):
     """What a learner needs of its items.
+
+    A class whose vectors are the same at every call says ``deterministic = True``; without it, each loss computes the
+    whole catalogue once, so that history, target and candidates are of one draw.
 
     Attributes:
         known: (I,) bool, the items whose vectors mean something.
@@ -44,6 +48,26 @@ class Items(Protocol):
         ...
 
 
+def drawn_once(items: Items) -> Items:
+    """Items whose vectors are the same at every call: a deterministic module itself, any other one frozen.
+
+    A subclass that overrides ``forward`` or ``frozen`` of a deterministic class must say so again.
+
+    Example:
+        >>> table = TableItems(torch.eye(3), torch.ones(3, dtype=torch.bool))
+        >>> drawn_once(table) is table
+        True
+    """
+    for names in (vars(items), *map(vars, type(items).__mro__)):
+        if names.get("deterministic"):
+            return items
+        if "frozen" in names:
+            break
+        if "forward" in names:  # overridden in a subclass whose frozen() does not know of it
+            return TableItems(items(torch.arange(len(items.known), device=items.known.device)), items.known)
+    return items.frozen()
+
+
 class TableItems(nn.Module):
     """Item vectors given as a tensor; gradients flow to whatever made it.
 
@@ -57,6 +81,7 @@ class TableItems(nn.Module):
     """
 
     adapts_rows = True
+    deterministic = True
     weight: Tensor
     known: Tensor
 
@@ -96,6 +121,7 @@ class IdItems(nn.Module):
     """
 
     adapts_rows = True
+    deterministic = True
     known: Tensor
 
     def __init__(self, size: int, dim: int, known: Tensor | None = None) -> None:
@@ -119,7 +145,7 @@ class IdItems(nn.Module):
         """The table, (I, D)."""
         return self.weight
 
-    def grown(self, size: int) -> IdItems:
+    def with_more(self, size: int, modalities: Mapping[str, Modality]) -> IdItems:
         """The same items and more after them, which have no vector yet and are not known; weights are copied."""
         out = copy.copy(self)
         out._buffers, out._parameters = dict(self._buffers), dict(self._parameters)
@@ -149,11 +175,13 @@ class FeatureItems(nn.Module):
     """
 
     adapts_rows = False
+    deterministic = True
     known: Tensor
     features: Tensor
 
     def __init__(self, modality: Modality, dim: int, *, train_features: bool = False) -> None:
         super().__init__()
+        self.named = modality.name
         if train_features:
             self.features = nn.Parameter(modality.features.clone())
         else:
@@ -181,12 +209,19 @@ class FeatureItems(nn.Module):
         out: Tensor = self.projection(self.features)
         return out
 
-    def grown(self, modality: Modality) -> FeatureItems:
+    def with_more(self, size: int, modalities: Mapping[str, Modality]) -> FeatureItems:
         """The same projection, shared, of more items.
 
         Args:
-            modality: the features of the items that it has, and of others after them.
+            size: I, rows of the larger catalogue.
+            modalities: the features of the items that it has, and of others after them, by name, as its own were made.
+
+        Raises:
+            TypeError: if its own are not among them.
         """
+        if self.named not in modalities:
+            raise TypeError(f"add_items: nothing says how the features {self.named!r} of new items are standardised")
+        modality = modalities[self.named]
         out = copy.copy(self)
         out._buffers, out._parameters = dict(self._buffers), dict(self._parameters)
         more = modality.features[len(self.features) :].to(self.features)
@@ -199,3 +234,24 @@ class FeatureItems(nn.Module):
     def frozen(self) -> TableItems:
         """The projected catalogue, computed once."""
         return TableItems(self.table(), self.known)
+
+
+def more_items(items: Items, size: int, modalities: Mapping[str, Modality]) -> Items:
+    """The same items and more after them, by their method ``with_more(size, modalities)``.
+
+    Args:
+        items: of any class.
+        size: I, rows of the larger catalogue.
+        modalities: the features of all items by name, standardised as those of the learner were.
+
+    Raises:
+        TypeError: if they take in no more.
+
+    Example:
+        >>> more_items(IdItems(size=3, dim=2), 5, {}).known.tolist()
+        [False, True, True, False, False]
+    """
+    if not hasattr(items, "with_more"):
+        raise TypeError(f"add_items: {type(items).__name__} take in no items; give them with_more(size, modalities)")
+    out: Items = items.with_more(size, modalities)
+    return out

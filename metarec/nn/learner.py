@@ -9,26 +9,34 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
+from metarec.data.dataset import Catalog
 from metarec.functional import losses
 from metarec.functional.attention import rows
 from metarec.functional.scaling import FeatureScale
 from metarec.nn.frozen import as_table, wide
-from metarec.nn.generator import ColdItemGenerator
-from metarec.nn.items import Items
+from metarec.nn.growing import larger, standardised_by_name, with_catalog
+from metarec.nn.items import Items, drawn_once
 from metarec.nn.tabled import LearnerModel
 from metarec.nn.touched import TouchedRows
 from metarec.types import Examples, Scored
 
 Objective = Literal["bpr", "sampled_softmax", "softmax"]
 Adapts = Literal["encoder", "all"]
-TOLD = ("catalog", "warm", "repeat_share", "scales")  # what a learner knows of its items besides their vectors
+TOLD = (
+    "catalog",
+    "warm",
+    "repeat_share",
+    "second",
+    "scales",
+)  # of its items, besides their vectors
 
 
 class ModalityLearner(LearnerModel, nn.Module):
     """Scores the next item of each example by ``state . item vector``.
 
     Args:
-        items: where item vectors come from (:class:`IdItems`, :class:`FeatureItems`, :class:`ColdItemGenerator`).
+        items: where item vectors come from (:class:`IdItems`, :class:`FeatureItems`, :class:`ColdItemGenerator`, or
+            your own; see :class:`~metarec.nn.Items`). They are drawn once per loss.
         encoder: reads (x, keep, context) and returns the state after every prefix; with a true ``takes_positions``,
             reads (x, keep, context, at) and returns the states at the positions ``at``.
         context: items whose vectors make the attention feature-aware; none by default.
@@ -102,7 +110,7 @@ class ModalityLearner(LearnerModel, nn.Module):
         Raises:
             ValueError: if the objective is not one of the three.
         """
-        items = self.items.frozen() if isinstance(self.items, ColdItemGenerator) else self.items  # one draw for all
+        items = drawn_once(self.items)
         *read, position, vectors, weight = self.products(examples, items, negatives=objective != "softmax")
         state = self._states(read, position)
         scores = (state.unsqueeze(-2) * vectors).sum(-1)
@@ -133,7 +141,8 @@ class ModalityLearner(LearnerModel, nn.Module):
         if negatives:
             among = torch.cat([among, examples.negatives], -1)
         ids = torch.cat([history, among.flatten(-2)], -1)  # gathered at once: so is the gradient of a table
-        x, vectors = (items or self.items)(ids).split([history.shape[-1], ids.shape[-1] - history.shape[-1]], -2)
+        items = items or drawn_once(self.items)
+        x, vectors = items(ids).split([history.shape[-1], ids.shape[-1] - history.shape[-1]], -2)
         context = None if self.context is None else self.context(history)
         return x, history > 0, context, examples.position, vectors.unflatten(-2, among.shape[-2:]), examples.weight
 
@@ -156,6 +165,16 @@ class ModalityLearner(LearnerModel, nn.Module):
     def adapt(self, support: Examples) -> ModalityLearner:
         """Itself: without a meta-learner around it, a learner treats every user alike."""
         return self
+
+    def add_items(self, added: Catalog) -> Self:
+        """The same learner with more items, its weights shared; new items are known by their features alone.
+
+        Raises:
+            TypeError: if its items take in no more, which are named.
+            ValueError: if it has no catalogue, or as for :meth:`Catalog.grown <metarec.Catalog.grown>`.
+        """
+        catalog = larger(self, added)
+        return with_catalog(self, catalog, standardised_by_name(catalog, self.scales))
 
     def task_view(self, adapts: Adapts) -> ModalityLearner:
         """The learner as one user's task: what of it is still a parameter is what adapts.

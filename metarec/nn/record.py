@@ -140,6 +140,12 @@ def longest_history(method: object) -> int:
     return max((length for length in said if isinstance(length, int)), default=HISTORY)
 
 
+def negatives_of(method: object) -> int:
+    """Negatives of each support example, as a method or its settings say; 1 where neither does."""
+    said = [getattr(part, "negatives", None) for part in (getattr(method, "config", None), method)]
+    return next((count for count in said if isinstance(count, int)), 1)
+
+
 def trained(method: object) -> tuple[str, ...]:
     """The stages of training that are done."""
     return record_of(method).trained

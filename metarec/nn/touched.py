@@ -20,6 +20,7 @@ class TouchedRows(nn.Module):
     """
 
     adapts_rows = True
+    deterministic = True
     touched: Tensor
     known: Tensor
 

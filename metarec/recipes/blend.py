@@ -1,21 +1,21 @@
-"""Former names, which work for one release: ``Blend``, ``paying_steps`` and ``with_steps``."""
+"""Former names, which work for one release: ``Blend``, ``observe``, ``paying_steps`` and ``with_steps``."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from metarec.data.dataset import Dataset
-from metarec.recipes.candidates import CandidateScores
+from metarec.recipes.candidates import CandidateScores, candidate_scores
 from metarec.recipes.context_weights import PENALTY, ContextWeights
 from metarec.recipes.ensemble import Ensemble
 from metarec.recipes.inner_steps import select_inner_steps, with_inner_steps
 from metarec.recipes.mml import MML
 from metarec.recipes.user_context import user_context
-from metarec.types import Examples, Method
+from metarec.types import EpisodeBatch, Examples, Method
 
 
 class Blend(Ensemble):
@@ -78,6 +78,14 @@ class Blend(Ensemble):
             raise ValueError(f"Blend: expected the methods {list(self.methods)}, got {list(other.methods)}")
         self.weights.load_state_dict(other.weights.state_dict())
         self.weights.until = other.weights.until
+
+
+def observe(
+    methods: Mapping[str, Method], warm: Tensor, episodes: Iterable[EpisodeBatch], *, exclude_seen: bool = True
+) -> CandidateScores:
+    """Deprecated: :func:`~metarec.recipes.candidates.candidate_scores`."""
+    _warn("blend.observe", "candidates.candidate_scores")
+    return candidate_scores(methods, warm, episodes, exclude_seen=exclude_seen)
 
 
 def paying_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, int]:

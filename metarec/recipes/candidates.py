@@ -11,10 +11,11 @@ from torch import Tensor
 
 from metarec.functional import top_k
 from metarec.functional.histories import seen_items
-from metarec.model import Model, as_model
+from metarec.model import Model
 from metarec.recipes.ensemble_scores import standardised
 from metarec.recipes.user_context import user_context
 from metarec.types import EpisodeBatch, Method
+from metarec.wrapped import as_model
 
 CANDIDATES = 8192  # items of a larger catalogue that a click is compared with
 NEVER = -1e9  # the log importance of what is no candidate
@@ -112,7 +113,7 @@ def _rows(
     for name, model in models.items():
         state = model.encode(batch.support, query)
         scores = model.scores(state)
-        unknown.append(~model.item_mask())
+        unknown.append(~model.item_mask().to(warm.device))
         found.append(standardised(scores, ~unknown[-1], name)[real.flatten()])
     z = torch.stack(found, 1)
     target = query.target[real]

@@ -44,7 +44,8 @@ class _Store:
 
     def fork(self, size: int) -> _Store:
         """A store of its own with the first so many clicks."""
-        out = _Store(*(c[:size].copy() for c in (self.item, self.time, self.before)), self.users, self.tails(size))
+        item, time, before = self.item[:size].copy(), self.time[:size].copy(), self.before[:size].copy()
+        out = _Store(item, time, before, self.users, self.tails(size))
         out.added = dict(self.added)
         return out
 
@@ -144,7 +145,7 @@ class ClickLog:
         return later_than(float(self.time[-1]))
 
     def pairs(self, start: int, stop: int, reach: int) -> tuple[Ints, Ints, Floats]:
-        """Items, those that the same users clicked up to ``reach`` clicks later, and when, of a range of later clicks."""
+        """Items, those that the same users clicked up to ``reach`` clicks later, and when, of a range of the latter."""
         item, time, before = self.item, self.time, self.before
         click, earlier = np.arange(start, stop), before[start:stop]
         first, second = [], []
@@ -161,8 +162,11 @@ class ClickLog:
         """A log with later clicks too, of users of any vocabulary, who are told by their ids.
 
         Raises:
-            ValueError: if a click is earlier than the last one here; nothing has changed.
+            ValueError: if a click is earlier than the last one here or of no user; nothing has changed.
         """
+        if (strange := np.flatnonzero((clicks.user < 1) | (clicks.user >= clicks.users.size))).size:
+            code = clicks.user[strange[0]]
+            raise ValueError(f"observe: user code {code} of click {strange[0]} is not in 1..{len(clicks.users)}")
         time, last = clicks.time.astype(np.float64), float(self.time[-1]) if self.size else -math.inf
         if (early := np.flatnonzero(time < last)).size:
             name = clicks.users.ids[int(clicks.user[early[0]]) - 1]

@@ -78,11 +78,12 @@ class ContextWeights(nn.Module):
 
     def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and scores of unknown items, (N, S) float64 each, from contexts (N, 3); of one user in any batch."""
-        columns = self.features(context).double().unsqueeze(-1).unbind(-2)
-        weight, unknown = (
-            torch.stack([column * row for column, row in zip(columns, table.double(), strict=True)]).cumsum(0)[-1]
-            for table in (self.weight, self.unknown)
-        )
+        both = torch.cat([self.weight, self.unknown], 1).double()
+        each = self.features(context).double().unsqueeze(-1) * both
+        total = each[:, 0]
+        for column in each.unbind(1)[1:]:
+            total = total + column
+        weight, unknown = total.chunk(2, 1)
         return weight, unknown
 
     def fuse(self, z: Tensor, unknown: Tensor, context: Tensor) -> Tensor:

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from metarec.data.dataset import Catalog
+from metarec.data.dataset import Catalog, Dataset
 from metarec.functional.histories import readable
 from metarec.model import Model
+from metarec.recipes.click_log import check_items
 from metarec.scoring import UserState
 from metarec.types import Examples
+
+_lock = threading.Lock()  # one thread moves counts on at a time
+
+
+class Counted(Protocol):
+    """What was counted: a value."""
+
+    def followed_by(self, clicks: Dataset) -> Self:
+        """What is counted with later clicks too."""
+        ...
+
+    def padded(self, items: int) -> Self:
+        """The same for a larger catalogue."""
+        ...
 
 
 class Counts(Model):
@@ -27,6 +43,10 @@ class Counts(Model):
     the scores are made; so a state that was made before others clicked does not grow old.
     """
 
+    catalog: Catalog
+    warm: NDArray[Any]
+    observed: Tensor  # () int64, how often it has moved on
+    _counted: Counted
     information: str = "upstream"
     fitted_until: float | None = None
 
@@ -65,12 +85,28 @@ class Counts(Model):
             raise ValueError(f"warm must be bool of shape ({catalog.size},), got {warm.dtype} {warm.shape}")
         self.catalog, self.warm, self.fitted_until = catalog, warm, fitted_until
 
+    def observe(self, clicks: Dataset) -> Self:
+        """Move on by everybody's new clicks, in place; returns itself. Upstream counts stay as they are.
+
+        Scores that were made before stay what they were; threads that make some meanwhile read the old counts or the
+        new ones.
+
+        Raises:
+            ValueError: if a click is earlier than the last one counted, or of no item of the catalogue; names it, and
+                nothing has changed.
+        """
+        if self.information == "live":
+            check_items(clicks, self.catalog)
+            with _lock:
+                self._counted = self._counted.followed_by(clicks)
+                self.observed.add_(1)  # tells caches that something has changed
+        return self
+
     def copied(self) -> Self:
         """A copy whose attributes, parameters and buffers can be replaced without changing this one's."""
         out = copy.copy(self)
-        if isinstance(out, nn.Module):
-            for name in ("_parameters", "_buffers", "_modules"):
-                vars(out)[name] = dict(vars(out)[name])
+        for name in {"_parameters", "_buffers", "_modules"} & set(vars(out)):
+            vars(out)[name] = dict(vars(out)[name])
         return out
 
     def add_items(self, added: Catalog) -> Self:
@@ -79,12 +115,16 @@ class Counts(Model):
         Raises:
             ValueError: if an id is there already, or the items have a modality that the catalogue lacks.
         """
-        assert self.catalog is not None and self.warm is not None
         out = self.copied()
         out.catalog = self.catalog.grown(added)
         out.warm = np.pad(self.warm, (0, len(added.items)))
+        out.fitted = self.fitted or len(self.warm)
         out._grow(out.catalog.size)
         return out
+
+    def measured(self, known: Tensor) -> Tensor:
+        """(I,) bool, the known items that scores are measured by: those that were there when it was fitted."""
+        return known if self.fitted is None else known & (torch.arange(len(known), device=known.device) < self.fitted)
 
     def _grow(self, items: int) -> None:
         """Make room for a larger catalogue."""

@@ -75,13 +75,13 @@ class EASE(Counts):
     def read(self, query: Examples) -> dict[str, Tensor]:
         """``history``, (N, L) int32; active is who clicked an item that it has weights of."""
         history = all_read(query)
-        return {"active": (self._place.to(history.device)[history] >= 0).any(1), "history": history}
+        return {"active": (self._place.to(history.device)[history.long()] >= 0).any(1), "history": history}
 
     def scores(self, state: UserState) -> Scores:
         """The sums of the weights' rows of the clicked items."""
         history = state.tensors["history"]
         weight, codes, place = (own.to(history.device) for own in (self.weight, self.codes, self._place))
-        own, real = distinct(place[history])
+        own, real = distinct(place[history.long()])
         summed = F.embedding_bag(own[real], weight, real.sum(1).cumsum(0) - real.sum(1), mode="sum")
         return PlacedScores(summed, codes, place)
 

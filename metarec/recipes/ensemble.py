@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog, Dataset
-from metarec.model import Model, Saved, Wrapped, register
+from metarec.functional.scaling import FeatureScale
+from metarec.model import Model, Saved, register
 from metarec.nn.record import INFORMATION, longest_history, record_of
 from metarec.recipes.context_weights import ContextWeights
 from metarec.recipes.ensemble_scores import EnsembleScores, weighted_sum
@@ -26,8 +27,10 @@ from metarec.recipes.stacked_learners import Stacking
 from metarec.recipes.user_context import user_context
 from metarec.scoring import UserState
 from metarec.types import Examples, Method
+from metarec.wrapped import Wrapped
 
 T = TypeVar("T")
+ATTACHED = ("catalog", "warm", "repeat_share", "second")  # what attach() notes
 
 
 @register
@@ -77,7 +80,7 @@ class Ensemble(Model, nn.Module):
             return
         for part in self._members.values():
             if part.catalog is not None and part.warm is not None:
-                self.catalog, self.warm, self.repeat_share = part.catalog, part.warm, part.repeat_share
+                vars(self).update({name: own for name, own in vars(part).items() if name in ATTACHED})
                 return
 
     def _take(self, members: Mapping[str, Model]) -> None:
@@ -124,9 +127,15 @@ class Ensemble(Model, nn.Module):
         """Catalogue rows that scores are measured by, the first so many; None for all."""
         return next((part.fitted for part in self._members.values() if part.fitted is not None), None)
 
+    @property
+    def scales(self) -> Mapping[str, FeatureScale]:
+        """By modality, how the parts standardise the features of new items."""
+        return {name: scale for part in self._members.values() for name, scale in (part.scales or {}).items()}
+
     def item_mask(self) -> Tensor:
         """(I,) bool, the items that any part knows."""
-        return torch.stack([part.item_mask() for part in self._members.values()]).any(0)
+        device = self.weights.weight.device
+        return torch.stack([part.item_mask().to(device) for part in self._members.values()]).any(0)
 
     @torch.no_grad()
     def encode(
@@ -139,11 +148,14 @@ class Ensemble(Model, nn.Module):
         Raises:
             ValueError: if weights are to be kept and a learner has none of its own per user.
         """
+        device = self.weights.weight.device
+        if query.history.device != device:
+            support, query = support.to(device), query.to(device)
         stacked = self._stacking()
         states = stacked.encode(support, query, start=start, keep_weights=keep_weights)
         alone = {name: part for name, part in self._members.items() if name not in stacked.names}
         states |= {name: part.encode(support, query) for name, part in alone.items()}
-        warm = torch.from_numpy(self._seen()).to(query.history.device)
+        warm = torch.from_numpy(self._seen()).to(device)
         return _nested(states, user_context(query, warm).flatten(0, 1))
 
     def encode_empty(self) -> UserState:
@@ -151,8 +163,9 @@ class Ensemble(Model, nn.Module):
         stacked = self._stacking()
         states = stacked.encode_empty(self._seen(), self.negatives)
         states |= {name: part.encode_empty() for name, part in self._members.items() if name not in stacked.names}
-        context = torch.tensor([[1.0, 0.0, torch.nan]], device=self.weights.weight.device)
-        return _nested(states, context)
+        device = self.weights.weight.device
+        context = torch.tensor([[1.0, 0.0, torch.nan]], device=device)
+        return _nested({name: state.to(device) for name, state in states.items()}, context)
 
     @torch.no_grad()
     def scores(self, state: UserState) -> EnsembleScores:
@@ -166,7 +179,7 @@ class Ensemble(Model, nn.Module):
         alone = {name: part for name, part in self._members.items() if name not in stacked.names}
         mine, theirs = ([self.weights.names.index(name) for name in names] for names in (alone, stacked.names))
         parts = {name: part.scores(state.part(name)) for name, part in alone.items()}
-        known = {name: part.item_mask() for name, part in alone.items()}
+        known = {name: part.item_mask().to(weight.device) for name, part in alone.items()}
         sums = stacked.sums(state, weight[:, theirs], unknown[:, theirs])
         return weighted_sum(parts, known, (weight[:, mine], unknown[:, mine]), sums=sums, fitted=self.fitted)
 
@@ -249,7 +262,7 @@ def _inner(part: Model) -> object:
 
 
 def _nested(states: Mapping[str, UserState], context: Tensor) -> UserState:
-    active = torch.stack([state.active.to(context.device) for state in states.values()]).any(0)
+    active = torch.stack([state.active for state in states.values()]).any(0)
     return UserState({**UserState.nest(states), "context": context, "active": active})
 
 

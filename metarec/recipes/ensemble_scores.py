@@ -27,41 +27,43 @@ class Group:
         names: of the S models.
         parts: their scores.
         known: (I,) bool.
-        scale: (N, S) float64, weight over deviation; 0 where a model's scores are flat.
-        mean: (N, S) float64, of each model's scores.
-        unknown: (N,) float64, what an item gets that they do not know.
+        scale: (N, 1) float64 each, weight over deviation; 0 where a model's scores are flat.
+        mean: (N, 1) float64 each, of a model's scores.
+        unknown: (N, 1) float64, what an item gets that they do not know.
     """
 
     names: tuple[str, ...]
     parts: tuple[Scores, ...]
     known: Tensor
-    scale: Tensor
-    mean: Tensor
+    scale: tuple[Tensor, ...]
+    mean: tuple[Tensor, ...]
     unknown: Tensor
 
     def __getitem__(self, users: slice) -> Self:
         parts = tuple(part[users] for part in self.parts)
-        return replace(self, parts=parts, scale=self.scale[users], mean=self.mean[users], unknown=self.unknown[users])
+        scale, mean = (tuple(column[users] for column in columns) for columns in (self.scale, self.mean))
+        return replace(self, parts=parts, scale=scale, mean=mean, unknown=self.unknown[users])
 
     def approximate(self, start: int, stop: int) -> Tensor:
         """(N, stop - start) float32."""
         out = self.unknown.new_zeros(len(self.unknown), stop - start, dtype=torch.float32)
-        for part, scale in zip(self.parts, self.scale.float().unsqueeze(-1).unbind(1), strict=True):
-            out.addcmul_(part.approximate(start, stop), scale)
-        out -= (self.scale * self.mean).sum(1, keepdim=True).float()
-        return torch.where(self.known[start:stop], out, self.unknown.float().unsqueeze(1))
+        for part, scale in zip(self.parts, self.scale, strict=True):
+            out.addcmul_(part.approximate(start, stop), scale.float())
+        out -= torch.stack([scale * mean for scale, mean in zip(self.scale, self.mean, strict=True)]).sum(0).float()
+        return torch.where(self.known[start:stop], out, self.unknown.float())
 
     def exact(self, codes: Tensor) -> Tensor:
         """(N, K) float64 of item codes (N, K)."""
         out = torch.zeros(codes.shape, dtype=torch.float64, device=codes.device)
-        for s, part in enumerate(self.parts):
-            out += (part.exact(codes) - self.mean[:, s, None]) * self.scale[:, s, None]
-        return torch.where(self.known[codes], out, self.unknown.unsqueeze(1))
+        for part, scale, mean in zip(self.parts, self.scale, self.mean, strict=True):
+            out += (part.exact(codes) - mean) * scale
+        return torch.where(self.known[codes], out, self.unknown)
 
     def error(self) -> Tensor:
         """(N,) float64."""
-        passed = torch.stack([part.error() for part in self.parts], 1) * self.scale.abs()
-        own = 2 * (self.scale * self.mean).abs().sum(1) + self.unknown.abs()
+        scale, mean = torch.cat(self.scale, 1).abs(), torch.cat(self.mean, 1).abs()
+        passed = torch.stack([part.error() for part in self.parts], 1) * scale
+        own = 2 * (scale * mean).sum(1) + self.unknown.squeeze(1).abs()
         return passed.sum(1) + ROUNDING * (len(self.parts) + 4) * own
 
 
@@ -199,14 +201,18 @@ def _groups(
     if not bool((mean + deviation).sum().isfinite()):
         for name, part in parts.items():
             check(part.approximate(0, len(known[name])), known[name], name)
-    scale = torch.where(deviation > 0, weight / deviation, 0)
     names, left = list(parts), list(range(len(parts)))
+    scales, means, silent = (
+        table.split(1, 1) for table in (torch.where(deviation > 0, weight / deviation, 0), mean, unknown)
+    )
     while left:
         mask = known[names[left[0]]]
         same = [s for s in left if torch.equal(known[names[s]], mask)]
         left = [s for s in left if s not in same]
         own = tuple(names[s] for s in same)
-        yield Group(own, tuple(parts[n] for n in own), mask, scale[:, same], mean[:, same], unknown[:, same].sum(1))
+        scale, centre = (tuple(column[s] for s in same) for column in (scales, means))
+        total = torch.cat([silent[s] for s in same], 1).sum(1, keepdim=True)
+        yield Group(own, tuple(parts[name] for name in own), mask, scale, centre, total)
 
 
 def standardised(scores: Scores, known: Tensor, name: str) -> Tensor:

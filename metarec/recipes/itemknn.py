@@ -16,10 +16,10 @@ from metarec.data.dataset import Catalog, Dataset, Ints
 from metarec.files import expect_tensor
 from metarec.functional import top_k
 from metarec.model import Saved, register
+from metarec.recipes.asked_pairs import Asked, ranges, summed_by_user
 from metarec.recipes.click_log import Floats, check_codes
 from metarec.recipes.counting import Counts, all_read, numbers, reading, setting
 from metarec.recipes.ease import check_ascending, cooccurrences, distinct, most_clicked, placed
-from metarec.recipes.pair_counts import Asked, summed_by_user
 from metarec.recipes.sparse_scores import SparseScores
 from metarec.scoring import Scores, UserState
 from metarec.types import Examples
@@ -85,21 +85,20 @@ class ItemKNN(Counts):
     def read(self, query: Examples) -> dict[str, Tensor]:
         """``history``, (N, L) int32; active is who clicked an item that it compares."""
         history = all_read(query)
-        return {"active": (self._place.to(history.device)[history] >= 0).any(1), "history": history}
+        return {"active": (self._place.to(history.device)[history.long()] >= 0).any(1), "history": history}
 
     def scores(self, state: UserState) -> Scores:
         """The summed similarities of the clicked items' neighbours, 0 for all else."""
         history = state.tensors["history"]
-        place, real = (found.numpy() for found in distinct(self._place[history.cpu()]))
+        place, real = (found.numpy() for found in distinct(self._place[history.cpu().long()]))
         low, count = self._start[place * real], np.where(real, np.diff(self._start)[place * real], 0)
         none = np.zeros(place.shape)
-        asked = Asked(low, count, lambda event, user: self._entries(event), none, none)
-        found = summed_by_user([asked], lambda total, clicks: total + 1, len(place), len(self._place))
-        start, item, value = (torch.from_numpy(column).to(history.device) for column in found)
-        return SparseScores(start, item, value, 0.0, self.item_mask().to(history.device))
+        asked = Asked(low, count, self._entries, none, none)
+        sums = summed_by_user([asked], lambda total, clicks: total + 1, len(place), len(self._place))
+        return SparseScores.of(*sums, 0.0, self.item_mask(), history.device)
 
-    def _entries(self, event: Ints) -> tuple[Ints, Floats]:
-        return self._item[event], self._value[event].astype(np.float64)
+    def _entries(self, low: Ints, count: Ints, user: Ints) -> tuple[Ints, Floats]:
+        return ranges(self._item, low, count), ranges(self._value, low, count).astype(np.float64)
 
     def _grow(self, items: int) -> None:
         self._place = placed(self.codes, items)

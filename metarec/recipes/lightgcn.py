@@ -19,13 +19,14 @@ from torch.nn import functional as F
 from metarec.data.dataset import Catalog, Dataset
 from metarec.files import expect_tensor
 from metarec.functional.fusion import FLAT
-from metarec.model import Saved, kept, register
+from metarec.model import Saved, register
 from metarec.nn import record
 from metarec.recipes.click_log import check_codes
 from metarec.recipes.counting import Counts, all_read, numbers, reading, setting
 from metarec.recipes.ease import distinct
 from metarec.scoring import DenseScores, Scores, UserState
 from metarec.types import Examples, Progress
+from metarec.versions import kept
 
 
 @register
@@ -114,14 +115,14 @@ class LightGCN(Counts, nn.Module):
     def read(self, query: Examples) -> dict[str, Tensor]:
         """``history``, (N, L) int32; active is who clicked an item of the graph."""
         history = all_read(query)
-        return {"active": self.known.to(history.device)[history].any(1), "history": history}
+        return {"active": self.known.to(history.device)[history.long()].any(1), "history": history}
 
     @torch.no_grad()
     def scores(self, state: UserState) -> Scores:
         """The products of the items' vectors and the user's, which is read from those of the clicked items."""
         table: _Table = kept(self, "table", self._table)
-        history = state.tensors["history"].to(self.known.device)
-        own, real = distinct(torch.where(self.known[history], history, -1).long())
+        history = state.tensors["history"].to(self.known.device).long()
+        own, real = distinct(torch.where(self.known[history], history, -1))
         each = table.read[own.clamp(min=0)].double() * real.unsqueeze(2)
         summed = each.cumsum(1)[:, -1]  # in the order of the items, however many the others have clicked
         return GraphScores(table, summed / real.sum(1, keepdim=True).clamp(min=1).sqrt())
@@ -160,8 +161,8 @@ class LightGCN(Counts, nn.Module):
             "trained": list(record.record_of(self).trained),
             "untrained": list(record.record_of(self).untrained),
         }
-        tensors = {"user": self.user.int(), "item": self.item.int(), "users": self.users, "items": self.items}
-        return Saved(settings, {name: tensor.detach() for name, tensor in tensors.items()})
+        vectors = {"users": self.users.detach().float(), "items": self.items.detach().float()}
+        return Saved(settings, {"user": self.user.int(), "item": self.item.int(), **vectors})
 
     @classmethod
     def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
@@ -242,16 +243,20 @@ class GraphScores:
 
     def error(self) -> Tensor:
         """(N,) float64, a bound on a product of D rounded numbers."""
-        return self.user.norm(dim=1) * (self.table.longest * (self.user.shape[1] + 2) * 2**-23)
+        length: Tensor = self.user.norm(dim=1)
+        return length * (self.table.longest * (self.user.shape[1] + 2) * 2**-23)
 
     def approximate(self, start: int, stop: int) -> Tensor:
         """(N, stop - start) of a piece of the catalogue."""
         items = self.table.items[start:stop]
-        return self.user.to(items.dtype) @ items.T
+        products: Tensor = self.user.to(items.dtype) @ items.T
+        return products
 
     def exact(self, codes: Tensor) -> Tensor:
         """(N, K) float64 of item codes (N, K)."""
-        return (self.table.items[codes].double() * self.user.unsqueeze(1)).cumsum(2)[..., -1]
+        terms: Tensor = self.table.items[codes].double() * self.user.unsqueeze(1)
+        total: Tensor = terms.cumsum(2)[..., -1]  # in one order, however many the codes
+        return total
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation over the known items, from the mean and the covariance of their vectors."""

@@ -15,15 +15,12 @@ import torch
 from metarec.data.sampler import EpisodeSampler
 from metarec.meta import MetaLearner
 from metarec.nn import record
-from metarec.recipes.metasgd import MetaSGD
 from metarec.recipes.sasrec import every_click
 from metarec.recipes.training import TrainingRun
 from metarec.types import Progress
 
 
-def maml(
-    meta: MetaLearner | MetaSGD, sampler: EpisodeSampler, *, epochs: int = 10, lr: float = 1e-3
-) -> Iterator[Progress]:
+def maml(meta: MetaLearner, sampler: EpisodeSampler, *, epochs: int = 10, lr: float = 1e-3) -> Iterator[Progress]:
     """Outer steps of Adam on the query loss at the adapted weights.
 
     Args:

@@ -11,13 +11,16 @@ from __future__ import annotations
 import copy
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarec.data.dataset import Dataset
+from metarec.data.dataset import Catalog, Dataset
 from metarec.functional.losses import softmax_among, weighted_mean
 from metarec.nn import IdItems, record
+from metarec.nn.growing import larger
+from metarec.nn.items import more_items
 from metarec.nn.learner import TOLD
 from metarec.types import Examples
 
@@ -27,7 +30,7 @@ Loss = Literal["margin", "softmax"]
 class TransitionLearner(nn.Module):
     """Scores item j after item i by ``-|i + r - j|^2``, r the user's own vector.
 
-    Only r adapts. Make it a method by ``MetaLearner(learner, lr=..., steps=1, engine="native", objectives=...)`` and
+    Only r adapts. Make it a method by ``MetaLearner(learner, lr=..., steps=1, objectives=...)`` and
     train that with :func:`metarec.recipes.metalearned.maml`.
 
     Args:
@@ -43,7 +46,7 @@ class TransitionLearner(nn.Module):
         >>> from metarec.recipes.metalearned import maml
         >>> data = planted(users=60, items=40)
         >>> learner = TransitionLearner(data, dim=8)
-        >>> meta = MetaLearner(learner, lr=0.1, steps=1, engine="native", objectives=("softmax", "softmax"))
+        >>> meta = MetaLearner(learner, lr=0.1, steps=1, objectives=("softmax", "softmax"))
         >>> [step.epoch for step in maml(meta, EpisodeSampler(data, queries=0.5), epochs=2)]
         [1, 2]
     """
@@ -63,7 +66,15 @@ class TransitionLearner(nn.Module):
         self.register_buffer("candidates", warm.nonzero().squeeze(-1), persistent=False)
         self.register_buffer("relation", torch.zeros(dim), persistent=False)
         record.expect(self)
-        self.catalog, self.warm, self.repeat_share = data.catalog, data.warm, data.known_repeat_share
+        self.catalog, self.warm, self.second = data.catalog, data.warm, data.second
+        self.repeat_share = data.known_repeat_share
+
+    def add_items(self, added: Catalog) -> TransitionLearner:
+        """The same learner with more items, of which it knows nothing; its weights are shared."""
+        out, catalog = copy.copy(self), larger(self, added)
+        out._modules = {**self._modules, "items": more_items(self.items, catalog.size, {})}  # type: ignore[dict-item]
+        out.catalog, out.warm = catalog, np.append(self.warm, np.zeros(len(added.items), dtype=np.bool_))
+        return out
 
     def stand(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Where the next item is expected, ``i + r`` (..., S, D), and whether item i is known (..., S)."""

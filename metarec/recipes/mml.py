@@ -83,9 +83,8 @@ class MML(LearnersByModality):
         names = sorted(catalog.modalities) if config.modalities is None else config.modalities
         self.scales = scales_of(catalog, names, self.fitted)
         modalities = standardised(catalog, self.scales)
-        parts: dict[str, tuple[Items, Items | None]] = {}
-        context = FeatureItems(joined(modalities), config.dim) if modalities else None
-        parts["id"] = IdItems(catalog.size, config.dim, known=seen), context
+        context: Items | None = FeatureItems(joined(modalities), config.dim) if modalities else None
+        parts: dict[str, tuple[Items, Items | None]] = {"id": (IdItems(catalog.size, config.dim, known=seen), context)}
         for modality in modalities:
             parts[modality.name] = FeatureItems(modality, config.dim), None
         for name in parts:  # rates that are missing are missed before anything is trained
@@ -97,12 +96,12 @@ class MML(LearnersByModality):
             if neighbours is not None:
                 items = self._generator(items, modalities, seen, neighbours)
                 expect(items, f"{name} generator")
-            same = {n: getattr(config, n) for n in ("max_length", "layers", "heads", "dropout")}
-            encoder = SequenceEncoder(config.dim, **same)
+            same = {n: getattr(config, n) for n in ("dim", "max_length", "layers", "heads", "dropout")}
+            encoder = SequenceEncoder(**same)
             expect(encoder, f"{name} warm-up", name)
             learners[name] = ModalityLearner(items, encoder, context=aware, candidates=seen)
-            learners[name].fitted = self.fitted
-            learners[name].catalog, learners[name].warm, learners[name].scales = catalog, warm, self.scales
+            told = {"fitted": self.fitted, "catalog": catalog, "warm": warm, "scales": self.scales}
+            vars(learners[name]).update(told)
         self._modules["learners"] = nn.ModuleDict(learners)
         self.fusion = AdaptiveFusion(len(learners), config.dim)
         expect(self)

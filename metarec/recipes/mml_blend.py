@@ -34,7 +34,7 @@ def mml_blend(
     *,
     live: Dataset | None = None,
     day: float | None = None,
-    sasrec_epochs: int = 10,
+    sasrec_epochs: int = Setup.sasrec_epochs,
     seed: int = 0,
     device: torch.device | str = "cpu",
     components: Iterable[Component] | None = None,

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Self, cast
 
 from torch import nn
 
-from metarec.data.dataset import Dataset
+from metarec.data.dataset import Catalog, Dataset
+from metarec.functional.scaling import FeatureScale
 from metarec.meta import MetaLearner
 from metarec.nn import ColdItemGenerator, ModalityLearner
+from metarec.nn.growing import larger, standardised_by_name, with_catalog
 from metarec.nn.learner import TOLD
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.fusing import FusedMethod, FusedModel
@@ -20,12 +23,34 @@ class LearnersByModality(FusedModel, nn.Module):
     """A base for modules with one learner per modality, settings and a fusion: :class:`~metarec.MML`."""
 
     config: MMLConfig
+    scales: Mapping[str, FeatureScale]
 
     def attach(self, data: Dataset) -> Self:
         """Note the items of an upstream side, for the learners too; returns itself."""
         for learner in self.learners.values():
             cast(ModalityLearner, learner).attach(data)
         return super().attach(data)
+
+    def add_items(self, added: Catalog) -> Self:
+        """A model that ranks more items, with the trained weights of this one, shared; nothing is trained.
+
+        The new items are cold: their vectors come from the generators and the modality learners. The codes and vectors
+        of the items that the model has stay as they are, and so does this model.
+
+        Args:
+            added: the new items, with features of any of the model's modalities, as they come; they are standardised
+                by the features that the model was built with.
+
+        Raises:
+            ValueError: as for :meth:`Catalog.grown <metarec.Catalog.grown>`.
+        """
+        catalog = larger(self, added)
+        modalities = standardised_by_name(catalog, self.scales)
+        learners = {name: with_catalog(self.learner(name), catalog, modalities) for name in self.learners}
+        out = copy.copy(self)
+        out.catalog, out.warm = catalog, learners["id"].warm
+        out._modules = {**self._modules, "learners": nn.ModuleDict(learners)}
+        return out
 
     @property
     def learners(self) -> nn.ModuleDict:
@@ -61,7 +86,6 @@ class LearnersByModality(FusedModel, nn.Module):
             steps=config.steps(name),
             adapts=config.test_adapts,
             objectives=config.objectives,
-            engine="native",
         ).train(self.training)
 
     def training_meta(self, name: str, *, generator: bool = True) -> MetaLearner:
@@ -72,7 +96,6 @@ class LearnersByModality(FusedModel, nn.Module):
             lr=config.inner_lr,
             steps=config.inner_steps,
             objectives=config.objectives,
-            engine="native",
             graphs=True,
         ).train(self.training)
 

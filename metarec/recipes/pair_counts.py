@@ -2,138 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metarec.data.dataset import Ints
+from metarec.data.dataset import Dataset, Ints
 from metarec.files import expect_tensor
+from metarec.recipes.asked_pairs import Asked, ranges
 from metarec.recipes.click_log import ClickLog, Floats, check_codes
 from metarec.recipes.counting import numbers
+from metarec.recipes.pair_events import PairEvents, PairRule
 from metarec.recipes.pair_sums import CODE, PairSums
 
-AT_ONCE = 1 << 23  # pairs that are summed at once
-CELLS = 1 << 24  # and the sums
 LONGEST = 256  # half-lives after which weights are measured from another time, as float64 ends at 1,024
-
-
-@dataclass(frozen=True)
-class PairRule:
-    """Which pairs count, and how much.
-
-    Attributes:
-        reach: how many clicks apart at most.
-        both_ways: count a pair for the later click too.
-        half_life: age at which a pair counts half; infinite where all count alike.
-        forgotten: half-lives after which a pair is left out.
-    """
-
-    reach: int
-    both_ways: bool = False
-    half_life: float = math.inf
-    forgotten: float = math.inf
-
-    @property
-    def fades(self) -> bool:
-        """Whether older pairs count less."""
-        return math.isfinite(self.half_life)
-
-    def since(self, now: Floats) -> Floats:
-        """The time from which on pairs count."""
-        return now - self.forgotten * self.half_life if self.fades else np.full_like(now, -math.inf)
-
-    def worth(self, at: Floats, now: float | Floats) -> Floats:
-        """What a pair of a time counts at another one."""
-        return np.exp2((at - now) / self.half_life) if self.fades else np.ones_like(at)
-
-    def pairs(self, log: ClickLog, start: int, stop: int) -> tuple[Ints, Ints, Floats]:
-        """First items, second items and times of the pairs whose later click is one of a range."""
-        first, second, at = log.pairs(start, max(start, stop), self.reach)
-        if self.both_ways:
-            first, second, at = np.append(first, second), np.append(second, first), np.append(at, at)
-        return first, second, at
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """Pairs of the items that n users clicked last: one range of entries for each of R clicks.
-
-    Attributes:
-        low, count: (n, R) where each range begins and how long it is.
-        entry: the second items and weights of some entries, of users (n,).
-        total: (n, R) sums of the weights of each range; None to add them up.
-        clicks: (n, R) how often each item was clicked.
-    """
-
-    low: Ints
-    count: Ints
-    entry: Callable[[Ints, Ints], tuple[Ints, Floats]]
-    total: Floats | None
-    clicks: Floats
-
-    def of(self, first: int, stop: int, share: Callable[[Floats, Floats], Floats]) -> tuple[Ints, Ints, Floats]:
-        """Users, counted from the first, second items and weighted sums' terms of some users."""
-        count, low = self.count[first:stop].ravel(), self.low[first:stop].ravel()
-        slot = np.repeat(np.arange(len(count)), count)
-        user = slot // self.count.shape[1]
-        item, worth = self.entry(np.arange(len(slot)) + np.repeat(low - count.cumsum() + count, count), user + first)
-        if self.total is None:
-            total = np.bincount(slot, worth, len(count)).reshape(stop - first, -1)
-        else:
-            total = self.total[first:stop]
-        return user, item, worth * share(total, self.clicks[first:stop]).ravel()[slot]
-
-
-@dataclass(frozen=True, eq=False)
-class PairEvents:
-    """Every single pair of a log, by its first item, then by time, so that any window of time is a range of each.
-
-    Attributes:
-        key: (p,) the first item and how many clicks were before the pair.
-        item: (p,) the second items.
-        at: (p,) when.
-        clicked: (n,) each click's item and how many clicks were before it, ascending.
-        time: (n,) of all clicks, ascending.
-    """
-
-    key: Ints
-    item: Ints
-    at: Floats
-    clicked: Ints
-    time: Floats
-
-    @classmethod
-    def of(cls, log: ClickLog, rule: PairRule) -> Self:
-        """All pairs of a log."""
-        first, second, at = rule.pairs(log, 0, len(log))
-        step = len(log) + 1
-        key = first * step + np.searchsorted(log.time, at)
-        order = np.argsort(key, kind="stable")
-        clicked = np.sort(log.item * step + np.searchsorted(log.time, log.time))
-        return cls(key[order], second[order], at[order], clicked, log.time)
-
-    def clicks(self, items: Ints, now: Floats) -> Floats:
-        """How often items were clicked before times of the same shape."""
-        first = items * (len(self.time) + 1)
-        last = np.searchsorted(self.clicked, first + np.searchsorted(self.time, now))
-        return (last - np.searchsorted(self.clicked, first)).astype(np.float64)
-
-    def asked(self, items: Ints, now: Floats, rule: PairRule) -> Asked:
-        """The pairs before times (n,) of the items (n, R); none where the time is NaN or the item 0."""
-        step = len(self.time) + 1
-        low, high = (
-            np.searchsorted(self.key, items * step + np.searchsorted(self.time, edge)[:, None])
-            for edge in (rule.since(now), now)
-        )
-        count = np.where((items > 0) & ~np.isnan(now)[:, None], high - low, 0)
-        entry = lambda event, user: (self.item[event], rule.worth(self.at[event], now[user]))  # noqa: E731
-        return Asked(low, count, entry, None, self.clicks(items, np.broadcast_to(now[:, None], items.shape)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,9 +54,15 @@ class PairCounts:
         clicks = np.bincount(log.item, minlength=items).astype(np.float64)
         return cls(rule, sums, clicks, log, now, left, left)
 
-    def followed_by(self, log: ClickLog) -> Self:
-        """The counts of a log that this one's is the beginning of."""
-        assert self.log is not None
+    def followed_by(self, clicks: Dataset) -> Self:
+        """The counts with later clicks too; themselves if they do not go on.
+
+        Raises:
+            ValueError: if a click is earlier than the last one; names it.
+        """
+        if self.log is None:
+            return self
+        log = self.log.followed_by(clicks)
         rule, old, now = self.rule, len(self.log), log.now
         left = int(np.searchsorted(log.time, rule.since(np.array(now))))
         if left - self.began > len(log) - left or (now - self.zero) / rule.half_life > LONGEST:
@@ -179,8 +71,8 @@ class PairCounts:
         for start, stop, sign in ((max(old, left), len(log), 1.0), (self.left, min(left, old), -1.0)):
             first, second, at = rule.pairs(log, start, stop)
             sums = sums.plus(first, second, sign * rule.worth(at, self.zero))
-        clicks = self.clicks + np.bincount(log.item[old:], minlength=len(self.clicks))
-        return replace(self, sums=sums, clicks=clicks, log=log, left=left)
+        more = np.bincount(log.item[old:], minlength=len(self.clicks))
+        return replace(self, sums=sums, clicks=self.clicks + more, log=log, left=left)
 
     def closed(self) -> Self:
         """The same without the log: it does not go on."""
@@ -225,19 +117,18 @@ class PairCounts:
     @cached_property
     def events(self) -> PairEvents:
         """Every single pair, made when somebody asks about the past."""
-        assert self.log is not None
-        return PairEvents.of(self.log, self.rule)
+        return PairEvents.of(cast(ClickLog, self.log), self.rule)
 
     def now(self, items: Ints, asked: Ints) -> list[Asked]:
         """The pairs of the items (n, R) after the last click, of users who ask for that (n,) bool."""
         factor = 1.0 if self.log is None else float(self.rule.worth(np.array(self.zero), self.log.now))
         total, clicks = self.sums.total[items] * factor, self.clicks[items]
 
-        def entry(key: Ints, weight: Floats) -> Callable[[Ints, Ints], tuple[Ints, Floats]]:
-            return lambda event, user: (key[event] % CODE, weight[event] * factor)
+        def entries(key: Ints, weight: Floats) -> Callable[[Ints, Ints, Ints], tuple[Ints, Floats]]:
+            return lambda low, count, user: (ranges(key, low, count) & (CODE - 1), ranges(weight, low, count))
 
         return [
-            Asked(low, count * asked[:, None], entry(*part), total, clicks)
+            Asked(low, count * asked[:, None], entries(*part), total, clicks, factor)
             for part, (low, count) in zip(self.sums.parts, self.sums.bounds(items), strict=True)
         ]
 
@@ -254,34 +145,3 @@ class PairCounts:
             return clicks
         now = time[users]
         return np.where(np.isnan(now), clicks, self.events.clicks(items, now))
-
-
-def summed_by_user(
-    asked: list[Asked], share: Callable[[Floats, Floats], Floats], users: int, items: int
-) -> tuple[Ints, Ints, Floats]:
-    """Sums of weighted pairs by user and second item, where there are any.
-
-    Args:
-        asked: the pairs.
-        share: what the pairs of a click count, from the sum of their weights and the clicks of its item.
-        users: n.
-        items: I.
-
-    Returns:
-        Where each user's sums begin, (n + 1,), their items, ascending for each user, and the sums.
-    """
-    if not asked or not users:
-        return np.zeros(users + 1, np.int64), np.empty(0, np.int64), np.empty(0)
-    done = np.append(0, np.sum([a.count.sum(1) for a in asked], 0).cumsum())
-    parts, first = [], 0
-    while first < users:
-        stop = int(np.searchsorted(done, done[first] + AT_ONCE, side="right")) - 1
-        stop = max(first + 1, min(stop, users, first + CELLS // items))
-        terms = [a.of(first, stop, share) for a in asked]
-        user, item, value = (np.concatenate(column) for column in zip(*terms, strict=True))
-        cells = np.bincount(user * items + item, value, (stop - first) * items)
-        found = np.flatnonzero(cells)
-        parts.append((found + first * items, cells[found]))
-        first = stop
-    cell, value = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return np.searchsorted(cell, np.arange(users + 1) * items), cell % items, value

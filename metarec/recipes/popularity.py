@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from metarec.data.dataset import Catalog, Dataset
 from metarec.functional.segments import segment_sum
 from metarec.model import Saved, register
-from metarec.recipes.click_log import ClickLog, Floats, check_items
+from metarec.recipes.click_log import ClickLog, Floats
 from metarec.recipes.counting import Counts, numbers, reading, setting
 from metarec.recipes.sparse_scores import ScoreTable, TableScores
 from metarec.scoring import Scores, UserState
@@ -117,7 +117,6 @@ class WindowCounts:
         half_life: age at which a click counts half; infinite where all count alike.
         counts: (I,) at the end of the log.
         left: so many clicks of the log are before the window.
-        began: as many as that were when the counts were last made from the log.
     """
 
     log: ClickLog
@@ -125,14 +124,13 @@ class WindowCounts:
     half_life: float
     counts: Floats
     left: int = 0
-    began: int = 0
 
     @classmethod
     def of(cls, log: ClickLog, window: float, half_life: float, items: int) -> Self:
         """The counts of a log, of a catalogue with so many rows."""
         left = int(np.searchsorted(log.time, log.now - window))
-        out = cls(log, window, half_life, np.zeros(items), left, left)
-        return type(out)(log, window, half_life, out._worth(left, len(log), log.now), left, left)
+        out = cls(log, window, half_life, np.zeros(items), left)
+        return replace(out, counts=out._worth(left, len(log), log.now))
 
     def _worth(self, start: int, stop: int, now: float) -> Floats:
         """(I,) what a range of clicks counts at a time."""
@@ -140,22 +138,22 @@ class WindowCounts:
         counts = np.bincount(self.log.item[start:stop], worth, len(self.counts))
         return counts.astype(np.float64)
 
-    def followed_by(self, log: ClickLog) -> Self:
-        """The counts of a log that this one's is the beginning of."""
-        now, items = log.now, len(self.counts)
-        left = int(np.searchsorted(log.time, now - self.window))
-        if left - self.began > len(log) - left:
-            return type(self).of(log, self.window, self.half_life, items)
-        after = type(self)(log, self.window, self.half_life, self.counts, left, self.began)
-        faded = math.exp2((self.log.now - now) / self.half_life)
-        gone, come = after._worth(self.left, left, now), after._worth(len(self.log), len(log), now)
-        counts = self.counts * faded - gone + come
-        return type(self)(log, self.window, self.half_life, counts, left, self.began)
+    def followed_by(self, clicks: Dataset) -> Self:
+        """The counts with later clicks too.
+
+        Raises:
+            ValueError: if a click is earlier than the last one; names it.
+        """
+        out = replace(self, log=self.log.followed_by(clicks))
+        now = out.log.now
+        left = int(np.searchsorted(out.log.time, now - self.window))
+        gone, come = out._worth(self.left, left, now), out._worth(len(self.log), len(out.log), now)
+        faded = self.counts * math.exp2((self.log.now - now) / self.half_life)
+        return replace(out, counts=faded - gone + come, left=left)
 
     def padded(self, items: int) -> Self:
         """The same for a larger catalogue."""
-        counts = np.pad(self.counts, (0, items - len(self.counts)))
-        return type(self)(self.log, self.window, self.half_life, counts, self.left, self.began)
+        return replace(self, counts=np.pad(self.counts, (0, items - len(self.counts))))
 
     @cached_property
     def table(self) -> ScoreTable:
@@ -198,6 +196,7 @@ class LivePopularity(Counts):
     """
 
     information = "live"
+    _counted: WindowCounts
 
     def __init__(self, data: Dataset, *, window: float, half_life: float | None = None) -> None:
         if not len(data) or not window > 0 or not (half_life is None or half_life > 0):
@@ -233,20 +232,9 @@ class LivePopularity(Counts):
         moments, row = np.unique(time.cpu().numpy(), return_inverse=True)  # NaN, if there is one, is last and once
         past = moments[~np.isnan(moments)]
         table = counted.table if not len(past) else _table(np.concatenate([counted.at(past), counted.counts[None]]))
+        if self.fitted is not None:
+            table = replace(table, known=self.measured(table.known))
         return TableScores(table.to(time.device), torch.from_numpy(row).to(time.device))
-
-    def observe(self, clicks: Dataset) -> Self:
-        """Move on by everybody's new clicks, in place; returns itself. Scores made before stay what they were.
-
-        Raises:
-            ValueError: if a click is earlier than the last one counted or of no item of the catalogue; names it, and
-                nothing has changed.
-        """
-        assert self.catalog is not None
-        check_items(clicks, self.catalog)
-        self._counted = self._counted.followed_by(self._counted.log.followed_by(clicks))
-        self.observed.add_(1)  # tells caches that something has changed
-        return self
 
     def _grow(self, items: int) -> None:
         self._counted = self._counted.padded(items)

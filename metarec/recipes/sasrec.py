@@ -7,7 +7,8 @@ are the full softmax (Klenitskiy and Vasilev, RecSys 2023), the sampled softmax,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, cast
 
 import torch
@@ -17,10 +18,12 @@ from torch.nn import functional as F
 from metarec.data.dataset import Dataset
 from metarec.data.sampler import EpisodeSampler
 from metarec.functional.losses import weighted_mean
+from metarec.functional.scaling import FeatureScale
 from metarec.nn import FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder, TableItems, record
+from metarec.nn.items import drawn_once, more_items
 from metarec.recipes.features import scales_of, standardised
 from metarec.recipes.training import TrainingRun
-from metarec.types import EpisodeBatch, Examples, Progress
+from metarec.types import EpisodeBatch, Examples, Modality, Progress
 
 Loss = Literal["softmax", "sampled_softmax", "bpr", "gbce"]
 CPU_USERS = 16  # users of one pass on a CPU: what its caches hold
@@ -65,6 +68,14 @@ class SummedItems(nn.Module):
     def scores(self, state: Tensor, ids: Tensor | None = None) -> Tensor:
         """Scores (..., I) of states (..., D), or (..., C) against ids (C,)."""
         return self.frozen().scores(state, ids)
+
+    def with_more(self, size: int, modalities: Mapping[str, Modality]) -> SummedItems:
+        """The same sources, each with more items; their weights are shared."""
+        out = copy.copy(self)
+        sources = [more_items(source, size, modalities) for source in cast("Sequence[Items]", self.sources)]
+        out._buffers, out._modules = dict(self._buffers), {"sources": nn.ModuleList(sources)}  # type: ignore[arg-type]
+        out.known = torch.stack([source.known for source in sources]).any(0)
+        return out
 
     def frozen(self) -> TableItems:
         """The sums, computed once."""
@@ -111,15 +122,18 @@ def build(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sources: list[Items] = []
+        scales: dict[str, FeatureScale] = {}
         for name in inputs:
             if name == "id":
                 sources.append(IdItems(upstream.catalog.size, dim, known=warm))
                 continue
-            scales = scales_of(upstream.catalog, [name], upstream.catalog.size)
-            sources.append(FeatureItems(standardised(upstream.catalog, scales)[0], dim))
+            own = scales_of(upstream.catalog, [name], upstream.catalog.size)
+            sources.append(FeatureItems(standardised(upstream.catalog, own)[0], dim))
+            scales |= own
         encoder = SequenceEncoder(dim, max_length=max_length, layers=layers, dropout=dropout)
         items = sources[0] if len(sources) == 1 else SummedItems(sources, drop=drop_inputs)
         learner = ModalityLearner(items, encoder, candidates=warm)
+    learner.scales = scales
     record.expect(learner)
     return learner.attach(upstream)
 
@@ -201,7 +215,8 @@ def gbce_loss(learner: ModalityLearner, examples: Examples, rate: float, *, cali
         calibration: t.
     """
     beta = rate * (calibration * (1 - 1 / rate) + 1 / rate)
-    state, items = learner.states(examples), learner.items
+    items = drawn_once(learner.items)
+    state = learner.states(examples, items)
     positive = (state * items(examples.target)).sum(-1)
     negative = (state.unsqueeze(-2) * items(examples.negatives)).sum(-1)
     each = -beta * F.logsigmoid(positive) - F.logsigmoid(-negative).sum(-1)

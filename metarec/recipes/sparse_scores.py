@@ -6,12 +6,16 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from metarec.data.dataset import Ints
 from metarec.functional.fusion import FLAT
 from metarec.scoring import DenseScores
 
+CLOSE = 1e-6  # a variance so small against the square of the mean is computed with more care
 _INFO = torch.finfo(torch.float32)
 
 
@@ -32,7 +36,8 @@ class SparseScores:
         known: (I,) bool, items that the moments are taken over.
 
     Example:
-        >>> scores = SparseScores(torch.tensor([0, 1]), torch.tensor([2]), torch.ones(1).double(), 0.0, torch.arange(3) > 0)
+        >>> one = torch.ones(1, dtype=torch.float64)
+        >>> scores = SparseScores(torch.tensor([0, 1]), torch.tensor([2]), one, 0.0, torch.arange(3) > 0)
         >>> scores.approximate(1, 3).tolist(), scores.exact(torch.tensor([[2, 1]])).tolist()
         ([[0.0, 1.0]], [[1.0, 0.0]])
         >>> [moment.tolist() for moment in scores.moments()]
@@ -44,6 +49,14 @@ class SparseScores:
     value: Tensor
     base: float
     known: Tensor
+
+    @classmethod
+    def of(
+        cls, start: Ints, item: Ints, value: NDArray[np.float64], base: float, known: Tensor, device: torch.device
+    ) -> Self:
+        """Scores from arrays, on a device."""
+        start_, item_, value_ = (torch.from_numpy(column).to(device) for column in (start, item, value))
+        return cls(start_, item_, value_, base, known.to(device))
 
     def __len__(self) -> int:
         return len(self.start) - 1
@@ -60,23 +73,25 @@ class SparseScores:
         """(n,) the user of each entry."""
         return torch.repeat_interleave(torch.arange(len(self), device=self.item.device), self.start.diff())
 
-    def _each(self, first: float | Tensor, values: Tensor, how: str) -> Tensor:
-        """(N,) a number of each user's entries."""
-        out = torch.zeros(len(self), dtype=torch.float64, device=self.value.device) + first
-        return out.scatter_reduce(0, self._row, values, how)
+    def _sum(self, values: Tensor) -> Tensor:
+        """(N,) the sums of each user's entries."""
+        return torch.segment_reduce(values, "sum", offsets=self.start, initial=0.0)
 
     def error(self) -> Tensor:
         """(N,) float64, by rounding to float32."""
-        return rounding(self._each(abs(self.base), self.value.abs(), "amax"))
+        largest = self.value.abs().max() if len(self.value) else self.value.new_zeros(())
+        return rounding(largest.clamp(min=abs(self.base))).expand(len(self))
 
     def approximate(self, start: int, stop: int) -> Tensor:
         """(N, stop - start) float32 of a piece of the catalogue."""
         out = torch.full((len(self), stop - start), self.base, device=self.value.device)
-        place, value = self._row * (stop - start) + (self.item - start), self.value
+        place, value = self.item - start, self.value
+        if len(self) > 1:
+            place += self._row * (stop - start)
         if start > 0 or stop < len(self.known):
             here = (self.item >= start) & (self.item < stop)
             place, value = place[here], value[here]
-        out.view(-1)[place] = value.float()
+        out.view(-1).scatter_(0, place, value.float())
         return out
 
     def exact(self, codes: Tensor) -> Tensor:
@@ -90,15 +105,18 @@ class SparseScores:
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation over the known items; what the others share enters in closed form."""
-        own = self.known[self.item]
-        value, all_items = self.value - self.base, max(1, int(self.known.sum()))
-        shift = self._each(0.0, value * own, "sum") / all_items
-        others = all_items - self._each(0.0, own.double(), "sum")
-        centred = (value - shift[self._row]) * own
-        variance = (self._each(0.0, centred.square(), "sum") + others * shift.square()) / all_items
-        largest = self._each(torch.where(others > 0, shift.abs(), 0), centred.abs(), "amax")
-        mean = shift + self.base
-        return mean, torch.where(largest <= FLAT * mean.abs(), 0, variance.sqrt())
+        own, count = self.known.index_select(0, self.item).double(), max(1, int(self.known.count_nonzero()))
+        above = (self.value - self.base) * own
+        shift = self._sum(above) / count
+        mean = self.base + shift
+        variance = self._sum(above * above) / count - shift.square()
+        deviation = variance.clamp(min=0).sqrt()
+        close = (variance <= CLOSE * shift.square()) | (deviation <= FLAT * mean.abs())  # flat, or lost to rounding
+        for user in close.nonzero().flatten().tolist():
+            codes = torch.arange(len(self.known), device=self.item.device).unsqueeze(0)
+            whole = DenseScores(self[user : user + 1].exact(codes), self.known)
+            mean[user], deviation[user] = torch.cat(whole.moments())
+        return mean, deviation
 
 
 @dataclass(frozen=True, eq=False)

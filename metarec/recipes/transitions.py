@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog, Dataset
 from metarec.model import Saved, register
-from metarec.recipes.click_log import ClickLog, Floats, check_items
+from metarec.recipes.asked_pairs import summed_by_user
+from metarec.recipes.click_log import ClickLog, Floats
 from metarec.recipes.counting import Counts, last_read, reading, setting
-from metarec.recipes.pair_counts import PairCounts, PairRule, summed_by_user
+from metarec.recipes.pair_counts import PairCounts
+from metarec.recipes.pair_events import PairRule
 from metarec.recipes.sparse_scores import SparseScores
 from metarec.scoring import Scores, UserState
 from metarec.types import Examples
@@ -73,7 +75,7 @@ class Transitions(Counts, nn.Module):
     least = 1e-4  # what an item gets that nothing leads to; the log adds up with other scores
     both_ways = False
     known: Tensor
-    observed: Tensor
+    _counted: PairCounts
 
     def __init__(self, data: Dataset, *, half_life: float | None = None, live: bool = False) -> None:
         if half_life is not None and not (half_life > 0 and live):
@@ -115,13 +117,12 @@ class Transitions(Counts, nn.Module):
         counted, history = self._counted, state.tensors["history"]
         items = history.cpu().numpy().astype(np.int64)
         time = state.tensors["time"].cpu().numpy() if self.live else None
-        weight, size = FORGET ** np.arange(items.shape[1]), len(counted.clicks)
+        weight: Floats = FORGET ** np.arange(items.shape[1], dtype=np.float64)
         share = lambda total, clicks: self._share(weight, total, clicks)  # noqa: E731
-        start, item, value = summed_by_user(counted.asked(items, time), share, len(items), size)
+        start, item, value = summed_by_user(counted.asked(items, time), share, len(items), len(counted.clicks))
         user = np.repeat(np.arange(len(items)), np.diff(start))
         value = np.log(self.least + self._each(value, lambda: counted.clicks_of(item, user, time)))
-        found = (torch.from_numpy(column).to(history.device) for column in (start, item, value))
-        return SparseScores(*found, math.log(self.least), self.known.to(history.device))
+        return SparseScores.of(start, item, value, math.log(self.least), self.measured(self.known), history.device)
 
     def _share(self, weight: Floats, total: Floats, clicks: Floats) -> Floats:
         """What each transition of a click counts, (n, R), from the click's weight and all the transitions of its item.
@@ -133,23 +134,6 @@ class Transitions(Counts, nn.Module):
     def _each(self, value: Floats, clicks: Callable[[], Floats]) -> Floats:
         """The sums of some items, from how often those were clicked if that is asked for."""
         return value
-
-    def observe(self, clicks: Dataset) -> Self:
-        """Move on by everybody's new clicks, in place; returns itself. Upstream counts stay as they are.
-
-        Scores that were made before stay what they were.
-
-        Raises:
-            ValueError: if a click is earlier than the last one counted or of no item of the catalogue; names it, and
-                nothing has changed.
-        """
-        if not self.live:
-            return self
-        assert self.catalog is not None and self._counted.log is not None
-        check_items(clicks, self.catalog)
-        self._counted = self._counted.followed_by(self._counted.log.followed_by(clicks))
-        self.observed.add_(1)  # tells caches that something has changed
-        return self
 
     def _grow(self, items: int) -> None:
         self._counted = self._counted.padded(items)

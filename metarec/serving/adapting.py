@@ -1,132 +1,173 @@
-"""From clicks to where users stand, for any number of users."""
+"""From clicks to user states, for any number of users."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from metarec.data.dataset import Catalog, Ints
-from metarec.functional import top_k
+from metarec.data.histories import Clicks, LazyHistories
 from metarec.functional.fusion import NotFiniteError
 from metarec.meta.memory import halves, in_halves
-from metarec.serving.clicks import Clicks, Spelled, SupportMaker
+from metarec.scoring import UserState
 from metarec.serving.ranking import pieces
-from metarec.serving.snapshot import Snapshot
-from metarec.serving.standing import Standing
+from metarec.serving.state import State
 
-USERS = {"cpu": 2048, "cuda": 16384}  # users adapted to at once
+USERS = {"cpu": 2048, "cuda": 16384}  # users encoded at once
 FEW = {"cpu": 8, "cuda": 1}  # so few go one by one: what is made for one user beats a batch that small
-FIRST_CLICKS = 1024  # warm items, evenly spaced, after which the next click is asked for
-LIKELY = 256  # most likely next clicks, whose states are averaged for a user without clicks
 
 
-def adapted(
-    snapshot: Snapshot, support: SupportMaker, clicks: Clicks | Spelled, start: Tensor | None = None
-) -> Standing:
-    """Where B users stand after their clicks, some at a time; fewer where the GPU's memory turns out too small.
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What is known of B users who ask.
 
-    Args:
-        snapshot: the model.
-        support: makes the examples.
+    Attributes:
         clicks: of each user.
-        start: (B, M, P) weights that each user's steps start from; the weights that they lead to are kept.
+        at: (B,) float64, when each asks, in the units of the data; None for now, after all clicks that were counted.
+        gap: (B,) float64, seconds since each one's last click; None where it is not known.
+        start: states of the same users whose kept weights their inner steps start from.
+        keep_weights: keep the weights that the steps lead to.
+    """
+
+    clicks: Clicks | LazyHistories
+    at: NDArray[np.float64] | None = None
+    gap: NDArray[np.float64] | None = None
+    start: UserState | None = None
+    keep_weights: bool = False
+
+    def encode(self, state: State, users: NDArray[np.int64]) -> UserState:
+        """The states of some of the users, who have clicked something."""
+        clock = (None if column is None else column[users] for column in (self.at, self.gap))
+        start = None if self.start is None else self.start[torch.from_numpy(users)]
+        return state.encode(self.clicks[users], *clock, start=start, keep_weights=self.keep_weights)
+
+
+def clock(
+    users: int, at: float | Sequence[float] | None, last: float | Sequence[float] | None, state: State
+) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None]:
+    """When each of B users asks, (B,), and the seconds since their last clicks, (B,); None where that is not known.
 
     Raises:
-        ValueError: if there is no user, or an id is not known.
+        ValueError: if there is not one time, or one per user, or a user asks before the last click.
     """
-    order = np.argsort(-clicks.counts, kind="stable")
-    order, without = order[clicks.counts[order] > 0], np.flatnonzero(clicks.counts == 0)
-    parts = []
+    when, clicked = (_times(users, name, given) for name, given in (("at", at), ("last", last)))
+    if clicked is None:
+        return when, None
+    if when is None:
+        raise ValueError("adapt: last says when users clicked last, which means nothing without at, when they ask")
+    if (when < clicked).any():
+        user = int(np.argmax(when < clicked))
+        raise ValueError(f"adapt: user {user} asks at {when[user]}, before the last click at {clicked[user]}")
+    return when, (when - clicked) / getattr(state.model, "second", 1.0)
 
-    def work(part: range) -> Standing:
-        users = order[part.start : part.stop]
-        own = None if start is None else start[torch.from_numpy(users).to(start.device)]
-        return snapshot.adapt(*support(clicks[users]), own)
 
-    for some in pieces(len(order), 1 if len(order) <= FEW[snapshot.device.type] else USERS[snapshot.device.type]):
-        parts += [standing for _, standing in in_halves(work, some, halves)]
+def _times(users: int, name: str, given: float | Sequence[float] | None) -> NDArray[np.float64] | None:
+    if given is None:
+        return None
+    times = np.asarray(given, dtype=np.float64)
+    if times.ndim > 1 or (times.ndim == 1 and len(times) != users) or not np.isfinite(times).all():
+        raise ValueError(f"adapt: {name} must be one time, or one for each of {users} users, all finite, got {given!r}")
+    return np.broadcast_to(times, (users,))
+
+
+def encoded(state: State, asked: Asked) -> UserState:
+    """The states of B users, some at a time; fewer where the GPU's memory turns out too small.
+
+    Raises:
+        ValueError: if there is no user, an id is not known, the model knows none of a user's items, or a number is not
+            finite.
+    """
+    counts = asked.clicks.counts
+    order = np.argsort(-counts, kind="stable")
+    order, without = order[counts[order] > 0], np.flatnonzero(counts == 0)
+    kind, parts = state.device.type, []
+    for some in pieces(len(order), 1 if len(order) <= FEW[kind] else USERS[kind]):
+        parts += [s for _, s in in_halves(lambda p: asked.encode(state, order[p.start : p.stop]), some, halves)]
     if len(without):
-        stranger = unadapted(snapshot, support)[torch.zeros(len(without), dtype=torch.int64)]
-        own = None if start is None else start[torch.from_numpy(without).to(start.device)]
-        parts.append(replace(stranger, weights=own))
+        parts.append(_empty(state, asked, without))
     if not parts:
         raise ValueError("adapt: there is no user; pass at least one sequence of item ids")
     back = torch.from_numpy(np.argsort(np.concatenate([order, without]), kind="stable"))
-    return Standing.join(parts)[back.to(snapshot.device)]
+    clicks = asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks
+    return checked(UserState.join(parts)[back.to(state.device)], clicks, state)
 
 
-def further(snapshot: Snapshot, support: SupportMaker, clicks: Clicks, more: Ints, before: Standing) -> Standing:
-    """Where B users stand after more clicks; those who have none stay where they stood.
+def _empty(state: State, asked: Asked, users: NDArray[np.int64]) -> UserState:
+    one = state.encode_empty(keep_weights=asked.keep_weights)
+    out = one[torch.zeros(len(users), dtype=torch.int64)]
+    tensors = dict(out.tensors)
+    if asked.start is not None and "weights" in asked.start.tensors:
+        tensors["weights"] = asked.start[torch.from_numpy(users)].tensors["weights"]
+    if asked.at is not None:
+        at = torch.from_numpy(asked.at[users])
+        tensors |= {n: at.to(t) for n, t in tensors.items() if n.rpartition("/")[2] == "time"}
+    return UserState(tensors)
+
+
+def further(state: State, clicks: Clicks, more: NDArray[np.int64], before: UserState) -> UserState:
+    """The states of B users after more clicks; those who have none stay as they were.
 
     Args:
-        snapshot: the model.
-        support: makes the examples.
+        state: what serves.
         clicks: all of each user.
         more: (B,) how many of them are new; somebody has some.
-        before: where the users stood; if they carry weights, their steps start from those.
+        before: their states; if these carry weights, the steps start from those.
     """
     new, old = np.flatnonzero(more), np.flatnonzero(more == 0)
-    start = None if before.weights is None else before.weights[torch.from_numpy(new)]
+    keeps = any(name.rpartition("/")[2] == "weights" for name in before.tensors)
+    start = before[torch.from_numpy(new)] if keeps else None
+    fresh = encoded(state, Asked(clicks[new], start=start, keep_weights=keeps))
     if not len(old):
-        return adapted(snapshot, support, clicks, start)
-    fresh = adapted(snapshot, support, clicks[new], start)
+        return fresh
     order = torch.from_numpy(np.argsort(np.concatenate([new, old])))
-    return Standing.join([fresh, before[torch.from_numpy(old)]])[order]
+    return UserState.join([fresh, before[torch.from_numpy(old)]])[order]
 
 
-def unadapted(snapshot: Snapshot, support: SupportMaker) -> Standing:
-    """Where a user without clicks stands: at the average state after one click on a likely item, (1, ...).
-
-    Nobody counts clicks here; what is likely is what the model itself expects next after any one click. Weighting by it
-    matters: the plain average over all items ranks what people click first at half the recall of popularity.
-    """
-    if snapshot.stranger is not None:
-        return snapshot.stranger
-    each, share = likely_users(snapshot, support)
-    weight = share.unsqueeze(-1) * each.active
-    state = (each.state * weight.unsqueeze(-1)).sum(0, keepdim=True) / weight.sum(0).clamp(min=1e-30).unsqueeze(-1)
-    rows, corrections = each.rows[:1, :, :0], each.corrections[:1, :, :0]
-    snapshot.stranger = Standing(state, each.active.any(0, keepdim=True), rows, corrections)
-    return snapshot.stranger
-
-
-def likely_users(snapshot: Snapshot, support: SupportMaker) -> tuple[Standing, Tensor]:
-    """Users of one click each on the items that the model expects most, and how likely these are, (n,)."""
-    some = support.warm[:: max(1, len(support.warm) // FIRST_CLICKS)]
-    chances = snapshot.chances(snapshot.adapt(*support(_one_click_each(some))))[torch.from_numpy(support.warm)]
-    share, likely = top_k(chances, min(LIKELY, len(chances)))
-    return snapshot.adapt(*support(_one_click_each(support.warm[likely.cpu().numpy()]))), share
-
-
-def _one_click_each(codes: Ints) -> Clicks:
-    return Clicks(codes, np.arange(len(codes) + 1))
-
-
-def checked(standing: Standing, clicks: Clicks, catalog: Catalog, names: Sequence[str] = ()) -> Standing:
-    """Where users stand, if that can be served. ``names`` are those of the learners, for messages.
+def checked(found: UserState, clicks: Clicks, state: State) -> UserState:
+    """User states, if they can be served.
 
     Raises:
-        ValueError: if no modality knows any of a user's items, or a score is not finite.
+        ValueError: if the model knows none of a user's items, or a number is not finite.
     """
-    lost = ~standing.active.any(1)
-    diverged = ~(standing.state.isfinite().all(2) & standing.corrections.isfinite().all(2))
-    broken = diverged.any(1)
-    if not bool((lost | broken).any()):
-        return standing
-    user = int((lost | broken).nonzero()[0])
-    ids = catalog.items.decode(clicks.user(user)[:5].tolist())
+    lost = ~found.active & torch.from_numpy(clicks.counts > 0).to(found.active.device)
+    broken = {name: ~t.flatten(1).isfinite().all(1) for name, t in _numbers(found).items()}
+    failing = torch.stack([lost, *broken.values()]).any(0)
+    if not bool(failing.any()):
+        return found
+    user = int(failing.nonzero()[0])
+    ids = state.catalog.items.decode(clicks.user(user)[:5].tolist())
     who = "" if len(clicks) == 1 else f"user {user}: "
-    if bool(lost.any()):
+    if bool(lost[user]):
         raise ValueError(
             f"adapt: {who}the model knows none of the items {ids}: they were not seen upstream and have no features; "
             "show popular items, or give the items features"
         )
-    part = f" of learner {names[int(diverged[user].nonzero()[0])]!r}" if names else ""
+    name = next(name for name, rows in broken.items() if rows[user])
     raise NotFiniteError(
-        f"adapt: {who}the scores{part} after adapting to {ids} are not finite; the steps diverge: train or adapt with "
-        "a lower learning rate"
+        f"adapt: {who}the scores{_whose(found.tensors[name][user], name, state)} after adapting to {ids} are not "
+        "finite; the steps diverge: train or adapt with a lower learning rate"
     )
+
+
+def _numbers(found: UserState) -> dict[str, Tensor]:
+    """What must be finite: all numbers but times, which may be unknown, and what is known of the context."""
+    known = ("time", "context")
+    return {
+        n: t.reshape(len(t), -1)
+        for n, t in found.tensors.items()
+        if t.is_floating_point() and n.rpartition("/")[2] not in known
+    }
+
+
+def _whose(numbers: Tensor, name: str, state: State) -> str:
+    """Of which learner or part numbers that are not finite are, in words."""
+    part, names = name.rpartition("/")[0], list(state.model.learners)
+    if part:
+        return f" of {part!r}"
+    if (len(names) < 2 and not names) or len(numbers) != len(names):
+        return ""
+    return f" of learner {names[int((~numbers.flatten(1).isfinite().all(1)).nonzero()[0])]!r}"

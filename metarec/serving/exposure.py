@@ -7,47 +7,109 @@ other is left as it is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from metarec.serving.adapting import likely_users
-from metarec.serving.clicks import SupportMaker
-from metarec.serving.snapshot import Snapshot
+from metarec.data.histories import Clicks
+from metarec.data.vocabulary import Ints
+from metarec.functional import top_k
+from metarec.scoring import Scores
 
 PLACES = 10  # of a list
+FIRST_CLICKS = 1024  # warm items, evenly spaced, after which the next click is asked for
+LIKELY = 256  # most likely next clicks, whose users are typical
 _USERS = 32  # users scored at once
 
 
-def shift_of(snapshot: Snapshot, support: SupportMaker, new: Tensor, share: float) -> float:
+@dataclass(frozen=True, eq=False)
+class Shifted:
+    """Scores of N users, with something added to those of some items, whoever the user is.
+
+    Attributes:
+        scores: as the model gives them.
+        shift: (I,) what is added.
+    """
+
+    scores: Scores
+    shift: Tensor
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, users: slice) -> Self:
+        """The scores of some users."""
+        return type(self)(self.scores[users], self.shift)
+
+    def error(self) -> Tensor:
+        """(N,) that of the scores, and of one sum."""
+        step = torch.finfo(self.shift.dtype).eps
+        return self.scores.error() + 4 * step * float(self.shift.abs().max())
+
+    def approximate(self, start: int, stop: int) -> Tensor:
+        """(N, stop - start) of a piece of the catalogue."""
+        return self.scores.approximate(start, stop).add_(self.shift[start:stop])
+
+    def exact(self, codes: Tensor) -> Tensor:
+        """(N, K) float64 of item codes (N, K)."""
+        return self.scores.exact(codes) + self.shift[codes].double()
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Those of the scores: what is added measures nothing."""
+        return self.scores.moments()
+
+
+def shift_of(ask: Callable[[Clicks], Scores], known: Tensor, warm: Ints, new: Tensor, share: float) -> float:
     """What to add to the scores of new items so that they get a share of the first places of typical users.
 
     Typical users are those who have clicked one of the items that the model itself expects most: nobody's clicks are
     looked at.
 
     Args:
-        snapshot: the model, its scores as they are.
-        support: makes the examples.
+        ask: the scores of users, as the model gives them.
+        known: (I,) bool, items that can be ranked.
+        warm: codes of the items seen upstream.
         new: (I,) bool, the new items that can be ranked.
         share: of the places in lists of ten, on average over the users.
 
     Returns:
         0 if there is no new item, or there are fewer than ten others.
     """
-    old = snapshot.known & ~new
+    old = known & ~new
     old[0] = False
     if not bool(new.any()) or int(old.sum()) < PLACES:
         return 0.0
-    standing, _ = likely_users(snapshot, support)
-    count = max(1, round(share * PLACES * len(standing.state)))
+    users = ask(one_click_each(typical_clicks(ask, warm, len(known), known.device)))
+    count = max(1, round(share * PLACES * len(users)))
     margins = []
-    with torch.no_grad():
-        scores = snapshot.scores(standing)
-        for first in range(0, len(scores), _USERS):
-            own = scores[first : first + _USERS].approximate(0, len(new))
-            last = own.masked_fill(~old, -torch.inf).topk(PLACES).values
-            best = own[:, new].topk(min(PLACES, int(new.sum()))).values
-            taken = last.flip(1)[:, : best.shape[1]]  # the j-th best new item takes the j-th place from below
-            margins.append((best - taken).flatten())
+    for own in _pieces(users, len(new)):
+        last = own.masked_fill(~old, -torch.inf).topk(PLACES).values
+        best = own[:, new].topk(min(PLACES, int(new.sum()))).values
+        taken = last.flip(1)[:, : best.shape[1]]  # the j-th best new item takes the j-th place from below
+        margins.append((best - taken).flatten())
     each = torch.cat(margins).sort(descending=True).values
     count = min(count, len(each))
     return -float(each[count - 1 : count + 1].mean())
+
+
+def typical_clicks(ask: Callable[[Clicks], Scores], warm: Ints, items: int, device: torch.device) -> Ints:
+    """Codes of the warm items that a model expects most after any one click."""
+    chances = torch.zeros(len(warm), dtype=torch.float64, device=device)
+    among = torch.from_numpy(warm).to(device)
+    for own in _pieces(ask(one_click_each(warm[:: max(1, len(warm) // FIRST_CLICKS)])), items):
+        chances += own[:, among].double().softmax(1).sum(0)
+    likely: Ints = warm[top_k(chances, min(LIKELY, len(warm)))[1].cpu().numpy()]
+    return likely
+
+
+def _pieces(scores: Scores, items: int) -> list[Tensor]:
+    return [scores[at : at + _USERS].approximate(0, items) for at in range(0, len(scores), _USERS)]
+
+
+def one_click_each(codes: Ints) -> Clicks:
+    """Users of one click each."""
+    return Clicks(codes, np.arange(len(codes) + 1))

@@ -14,11 +14,12 @@ from torch.nn import functional as F
 
 from metarec.data.containers import plain
 from metarec.data.dataset import Catalog
+from metarec.data.histories import Clicks
 from metarec.meta.memory import halves, in_halves
-from metarec.serving.clicks import Clicks
 from metarec.serving.lists import Recommendations
 from metarec.serving.ranking import LOWEST, USERS, Scores, best, columns_for, ordered, pieces
-from metarec.serving.users import Ids
+
+Ids = Collection[str]
 
 
 def whole(value: SupportsIndex, what: str) -> int:

@@ -12,48 +12,93 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog
-from metarec.recipes.growing import remember, with_items
-from metarec.recipes.mml import MML
-from metarec.serving.clicks import SupportMaker
-from metarec.serving.exposure import shift_of
-from metarec.serving.servable import Servable
-from metarec.serving.snapshot import FusedSnapshot, Snapshot, snapshot_of
+from metarec.data.histories import Clicks
+from metarec.data.support import SupportMaker, sent
+from metarec.model import Model
+from metarec.modes import evaluating
+from metarec.nn.record import longest_history, negatives_of
+from metarec.recipes.features import check_scale
+from metarec.scoring import Scores, UserState
+from metarec.served import remember
+from metarec.serving.exposure import Shifted, shift_of
+from metarec.versions import tensors_of
+
+Seen = list[tuple[int, int]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """A model with what serving computes of it once.
+    """A model with what serving keeps of it.
 
     Attributes:
-        model: with the items that were added or removed.
-        snapshot: its tables.
+        model: with the items that were added.
+        catalog: its items, with those that were removed.
         support: makes the examples that users are adapted to.
+        known: (I,) bool, items that can be ranked.
         version: how often the weights were found changed; users of another version are not served.
-        parameters: of the model.
         seen: where the parameters' numbers were, and how often they had been changed.
+        shift: what is added to the scores of items that training has not seen.
     """
 
-    model: Servable
-    snapshot: Snapshot
+    model: Model
+    catalog: Catalog
     support: SupportMaker
+    known: Tensor
     version: int
-    parameters: tuple[nn.Parameter, ...]
-    seen: list[tuple[int, int]]
+    seen: Seen
+    shift: Tensor | None = None
 
     @property
-    def catalog(self) -> Catalog:
-        """The items."""
-        return self.model.catalog
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.known.device
 
     def is_current(self) -> bool:
-        """Whether the weights are still those of the snapshot."""
-        return self.seen == _seen(self.parameters)
+        """Whether the weights are still those that users were adapted with."""
+        return self.seen == _seen(self.model)
+
+    def encode(
+        self,
+        clicks: Clicks,
+        at: NDArray[np.float64] | None = None,
+        gap: NDArray[np.float64] | None = None,
+        *,
+        start: UserState | None = None,
+        keep_weights: bool = False,
+    ) -> UserState:
+        """User states of B users with a click each or more; see :class:`~metarec.serving.adapting.Asked`."""
+        support, query = self.support(clicks)
+        clock = {n: torch.from_numpy(v[:, None]) for n, v in (("time", at), ("gap", gap)) if v is not None}
+        query = replace(query, **clock)
+        with evaluating(self.model), torch.no_grad():
+            examples = sent(support, self.device), sent(query, self.device)
+            return self.model.encode(*examples, start=start, keep_weights=keep_weights)
+
+    def encode_empty(self, *, keep_weights: bool = False) -> UserState:
+        """A user without clicks, N = 1; whoever keeps weights starts from the shared ones."""
+        with evaluating(self.model), torch.no_grad():
+            found = self.model.encode_empty()
+            if not keep_weights:
+                return found
+        some = np.flatnonzero(self.support.is_warm)[:1]
+        one = self.encode(Clicks(some, np.array([0, 1])), keep_weights=True)  # nothing to adapt to: no step is taken
+        kept = {name: t for name, t in one.tensors.items() if name.rpartition("/")[2] == "weights"}
+        return UserState({**found.tensors, **kept})
+
+    def scores(self, users: UserState) -> Scores:
+        """What ranks N users."""
+        with evaluating(self.model), torch.no_grad():
+            found = self.model.scores(users)
+        return found if self.shift is None else Shifted(found, self.shift)
 
 
 class States:
@@ -63,20 +108,34 @@ class States:
         model: what it was given.
         new_share: see :class:`~metarec.Recommender`.
         version: of the first state.
+        hidden: ids of the items that were removed.
     """
 
-    def __init__(self, model: Servable, new_share: float | None, version: int = 0) -> None:
+    def __init__(
+        self, model: Model, new_share: float | None, version: int = 0, hidden: frozenset[str] | None = None
+    ) -> None:
         self.new_share, self.version = new_share, version
-        self._model = model
-        self._given = weakref.ref(model) if isinstance(model, MML) else None
+        self._model, self._given = model, weakref.ref(model)
+        self._hidden = self._items(model).hidden if hidden is None else hidden
         self._state: State | None = None
         self._lock = threading.RLock()
 
+    @staticmethod
+    def _items(model: Model) -> Catalog:
+        if model.catalog is None or model.warm is None:
+            raise TypeError(f"Recommender: {type(model).__name__} does not say which items it scores; attach(upstream)")
+        return model.catalog
+
     @property
-    def model(self) -> Servable:
-        """The model as it is now."""
+    def model(self) -> Model:
+        """The model as it is now, its catalogue without the items that were removed."""
         state = self._state
-        return self._model if state is None else state.model
+        model, hidden = (self._model, self._hidden) if state is None else (state.model, state.catalog.hidden)
+        if self._items(model).hidden == hidden:
+            return model
+        out = copy.copy(model)
+        out.catalog = replace(self._items(model), hidden=hidden)
+        return out
 
     def current(self) -> State:
         """The state that belongs to the model as it is now."""
@@ -86,24 +145,44 @@ class States:
         with self._lock:
             state = self._state
             if state is None:
-                support = SupportMaker(self._model.warm, self._model.config.negatives, self._model.config.max_length)
-                return self._put(self._made(self._model, support, self.version))
+                return self._put(self._made(self._model, self.version, self._hidden))
             if not state.is_current():
-                return self._put(self._made(state.model, state.support, state.version + 1))
+                return self._put(self._made(state.model, state.version + 1, state.catalog.hidden))
             return state
 
-    def grow(self, added: Callable[[Catalog], Catalog]) -> None:
+    def grow(self, added: Callable[[Model, Catalog], Catalog]) -> None:
         """Take new items in.
 
         Args:
-            added: makes the new items, checked against the catalogue as it is.
+            added: makes the new items, checked against the model's catalogue.
+
+        Raises:
+            TypeError, ValueError: as the model's ``add_items``, or if the model could not rank one of the items.
         """
         with self._lock:
             state = self.current()
-            items = added(state.catalog)
-            if len(items.items) and isinstance(state.model, MML):
-                model = with_items(state.model, items)
-                self._put(self._made(model, state.support.grown(model.catalog.size), state.version))
+            items, scales = added(state.model, state.catalog), state.model.scales or {}
+            if not len(items.items):
+                return
+            check_scale(items, scales)
+            grown = state.model.add_items(items)
+            own = grown.item_mask()[-len(items.items) :]
+            if not bool(own.all()):
+                lacking = items.items.ids[int((~own).nonzero()[0])]
+                way = (
+                    f"give it one of {sorted(scales)}"
+                    if scales
+                    else "this model knows ids alone, and takes in no items"
+                )
+                raise ValueError(
+                    f"add_items: item {lacking!r} has no vector in any modality, so nothing could rank it; {way}"
+                )
+            self._put(self._made(grown, state.version, state.catalog.hidden))
+
+    def change(self, work: Callable[[State], T]) -> T:
+        """Let the model move on, one change at a time."""
+        with self._lock:
+            return work(self.current())
 
     def hide(self, ids: Sequence[str], change: Callable[[frozenset[str], frozenset[str]], frozenset[str]]) -> None:
         """Change which items are removed.
@@ -117,37 +196,40 @@ class States:
         """
         with self._lock:
             state = self.current()
-            items, model = state.catalog.items, copy.copy(state.model)
+            items = state.catalog.items
             hidden = change(state.catalog.hidden, frozenset(items.decode(items.encode(ids).tolist())))
-            vars(model)["catalog"] = replace(state.catalog, hidden=hidden)
-            self._put(replace(state, model=model))
+            self._put(replace(state, catalog=replace(state.catalog, hidden=hidden)))
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy begins with: the model; it computes the rest for itself."""
         version = self.version if self._state is None else self.current().version
-        return {"model": self.model, "new_share": self.new_share, "version": version}
+        hidden = self._hidden if self._state is None else self._state.catalog.hidden
+        return {"model": copy.copy(self.model), "new_share": self.new_share, "version": version, "hidden": hidden}
 
     def __setstate__(self, given: dict[str, Any]) -> None:
         """A copy, by :mod:`copy` or :mod:`pickle`."""
         self.__init__(**given)  # type: ignore[misc]
 
     def _put(self, state: State) -> State:
-        self._state, self._model = state, state.model
-        given = None if self._given is None else self._given()
-        if given is not None and isinstance(state.model, MML):
-            remember(given, state.model)
+        self._state, given = state, self._given()
+        if given is not None:
+            remember(given, state)
         return state
 
-    def _made(self, model: Servable, support: SupportMaker, version: int) -> State:
-        parameters = tuple(model.parameters()) if isinstance(model, nn.Module) else ()
-        seen = _seen(parameters)  # before they are read: a change meanwhile makes the state out of date
-        snapshot = snapshot_of(model)
-        if self.new_share is not None and isinstance(snapshot, FusedSnapshot):
-            new = snapshot.known & ~torch.from_numpy(model.warm).to(snapshot.device)
-            shift = new * shift_of(snapshot, support, new, self.new_share)
-            snapshot.tables = replace(snapshot.tables, shift=shift)
-        return State(model, snapshot, support, version, parameters, seen)
+    def _made(self, model: Model, version: int, hidden: frozenset[str]) -> State:
+        seen = _seen(model)  # before they are read: a change meanwhile makes the state out of date
+        own = self._items(model)
+        catalog = own if own.hidden == hidden else replace(own, hidden=hidden)
+        support = SupportMaker(np.asarray(model.warm), negatives_of(model), longest_history(model))
+        known = model.item_mask().clone()
+        state = State(model, catalog, support, known, version, seen)
+        if self.new_share is not None:
+            new = known & ~torch.from_numpy(np.asarray(model.warm)).to(known.device)
+            shift = shift_of(lambda own: state.scores(state.encode(own)), known, support.warm, new, self.new_share)
+            return replace(state, shift=new * shift)
+        return state
 
 
-def _seen(parameters: tuple[nn.Parameter, ...]) -> list[tuple[int, int]]:
+def _seen(model: Model) -> Seen:
+    parameters = (t for t in tensors_of(model) if isinstance(t, nn.Parameter))
     return [(p.data_ptr(), p._version) for p in parameters]

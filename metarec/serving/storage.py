@@ -1,62 +1,64 @@
-"""Adapted users in a file, bound to the weights that they were adapted from."""
+"""User states in a file, bound to the weights that they were encoded with."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from reprlib import repr as short
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from metarec.data.histories import Clicks
 from metarec.files import checksum, read_tensors, write_tensors
-from metarec.recipes.mml import MML
-from metarec.serving.clicks import Clicks
-from metarec.serving.snapshot import Snapshot
-from metarec.serving.standing import Standing
+from metarec.model import Model
+from metarec.scoring import UserState
+from metarec.serving.state import State
 
-_NAMES = ("state", "active", "rows", "corrections")
+_CLICKS = ("codes", "offsets")
 
 
-def fingerprint(model: object) -> str:
-    """A checksum over what decides where a user stands; adding or removing items leaves it as it is.
-
-    Raises:
-        TypeError: if the model is not an :class:`~metarec.MML`.
-    """
-    if not isinstance(model, MML):
-        raise TypeError(
-            f"only users of an MML are saved, got those of {type(model).__name__}; save their clicks instead"
-        )
-    size, fitted = model.catalog.size, model.fitted
-    own = {n: (t[:fitted] if t.ndim and len(t) == size else t).cpu() for n, t in model.state_dict().items()}
+def fingerprint(model: Model) -> str:
+    """A checksum over what decides a user's state; adding or removing items leaves it as it is."""
+    if model.catalog is None or model.warm is None:
+        raise TypeError(f"users of a {type(model).__name__} without a catalogue cannot be saved; attach(upstream)")
+    size = model.catalog.size
+    fitted = model.fitted or size
+    own = {n: (t[:fitted] if t.ndim and len(t) == size else t).cpu() for n, t in _weights(model)}
     for name, modality in model.catalog.modalities.items():
         own |= {
             f"{name}.features": modality.features[:fitted].cpu(),
             f"{name}.present": modality.present[:fitted].cpu(),
         }
-    own["warm"] = torch.from_numpy(model.warm[:fitted])
-    return checksum(own, "\n".join((repr(model.config), *model.catalog.items.ids[: fitted - 1])))
+    own["warm"] = torch.from_numpy(np.asarray(model.warm)[:fitted])
+    settings = repr(getattr(model, "config", type(model).__name__))
+    return checksum(own, "\n".join((settings, *model.catalog.items.ids[: fitted - 1])))
 
 
-def write_users(path: str | Path, model: object, clicks: Clicks, standing: Standing) -> None:
+def _weights(model: Model, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The weights of a model and its members; counts decide no state."""
+    if isinstance(model, nn.Module):
+        yield from ((prefix + name, tensor) for name, tensor in model.state_dict().items())
+    for name, member in model.members().items():
+        yield from _weights(member, f"{prefix}{name}/")
+
+
+def write_users(path: str | Path, model: Model, clicks: Clicks, state: UserState) -> None:
     """Write users; see :meth:`Users.save <metarec.recommender.Users.save>`."""
-    tensors = dict(zip(_NAMES, standing.tensors(), strict=True))
-    tensors["rows"] = tensors["rows"].to(torch.int32)
-    if standing.weights is not None:
-        tensors["weights"] = standing.weights.contiguous()
+    tensors = {
+        name: (t.to(torch.int32) if t.dtype == torch.int64 else t).contiguous() for name, t in state.tensors.items()
+    }
     tensors |= {"codes": torch.from_numpy(clicks.codes.astype(np.int32)), "offsets": torch.from_numpy(clicks.offsets)}
     write_tensors(path, tensors, {"kind": "users", "model": fingerprint(model)})
 
 
-def read_users(path: str | Path, model: object, items: int, snapshot: Snapshot) -> tuple[Clicks, Standing]:
+def read_users(path: str | Path, state: State) -> tuple[Clicks, UserState]:
     """Users that :func:`write_users` wrote.
 
     Args:
         path: the file.
-        model: that they should belong to.
-        items: I of its catalogue.
-        snapshot: of the model.
+        state: of the recommender whose model they should belong to.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -65,41 +67,48 @@ def read_users(path: str | Path, model: object, items: int, snapshot: Snapshot) 
     tensors, header = read_tensors(path)
     if header.get("kind") != "users":
         raise ValueError(f"{path}: expected kind 'users', got {short(header.get('kind'))}; load() reads a model")
-    if not isinstance(model, MML) or header.get("model") != fingerprint(model):
+    if header.get("model") != fingerprint(state.model):
         raise ValueError(f"{path}: these users were adapted from another model; load that one, or adapt to them again")
     try:
-        return _read(tensors, items, snapshot, next(iter(model.state_dict().values())).dtype)
+        return _read(tensors, state)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its contents make no users ({error}); take another copy or adapt again") from error
 
 
-def _read(tensors: dict[str, Tensor], items: int, snapshot: Snapshot, kind: torch.dtype) -> tuple[Clicks, Standing]:
-    state, active, rows, corrections = (tensors[name] for name in _NAMES)
-    codes, offsets = tensors["codes"], tensors["offsets"]
-    users, weights, shape = len(state), tensors.get("weights"), snapshot.shape
+def _read(tensors: dict[str, Tensor], state: State) -> tuple[Clicks, UserState]:
+    codes, offsets = (tensors.pop(name) for name in _CLICKS)
+    users = len(offsets) - 1
     right = (
         (codes.dtype, codes.ndim) == (torch.int32, 1)
-        and (offsets.dtype, offsets.shape) == (torch.int64, (users + 1,))
+        and (offsets.dtype, offsets.ndim) == (torch.int64, 1)
         and offsets[0] == 0
         and offsets[-1] == len(codes)
         and bool((offsets.diff() >= 0).all())
-        and state.shape == (users, *shape)
-        and state.dtype == corrections.dtype
-        and state.dtype in (kind, torch.float32 if kind.itemsize < 4 else kind)
-        and (active.dtype, active.shape) == (torch.bool, (users, shape[0]))
-        and rows.shape == corrections.shape
-        and rows.shape[:2] == state.shape[:2]
-        and rows.dtype == torch.int32
-        and (weights is None or _are_weights(weights, users, snapshot.start()))
     )
-    if not right:
+    kept = any(name.rpartition("/")[2] == "weights" for name in tensors)
+    like = state.encode_empty(keep_weights=kept).tensors
+    gone = [n for n, t in tensors.items() if n in ("rows", "corrections") and n not in like and not t.numel()]
+    tensors = {name: t for name, t in tensors.items() if name not in gone}  # as they were written before
+    if not right or set(tensors) != set(like):
         raise ValueError("the tensors do not belong together")
-    least, most = (-1, -1) if not rows.numel() else (int(rows.min()), int(rows.max()))
+    out = {name: _like(tensor, like[name], users, name) for name, tensor in tensors.items()}
     clicks = Clicks(codes.numpy().astype(np.int64), offsets.numpy())
-    if least < -1 or clicks.codes.min(initial=1) < 1 or max(clicks.codes.max(initial=0), most) >= items:
+    integers = [t for name, t in out.items() if t.dtype == torch.int64 or t.dtype == torch.int32]
+    most = max((int(t.max()) for t in integers if t.numel()), default=0)
+    least = min((int(t.min()) for t in integers if t.numel()), default=0)
+    if least < 0 or clicks.codes.min(initial=1) < 1 or max(clicks.codes.max(initial=0), most) >= state.catalog.size:
         raise ValueError("they have clicked items that this model does not have; add the items first")
-    return clicks, Standing(state, active, rows.long(), corrections, weights)
+    return clicks, UserState(out)
 
 
-def _are_weights(given: Tensor, users: int, start: Tensor) -> bool:
-    return given.shape == (users, *start.shape) and given.dtype == start.dtype
+def _like(given: Tensor, like: Tensor, users: int, name: str) -> Tensor:
+    """A tensor of the file, if it is of the kind that the model makes; only the last dimension may be longer."""
+    wanted = torch.int32 if like.dtype == torch.int64 else like.dtype
+    fixed = given.shape[1:-1] == like.shape[1:-1] if given.ndim > 2 else True
+    ragged = name.rpartition("/")[2] in ("history", "rows", "corrections")
+    same = given.ndim == like.ndim and len(given) == users and fixed and (ragged or given.shape[1:] == like.shape[1:])
+    if not same or given.dtype not in (wanted, torch.float32 if wanted.itemsize < 4 else wanted):
+        raise ValueError(f"{name!r} is {given.dtype} {tuple(given.shape)}, expected {wanted} like {tuple(like.shape)}")
+    if name.rpartition("/")[2] == "rows" and given.numel() and int(given.min()) >= -1:
+        given = given.clamp(min=0)  # rows of old files are padded with -1
+    return given.to(like.dtype)

@@ -1,38 +1,44 @@
-"""Adapted users as values."""
+"""Adapted users as values, and what they ask of the recommender that made them."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, overload
+from typing import overload
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarec.data.containers import plain
 from metarec.data.dataset import Catalog
-from metarec.serving.clicks import Clicks
+from metarec.data.histories import Clicks
+from metarec.functional.histories import check_exclude_seen, leaves_out_seen
+from metarec.scoring import UserState
+from metarec.serving.adapting import Asked, encoded, further
+from metarec.serving.listing import Ids, Wanted, listed
 from metarec.serving.lists import Recommendation, Recommendations
-from metarec.serving.standing import Standing
+from metarec.serving.state import State, States
+from metarec.serving.storage import write_users
 
-Ids = Collection[str]
 
+class Answers:
+    """The base of :class:`~metarec.Recommender`: all that is asked for users who were adapted to."""
 
-class Server(Protocol):
-    """What users ask of the :class:`~metarec.Recommender` that made them."""
+    _states: States
 
     @property
     def catalog(self) -> Catalog:
-        """The items."""
-        ...
+        """The items, with those that were added."""
+        return self._states.current().catalog
 
     @property
     def learners(self) -> tuple[str, ...]:
-        """Names of the learners."""
-        ...
+        """Names of the learners that :attr:`User.weights` is about."""
+        return tuple(self._states.current().model.learners)
 
     def rank(
         self,
@@ -43,30 +49,63 @@ class Server(Protocol):
         allow: Ids | None = None,
         deny: Ids | None = None,
         candidates: Sequence[Ids] | None = None,
+        columns: int | None = None,
     ) -> Recommendations:
-        """The lists of users."""
-        ...
+        """As :meth:`Users.recommend`, without its warning; ``columns`` of the catalogue are scored at once."""
+        state = self._of(users)
+        check_exclude_seen("recommend", exclude_seen)
+        leave_out = leaves_out_seen(state.model.repeat_share) if exclude_seen is None else exclude_seen
+        wanted = Wanted.of(k, leave_out, allow, deny, candidates)
+        with torch.no_grad():
+            out = listed(wanted, state.scores(users.state), users.clicks, state.known, state.catalog, columns)
+        self._of(users)
+        return out
 
     def weights_of(self, users: Users) -> NDArray[np.float32]:
-        """The weights of their learners, (B, M)."""
-        ...
+        """As :attr:`Users.weights`."""
+        with torch.no_grad():
+            return self._of(users).model.user_weights(users.state).float().cpu().numpy()
 
     def scores_of(self, users: Users) -> Tensor:
-        """All their scores, (B, I)."""
-        ...
+        """(B, I) every score, for a few users."""
+        state = self._of(users)
+        with torch.no_grad():
+            return state.scores(users.state).approximate(0, state.catalog.size)
 
     def updated(self, users: Users, clicks: Sequence[Sequence[str]]) -> Users:
-        """Users after more clicks."""
-        ...
+        """As :meth:`Users.update`."""
+        state = self._of(users)
+        clicks = plain(clicks, "update")
+        if len(clicks) != len(users):
+            raise ValueError(f"update: expected clicks for each of the {len(users)} users, got {len(clicks)} sequences")
+        more = Clicks.of(clicks, state.catalog.items)
+        if not more.counts.any():
+            return users
+        whole = users.clicks.extended(more)
+        return Users(self, whole, further(state, whole, more.counts, users.state), users.version)
 
     def save_users(self, users: Users, path: str | Path) -> None:
-        """Write users to a file."""
-        ...
+        """As :meth:`Users.save`."""
+        write_users(path, self._of(users).model, users.clicks, users.state)
+
+    def _adapted(self, state: State, asked: Asked) -> Users:
+        found = encoded(state, asked)
+        clicks = asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks
+        return Users(self, clicks, found, state.version)
+
+    def _of(self, users: Users) -> State:
+        """The current state, which users belong to."""
+        state = self._states.current()
+        if users.recommender is not self or users.version != state.version:
+            raise ValueError(
+                "recommend: the model's weights have changed since these users were adapted to; adapt to them again"
+            )
+        return state
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Users:
-    """B users that a model has adapted to: their clicks and where they stand, about a kilobyte each.
+    """B users that a model has adapted to: their clicks and their states, a kilobyte or two each.
 
     With ``adapt(..., keep_weights=True)`` also their adapted weights, about a megabyte each.
 
@@ -75,13 +114,13 @@ class Users:
     Attributes:
         recommender: who made it.
         clicks: all clicks, as item codes.
-        standing: what scoring needs.
+        state: what scoring needs.
         version: of the model's weights that it belongs to.
     """
 
-    recommender: Server
+    recommender: Answers
     clicks: Clicks
-    standing: Standing
+    state: UserState
     version: int
 
     def __len__(self) -> int:
@@ -103,7 +142,7 @@ class Users:
         if isinstance(users, slice):
             start, stop, step = users.indices(len(self))
             chosen = torch.arange(len(self))[start:stop:step] if step > 0 else torch.arange(start, stop, step)
-            return Users(self.recommender, self.clicks[users], self.standing[chosen], self.version)
+            return Users(self.recommender, self.clicks[users], self.state[chosen], self.version)
         if not -len(self) <= users < len(self):
             raise IndexError(f"user {users}: there are {len(self)}")
         users %= len(self)

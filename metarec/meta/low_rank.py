@@ -1,22 +1,24 @@
-"""Many users' first-order weights without a weight matrix per user."""
+"""The low-rank engine: many users' first-order weights without a weight matrix per user."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from metarec.meta.adapted import AdaptedLinear, AdaptedNorm, AdaptedPart, Delta, kernels
+from metarec.meta.engine import Engine, InnerLoop, Rate, one_rate, takes_plain_steps
 from metarec.meta.inspection import separate, stackable
 from metarec.types import Examples
 
 Part = TypeVar("Part", bound=AdaptedPart)
 
 
-class FastStack:
-    """B users' first-order weights in the fewest bytes; the interface of :class:`TaskStack`.
+class LowRankUsers(Engine):
+    """B users' first-order weights as the shared ones plus low-rank updates.
 
     Takes views that say so: the learner's class and that of its encoder name in ``broadcasts`` the parameters of their
     own that their forward passes also take with a leading user axis, maybe none; all others must sit in linear layers
@@ -26,36 +28,39 @@ class FastStack:
     Args:
         view: one user's task.
         users: B.
-        steps: how many steps they will take.
+        start: weights (B, ...) that each user starts from, by name in the view: of all parameters, or of none.
     """
 
-    def __init__(self, view: nn.Module, users: int, steps: int) -> None:
-        self.users, self.steps = users, steps
+    def __init__(self, view: nn.Module, users: int, start: Mapping[str, Tensor] | None = None) -> None:
+        self.users = users
         self.parts: dict[str, AdaptedPart] = {}
         self.own: list[tuple[nn.Module, Delta]] = []
         self.kernels = kernels(next(view.parameters()))
-        self.twin: Any = self._twin(view, "")
+        self.copy: Any = self._copy(view, "")
+        if start:
+            for path, part in self.parts.items():
+                part.start({name: start[path + name] for name in part.base})
 
-    @staticmethod
-    def fits(view: nn.Module) -> bool:
+    @classmethod
+    def fits(cls, view: nn.Module, loop: InnerLoop, start: Mapping[str, Tensor]) -> bool:
         """Whether every part of a view says that it can be run so, and nothing in it was altered."""
-        return stackable(view) and separate(view)
+        return takes_plain_steps(view, loop, start) and stackable(view) and separate(view)
 
-    def _twin(self, module: nn.Module, path: str) -> nn.Module:
+    def _copy(self, module: nn.Module, path: str) -> nn.Module:
         """A copy of a module tree in which everything with parameters is the users' own."""
         if type(module) is nn.Linear:
-            return self._part(path, AdaptedLinear(module, self.users, self.steps))
+            return self._part(path, AdaptedLinear(module, self.users))
         if type(module) is nn.LayerNorm and module.elementwise_affine:
             return self._part(path, AdaptedNorm(module, self.users))
-        twin: Any = copy.copy(module)
-        twin._modules = {n: None if m is None else self._twin(m, f"{path}{n}.") for n, m in module._modules.items()}
-        if self.kernels and hasattr(twin, "attend"):
-            twin.attend = self.kernels.attend
+        made: Any = copy.copy(module)
+        made._modules = {n: None if m is None else self._copy(m, f"{path}{n}.") for n, m in module._modules.items()}
+        if self.kernels and hasattr(made, "attend"):
+            made.attend = self.kernels.attend
         own = {name: p for name, p in module._parameters.items() if p is not None}
         if own:
-            twin._parameters = {}
-            self.own.append((twin, self._part(path, Delta(self.users, **own))))
-        out: nn.Module = twin
+            made._parameters = {}
+            self.own.append((made, self._part(path, Delta(self.users, **own))))
+        out: nn.Module = made
         return out
 
     def _part(self, path: str, part: Part) -> Part:
@@ -64,28 +69,35 @@ class FastStack:
 
     def __call__(self, method: str, examples: Examples, *args: Any) -> Any:
         """``view.method(examples, *args)`` of every user under its own weights; the result has a leading B."""
-        for twin, delta in self.own:
+        for module, delta in self.own:
             for name in delta.names:
-                object.__setattr__(twin, name, delta.value(name))
-        return getattr(self.twin, method)(examples, *args)
+                object.__setattr__(module, name, delta.value(name))
+        return getattr(self.copy, method)(examples, *args)
 
-    def step(self, loss: Tensor, lr: float) -> FastStack:
+    def steps(self, support: Examples, loop: InnerLoop) -> Self:
+        """All SGD steps of every user on its own support loss; their factors get memory at once."""
+        for part in self.parts.values():
+            part.expected_steps = loop.steps
+        return super().steps(support, loop)
+
+    def step(self, loss: Tensor, rate: Rate, second_order: bool = False) -> Self:
         """One SGD step of every user on the sum of their losses."""
+        rate = one_rate(rate, second_order)
         watched = [part.watched() for part in self.parts.values()]
         flat = [tensor for tensors in watched for tensor in tensors]
         gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
         for part, tensors in zip(self.parts.values(), watched, strict=True):
-            part.step([next(gradients) for _ in tensors], lr)
+            part.step([next(gradients) for _ in tensors], rate)
         return self
 
-    def attached(self) -> FastStack:
+    def attached(self) -> Self:
         """After the last step: gradients of an outer loss reach the shared weights."""
         for part in self.parts.values():
             part.mode = "graph"
         self._freeze()
         return self
 
-    def detached(self) -> FastStack:
+    def detached(self) -> Self:
         """After the last step: plain values, which later changes of the shared weights do not reach."""
         for part in self.parts.values():
             part.mode = "values"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from metarec.model import Model
 from metarec.recipes.context_weights import ContextWeights
+from metarec.scoring import Scores
 from metarec.types import EpisodeBatch, Examples, Scored, Scorer
 
 ITEMS = 30
+SIZE = ITEMS + 1
 EVERY = torch.arange(ITEMS + 1) > 0
 WARM = EVERY & (torch.arange(ITEMS + 1) < 25)
 
@@ -54,3 +57,8 @@ def random_weights(names: tuple[str, ...] = ("a", "b", "c"), *, context: bool = 
             parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)))
         out.usual.copy_(torch.tensor([10.5, 1.1]))
     return out
+
+
+def scored(model: Model, batch: EpisodeBatch) -> Scores:
+    """A model's scores for the queries of some users."""
+    return model.scores(model.encode(batch.support, batch.query))

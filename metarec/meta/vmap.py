@@ -1,15 +1,17 @@
-"""Many users' weights as one module: every adapting parameter gets a leading user axis."""
+"""The vmap engine, for any module: every adapting parameter gets a leading user axis."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.func import vmap
 
-from metarec.meta.calling import Substituted
+from metarec.meta.calling import Substituted, exclusive
+from metarec.meta.engine import Engine, InnerLoop, Rate
 from metarec.meta.inspection import beyond_vmap, written_buffers
 from metarec.types import Examples
 
@@ -34,7 +36,7 @@ class _Task:
         return {name: buffer.clone() for name, buffer in self.written.items()}
 
 
-class TaskStack(nn.Module):
+class VmapUsers(nn.Module, Engine):
     """B copies of a task view's parameters, stacked over users, called for all users at once.
 
     A copy starts as an expanded view of the shared parameter, so gradients of the stacked weights flow back to it,
@@ -50,28 +52,38 @@ class TaskStack(nn.Module):
     Args:
         view: one user's task; what of it is a parameter adapts.
         users: B.
-        own: tensors (B, ...) that each user has of its own from the start, by parameter or buffer name.
+        start: tensors (B, ...) that each user starts from, by parameter or buffer name; the shared ones by default.
 
     Raises:
         TypeError: if a part of the view is compiled by TorchScript.
 
     Example:
-        >>> stack = TaskStack(nn.Linear(2, 1), users=3)
-        >>> [tuple(p.shape) for p in stack.parameters()]
+        >>> users = VmapUsers(nn.Linear(2, 1), users=3)
+        >>> [tuple(p.shape) for p in users.parameters()]
         [(3, 1, 2), (3, 1)]
     """
 
     _task: _Task
     _names: dict[str, str]
 
-    def __init__(self, view: nn.Module, users: int, own: Mapping[str, Tensor] | None = None) -> None:
+    def __init__(self, view: nn.Module, users: int, start: Mapping[str, Tensor] | None = None) -> None:
         super().__init__()
-        own, task = dict(own or {}), _Task(view)
+        own, task = dict(start or {}), _Task(view)
         trained = [name for name, p in task.shared.items() if p.requires_grad]
         weights = {n: own.pop(n) if n in own else task.shared[n].expand(users, *task.shared[n].shape) for n in trained}
         self._fill(
             task, users, {n: w if w.requires_grad else w.detach().requires_grad_() for n, w in weights.items()}, own
         )
+
+    @classmethod
+    def fits(cls, view: nn.Module, loop: InnerLoop, start: Mapping[str, Tensor]) -> bool:
+        """True: it computes whatever a view does."""
+        return True
+
+    @staticmethod
+    def lock(view: nn.Module) -> AbstractContextManager[Any]:
+        """Held while users of a view adapt, if calls put users' weights into the view itself."""
+        return exclusive(view)
 
     def _fill(self, task: _Task, users: int, weights: Mapping[str, Tensor], fixed: Mapping[str, Tensor]) -> None:
         self.users = users
@@ -90,12 +102,12 @@ class TaskStack(nn.Module):
         own = self.fixed | self.adapting()
         return {n: own[n] if n in own else p.expand(self.users, *p.shape) for n, p in self._task.shared.items()}
 
-    def with_weights(self, weights: Mapping[str, Tensor]) -> TaskStack:
+    def with_weights(self, weights: Mapping[str, Tensor]) -> Self:
         """The same users with other weights."""
-        stack = TaskStack.__new__(TaskStack)
-        nn.Module.__init__(stack)
-        stack._fill(self._task, self.users, weights, self.fixed)
-        return stack
+        made = type(self).__new__(type(self))
+        nn.Module.__init__(made)
+        made._fill(self._task, self.users, weights, self.fixed)
+        return made
 
     def forward(self, method: str, examples: Examples, *args: Any) -> Any:
         """``view.method(examples, *args)`` of every user under its own weights.
@@ -139,22 +151,46 @@ class TaskStack(nn.Module):
         task.buffers = buffers
         return _stacked(outs)
 
-    def step(self, loss: Tensor, lr: float, second_order: bool) -> TaskStack:
-        """One SGD step of every user on the sum of their losses."""
+    def step(self, loss: Tensor, rate: Rate, second_order: bool = False) -> Self:
+        """One SGD step of every user on the sum of their losses.
+
+        Args:
+            loss: the sum.
+            rate: step size of all weights, or of each by its name.
+            second_order: keep the graph of the gradients.
+
+        Raises:
+            ValueError: if a weight that adapts has no step size.
+        """
         weights = self.adapting()
+        if isinstance(rate, Mapping) and not weights.keys() <= rate.keys():
+            raise ValueError(
+                f"step sizes are missing for {sorted(weights.keys() - rate.keys())}; give all or one number"
+            )
         if not weights or not loss.requires_grad:
             return self
         gradients = torch.autograd.grad(loss, list(weights.values()), create_graph=second_order, allow_unused=True)
         moved = zip(weights.items(), gradients, strict=True)
-        return self.with_weights({n: w if g is None else torch.add(w, g, alpha=-lr) for (n, w), g in moved})
+        return self.with_weights({n: w if g is None else _moved(w, g, n, rate) for (n, w), g in moved})
 
-    def detached(self) -> TaskStack:
+    def attached(self) -> Self:
+        """Unchanged: the graph of the weights leads to the shared ones."""
+        return self
+
+    def detached(self) -> Self:
         """The same weights as plain values, without the graph that made them; later training does not reach them."""
         with torch.no_grad():
             values = {name: _value(w, self._task.shared[name]) for name, w in self.weights().items()}
-            stack = self.with_weights({name: values[name] for name in self.adapting()})
-            stack.fixed |= {name: value for name, value in values.items() if name not in self.adapting()}
-        return stack
+            users = self.with_weights({name: values[name] for name in self.adapting()})
+            users.fixed |= {name: value for name, value in values.items() if name not in self.adapting()}
+        return users
+
+
+def _moved(weights: Tensor, gradient: Tensor, name: str, rate: Rate) -> Tensor:
+    """Users' weights after an SGD step."""
+    if isinstance(rate, Mapping):
+        return weights - rate[name] * gradient
+    return torch.add(weights, gradient, alpha=-rate)
 
 
 def _value(weights: Tensor, shared: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from metarec.data.containers import bare, check_labels, plain
 from metarec.data.dataset import Catalog, Vocabulary
 from metarec.functional.scaling import FeatureScale
-from metarec.recipes.features import check_scale
 from metarec.types import Modality
 
 Vectors = Any  # array-like (n, F), or a mapping from id to array-like (F,)
@@ -47,14 +46,6 @@ def new_items(
         if name not in scales:
             raise ValueError(f"add_items: the model has no modality {name!r}; it has {sorted(scales)}")
         modalities[name] = _modality(name, known[name].dim, names, given)
-    described = np.zeros(names.size, dtype=np.bool_)
-    described[0] = True
-    for modality in modalities.values():
-        described |= modality.present.numpy()
-    if not described.all():
-        lacking = names.ids[int(np.argmin(described)) - 1]
-        way = f"give it one of {sorted(scales)}" if scales else "this model knows ids alone, and takes in no items"
-        raise ValueError(f"add_items: item {lacking!r} has no vector in any modality, so nothing could rank it; {way}")
     columns = {}
     for column, given in attributes.items():
         check_labels(given, names.ids, f"add_items: attribute {column!r}")
@@ -64,9 +55,7 @@ def new_items(
                 f"add_items: attribute {column!r} needs {len(names)} values and to be one of "
                 f"{sorted(known.attributes)}, got {len(values)} values"
             )
-    added = Catalog(names, modalities, columns)
-    check_scale(added, scales)
-    return added
+    return Catalog(names, modalities, columns)
 
 
 def _modality(name: str, dim: int, items: Vocabulary, given: Vectors) -> Modality:

@@ -1,0 +1,78 @@
+"""New clicks as data: columns of a frame or a mapping, checked against the items and the clock."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from metarec.data.containers import plain
+from metarec.data.dataset import Catalog, Dataset, Vocabulary
+from metarec.data.vocabulary import Ints
+
+COLUMNS = ("user", "item", "time")
+
+
+def click_data(clicks: Any, catalog: Catalog, since: float | None) -> Dataset:
+    """New clicks as a data set of the model's items, checked.
+
+    Args:
+        clicks: a frame, or a mapping of columns ``user``, ``item`` and ``time``.
+        catalog: the items.
+        since: the time of the last click that is known; None for none.
+
+    Raises:
+        ValueError: if a column is missing or of another length, an id is not known or no text, or a time is no
+            number, or before ``since``; names user, item and time.
+    """
+    user, item, when = (_column(clicks, name) for name in COLUMNS)
+    if not len(user) == len(item) == len(when):
+        raise ValueError(
+            f"observe: expected as many users as items and times, got {len(user)}, {len(item)}, {len(when)}"
+        )
+    for name, column in (("user", user), ("item", item)):
+        if strange := next((value for value in column if not isinstance(value, str)), None):
+            raise ValueError(f"observe: {name} {strange!r} is not a string; ids are text")
+    codes, time = _codes(item, catalog), _times(when)
+    if len(time) and since is not None and time.min() < since:
+        first = int(np.argmax(time < since))
+        raise ValueError(
+            f"observe: user {user[first]!r} clicked at {when[first]}, before {since}, the last click that is "
+            "known: the clock goes backwards; give clicks in the order of time"
+        )
+    users = Vocabulary(dict.fromkeys(user), "user")
+    order = np.lexsort((np.arange(len(time)), time, users.encode(user)))
+    return Dataset(users, catalog, users.encode(user)[order], codes[order], time[order], np.arange(catalog.size) > 0)
+
+
+def _column(clicks: Any, name: str) -> Sequence[Any]:
+    try:
+        column = clicks[name]
+    except (KeyError, IndexError, TypeError, ValueError) as error:
+        raise ValueError(f"observe: expected columns {list(COLUMNS)}, {name!r} is missing") from error
+    return plain(column, f"observe: {name}")
+
+
+def _codes(item: Sequence[str], catalog: Catalog) -> Ints:
+    if strange := list(dict.fromkeys(name for name in item if name not in catalog.items)):
+        near = get_close_matches(strange[0], catalog.items.ids[:100_000], n=3)
+        raise ValueError(
+            f"observe: {len(strange)} item ids are not known, the first is {strange[0]!r}"
+            f"{f'; near it are {near}' if near else ''}; add_items takes new ones in"
+        )
+    return catalog.items.encode(item)
+
+
+def _times(when: Sequence[Any]) -> NDArray[np.float64]:
+    try:
+        time = np.asarray(when, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"observe: times must be numbers in the units of the data: {error}") from error
+    if not np.isfinite(time).all():
+        raise ValueError(
+            f"observe: time {int(np.argmin(np.isfinite(time)))} is {when[int(np.argmin(np.isfinite(time)))]!r}"
+        )
+    return time

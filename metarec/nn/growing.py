@@ -1,0 +1,67 @@
+"""Learners take in items that training has never seen, without training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from metarec.data.dataset import Catalog
+from metarec.functional.scaling import FeatureScale
+from metarec.nn.items import more_items
+from metarec.types import Modality
+
+L = TypeVar("L", bound=nn.Module)
+
+
+def larger(owner: Any, added: Catalog) -> Catalog:
+    """The catalogue of a model followed by more items.
+
+    Raises:
+        ValueError: if the model has none, or as for :meth:`Catalog.grown <metarec.Catalog.grown>`.
+    """
+    catalog: Catalog | None = owner.catalog
+    if catalog is None:
+        raise ValueError(f"add_items: {type(owner).__name__} does not say which items it has; attach(upstream) first")
+    return catalog.grown(added)
+
+
+def standardised_by_name(catalog: Catalog, scales: Mapping[str, FeatureScale] | None) -> dict[str, Modality]:
+    """Modalities of a catalogue by name, measured by their scales, and ``"all"``, their features side by side."""
+    found = {
+        name: Modality(name, scale(catalog[name].features, catalog[name].present), catalog[name].present)
+        for name, scale in (scales or {}).items()
+    }
+    if found:
+        present = torch.stack([modality.present for modality in found.values()]).any(0)
+        found["all"] = Modality("all", torch.cat([m.features for m in found.values()], 1), present)
+    return found
+
+
+def with_catalog(learner: L, catalog: Catalog, modalities: Mapping[str, Modality]) -> L:
+    """A learner of more items, its weights shared; the new ones are cold. The given one stays as it is.
+
+    Args:
+        learner: a :class:`~metarec.nn.ModalityLearner`.
+        catalog: its items and others after them.
+        modalities: the features of all of them, standardised as the learner's are, by name.
+
+    Raises:
+        TypeError: if its items, or those of its context, take in no more.
+    """
+    old: Any = learner
+    items = more_items(old.items, catalog.size, modalities)
+    context = None if old.context is None else more_items(old.context, catalog.size, modalities)
+    out: Any = copy.copy(old)
+    out._modules = {**old._modules, "items": items, "context": context}
+    out._buffers = {**old._buffers, "candidates": F.pad(old.candidates, (0, catalog.size - len(old.candidates)))}
+    vars(out).update(_found=[], fitted=old.fitted or len(old.candidates), catalog=catalog)
+    if old.warm is not None:
+        out.warm = np.append(old.warm, np.zeros(catalog.size - len(old.warm), dtype=np.bool_))
+    grown: L = out
+    return grown

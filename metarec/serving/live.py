@@ -1,0 +1,80 @@
+"""The histories of the users whose clicks were observed while a model was served."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from metarec.data.dataset import Dataset, Ints
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What new clicks were taken in.
+
+    Attributes:
+        clicks: how many.
+        users: how many users made them.
+        new_users: ids of those who were not known before.
+    """
+
+    clicks: int
+    users: int
+    new_users: tuple[str, ...]
+
+
+class Histories:
+    """The last clicks of the users who were observed, by id.
+
+    Args:
+        length: clicks kept of each.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.until: float | None = None
+        self._of: dict[str, tuple[Ints, float]] = {}
+
+    def __contains__(self, user: object) -> bool:
+        return user in self._of
+
+    def __len__(self) -> int:
+        return len(self._of)
+
+    def of(self, user: str) -> tuple[Ints, float]:
+        """Item codes of a user's last clicks in time order, and the time of the last.
+
+        Raises:
+            ValueError: if no click of the user was observed.
+        """
+        if user not in self._of:
+            raise ValueError(f"user {user!r}: no click was observed; observe clicks first, or adapt to a history")
+        return self._of[user]
+
+    def extend(self, clicks: Dataset) -> Observed:
+        """Take clicks in that come after all others."""
+        ids, new = clicks.users.decode(clicks.user_codes.tolist()), []
+        for user, first, last in zip(ids, clicks.offsets[:-1], clicks.offsets[1:], strict=True):
+            before = self._of.get(user)
+            if before is None:
+                new.append(user)
+            own = clicks.item[first:last] if before is None else np.append(before[0], clicks.item[first:last])
+            self._of[user] = own[-self.length :].copy(), float(clicks.time[last - 1])
+        if len(clicks):
+            self.until = max(float(clicks.time.max()), -np.inf if self.until is None else self.until)
+        return Observed(len(clicks), len(ids), tuple(new))
+
+    def copy(self) -> Histories:
+        """The same users; what is observed by one is not in the other."""
+        out = Histories(self.length)
+        out.until, out._of = self.until, dict(self._of)
+        return out
+
+
+def counted_until(model: object) -> float | None:
+    """The time of the last click that a model or its members count, where they count live."""
+    members: Mapping[str, object] = getattr(model, "members", dict)()
+    said = [getattr(model, "counted_until", None), *(counted_until(member) for member in members.values())]
+    return max((until for until in said if until is not None), default=None)

@@ -1,0 +1,136 @@
+"""New clicks at a recommender: counts that moved on are those of a rebuild, and users who are known by id go on."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+
+from metarec import Dataset, Recommender
+from metarec.data import split_by_time
+from metarec.data.cutting import some_clicks
+from metarec.datasets import PLANTED_SPLIT, planted
+from metarec.model import Model
+from metarec.recipes import EASE, CoClicks, Ensemble, LivePopularity, Popularity, Transitions
+
+DATA = planted(users=120, items=40)
+UP, DOWN = split_by_time(DATA, at=PLANTED_SPLIT)
+EARLY = some_clicks(DATA, DATA.time <= np.quantile(DATA.time, 0.8))
+LATE = some_clicks(DATA, DATA.time > np.quantile(DATA.time, 0.8))
+ORDER = np.argsort(LATE.time, kind="stable")
+CLICKS = {
+    "user": LATE.users.decode(LATE.user[ORDER].tolist()),
+    "item": LATE.catalog.items.decode(LATE.item[ORDER].tolist()),
+    "time": LATE.time[ORDER].astype(float).tolist(),
+}
+HISTORIES = [["item3", "item14", "item15"], ["item7"], [], ["item20", "item21", "item3", "item9"]]
+
+
+def counts(data: Dataset) -> dict[str, Model]:
+    return {
+        "popularity": LivePopularity(data, window=60.0, half_life=10.0),
+        "transitions": Transitions(data, half_life=20.0, live=True),
+        "co-clicks": CoClicks(data, live=True),
+    }
+
+
+def ensemble(data: Dataset) -> Ensemble:
+    model = Ensemble({**counts(data), "ease": EASE(UP), "all": Popularity(UP)}, UP)
+    with torch.no_grad():
+        draw = torch.Generator().manual_seed(0)
+        model.weights.weight.copy_(torch.randn(model.weights.weight.shape, generator=draw))
+    return model
+
+
+def part(first: int, last: int) -> dict[str, list[Any]]:
+    return {name: column[first:last] for name, column in CLICKS.items()}
+
+
+def scores(recommender: Recommender) -> torch.Tensor:
+    return torch.stack([user.scores for user in recommender.adapt(HISTORIES)])
+
+
+@pytest.mark.parametrize("cuts", [(0, 10_000), (0, 1, 2, 40, 10_000)])
+@pytest.mark.parametrize("name", [*counts(EARLY), "ensemble"])
+def test_what_was_observed_counts_as_if_it_had_always_been_there(name: str, cuts: tuple[int, ...]) -> None:
+    model, rebuilt = ((ensemble(data) if name == "ensemble" else counts(data)[name]) for data in (EARLY, DATA))
+    recommender, before = Recommender(model), scores(Recommender(copy.copy(model)))
+    users = recommender.adapt(HISTORIES)
+    done = [recommender.observe(part(a, b)) for a, b in itertools.pairwise(cuts)]
+    assert sum(one.clicks for one in done) == len(LATE) and set(done[0].new_users) <= set(CLICKS["user"])
+    after = scores(recommender)
+    torch.testing.assert_close(after, scores(Recommender(rebuilt)), rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(after, before, atol=1e-3)
+    torch.testing.assert_close(torch.stack([user.scores for user in users]), after)  # handles move on, too
+
+
+def test_a_copy_observes_for_itself() -> None:
+    recommender = Recommender(ensemble(EARLY))
+    other, before = copy.copy(recommender), scores(recommender)
+    other.observe(CLICKS)
+    torch.testing.assert_close(scores(recommender), before)
+    torch.testing.assert_close(scores(other), scores(Recommender(ensemble(DATA))), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match="no click"):
+        recommender.user(CLICKS["user"][0])
+
+
+def test_users_are_known_by_their_clicks() -> None:
+    recommender = Recommender(ensemble(EARLY))
+    seen: dict[str, list[str]] = {}
+    for first in range(0, len(LATE), 7):
+        recommender.observe(part(first, first + 7))
+        for user, item in zip(CLICKS["user"][first : first + 7], CLICKS["item"][first : first + 7], strict=True):
+            seen.setdefault(user, []).append(item)
+    for user, history in seen.items():
+        assert recommender.user(user).history == tuple(history)
+    name = max(seen, key=lambda user: len(seen[user]))
+    last = max(t for u, t in zip(CLICKS["user"], CLICKS["time"], strict=True) if u == name)
+    at = CLICKS["time"][-1]
+    expected = recommender.adapt(seen[name], at=at, last=last).weights
+    found = recommender.user(name).weights
+    assert found == pytest.approx(expected, abs=1e-5) and len(set(found.values())) > 1
+
+
+@pytest.mark.parametrize("kind", ["pandas", "polars", "arrays"])
+def test_clicks_come_in_any_frame(kind: str) -> None:
+    made: dict[str, Any] = {
+        "pandas": lambda: pd.DataFrame(CLICKS, index=np.arange(len(LATE))[::-1]),
+        "polars": lambda: pl.DataFrame(CLICKS),
+        "arrays": lambda: {name: np.asarray(column) for name, column in CLICKS.items()},
+    }
+    recommender = Recommender(ensemble(EARLY))
+    recommender.observe(made[kind]())
+    torch.testing.assert_close(scores(recommender), scores(Recommender(ensemble(DATA))), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"item": ["item3", "nope"]}, "nope"),
+        ({"item": ["item3"]}, "2, 1, 2"),
+        ({"item": ["item3", 5]}, "5"),
+        ({"user": ["u", None]}, "None"),
+        ({"time": [2e6, 1.0]}, "'v' clicked at 1.0"),
+        ({"time": [2e6, float("nan")]}, "nan"),
+        ({"time": ["today", "now"]}, "today"),
+    ],
+)
+def test_bad_clicks_are_named_and_change_nothing(change: dict[str, list[Any]], named: str) -> None:
+    recommender = Recommender(ensemble(EARLY))
+    before = scores(recommender)
+    good = {"user": ["u", "v"], "item": ["item3", "item4"], "time": [2e6, 2e6 + 1]}
+    with pytest.raises(ValueError, match=named):
+        recommender.observe({**good, **change})
+    with pytest.raises(ValueError, match="'time'"):
+        recommender.observe({name: column for name, column in good.items() if name != "time"})
+    torch.testing.assert_close(scores(recommender), before)
+    with pytest.raises(ValueError, match="'u'"):
+        recommender.user("u")
+    assert recommender.observe(good).new_users == ("u", "v")
+    assert recommender.observe({name: [] for name in good}).clicks == 0
