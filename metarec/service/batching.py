@@ -86,12 +86,18 @@ class Batcher(Generic[T, R]):
         self._open += len(jobs)
         self._jobs.extend(zip(jobs, futures, strict=True))
         self._some.set()
+        if len(futures) == 1:
+            return [await _outcome(futures[0])]
         out = await asyncio.gather(*futures, return_exceptions=True)
         return [_checked(result) for result in out]
 
     async def call(self, function: Callable[[], C]) -> C:
         """What a function returns, called in the worker between two batches."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def wait(self, function: Callable[[], C]) -> C:
+        """As :meth:`call`, for another thread, which waits."""
+        return self._thread.submit(function).result()
 
     def _closed(self, future: asyncio.Future[R]) -> None:
         self._open -= 1
@@ -127,6 +133,14 @@ class Batcher(Generic[T, R]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+
+
+async def _outcome(future: asyncio.Future[R]) -> R | Exception:
+    """A result or an exception, of one job as of many."""
+    try:
+        return await future
+    except Exception as error:
+        return error
 
 
 def _checked(result: R | BaseException) -> R | Exception:

@@ -18,7 +18,7 @@ from uvicorn.config import LOGGING_CONFIG
 from metarec.functional.text import printable
 from metarec.service.connections import BURST, Connections
 from metarec.service.limits import Limits
-from metarec.service.protocol import TimedProtocol
+from metarec.service.protocol import Timed, protocols
 
 _LOG = logging.getLogger("metarec.service")
 _GOODBYE = 10  # seconds that running requests get when the service is stopped
@@ -81,9 +81,9 @@ class Server(uvicorn.Server):
         self._joining.add(task)
         task.add_done_callback(self._joining.discard)
 
-    def _protocol(self) -> TimedProtocol:
+    def _protocol(self) -> Timed:
         kind: Any = self.config.http_protocol_class
-        made: TimedProtocol = kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        made: Timed = kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
         return made
 
 
@@ -96,7 +96,7 @@ def make_server(app: FastAPI, limits: Limits, *, log_level: str = "INFO") -> uvi
     connections: Connections = app.state.service.connections
     config = uvicorn.Config(
         app,
-        http=type("Timed", (TimedProtocol,), {"limits": limits, "known": connections}),
+        http=type("Served", (protocols()[0],), {"limits": limits, "known": connections}),
         ws="none",
         lifespan="on",
         log_config=_logging(log_level),
