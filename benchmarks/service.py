@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clients import answer, garbage, got, oversized, post, slow
+from clients import answer, garbage, got, oversized, port_of, post, slow
 from machine import AtLeast, add_numbers, command_line, stamp
 
 import metarec as mr
@@ -134,19 +134,10 @@ def served(path: Path, options: argparse.Namespace) -> Iterator[tuple[int, subpr
     command = [sys.executable, "-c", code, str(options.threads), "serve", str(path), *limits]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
         try:
-            yield _port(server), server
+            yield port_of(server), server
         finally:
             server.send_signal(signal.SIGTERM)
             server.communicate(timeout=60)
-
-
-def _port(server: subprocess.Popen[str]) -> int:
-    lines = []
-    for line in server.stderr or ():
-        lines.append(line)
-        if found := re.search(r"listening on http://127\.0\.0\.1:(\d+)", line):
-            return int(found[1])
-    raise RuntimeError(f"the server did not start:\n{''.join(lines)}")
 
 
 async def load(port: int, questions: Sequence[Question], clients: int, requests: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from fastapi import Header
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from metarec.functional.fusion import NotFiniteError
 from metarec.recommender import Recommender
@@ -182,4 +182,4 @@ class Service:
     async def show_metrics(self) -> PlainTextResponse:
         """Counts and times in the Prometheus text format."""
         self.metrics.waiting.set(len(self.batcher))
-        return PlainTextResponse(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
+        return PlainTextResponse(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from metarec.service.body import Endpoint
@@ -32,8 +34,17 @@ class Metrics:
             "metarec_request_seconds", "From the headers to the answer.", ["path"], buckets=_SECONDS, **own
         )
         self.batch = Histogram("metarec_batch_users", "Users in one inner loop.", buckets=_USERS, **own)
-        self.waiting = Gauge("metarec_waiting_users", "Users whose answer is not there yet.", **own)
-        self.items = Gauge("metarec_items", "Items of the catalogue.", **own)
+        waiting, items = "Users whose answer is not there yet.", "Items of the catalogue."
+        self.waiting = Gauge("metarec_waiting_users", waiting, multiprocess_mode="livesum", **own)
+        self.items = Gauge("metarec_items", items, multiprocess_mode="livemax", **own)
+
+    def text(self) -> bytes:
+        """All of it in the Prometheus text format: of all workers, where there are several."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self.registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
 
 
 class Guard:
