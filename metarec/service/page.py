@@ -30,7 +30,8 @@ def page(schema: Mapping[str, Any]) -> str:
         for method, told in methods.items():
             parts.append(f"<h2><code>{method.upper()} {escape(path)}</code></h2>")
             parts.append(f"<p>{escape(told.get('description', ''))}</p>{_asked(schema, told)}{_answered(schema, told)}")
-    return "".join(parts)
+    errors = {"$ref": "#/components/schemas/ErrorResponse"}
+    return "".join([*parts, f"<h2>What is refused</h2>{_fields(schema, errors)}"])
 
 
 def _asked(schema: Mapping[str, Any], told: Mapping[str, Any]) -> str:
