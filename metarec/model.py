@@ -7,17 +7,16 @@ storage all go that way, so a served user is an evaluated user.
 
 from __future__ import annotations
 
-import threading
-import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
+from metarec.codecs import Codec, add_codec, codec_of
 from metarec.data.dataset import Catalog, Dataset
 from metarec.scoring import Scores, UserState
 from metarec.types import Examples, Scored, Scorer
@@ -58,6 +57,22 @@ class Model:
         scales: by modality, how the features of new items are standardised.
         second: how many units of the data's times are a second.
         counted_until: time of the last click that it counts live, from which :meth:`observe` goes on; None for none.
+
+    Example:
+        >>> from metarec import Recommender
+        >>> from metarec.datasets import planted
+        >>> from metarec.scoring import DenseScores
+        >>> class Latest(Model):
+        ...     information = "upstream"
+        ...     def item_mask(self):
+        ...         return torch.arange(self.catalog.size) > 0
+        ...     def encode(self, support, query, *, start=None, keep_weights=False):
+        ...         return UserState({"active": torch.ones(query.target.numel()) > 0})
+        ...     def scores(self, state):
+        ...         codes = torch.arange(float(self.catalog.size))
+        ...         return DenseScores(codes.expand(len(state), -1), self.item_mask())
+        >>> Recommender(Latest().attach(planted(users=60, items=40))).adapt(["item3"]).recommend(k=2)
+        [item39 (40.000), item38 (39.000)]
     """
 
     catalog: Catalog | None = None
@@ -145,7 +160,8 @@ class Model:
         codec = codec_of(type(self))
         if codec is None:
             raise TypeError(f"{type(self).__name__} says no state(); give it state() and from_state() and register it")
-        return codec.state(self)
+        saved: Saved = codec.state(self)
+        return saved
 
     @classmethod
     def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
@@ -161,30 +177,7 @@ class Model:
         return model
 
 
-class Codec(Protocol):
-    """Says the state of models of some classes, and builds them again."""
-
-    def state(self, model: Any) -> Saved:
-        """As :meth:`Model.state`."""
-        ...
-
-    def from_state(self, kind: type[Any], saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Any:
-        """As :meth:`Model.from_state`."""
-        ...
-
-
 _KINDS: dict[str, type] = {}
-_CODECS: dict[type, Codec] = {}
-
-
-def codec_of(kind: type) -> Codec | None:
-    """What says the state of a class's models, unless the class has a ``state`` of its own."""
-    for base in kind.__mro__:
-        if base in _CODECS:
-            return _CODECS[base]
-        if base is Model or "state" in vars(base):
-            return None
-    return None
 
 
 def register(model: C, codec: Codec | None = None) -> C:
@@ -212,7 +205,7 @@ def register(model: C, codec: Codec | None = None) -> C:
         )
     _KINDS[model.__name__] = model
     if codec is not None:
-        _CODECS[model] = codec
+        add_codec(model, codec)
     return model
 
 
@@ -241,52 +234,3 @@ def dense(model: Model, support: Examples, query: Examples) -> Scored:
     known, shape = model.item_mask(), query.target.shape
     values = model.scores(state).approximate(0, len(known)).view(*shape, -1)
     return Scored(values, values.new_zeros(*shape, 1), known.to(values.device), state.active.view(shape), model.fitted)
-
-
-def tensors_of(model: object) -> Iterator[Tensor]:
-    """All parameters, buffers and other tensors that a model and its members hold; shared ones more than once."""
-    if isinstance(model, nn.Module):
-        yield from _held(model)
-    else:
-        yield from (value for value in vars(model).values() if isinstance(value, Tensor))
-    for member in model.members().values() if isinstance(model, Model) else ():
-        yield from tensors_of(member)
-
-
-def _held(module: nn.Module) -> list[Tensor]:
-    """As parameters() and buffers(), many times as fast."""
-    found, parts = list[Tensor | None](), list[nn.Module | None]([module])
-    for part in parts:  # which grow meanwhile
-        if part is not None:
-            found += (*part._parameters.values(), *part._buffers.values())
-            parts += part._modules.values()
-    return [tensor for tensor in found if tensor is not None]
-
-
-def version(model: object) -> tuple[tuple[int, int], ...]:
-    """Where a model's numbers are, and how often each tensor was changed; another one after every change."""
-    return tuple([(tensor.data_ptr(), tensor._version) for tensor in tensors_of(model)])
-
-
-_kept: weakref.WeakKeyDictionary[object, dict[str, tuple[object, Any, list[Tensor]]]] = weakref.WeakKeyDictionary()
-_lock = threading.RLock()
-
-
-def kept(model: object, name: str, make: Callable[[], T]) -> T:
-    """A value computed from a model's numbers, computed again once one of them has changed; never written to files.
-
-    Example:
-        >>> layer = nn.Linear(2, 2)
-        >>> first = kept(layer, "double", lambda: 2 * layer.weight.detach())
-        >>> kept(layer, "double", lambda: None) is first
-        True
-    """
-    now = version(model)  # before the numbers are read: a change meanwhile makes the value out of date
-    found = _kept.get(model, {}).get(name)
-    if found is not None and found[0] == now:
-        value: T = found[1]
-        return value
-    with _lock:
-        read, made = list(tensors_of(model)), make()
-        _kept.setdefault(model, {})[name] = (now, made, read)  # whose places in memory no other tensor takes meanwhile
-    return made

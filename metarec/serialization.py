@@ -5,7 +5,10 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from metarec import io
+from metarec.io import load as _load
+from metarec.io import save as _save
+
+_NAMES = {"load": _load, "save": _save}
 
 
 def __getattr__(name: str) -> Any:
@@ -14,7 +17,7 @@ def __getattr__(name: str) -> Any:
     Raises:
         AttributeError: if it has none.
     """
-    if name not in ("save", "load"):
+    if name not in _NAMES:
         raise AttributeError(f"module 'metarec.serialization' has no attribute {name!r}")
     warnings.warn(f"metarec.serialization.{name} is now metarec.{name}", DeprecationWarning, stacklevel=2)
-    return getattr(io, name)
+    return _NAMES[name]

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any, Protocol
 
 from metarec.data.dataset import Catalog
 from metarec.model import Model
 
-_served: weakref.WeakKeyDictionary[Model, Catalog] = weakref.WeakKeyDictionary()
+
+class Holder(Protocol):
+    """What serves a model."""
+
+    @property
+    def catalog(self) -> Catalog:
+        """The items as they are served."""
+        ...
 
 
-def remember(given: Model, catalog: Catalog) -> None:
-    """Note the items that a recommender serves of the model that it was given."""
-    _served[given] = catalog
+_served: weakref.WeakKeyDictionary[Model, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+
+
+def remember(given: Model, holder: Holder) -> None:
+    """Note who serves the model that a recommender was given, for as long as anybody does."""
+    _served[given] = weakref.ref(holder)
 
 
 def lacking(model: Model) -> str:
@@ -22,9 +33,11 @@ def lacking(model: Model) -> str:
         >>> lacking(Model())
         ''
     """
-    served, own = _served.get(model), model.catalog
-    if served is None or own is None:
+    found, own = _served.get(model), model.catalog
+    holder = None if found is None else found()
+    if holder is None or own is None:
         return ""
+    served = holder.catalog
     counts = {
         "added": len(served.items) - len(own.items),
         "removed": len(served.hidden - own.hidden),

@@ -141,6 +141,16 @@ class Served(Wrapped):
         upstream: what it was fitted on.
         max_length: longest history; by default as long as the method reads.
         negatives: per example that the method adapts to.
+
+    Example:
+        >>> import warnings
+        >>> from metarec.datasets import planted
+        >>> from metarec.recipes import Popularity
+        >>> data = planted(users=60, items=40)
+        >>> with warnings.catch_warnings(action="ignore"):
+        ...     served = Served(Popularity(data), data)
+        >>> served.catalog.items
+        Vocabulary(40 item ids)
     """
 
     def __init__(self, method: Method, upstream: Dataset, *, max_length: int | None = None, negatives: int = 1) -> None:

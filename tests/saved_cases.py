@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
-from metarec.recipes.growing import with_items
+from safetensors.torch import save as pack
 from torch import Tensor, nn
 
 from metarec.data import EpisodeSampler
+from metarec.files import checksum
+from metarec.io import load
 from metarec.meta import MetaLearner
 from metarec.model import Model, dense
 from metarec.nn import FeatureItems, IdItems, ModalityLearner, SequenceEncoder
@@ -24,6 +29,7 @@ from metarec.recipes.metatl import TransitionLearner
 from tiny import CONFIG, DOWN, UP
 
 SOFTMAX = ("softmax", "softmax")
+Parts = tuple[dict[str, Tensor], dict[str, Any]]  # tensors and header of a file
 
 
 def spread(model: nn.Module, seed: int = 0) -> Any:
@@ -125,7 +131,7 @@ def grown(model: Any) -> Any:
 
     text = Modality("text", torch.randn(3, 24, generator=torch.Generator().manual_seed(0)), torch.arange(3) > 1)
     added = Catalog(Vocabulary(["new", "newer"]), {"text": text})
-    out = with_items(model, added) if isinstance(model, MML) else model.add_items(added)
+    out = model.add_items(added)
     out.catalog = replace(out.catalog, hidden=frozenset({"item3", "new"}))
     return out
 
@@ -133,3 +139,31 @@ def grown(model: Any) -> Any:
 def own_items(size: int = 41) -> IdItems:
     """A table whose items are other ones than those that are warm."""
     return IdItems(size, 8, known=torch.from_numpy(np.arange(size) % 2 == 1))
+
+
+def forge(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> Path:
+    """A file with a right checksum."""
+    text = json.dumps(header)
+    path.write_bytes(pack(tensors, {"metarec": text, "sha256": checksum(tensors, text)}))
+    return path
+
+
+def refused(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> str:
+    """What is said of a forged file, which is not loaded."""
+    with pytest.raises(ValueError, match=rf"{path.name}: ") as caught:
+        load(forge(path, tensors, header))
+    return str(caught.value)
+
+
+def nodes(header: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Every object with settings, of models and of their parts."""
+    todo = list(header["models"])
+    while todo:
+        node = todo.pop()
+        if not isinstance(node, dict):
+            continue
+        yield node
+        inner = node["settings"] if set(node["settings"]) == {"settings", "parts"} else {}
+        if inner:
+            yield inner
+        todo += [part for part in (inner or node)["parts"].values() if isinstance(part, dict)]

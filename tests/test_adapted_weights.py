@@ -13,7 +13,9 @@ from torch import nn
 from helpers import id_learner, one_user, ragged_episodes
 from metarec.meta import adapted, ops
 from metarec.meta.adapted import AdaptedLinear, AdaptedNorm
+from metarec.meta.engine import InnerLoop
 from metarec.meta.low_rank import LowRankUsers
+from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 
 
 def plain(learner: nn.Module, episodes, user: int, steps: int, lr: float) -> dict[str, torch.Tensor]:
@@ -164,3 +166,17 @@ def test_every_part_takes_the_gpus_functions_where_there_are_any(monkeypatch):
         monkeypatch.setattr(adapted, "kernels", lambda like, gpu=gpu: gpu)
         assert AdaptedLinear(nn.Linear(2, 2), users=1).low_rank_add is (gpu or ops).low_rank_add
         assert AdaptedNorm(nn.LayerNorm(2), users=1).scaled_norm is (gpu or ops).scaled_norm
+
+
+def test_the_factors_of_all_steps_of_a_loop_get_memory_once(monkeypatch):
+    view = ModalityLearner(IdItems(12, 64).frozen(), SequenceEncoder(64, layers=1)).double()
+    users, step, rooms = LowRankUsers(view, 2), LowRankUsers.step, []
+
+    def noted(self, *given):
+        step(self, *given)
+        rooms.append([part.inputs for part in self.parts.values() if isinstance(part, AdaptedLinear)])
+        return self
+
+    monkeypatch.setattr(LowRankUsers, "step", noted)
+    users.steps(ragged_episodes([4, 5]).support, InnerLoop("bpr", steps=3, rate=0.1))
+    assert len(rooms) == 3 and all(mine is first for room in rooms for mine, first in zip(room, rooms[0], strict=True))

@@ -12,8 +12,8 @@ import torch
 
 from count_worlds import ALL, LIVE, SPAN, UPSTREAM, arrivals, arrivals_until, asked, every_score, moments_seen, world
 from metarec.data.dataset import Catalog, Dataset, Vocabulary
-from metarec.model import version
 from metarec.recipes import Transitions, asked_pairs
+from metarec.versions import version
 
 PAST = [0.0, 17.0, 17.5, 200.0, 399.0, 400.0, 1000.0]
 

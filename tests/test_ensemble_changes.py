@@ -93,7 +93,7 @@ def test_items_are_added_by_all_parts_and_weights_stay() -> None:
     assert grown.warm is not None and grown.warm.tolist() == [*UP.warm.tolist(), False, False]
     assert len(grown.item_mask()) == SIZE + 2 and len(model.item_mask()) == SIZE
     assert grown.user_weights(grown.encode(batch.support, batch.query))[0].tolist() == pytest.approx([0.3, 0.9])
-    with pytest.raises(TypeError, match=r"part 'ease'.*EASE|part 'ease'.*Wrapped"):
+    with pytest.raises(TypeError, match=r"part 'ease'"):
         Ensemble(
             {"first": Counter(UP), "ease": Table(0, EVERY)}, UP, weights=ContextWeights(["first", "ease"])
         ).add_items(added)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ CHANGES = [
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_hostile_users(tmp_path: Path, change: str) -> None:
-    recommender, path = Recommender(lively(UP, CONFIG)), tmp_path / "users"
+    recommender, path = Recommender(lively(UP, replace(CONFIG, test_adapts="all"))), tmp_path / "users"
     recommender.adapt(HISTORIES).save(path)
     tensors, header = read_tensors(path)
     wrong = {

@@ -26,7 +26,19 @@ SOURCES = [
 
 # What each room may import, itself aside. __init__.py may import them all.
 GROUND = {"types", "functional", "files"}
-MIDDLE = GROUND | {"data", "modes", "scoring", "model", "served", "wrapped", "nn", "meta", "distributed"}
+MIDDLE = GROUND | {
+    "data",
+    "modes",
+    "versions",
+    "scoring",
+    "codecs",
+    "model",
+    "served",
+    "wrapped",
+    "nn",
+    "meta",
+    "distributed",
+}
 UPPER = MIDDLE | {"recipes", "evaluation", "report", "comparison"}
 LAYERS = {
     "types": set(),
@@ -35,12 +47,14 @@ LAYERS = {
     "distributed": {"types"},
     "data": GROUND,
     "modes": set(),
+    "versions": set(),
     "scoring": GROUND,
-    "model": GROUND | {"data", "scoring"},
+    "codecs": set(),
+    "model": GROUND | {"codecs", "data", "scoring"},
     "served": {"data", "model"},
     "wrapped": GROUND | {"data", "modes", "scoring", "model"},
-    "nn": GROUND | {"modes", "data", "scoring", "model"},
-    "meta": GROUND | {"modes", "data", "scoring", "model", "nn"},
+    "nn": GROUND | {"modes", "versions", "data", "scoring", "model"},
+    "meta": GROUND | {"modes", "versions", "data", "scoring", "model", "nn"},
     "datasets": {"types", "data"},
     "recipes": MIDDLE,
     "asking": GROUND | {"data", "model", "wrapped"},
@@ -50,12 +64,14 @@ LAYERS = {
     "plotting": {"files", "report"},
     "reporting": UPPER | {"plotting"},
     "serving": UPPER,
-    "recommender": UPPER | {"serving", "serialization"},
-    "serialization": UPPER,
+    "saving": UPPER,
+    "io": UPPER | {"saving"},
+    "recommender": UPPER | {"serving", "io"},
+    "serialization": {"io"},
     "encoders": {"types", "data"},
     "export": UPPER | {"serving"},
     "service": UPPER | {"recommender"},
-    "__main__": UPPER | {"recommender", "serialization", "export", "service"},
+    "__main__": UPPER | {"recommender", "io", "export", "service"},
 }
 
 # The public names, by hand: adding or removing one is a decision, not an accident.

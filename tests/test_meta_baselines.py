@@ -11,6 +11,7 @@ from metarec.data import EpisodeSampler, split_by_time
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.evaluation import evaluate
 from metarec.meta import MetaLearner
+from metarec.meta.memory import bytes_per_user
 from metarec.recipes.anil import HeadLearner
 from metarec.recipes.metalearned import maml
 from metarec.recipes.metasgd import MetaSGD
@@ -203,3 +204,13 @@ def test_metatl_learns_a_planted_world(loss: str) -> None:
     list(maml(meta, EpisodeSampler(up, queries=0.5, negatives=10, users_per_batch=32), epochs=20, lr=2e-2))
     recall = evaluate(meta, down, k=(5,)).metrics["recall@5"].mean
     assert recall > 2 * 5 / 40
+
+
+def test_meta_sgd_holds_the_graphs_of_all_its_steps() -> None:
+    meta = MetaSGD(id_learner(), lr=RATE, steps=3)
+    support = ragged_episodes([6] * 5).support
+    expected = meta.adapt(support)(support).scores
+    meta.memory_budget = 2 * bytes_per_user(meta.learner.task_view("encoder"), support, 3)
+    adapted = meta.adapt(support)
+    assert [users.users for users in adapted.stacks] == [2, 2, 1]
+    torch.testing.assert_close(adapted(support).scores, expected)

@@ -278,3 +278,8 @@ def test_the_old_name_of_the_vmap_engine_works_and_says_the_new_one():
         assert meta.TaskStack is VmapUsers
     with pytest.raises(AttributeError):
         meta.no_such_name  # noqa: B018
+
+
+@pytest.mark.parametrize("adapts", ["encoder", "all"])
+def test_nobody_adapts_to_nothing(adapts):
+    assert len(MetaLearner(id_learner(), adapts=adapts).adapt(ragged_episodes(LENGTHS).support[:0])) == 0

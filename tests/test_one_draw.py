@@ -143,3 +143,14 @@ def test_deterministic_items_are_asked_as_they_are():
         same.__class__ = type("Renamed", (type(items),), {})
         assert drawn_once(same) is same
     assert isinstance(drawn_once(Dropped(ITEMS, DIM)), TableItems)
+
+
+def test_a_module_with_a_frozen_form_of_its_own_is_frozen_by_it():
+    class Zero(Dropped):
+        def forward(self, ids: Tensor) -> Tensor:
+            return super().forward(ids)
+
+        def frozen(self) -> TableItems:
+            return TableItems(torch.zeros_like(self.weight), self.known)
+
+    assert not drawn_once(Zero(ITEMS, DIM)).table().any()

@@ -14,7 +14,7 @@ import torch
 import metarec as mr
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-MAIN, PARTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[:2]
+MAIN, PARTS, SHIPS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[:3]
 SMALL = {
     '"cuda"': '"cpu"',
     "dim=64, inner_steps=5": "dim=8, inner_steps=5, warmup_epochs=1, generator_epochs=1, fusion_epochs=2",
@@ -77,3 +77,23 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     own.adapt(before)
     assert own.module.loss(batch.support).mean() < before
     assert torch.isfinite(own.module(batch.query).scores).all()
+
+
+def test_what_wins_is_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_hangzhou(tmp_path / "dataset" / "hangzhou")
+    monkeypatch.chdir(tmp_path)
+    data = mr.load_atomic("dataset/hangzhou", modalities=("text", "image"))
+    up, _ = mr.split_by_time(data, at=1631289599)
+    vectors = {f"{name}_vectors": modality.features[5:6].numpy() for name, modality in data.catalog.modalities.items()}
+    quick = "mr.MMLConfig(dim=8, layers=1, warmup_epochs=1, epochs=1, generator_epochs=1, fusion_epochs=1)"
+    changes = {"mml_blend(up)": f"mml_blend(up, {quick}, sasrec_epochs=1, live=data)"}
+    names = run(SHIPS, {"mr": mr, "up": up, "data": data, **vectors}, changes)
+    shop = names["shop"]
+    clicks = [["B004", "B017"], ["B004", "B017", "B101"]]
+    first = mr.Recommender(names["best"]).adapt(clicks).recommend(k=10)
+    assert mr.Recommender(mr.load("shop.safetensors")).adapt(clicks).recommend(k=10).ids.tolist() == first.ids.tolist()
+    assert shop.user("ann").history == ("B999",)
+    assert "B999" in [item.id for item in shop.user("ann").recommend(k=121, exclude_seen=False)]
+    shop.save("after.safetensors")
+    again = mr.Recommender.load("after.safetensors")
+    assert again.adapt(clicks).recommend(k=10).ids.tolist() == shop.adapt(clicks).recommend(k=10).ids.tolist()

@@ -111,7 +111,7 @@ def test_save_says_what_it_leaves_out(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_saved_or_loaded_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"save: .*Wrapped"):
+    with pytest.raises(TypeError, match=r"save: .*ByCode, which is not registered"):
         Recommender(as_model(ByCode(), UP)).save(tmp_path / "none")
     with pytest.raises(TypeError, match=r"save: .* got Recommender; call its own save\(path\)"):
         save(Recommender(MML.build(UP, CONFIG)), tmp_path / "none")  # type: ignore[arg-type]

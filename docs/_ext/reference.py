@@ -30,8 +30,8 @@ GROUPS = {  # heading -> the rooms of the package whose public names stand under
     "Meta-learning": ("meta",),
     "Recipes": ("recipes",),
     "Evaluation": ("evaluation", "report"),
-    "Serving": ("recommender", "serving", "serialization"),
-    "What passes between them": ("types",),
+    "Serving": ("recommender", "serving", "io"),
+    "What passes between them": ("types", "model"),
 }
 PUBLIC = [name for name in metarec.__all__ if not inspect.ismodule(getattr(metarec, name))]
 

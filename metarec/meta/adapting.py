@@ -8,8 +8,8 @@ from typing import Any, Self
 from torch import Tensor
 
 from metarec.meta.bank import Bank, fits
-from metarec.model import kept
 from metarec.nn.tabled import TabledModel
+from metarec.versions import kept
 
 
 class OfLearner:

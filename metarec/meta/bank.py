@@ -1,7 +1,7 @@
 """Frozen copies of learners of one width, which adapt and encode users together: what a model serves from.
 
 A bank does not change when the models that it was made of are trained on. Models keep one until one of their numbers
-changes, see :func:`metarec.model.kept`.
+changes, see :func:`metarec.versions.kept`.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarec.meta.compiled import computes
 from metarec.meta.kernel import KernelEncoder
-from metarec.meta.kernel_stack import computes
 from metarec.meta.library import OBJECTIVES, library
 from metarec.nn import ModalityLearner
 from metarec.types import Examples

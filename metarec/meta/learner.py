@@ -136,7 +136,8 @@ class MetaLearner(AdaptingModel, nn.Module):
     def _chosen(
         self, view: nn.Module, loop: InnerLoop, support: Examples, weights: Mapping[str, Tensor] | None = None
     ) -> type[Engine]:
-        return choose(view, loop, _own_tensors(view, support[:1]) | dict(weights or {}), self.engine)
+        one = support if len(support) == 1 else support[:1]
+        return choose(view, loop, _own_tensors(view, one) | dict(weights or {}), self.engine)
 
     def _chunk_sizes(self, view: nn.Module, engine: type[Engine], support: Examples, keep_graph: bool) -> list[int]:
         steps = self._graph_steps(keep_graph)

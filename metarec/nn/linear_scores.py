@@ -9,6 +9,7 @@ that are added change no other's score.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -18,7 +19,6 @@ from metarec.functional.fusion import FLAT, NotFiniteError
 from metarec.nn.item_tables import ItemTables
 from metarec.scoring import DenseScores, UserState
 
-LOWEST = -3e38  # stands for a score of an item that no learner of the user knows
 AT_ONCE = 1 << 22  # scores whose moments are computed at once
 
 
@@ -165,17 +165,35 @@ class LinearScores:
 
     def approximate(self, start: int, stop: int) -> Tensor:
         """(N, stop - start) of a piece of the catalogue."""
+        out = self._products(start, stop)
+        if self.share is not None and not self.tables.alike:
+            total = self.share @ self.tables.known[start:stop].T
+            out = torch.where(total > 0, out / total, self._lowest)
+        if self.offset is not None:
+            out.add_(self.offset.to(out.dtype).unsqueeze(1))
+        return out if self.tables.shift is None else out.add_(self.tables.shift[start:stop])
+
+    def _products(self, start: int, stop: int) -> Tensor:
+        """The weighted sums over the learners that know each item, of a piece of the catalogue."""
         out = self.query @ self.tables.columns[:, start:stop]
         if self.rows.shape[2]:
             flat = self.rows.flatten(1)
             here = (flat >= max(start, 1)) & (flat < stop)
             out.scatter_add_(1, (flat - start) * here, self.added.flatten(1) * here)
-        if self.share is not None and not self.tables.alike:
-            total = self.share @ self.tables.known[start:stop].T
-            out = torch.where(total > 0, out / total, LOWEST)
-        if self.offset is not None:
-            out.add_(self.offset.to(out.dtype).unsqueeze(1))
-        return out if self.tables.shift is None else out.add_(self.tables.shift[start:stop])
+        return out
+
+    @cached_property
+    def _lowest(self) -> Tensor:
+        """(N, 1) each user's lowest score, which items get that no learner with a weight knows; 0 if there is none."""
+        out, known = self.query.new_zeros(len(self), 1), self.tables.known
+        if self.share is None or bool((self.share > 0).all()):
+            return out  # and every item that is known at all has a score
+        reached = (self.share > 0).unique(dim=0).to(known) @ known.T > 0
+        if bool((reached | ~known.any(1)).all()):
+            return out
+        total = self.share @ known.T
+        lowest = torch.where(total > 0, self._products(0, len(known)) / total, torch.inf).amin(1, keepdim=True)
+        return torch.where(lowest.isfinite(), lowest, out)
 
     def exact(self, codes: Tensor) -> Tensor:
         """(N, K) float64 of item codes (N, K)."""
@@ -185,7 +203,7 @@ class LinearScores:
             out = out + (own * self.added.flatten(1).double().unsqueeze(1)).sum(-1)
         if self.share is not None and not self.tables.alike:
             total = (self.tables.known[codes] * self.share.unsqueeze(1)).double().sum(-1)
-            out = torch.where(total > 0, out / total, LOWEST)
+            out = torch.where(total > 0, out / total, self._lowest.double())
         if self.offset is not None:
             out = out + self.offset.unsqueeze(1)
         return out if self.tables.shift is None else out + self.tables.shift[codes].double()

@@ -10,13 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec.functional.fusion import check_scores
-from metarec.model import Model, kept
+from metarec.model import Model
 from metarec.nn.empty_user import chances_of, empty_user
 from metarec.nn.frozen import check_vectors, evaluated
 from metarec.nn.item_tables import ItemTables
 from metarec.nn.linear_scores import LinearScores
 from metarec.scoring import DenseScores, Scores, UserState
 from metarec.types import Examples
+from metarec.versions import kept
 
 
 def is_linear(learner: object) -> bool:

@@ -5,27 +5,29 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from metarec import distributed
+from metarec.data.dataset import Catalog
 from metarec.data.sampler import EpisodeSampler
 from metarec.functional import softmax
 from metarec.functional.fusion import fuse_scored
 from metarec.meta import MetaLearner
 from metarec.meta.bank import Bank, fits
-from metarec.model import kept
 from metarec.nn import AdaptiveFusion, ModalityLearner
 from metarec.nn.frozen import wide
+from metarec.nn.learner import TOLD
 from metarec.nn.linear_scores import LinearScores
 from metarec.nn.tabled import TabledModel
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.training import TrainingRun
 from metarec.scoring import Scores, UserState
 from metarec.types import EpisodeBatch, Examples, Progress, Scored, Scorer
+from metarec.versions import kept
 
 FLOATS = 1 << 26  # scores (users, modalities, items) at once while the fusion is trained
 
@@ -115,6 +117,18 @@ class FusedMethod(FusedModel, nn.Module):
         self.metas = nn.ModuleList(metas)
         self.fusion, self.names, self.fitted = fusion, names, metas[0].fitted
         self.learners = list(map(str, range(len(metas)))) if names is None else list(names)
+        for name in TOLD:
+            if getattr(metas[0], name, None) is not None:
+                setattr(self, name, getattr(metas[0], name))
+
+    def add_items(self, added: Catalog) -> Self:
+        """The same fusion of learners of more items.
+
+        Raises:
+            TypeError: if a learner takes in no items.
+        """
+        metas = [cast(MetaLearner, meta).add_items(added) for meta in self.metas]
+        return type(self)(metas, self.fusion, names=self.names).train(self.training)
 
     def named_metas(self) -> Mapping[str, MetaLearner]:
         """The meta-learners by name."""

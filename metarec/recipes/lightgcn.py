@@ -19,13 +19,14 @@ from torch.nn import functional as F
 from metarec.data.dataset import Catalog, Dataset
 from metarec.files import expect_tensor
 from metarec.functional.fusion import FLAT
-from metarec.model import Saved, kept, register
+from metarec.model import Saved, register
 from metarec.nn import record
 from metarec.recipes.click_log import check_codes
 from metarec.recipes.counting import Counts, all_read, numbers, reading, setting
 from metarec.recipes.ease import distinct
 from metarec.scoring import DenseScores, Scores, UserState
 from metarec.types import Examples, Progress
+from metarec.versions import kept
 
 
 @register

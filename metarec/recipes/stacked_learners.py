@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metarec.meta.bank import Bank, banks_of
-from metarec.model import Model, kept
+from metarec.model import Model
 from metarec.scoring import Scores, UserState
 from metarec.types import Examples
+from metarec.versions import kept
 
 
 class StackedLearners:

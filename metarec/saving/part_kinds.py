@@ -34,16 +34,17 @@ def _feature_items(items: FeatureItems, describing: Describing) -> dict[str, Any
     dim, trained = items.projection.out_features, isinstance(items.features, nn.Parameter)
     if trained:
         describing.keep("known", items.known)
-    said = None if trained else describing.features("features", items.features, items.known)
+    given = Raw(items.named, items.features, items.known)
+    said = items.named if trained else describing.features("features", given)
     return {"dim": dim, "columns": items.features.shape[1], "features": said}
 
 
 def _build_feature_items(cls: type[Any], reading: Reading) -> nn.Module:
     dim, columns, said = reading.whole("dim", *DIM), reading.whole("columns", *WIDE), reading.setting("features")
-    if said is None:
+    if isinstance(said, str):  # they are weights
         known = reading.known("known")
         with torch.device("meta"):
-            out: FeatureItems = cls(_Empty(len(known), columns, known), dim, train_features=True)
+            out: FeatureItems = cls(Raw(said, torch.empty(len(known), columns), known), dim, train_features=True)
         return out
     modality = reading.features("features", said)
     if modality.dim != columns:
@@ -53,11 +54,11 @@ def _build_feature_items(cls: type[Any], reading: Reading) -> nn.Module:
     return found
 
 
-class _Empty:
-    """A modality whose features are trained: their values are weights of the file."""
+class Raw:
+    """A modality as it is: of any type, and its values need not be there."""
 
-    def __init__(self, rows: int, columns: int, present: torch.Tensor) -> None:
-        self.features, self.present, self.dim = torch.empty(rows, columns, device="meta"), present, columns
+    def __init__(self, name: str, features: torch.Tensor, present: torch.Tensor) -> None:
+        self.name, self.features, self.present, self.dim = name, features, present, features.shape[1]
 
 
 def _table_items(items: TableItems, describing: Describing) -> dict[str, Any]:
@@ -76,17 +77,14 @@ def _generator(items: ColdItemGenerator, describing: Describing) -> dict[str, An
     describing.part("items", items.items)
     describing.keep("neighbours", items.neighbours)
     describing.keep("warm", items.replaceable)
-    buffers = [[items.get_buffer(f"{name}_{n}") for name in ("features", "present")] for n in range(_count(items))]
+    buffers = [(items.get_buffer(f"features_{n}"), items.get_buffer(f"present_{n}")) for n in range(len(items.named))]
+    given = [Raw(name, *each) for name, each in zip(items.named, buffers, strict=True)]
     return {
         "dim": items.projections[0].out_features,
         "probability": items.probability,
         "variant": items.variant,
-        "features": [describing.features(f"features_{n}", *each) for n, each in enumerate(buffers)],
+        "features": [describing.features(f"features_{n}", each) for n, each in enumerate(given)],
     }
-
-
-def _count(items: ColdItemGenerator) -> int:
-    return len(items.projections)
 
 
 def _build_generator(cls: type[Any], reading: Reading) -> nn.Module:

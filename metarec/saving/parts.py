@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from reprlib import repr as short
 from typing import Any
 
@@ -97,8 +97,14 @@ class Describing:
         """Keep a tensor that settings cannot say."""
         self.tensors[f"{self.path}{name}"] = tensor
 
-    def features(self, name: str, features: Tensor, present: Tensor) -> dict[str, Any]:
-        """Where features come from: those of the catalogue are not kept."""
+    def features(self, name: str, given: Any) -> dict[str, Any]:
+        """What features are called and where they come from: those of the catalogue are not kept.
+
+        Args:
+            name: under which they are kept otherwise.
+            given: a modality, its features of any floating-point type.
+        """
+        features, present = given.features, given.present
         catalog = self.world.catalog
         for scales in (self.scales, None):
             names = [n for n in catalog.modalities if scales is None or n in scales]
@@ -106,10 +112,10 @@ class Describing:
                 if sum(catalog[n].dim for n in chosen) != features.shape[1]:
                     continue
                 if _same(self.world.features(chosen, scales), features, present):
-                    return {"modalities": chosen, "standardised": scales is not None}
+                    return {"named": given.name, "modalities": chosen, "standardised": scales is not None}
         self.keep(name, features)
         self.keep(f"{name}.present", present)
-        return {"modalities": [], "standardised": False}
+        return {"named": given.name, "modalities": [], "standardised": False}
 
 
 def _same(usual: Modality, features: Tensor, present: Tensor) -> bool:
@@ -159,7 +165,12 @@ class Reading:
         kind = knows(cls)
         if kind is None or not issubclass(cls, nn.Module):
             raise ValueError(f"{self.path}: {self.name} is no part that a file can name")
-        out = kind.build(cls, self)
+        try:
+            out = kind.build(cls, self)
+        except (ValueError, RuntimeError):
+            raise
+        except Exception as error:  # whatever a constructor of somebody's own may raise
+            raise ValueError(f"{self.path}{self.name}: {error}") from error
         if unknown := sorted({*self.settings, *self.parts} - self._asked):
             raise ValueError(f"{self.path}{self.name}: unknown settings {short(unknown)}; a newer metarec wrote them")
         return out
@@ -234,15 +245,16 @@ class Reading:
 
     def features(self, name: str, said: object) -> Modality:
         """Features as :meth:`Describing.features` says them."""
-        if not isinstance(said, Mapping) or set(said) != {"modalities", "standardised"}:
+        if not isinstance(said, Mapping) or set(said) != {"named", "modalities", "standardised"}:
             raise ValueError(f"{self.path}{name} must name modalities, got {short(said)}")
         chosen, scaled = names(said["modalities"], f"{self.path}{name}"), said["standardised"]
+        named = names([said["named"]], f"{self.path}{name}: named")[0]
         if not chosen:
             present = self.tensor(f"{name}.present", torch.bool, self.world.catalog.size)
-            return Modality(name, self.tensor(name, None, self.world.catalog.size, None), present)
+            return Modality(named, self.tensor(name, None, self.world.catalog.size, None), present)
         if type(scaled) is not bool or (scaled and not set(chosen) <= set(self.scales or {})):
             raise ValueError(f"{self.path}{name}: there are no scales of {short(chosen)}")
-        return self.world.features(chosen, self.scales if scaled else None)
+        return replace(self.world.features(chosen, self.scales if scaled else None), name=named)
 
     def count(self, name: str) -> int:
         """How many numbered parts of a name the weights are of."""

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from metarec.model import Model, Saved, codec_of, is_registered, kind_of
+from metarec.codecs import codec_of
+from metarec.model import Model, Saved, is_registered, kind_of
 from metarec.saving import records
 from metarec.saving.parts import names
 from metarec.saving.world import World, single

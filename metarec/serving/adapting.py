@@ -133,7 +133,7 @@ def checked(found: UserState, clicks: Clicks, state: State) -> UserState:
     Raises:
         ValueError: if the model knows none of a user's items, or a number is not finite.
     """
-    lost = ~found.active
+    lost = ~found.active & torch.from_numpy(clicks.counts > 0).to(found.active.device)
     broken = {name: ~t.flatten(1).isfinite().all(1) for name, t in _numbers(found).items()}
     failing = torch.stack([lost, *broken.values()]).any(0)
     if not bool(failing.any()):

@@ -22,13 +22,14 @@ from torch import Tensor, nn
 from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
 from metarec.data.support import SupportMaker, sent
-from metarec.model import Model, tensors_of
+from metarec.model import Model
 from metarec.modes import evaluating
 from metarec.nn.record import longest_history, negatives_of
 from metarec.recipes.features import check_scale
 from metarec.scoring import Scores, UserState
 from metarec.served import remember
 from metarec.serving.exposure import Shifted, shift_of
+from metarec.versions import tensors_of
 
 Seen = list[tuple[int, int]]
 T = TypeVar("T")
@@ -212,7 +213,7 @@ class States:
     def _put(self, state: State) -> State:
         self._state, given = state, self._given()
         if given is not None:
-            remember(given, state.catalog)
+            remember(given, state)
         return state
 
     def _made(self, model: Model, version: int, hidden: frozenset[str]) -> State:

@@ -87,6 +87,8 @@ def _read(tensors: dict[str, Tensor], state: State) -> tuple[Clicks, UserState]:
     )
     kept = any(name.rpartition("/")[2] == "weights" for name in tensors)
     like = state.encode_empty(keep_weights=kept).tensors
+    gone = [n for n, t in tensors.items() if n in ("rows", "corrections") and n not in like and not t.numel()]
+    tensors = {name: t for name, t in tensors.items() if name not in gone}  # as they were written before
     if not right or set(tensors) != set(like):
         raise ValueError("the tensors do not belong together")
     out = {name: _like(tensor, like[name], users, name) for name, tensor in tensors.items()}
@@ -107,4 +109,6 @@ def _like(given: Tensor, like: Tensor, users: int, name: str) -> Tensor:
     same = given.ndim == like.ndim and len(given) == users and fixed and (ragged or given.shape[1:] == like.shape[1:])
     if not same or given.dtype not in (wanted, torch.float32 if wanted.itemsize < 4 else wanted):
         raise ValueError(f"{name!r} is {given.dtype} {tuple(given.shape)}, expected {wanted} like {tuple(like.shape)}")
-    return (given.clamp(min=0) if name.rpartition("/")[2] == "rows" else given).to(like.dtype)
+    if name.rpartition("/")[2] == "rows" and given.numel() and int(given.min()) >= -1:
+        given = given.clamp(min=0)  # rows of old files are padded with -1
+    return given.to(like.dtype)
