@@ -12,7 +12,6 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
-from uvicorn.server import ServerState
 
 from metarec.recommender import Recommender
 from metarec.service import Limits, create_app, reader, server
@@ -157,7 +156,6 @@ def test_the_table_of_limits_has_the_numbers_of_the_code(recommender: Recommende
         assert found and all(re.search(rf"\b{said}\b", row) for row in found if "for each of" not in row), field.name
     app = create_app(recommender)
     config = make_server(app, Limits()).config
-    made = config.http(config, ServerState(), {}, _loop=object())  # type: ignore[operator, arg-type]
     fixed = {
         "headers, in bytes": f"{HEAD_BYTES >> 10} KiB",
         "between two requests": str(config.timeout_keep_alive),

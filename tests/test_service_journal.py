@@ -94,7 +94,7 @@ def test_what_is_refused_is_not_written(tmp_path: Path) -> None:
     answers = commit(first, good, early, unknown)
     assert [type(answer) for answer in answers] == [str, ValueError, ValueError]
     assert "bob" in str(answers[1]) and str(LATER) in str(answers[1])
-    assert [change for change in Journal(tmp_path / "j", MODEL).further()] == [good]
+    assert list(Journal(tmp_path / "j", MODEL).further()) == [good]
 
 
 def test_where_the_disk_refuses_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

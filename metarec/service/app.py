@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, PlainTextResponse
+from pydantic import BaseModel
 
 from metarec.recommender import Recommender
 from metarec.service import requests as schema
@@ -91,13 +92,13 @@ def create_app(
     return app
 
 
-def _posts(service: Service, allow_changes: bool) -> dict[str, tuple[Callable[..., Any], type[schema.BaseModel]]]:
+def _posts(service: Service, allow_changes: bool) -> dict[str, tuple[Callable[..., Any], type[BaseModel]]]:
     """What answers each path that takes a body, and the form of its answers."""
-    paths: dict[str, tuple[Callable[..., Any], type[schema.BaseModel]]] = {
+    paths: dict[str, tuple[Callable[..., Any], type[BaseModel]]] = {
         "/recommend": (service.recommend, schema.RecommendResponse),
         "/recommend/users": (service.recommend_users, schema.RecommendUsersResponse),
     }
-    changes: dict[str, tuple[Callable[..., Any], type[schema.BaseModel]]] = {
+    changes: dict[str, tuple[Callable[..., Any], type[BaseModel]]] = {
         "/clicks": (service.clicks, schema.ClicksResponse),
         "/items/add": (service.add_items, schema.ItemsResponse),
         "/items/remove": (service.remove_items, schema.ItemsResponse),

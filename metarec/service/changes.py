@@ -1,4 +1,4 @@
-"""Changes made to a recommender while it is served: each once, in one order, and none that the journal does not hold."""
+"""Changes made to a recommender while it is served: each once, in one order, none that the journal does not hold."""
 
 from __future__ import annotations
 

@@ -82,9 +82,8 @@ class Journal:
     """
 
     def __init__(self, path: str | Path, model: str, *, seconds: float = 10.0) -> None:
-        self.path, self.model = Path(path), model
-        self._seconds = seconds
-        self.restart()
+        self.path, self.model, self.number = Path(path), model, 0
+        self._seconds, self._digest = seconds, model.encode()
         try:
             self._write, self._read = self._open(), self._open()
             self._begin()
@@ -119,10 +118,10 @@ class Journal:
         if len(about) != 1:
             raise sqlite3.DatabaseError("it does not say which model it belongs to")
         if about[0][0] != FORMAT:
-            raise ValueError(f"{self.path}: a journal of version {about[0][0]}; this metarec reads version {FORMAT}")
+            raise ValueError(f"{self.path}: a journal of version {about[0][0]}; this metarec reads {FORMAT}")
         if about[0][1] != self.model:
             raise ValueError(
-                f"{self.path}: the journal of another model (there {about[0][1][:12]}, here {self.model[:12]}); serve the "
+                f"{self.path}: the journal of another model ({about[0][1][:12]}, not {self.model[:12]}); serve the "
                 "model that it belongs to, or give this one a journal of its own"
             )
 

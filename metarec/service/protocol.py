@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import logging
 import socket
 from typing import TYPE_CHECKING, Any
@@ -129,12 +128,3 @@ class TimedProtocol(Timed, H11Protocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.conn = _Counted(h11.SERVER, HEAD_BYTES)
-
-
-def protocols() -> list[type[Timed]]:
-    """What can read HTTP here, the fastest first."""
-    if importlib.util.find_spec("httptools") is None:
-        return [TimedProtocol]
-    from metarec.service.compiled_protocol import CompiledProtocol
-
-    return [CompiledProtocol, TimedProtocol]
