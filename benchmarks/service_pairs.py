@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kills import killed_often
+from kills import killed_often, small_ensemble
 from machine import AtLeast, add_numbers, command_line, stamp
 from service import Question, _untrained, ask_directly, load, served
 
@@ -38,10 +38,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Read the command line, measure, add to the JSON, print a summary."""
     options = _parse(arguments)
     with tempfile.TemporaryDirectory() as folder:
-        path = options.model or _untrained(Path(folder) / "model.safetensors")
-        result = paired(path, options.before_model or path, options) if options.before else {}
+        result: dict[str, Any] = {}
+        if options.before:
+            path = options.model or _untrained(Path(folder) / "model.safetensors")
+            result = paired(path, options.before_model or path, options)
         if options.kills:
-            result["kills"] = killed_often(options.kill_model or path, Path(folder), options.kills)
+            result["kills"] = killed_often(
+                small_ensemble(Path(folder) / "small.safetensors"), Path(folder), options.kills
+            )
     known = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
     write_json(options.out, {**known, **result})
     print(json.dumps({name: value for name, value in result.items() if name != "pairs"}, indent=1))
@@ -109,7 +113,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--before", type=Path, metavar="TREE", help="a worktree of the earlier build")
     add("--model", type=Path, metavar="PATH", help="a saved model (default: an untrained MML)")
     add("--before-model", type=Path, metavar="PATH", help="what the earlier build serves (default: the same)")
-    add("--kill-model", type=Path, metavar="PATH", help="what is served when it is killed (default: --model)")
     numbers = {
         "clients": (64, "at once"),
         "requests": (2048, "of all clients in a round"),

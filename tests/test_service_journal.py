@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
@@ -25,6 +26,21 @@ MODEL = "0" * 64
 LATER = float(UP.time.max()) + 10
 
 
+OPEN: list[Journal] = []
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    while OPEN:
+        OPEN.pop().close()
+
+
+def opened(path: Path) -> Journal:
+    OPEN.append(Journal(path, MODEL))
+    return OPEN[-1]
+
+
 def counts() -> Model:
     parts = {"popularity": LivePopularity(UP, window=60.0, half_life=10.0), "next": Transitions(UP, live=True)}
     return Ensemble(parts, UP)
@@ -39,7 +55,7 @@ def commit(changes: Changes, *asked: Change) -> list[str | Exception]:
 
 
 def served(path: Path) -> Changes:
-    return Changes(Recommender(counts()), Journal(path, MODEL))
+    return Changes(Recommender(counts()), opened(path))
 
 
 def state(changes: Changes, users: tuple[str, ...] = ("ann",)) -> tuple[Any, ...]:
@@ -94,7 +110,7 @@ def test_what_is_refused_is_not_written(tmp_path: Path) -> None:
     answers = commit(first, good, early, unknown)
     assert [type(answer) for answer in answers] == [str, ValueError, ValueError]
     assert "bob" in str(answers[1]) and str(LATER) in str(answers[1])
-    assert list(Journal(tmp_path / "j", MODEL).further()) == [good]
+    assert list(opened(tmp_path / "j").further()) == [good]
 
 
 def test_where_the_disk_refuses_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,7 +245,7 @@ def test_a_cut_tail_of_the_log_is_what_was_not_acknowledged(tmp_path: Path) -> N
 
 
 def test_clicks_over_http_and_users_by_name(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j", MODEL)
+    journal = opened(tmp_path / "j")
     with running(Recommender(counts()), journal=journal, allow_changes=True) as port:
         body = {
             "clicks": [{"user": "ann", "item": "item3", "time": LATER}, {"user": "bob", "item": "item4", "time": LATER}]
@@ -261,7 +277,7 @@ def test_clicks_over_http_and_users_by_name(tmp_path: Path) -> None:
 
 
 def test_many_clients_at_once_are_written_together(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "j", MODEL)
+    journal = opened(tmp_path / "j")
     with running(Recommender(counts()), journal=journal, allow_changes=True) as port:
         bodies = [{"clicks": [{"user": f"u{n % 8}", "item": f"item{n % 40}", "time": LATER}]} for n in range(64)]
         with ThreadPoolExecutor(16) as clients:
@@ -273,7 +289,7 @@ def test_many_clients_at_once_are_written_together(tmp_path: Path) -> None:
 
 
 def test_two_services_on_one_journal_know_of_each_other(tmp_path: Path) -> None:
-    journals = [Journal(tmp_path / "j", MODEL) for _ in range(2)]
+    journals = [opened(tmp_path / "j") for _ in range(2)]
     with (
         running(Recommender(counts()), journal=journals[0], allow_changes=True) as one,
         running(Recommender(counts()), journal=journals[1], allow_changes=True) as two,
@@ -293,8 +309,7 @@ def test_killed_under_load_nothing_acknowledged_is_lost_or_doubled(
     root = Path(__file__).parents[1]
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     monkeypatch.setenv("PYTHONPATH", str(root))
-    from kills import killed_often
+    from kills import killed_often, small_ensemble
 
-    save(counts(), tmp_path / "model.safetensors")
-    found = killed_often(tmp_path / "model.safetensors", tmp_path, 5)
+    found = killed_often(small_ensemble(tmp_path / "model.safetensors"), tmp_path, 5)
     assert (found["tried"], found["lost"], found["doubled"]) == (5, 0, 0) and found["acknowledged"] > 0

@@ -79,6 +79,8 @@ class Service:
         async with self.batcher, self.writer:
             await self.batcher.call(self._prepare)
             yield
+        if self.changes.journal is not None:
+            self.changes.journal.close()
 
     async def current(self) -> None:
         """Make the changes that other processes have acknowledged by now."""
