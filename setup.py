@@ -64,7 +64,14 @@ setup(
         "scatter": ["torch-scatter>=2.1.2"],
         # On a CPU build of torch, timm wants the torchvision that `make encoders` takes.
         "encoders": ["pillow>=10", "sentence-transformers>=5", "timm>=1.0.15"],
-        "serve": ["fastapi>=0.115", "prometheus-client>=0.21", "pydantic>=2.8", "uvicorn>=0.34"],
+        "serve": [
+            "fastapi>=0.115",
+            "httptools>=0.6.4",
+            "prometheus-client>=0.21",
+            "pydantic>=2.8",
+            "uvicorn>=0.34",
+            "uvloop>=0.21; platform_system != 'Windows'",
+        ],
         "export": ["onnx>=1.18", "onnxruntime>=1.21", "onnxscript>=0.3"],
         "demo": ["streamlit>=1.40"],
         # With the extra serve, whose modules have pages too.

@@ -5,13 +5,28 @@ from __future__ import annotations
 import asyncio
 import random
 import re
+import subprocess
 from collections.abc import Sequence
 
 
-def post(content: bytes, path: str = "/recommend") -> bytes:
+def post(content: bytes, path: str = "/recommend", *headers: str) -> bytes:
     """A request, by default for recommendations."""
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(content)}"
-    return head.encode() + b"\r\n\r\n" + content
+    head = [f"POST {path} HTTP/1.1", "host: x", "content-type: application/json", *headers]
+    return "\r\n".join([*head, f"content-length: {len(content)}", "", ""]).encode() + content
+
+
+def port_of(server: subprocess.Popen[str]) -> int:
+    """The port that a server which has just been started names in its log.
+
+    Raises:
+        RuntimeError: if it does not start, with its log.
+    """
+    lines = []
+    for line in server.stderr or ():
+        lines.append(line)
+        if found := re.search(r"listening on http://127\.0\.0\.1:(\d+)", line):
+            return int(found[1])
+    raise RuntimeError(f"the server did not start:\n{''.join(lines)}")
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[str, bytes]:

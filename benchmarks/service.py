@@ -16,6 +16,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import os
 import random
 import re
 import signal
@@ -30,8 +31,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from clients import answer, garbage, got, oversized, post, slow
-from machine import AtLeast, add_numbers, command_line, stamp
+from clients import answer, garbage, got, oversized, port_of, post, slow
+from machine import ROOT, AtLeast, add_numbers, command_line, stamp
 
 import metarec as mr
 from metarec.files import write_json
@@ -127,26 +128,22 @@ def ask_directly(recommender: mr.Recommender, *, users: int, clicks: int, k: int
 
 
 @contextlib.contextmanager
-def served(path: Path, options: argparse.Namespace) -> Iterator[tuple[int, subprocess.Popen[str]]]:
-    """The port of a running server, which is told to stop at the end."""
+def served(path: Path, options: argparse.Namespace, tree: Path = ROOT) -> Iterator[tuple[int, subprocess.Popen[str]]]:
+    """The port of a running server, which is told to stop at the end; of the code in another tree, without uvloop."""
     code = "import sys, torch; torch.set_num_threads(int(sys.argv.pop(1))); from metarec.__main__ import main; main()"
     limits = ["--port", "0", "--read-timeout", str(options.read_timeout), *getattr(options, "more", [])]
+    if tree != ROOT:
+        code = f"import sys; sys.modules['uvloop'] = None; {code}"  # it did not come with the extra then
+    elif getattr(options, "workers", 1) > 1:
+        limits += ["--workers", str(options.workers)]
     command = [sys.executable, "-c", code, str(options.threads), "serve", str(path), *limits]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as server:
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tree), os.environ.get("PYTHONPATH", "")])}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=here, cwd=tree) as server:
         try:
-            yield _port(server), server
+            yield port_of(server), server
         finally:
             server.send_signal(signal.SIGTERM)
             server.communicate(timeout=60)
-
-
-def _port(server: subprocess.Popen[str]) -> int:
-    lines = []
-    for line in server.stderr or ():
-        lines.append(line)
-        if found := re.search(r"listening on http://127\.0\.0\.1:(\d+)", line):
-            return int(found[1])
-    raise RuntimeError(f"the server did not start:\n{''.join(lines)}")
 
 
 async def load(port: int, questions: Sequence[Question], clients: int, requests: int) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import torch
 from metarec import __version__
 from metarec.functional.text import printable
 from metarec.io import load
-from metarec.recommender import Recommender
 
 Number = TypeVar("Number", int, float)
 
@@ -92,7 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--timeout", type=seconds, default=10.0, metavar="SECONDS", help="until an answer; later it is 503")
     add("--read-timeout", type=seconds, default=10.0, metavar="SECONDS", help="for headers, and again for a body")
     add("--write-timeout", type=seconds, default=30.0, metavar="SECONDS", help="for a client to take its answer")
-    add("--allow-changes", action="store_true", help="let clients add and remove items, until the service stops")
+    add("--allow-changes", action="store_true", help="let clients tell of clicks, and add and remove items")
+    told = "changes are written there before they are answered; MODEL.journal where they are allowed"
+    add("--journal", type=Path, metavar="PATH", help=told)
+    add("--workers", type=count, default=1, metavar="N", help="processes, each with the whole model")
     serve.set_defaults(run=_serve)
 
     export = commands.add_parser("export", help="the scoring path of a saved model as ONNX", formatter_class=style)
@@ -104,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from metarec.service import Limits, create_app, serve
+    from metarec.service import Build, Limits, serve, serve_workers
 
     limits = Limits(
         waiting=options.waiting,
@@ -112,14 +114,19 @@ def _serve(options: argparse.Namespace) -> None:
         read_seconds=options.read_timeout,
         write_seconds=options.write_timeout,
     )
-    app = create_app(
-        Recommender.load(options.model, device=options.device),
-        limits=limits,
+    build = Build(
+        options.model,
+        limits,
+        device=options.device,
         max_batch=options.max_batch,
         allow_changes=options.allow_changes,
+        journal=options.journal,
         version=__version__,
     )
-    serve(app, host=options.host, port=options.port, limits=limits)
+    if options.workers == 1:
+        serve(build(), host=options.host, port=options.port, limits=limits)
+    else:
+        serve_workers(build, options.workers, host=options.host, port=options.port)
 
 
 def _export(options: argparse.Namespace) -> None:

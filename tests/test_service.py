@@ -16,7 +16,7 @@ import pytest
 from metarec.recommender import Recommender
 from metarec.service import Limits, create_app
 from metarec.service.answering import Answer, Filters, Job, answers
-from metarec.service.server import TimedProtocol
+from metarec.service.protocol import Timed
 from service_helpers import QUICK, Gated, ask, running, talk
 from tiny import trained
 
@@ -78,8 +78,8 @@ def test_answers_do_not_wait_for_the_acknowledgement_of_their_headers(recommende
         made(self, transport)
         seen.append(transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
 
-    made = TimedProtocol.connection_made
-    monkeypatch.setattr(TimedProtocol, "connection_made", spied)
+    made = Timed.connection_made
+    monkeypatch.setattr(Timed, "connection_made", spied)
     with running(recommender) as port:
         assert ask(port, "/recommend", {"clicks": CLICKS, "k": 3})[0] == 200
     assert seen and all(seen)

@@ -209,7 +209,7 @@ def test_strange_requests_make_no_fault_and_no_new_series(port: int) -> None:
     talk(port, asked[0] + end)
     before = series()
     for start in asked:
-        assert talk(port, start + end).startswith(b"HTTP/1.1 404 ")
+        assert talk(port, start + end).startswith((b"HTTP/1.1 404 ", b"HTTP/1.1 400 "))
     assert series() == before
 
 
@@ -235,7 +235,7 @@ def test_a_large_answer_lets_others_in_between(model: Any) -> None:
 
     original = schema.content
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schema, "content", lambda answer: steps.append("user") or original(answer))
+        patch.setattr(schema, "content", lambda *given: steps.append("user") or original(*given))
         asyncio.run(story())
     first = steps.index("user")
     assert steps[first : first + 100].count("other") >= 49

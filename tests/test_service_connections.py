@@ -12,13 +12,12 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
-from uvicorn.server import ServerState
 
 from metarec.recommender import Recommender
-from metarec.service import Limits, create_app, server
+from metarec.service import Limits, create_app, reader, server
 from metarec.service import requests as schema
 from metarec.service.connections import SPARE, Connections
-from metarec.service.protocol import _CHUNKS
+from metarec.service.protocol import _CHUNKS, HEAD_BYTES
 from metarec.service.server import Seldom, make_server
 from service_helpers import QUICK, Gated, ask, deaf, post, rest, running, started, talk, until
 from tiny import TWO_LEARNERS, trained
@@ -157,9 +156,8 @@ def test_the_table_of_limits_has_the_numbers_of_the_code(recommender: Recommende
         assert found and all(re.search(rf"\b{said}\b", row) for row in found if "for each of" not in row), field.name
     app = create_app(recommender)
     config = make_server(app, Limits()).config
-    made = config.http(config, ServerState(), {}, _loop=object())  # type: ignore[operator, arg-type]
     fixed = {
-        "headers, in bytes": f"{made.conn._max_incomplete_event_size >> 10} KiB",
+        "headers, in bytes": f"{HEAD_BYTES >> 10} KiB",
         "between two requests": str(config.timeout_keep_alive),
         "chunks of a body": f"{_CHUNKS:,}",
         "new ids": f"{schema._ID} characters",
@@ -170,7 +168,7 @@ def test_the_table_of_limits_has_the_numbers_of_the_code(recommender: Recommende
     for what, said in fixed.items():
         (row,) = [row for row in rows if what in row]
         assert said in row
-    assert f"{schema._SHOWN} characters of an id or a name, 1,000 in all" in page
+    assert f"{reader._SHOWN} characters of an id or a name, 1,000 in all" in page
     assert app.state.service.connections.most == Limits().connections
 
 

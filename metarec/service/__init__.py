@@ -10,7 +10,10 @@ if _MISSING:
     raise ModuleNotFoundError(f"{', '.join(_MISSING)} not installed: pip install 'metarec[serve]'")
 
 from metarec.service.app import create_app  # noqa: E402
+from metarec.service.build import Build  # noqa: E402
+from metarec.service.journal import Journal  # noqa: E402
 from metarec.service.limits import Limits  # noqa: E402
 from metarec.service.server import serve  # noqa: E402
+from metarec.service.workers import serve_workers  # noqa: E402
 
-__all__ = ["Limits", "create_app", "serve"]
+__all__ = ["Build", "Journal", "Limits", "create_app", "serve", "serve_workers"]

@@ -35,11 +35,13 @@ class Job:
         clicks: external ids in time order.
         k: the length of the list.
         filters: which items it may hold.
+        user: in place of clicks, one whose clicks were observed.
     """
 
     clicks: tuple[str, ...]
     k: int
     filters: Filters
+    user: str | None = None
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,18 @@ def answers(recommender: Recommender, jobs: Sequence[Job]) -> list[Answer | Valu
         ['Answer', 'ValueError']
     """
     order = sorted(range(len(jobs)), key=lambda i: hash(jobs[i].filters))
-    found = _alike([jobs[i] for i in order], recommender)
-    out = dict(zip(order, found, strict=True))
+    some, named = [i for i in order if jobs[i].user is None], [i for i in order if jobs[i].user is not None]
+    out = dict(zip(some, _alike([jobs[i] for i in some], recommender) if some else (), strict=True))
+    out |= {i: _named(jobs[i], recommender) for i in named}
     return [out[i] for i in range(len(jobs))]
+
+
+def _named(job: Job, recommender: Recommender) -> Answer | ValueError:
+    """The answer to someone whose clicks were observed."""
+    try:
+        return _listed([job], recommender.user(str(job.user)).users)[0]
+    except ValueError as error:
+        return _alone(error)
 
 
 def _alike(jobs: Sequence[Job], recommender: Recommender) -> list[Answer | ValueError]:

@@ -1,26 +1,23 @@
-"""The web application: its paths, its errors, and the life of its queue."""
+"""The web application: its paths and its errors."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from fastapi.responses import HTMLResponse, PlainTextResponse
+from pydantic import BaseModel
 
-from metarec.functional.fusion import NotFiniteError
 from metarec.recommender import Recommender
 from metarec.service import requests as schema
-from metarec.service.answering import Answer, Job, answers
-from metarec.service.batching import Batcher
-from metarec.service.body import StrictRoute
-from metarec.service.connections import Connections
-from metarec.service.errors import HANDLERS
-from metarec.service.guard import Guard, Metrics
+from metarec.service.body import BodyRoute
+from metarec.service.core import Service
+from metarec.service.errors import HANDLERS, handle
+from metarec.service.guard import Guard
+from metarec.service.journal import Journal
 from metarec.service.limits import Limits
+from metarec.service.page import page
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": schema.ErrorResponse, "description": why}
@@ -31,115 +28,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         415: "The body is compressed.",
         422: "A field is missing, unknown or out of range, or an id is unknown.",
         429: "Too much is waiting; try again.",
-        503: "No answer in time, or too many connections; try again.",
+        503: "No answer in time, too many connections, or no journal; try again.",
     }.items()
 }
-
-
-class Service:
-    """A recommender behind a queue.
-
-    Args:
-        recommender: what answers. The service alone may change it while it runs.
-        limits: on requests.
-        max_batch: users adapted together.
-        version: of the software, for ``/health``.
-    """
-
-    def __init__(self, recommender: Recommender, limits: Limits, *, max_batch: int, version: str) -> None:
-        self.recommender, self.limits, self.version = recommender, limits, version
-        self.metrics, self.connections = Metrics(), Connections(limits)
-        self.batcher: Batcher[Job, Answer] = Batcher(
-            lambda jobs: answers(self.recommender, jobs),
-            max_batch=max_batch,
-            waiting=limits.waiting,
-            observe=self.metrics.batch.observe,
-        )
-        self._read()
-
-    def _read(self) -> None:
-        """Take notice of the catalogue."""
-        self.reader = schema.Reader(self.recommender.catalog.items, self.limits)
-        self.metrics.items.set(len(self.recommender.catalog.items))
-
-    def _prepare(self) -> None:
-        """Compute what is computed once: tables, and what a user without clicks is shown."""
-        self.recommender.adapt([])
-
-    @asynccontextmanager
-    async def running(self, app: object) -> AsyncIterator[None]:
-        """From the first request to the last: computes what is computed once, and answers all that waits at the end."""
-        async with self.batcher:
-            await self.batcher.call(self._prepare)
-            yield
-
-    async def recommend(self, request: schema.RecommendRequest) -> Response:
-        """Recommend to someone from their clicks."""
-        [answer] = await self._answered([self.reader.job(request)], [""])
-        return Response(schema.content(answer), media_type="application/json")
-
-    async def recommend_users(self, request: schema.RecommendUsersRequest) -> Response:
-        """Recommend to several users at once."""
-        jobs = self.reader.jobs(request)
-        found, parts = await self._answered(jobs, [f"users.{i}: " for i in range(len(jobs))]), []
-        for answer in found:
-            parts.append(schema.content(answer))
-            await asyncio.sleep(0)  # other clients' requests go on in between
-        return Response(b'{"users":[%b]}' % b",".join(parts), media_type="application/json")
-
-    async def _answered(self, jobs: Sequence[Job], where: Sequence[str]) -> list[Answer]:
-        async with asyncio.timeout(self.limits.seconds):
-            results = await self.batcher.submit(jobs)
-        out = []
-        for place, result in zip(where, results, strict=True):
-            if isinstance(result, ValueError) and not isinstance(result, NotFiniteError):
-                raise ValueError(f"{place}{result}")
-            if isinstance(result, Exception):
-                raise result
-            out.append(result)
-        return out
-
-    async def add_items(self, request: schema.AddItemsRequest) -> JSONResponse:
-        """Take in new items: they can be clicked and are recommended at once."""
-        self.reader.check_size("ids", request.ids, self.limits.ids)
-        return await self._changed(
-            lambda: self.recommender.add_items(request.ids, request.vectors, attributes=request.attributes)
-        )
-
-    async def remove_items(self, request: schema.ItemsRequest) -> JSONResponse:
-        """Recommend items no more; they stay known as clicks."""
-        self.reader.check_ids("ids", request.ids)
-        return await self._changed(lambda: self.recommender.remove_items(request.ids))
-
-    async def restore_items(self, request: schema.ItemsRequest) -> JSONResponse:
-        """Recommend removed items again."""
-        self.reader.check_ids("ids", request.ids)
-        return await self._changed(lambda: self.recommender.restore_items(request.ids))
-
-    async def _changed(self, change: Callable[[], Any]) -> JSONResponse:
-        """Make a change between two batches."""
-        await self.batcher.call(change)
-        await self.batcher.call(self._prepare)
-        self._read()
-        catalog = self.recommender.catalog
-        return JSONResponse({"items": len(catalog.items), "removed": len(catalog.hidden)})
-
-    async def health(self) -> JSONResponse:
-        """Whether the service answers everyone, and what it serves."""
-        problem = self.connections.problem()
-        said = {
-            **({"status": "short of connections", "problem": problem} if problem else {"status": "ok"}),
-            "items": len(self.recommender.catalog.items),
-            "learners": list(self.recommender.learners),
-            "waiting": len(self.batcher),
-            "version": self.version,
-        }
-        return JSONResponse(said, 503 if problem else 200)
-
-    async def show_metrics(self) -> PlainTextResponse:
-        """Counts and times in the Prometheus text format."""
-        self.metrics.waiting.set(len(self.batcher))
-        return PlainTextResponse(generate_latest(self.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
 def create_app(
@@ -149,15 +40,22 @@ def create_app(
     max_batch: int = 64,
     allow_changes: bool = False,
     version: str = "",
+    journal: Journal | None = None,
 ) -> FastAPI:
     """The service as an ASGI application, for any ASGI server.
 
     Args:
-        recommender: what answers.
+        recommender: what answers; as its file has it, where there is a journal.
         limits: on requests; default :class:`Limits`.
         max_batch: users adapted together.
-        allow_changes: let clients add and remove items. There is no log-in: only where all clients are trusted.
+        allow_changes: let clients tell of clicks, and add and remove items. There is no log-in: only where all clients
+            are trusted.
         version: shown by ``/health`` and in the documentation.
+        journal: what clients change is written there before it is answered, and what other processes write there is
+            followed. Without one, changes end with the process.
+
+    Raises:
+        DamagedError: if a change of the journal does not fit the model.
 
     Example:
         >>> from metarec.datasets import planted
@@ -167,31 +65,43 @@ def create_app(
         ['/health', '/metrics', '/recommend', '/recommend/users']
     """
     limits = limits or Limits()
-    service = Service(recommender, limits, max_batch=max_batch, version=version)
+    service = Service(recommender, limits, max_batch=max_batch, version=version, journal=journal)
     app = FastAPI(
         title="metarec",
         summary="A new user has clicked three things; what next?",
         version=version or "0",
         lifespan=service.running,
+        docs_url=None,
         redoc_url=None,
     )
-    app.state.service, app.router.route_class = service, StrictRoute
-    add = app.add_api_route
-    add("/recommend", service.recommend, methods=["POST"], response_model=schema.RecommendResponse, responses=_ERRORS)
-    many = schema.RecommendUsersResponse
-    add("/recommend/users", service.recommend_users, methods=["POST"], response_model=many, responses=_ERRORS)
-    if allow_changes:
-        changes: dict[str, Callable[..., Any]]
-        changes = {"add": service.add_items, "remove": service.remove_items, "restore": service.restore_items}
-        for name, change in changes.items():
-            path = f"/items/{name}"
-            add(path, change, methods=["POST"], response_model=schema.ItemsResponse, responses=_ERRORS)
+    app.state.service, app.router.route_class = service, BodyRoute
+    for path, (answer, model) in _posts(service, allow_changes).items():
+        app.add_api_route(path, answer, methods=["POST"], response_model=model, responses=_ERRORS)
     short: dict[int | str, dict[str, Any]]
     short = {503: {"model": schema.HealthResponse, "description": "Some clients cannot connect."}}
-    add("/health", service.health, methods=["GET"], response_model=schema.HealthResponse, responses=short)
-    add("/metrics", service.show_metrics, methods=["GET"], response_class=PlainTextResponse)
-    for error, handler in HANDLERS.items():
-        app.add_exception_handler(error, handler)
-    paths = frozenset(app.openapi()["paths"])
-    app.add_middleware(Guard, limits=limits, metrics=service.metrics, paths=paths)
+    model = schema.HealthResponse
+    app.add_api_route("/health", service.health, methods=["GET"], response_model=model, responses=short)
+    app.add_api_route("/metrics", service.show_metrics, methods=["GET"], response_class=PlainTextResponse)
+    for error in HANDLERS:
+        app.add_exception_handler(error, handle)
+    schemas = app.openapi()
+    app.add_route("/docs", lambda request: HTMLResponse(page(schemas)), methods=["GET"], include_in_schema=False)
+    direct = {route.path: route.direct for route in app.routes if isinstance(route, BodyRoute) and route.direct}
+    paths = frozenset(schemas["paths"])
+    app.add_middleware(Guard, limits=limits, metrics=service.metrics, paths=paths, direct=direct)
     return app
+
+
+def _posts(service: Service, allow_changes: bool) -> dict[str, tuple[Callable[..., Any], type[BaseModel]]]:
+    """What answers each path that takes a body, and the form of its answers."""
+    paths: dict[str, tuple[Callable[..., Any], type[BaseModel]]] = {
+        "/recommend": (service.recommend, schema.RecommendResponse),
+        "/recommend/users": (service.recommend_users, schema.RecommendUsersResponse),
+    }
+    changes: dict[str, tuple[Callable[..., Any], type[BaseModel]]] = {
+        "/clicks": (service.clicks, schema.ClicksResponse),
+        "/items/add": (service.add_items, schema.ItemsResponse),
+        "/items/remove": (service.remove_items, schema.ItemsResponse),
+        "/items/restore": (service.restore_items, schema.ItemsResponse),
+    }
+    return {**paths, **changes} if allow_changes else paths

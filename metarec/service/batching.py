@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+_SHARE = 0.25  # of the time of a batch that the next one may gather for at most, after it
+_LOOKS = 5  # within that time: a batch begins when nobody has come since the last one
 T = TypeVar("T")
 R = TypeVar("R")
 C = TypeVar("C")
@@ -86,12 +89,18 @@ class Batcher(Generic[T, R]):
         self._open += len(jobs)
         self._jobs.extend(zip(jobs, futures, strict=True))
         self._some.set()
+        if len(futures) == 1:
+            return [await _outcome(futures[0])]
         out = await asyncio.gather(*futures, return_exceptions=True)
         return [_checked(result) for result in out]
 
     async def call(self, function: Callable[[], C]) -> C:
         """What a function returns, called in the worker between two batches."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def wait(self, function: Callable[[], C]) -> C:
+        """As :meth:`call`, for another thread, which waits."""
+        return self._thread.submit(function).result()
 
     def _closed(self, future: asyncio.Future[R]) -> None:
         self._open -= 1
@@ -100,10 +109,20 @@ class Batcher(Generic[T, R]):
         while True:
             await self._some.wait()
             while self._jobs:
+                start = time.perf_counter()
                 await self._batch()
+                await self._gathered(_SHARE * (time.perf_counter() - start))
             if self._closing:
                 return
             self._some.clear()
+
+    async def _gathered(self, seconds: float) -> None:
+        """Wait while clients who have just been answered ask again, so long as they do."""
+        for _ in range(_LOOKS):
+            before = len(self._jobs)
+            await asyncio.sleep(seconds / _LOOKS)
+            if len(self._jobs) in (before, self.max_batch):
+                return
 
     async def _batch(self) -> None:
         """Compute what has gathered. A job that nobody waits for any more is left out."""
@@ -127,6 +146,14 @@ class Batcher(Generic[T, R]):
                 future.set_exception(result)
             else:
                 future.set_result(result)
+
+
+async def _outcome(future: asyncio.Future[R]) -> R | Exception:
+    """A result or an exception, of one job as of many."""
+    try:
+        return await future
+    except Exception as error:
+        return error
 
 
 def _checked(result: R | BaseException) -> R | Exception:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from email.message import Message
+from inspect import signature
 from typing import Any, NoReturn
 
 from fastapi import Request, Response
 from fastapi.exceptions import HTTPException
 from fastapi.routing import APIRoute
+
+from metarec.service.errors import NO_OBJECT
+
+Headers = Iterable[tuple[bytes, bytes]]
 
 
 def parsed(content: bytes) -> Any:
@@ -55,19 +61,58 @@ def _no_number(name: str) -> NoReturn:
     raise HTTPException(400, f"the body holds {name}, which is not JSON")
 
 
-class _StrictRequest(Request):
-    async def json(self) -> Any:
-        return parsed(await self.body())
+class Endpoint:
+    """What answers the bodies of one path: one reader and one set of errors, with FastAPI before it or without.
+
+    Args:
+        answer: a handler as FastAPI takes it: ``request``, a pydantic model, and perhaps ``key``, a header.
+    """
+
+    def __init__(self, answer: Callable[..., Awaitable[Response]]) -> None:
+        hints = {name: parameter.annotation for name, parameter in signature(answer, eval_str=True).parameters.items()}
+        self._answer, self._model, self._keyed = answer, hints["request"], "key" in hints
+
+    async def respond(self, headers: Headers, content: bytes) -> Response:
+        """The answer to a body.
+
+        Raises:
+            ValueError: if the body is no such request; and what the handler raises.
+        """
+        if not content or not _says_json(headers):
+            raise ValueError(NO_OBJECT)
+        request = self._model.model_validate(parsed(content))
+        if not self._keyed:
+            return await self._answer(request)
+        key = next((value for name, value in headers if name == b"idempotency-key"), None)
+        return await self._answer(request, key=None if key is None else key.decode("latin-1"))
 
 
-class StrictRoute(APIRoute):
-    """A path whose bodies are read by :func:`parsed`."""
+def _says_json(headers: Headers) -> bool:
+    said = next((value for name, value in headers if name == b"content-type"), b"")
+    if said == b"application/json":
+        return True
+    kind = Message()
+    kind["content-type"] = said.decode("latin-1")
+    main, sub = kind.get_content_maintype(), kind.get_content_subtype()
+    return main == "application" and (sub == "json" or sub.endswith("+json"))
+
+
+class BodyRoute(APIRoute):
+    """A path of FastAPI whose requests with a body are answered by an :class:`Endpoint`.
+
+    Attributes:
+        direct: that endpoint; None for other paths.
+    """
+
+    direct: Endpoint | None = None
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
         """What answers a request."""
-        answer = super().get_route_handler()
+        if self.methods != {"POST"}:
+            return super().get_route_handler()
+        direct = self.direct = Endpoint(self.endpoint)
 
-        async def strictly(request: Request) -> Response:
-            return await answer(_StrictRequest(request.scope, request.receive))
+        async def answer(request: Request) -> Response:
+            return await direct.respond(request.scope["headers"], await request.body())
 
-        return strictly
+        return answer

@@ -1,16 +1,20 @@
-"""What stands in front of every request: limits on its body, and the metrics."""
+"""What stands in front of every request: limits on its body, the metrics, and the short way to an endpoint."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Mapping
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from metarec.service.body import Endpoint
+from metarec.service.errors import is_ours, refusal
 from metarec.service.limits import Limits
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -30,8 +34,17 @@ class Metrics:
             "metarec_request_seconds", "From the headers to the answer.", ["path"], buckets=_SECONDS, **own
         )
         self.batch = Histogram("metarec_batch_users", "Users in one inner loop.", buckets=_USERS, **own)
-        self.waiting = Gauge("metarec_waiting_users", "Users whose answer is not there yet.", **own)
-        self.items = Gauge("metarec_items", "Items of the catalogue.", **own)
+        waiting, items = "Users whose answer is not there yet.", "Items of the catalogue."
+        self.waiting = Gauge("metarec_waiting_users", waiting, multiprocess_mode="livesum", **own)
+        self.items = Gauge("metarec_items", items, multiprocess_mode="livemax", **own)
+
+    def text(self) -> bytes:
+        """All of it in the Prometheus text format: of all workers, where there are several."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self.registry)
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        return generate_latest(registry)
 
 
 class Guard:
@@ -42,10 +55,18 @@ class Guard:
         limits: on the body.
         metrics: counts go there.
         paths: those that are counted under their own name.
+        direct: what answers POST to a path without going through the application.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics, paths: frozenset[str]) -> None:
-        self.app, self.limits, self.metrics, self.paths = app, limits, metrics, paths
+    def __init__(
+        self,
+        app: ASGIApp,
+        limits: Limits,
+        metrics: Metrics,
+        paths: frozenset[str],
+        direct: Mapping[str, Endpoint],
+    ) -> None:
+        self.app, self.limits, self.metrics, self.paths, self.direct = app, limits, metrics, paths, direct
         self._parts = max(_PARTS, 100 + 3 * (limits.users + limits.ids))  # as many as what is allowed can have
         self._held = 0  # bytes of bodies that are not answered yet
 
@@ -80,14 +101,28 @@ class Guard:
         except _RefusedError as error:
             await refuse(send, error.status, str(error))
         else:
-            parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-            async def replay() -> Message:
-                return parts.pop() if parts else await receive()
-
-            await self.app(scope, replay, send)
+            await self._passed(scope, body, receive, send)
         finally:
             self._held -= len(content)
+
+    async def _passed(self, scope: Scope, body: bytes, receive: Receive, send: Send) -> None:
+        endpoint = self.direct.get(scope["path"])
+        if endpoint is not None and scope["method"] == "POST":
+            try:
+                response = await endpoint.respond(scope["headers"], body)
+            except Exception as error:
+                await refusal(error)(scope, receive, send)
+                if is_ours(error):
+                    raise
+            else:
+                await response(scope, receive, send)
+            return
+        parts: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def replay() -> Message:
+            return parts.pop() if parts else await receive()
+
+        await self.app(scope, replay, send)
 
     async def _body(self, scope: Scope, receive: Receive, content: bytearray) -> bytes:
         """The body, collected in ``content``; empty if the client has gone.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -15,6 +15,7 @@ from metarec.service.limits import Limits
 
 _LOG = logging.getLogger("metarec.service")
 _CHUNKS = 4096  # of one body: 256 bytes each in the largest that is read by default
+HEAD_BYTES = 16 << 10  # of a request's headers
 
 
 class _Counted(h11.Connection):
@@ -37,15 +38,20 @@ class _Counted(h11.Connection):
         self.chunks = 0
 
 
-class TimedProtocol(H11Protocol):
-    """Hangs up on clients that take too long to send their headers, or to read their answers."""
+if TYPE_CHECKING:
+    _Base = H11Protocol
+else:
+    _Base = object
+
+
+class Timed(_Base):
+    """Hangs up on clients that take too long to send their headers, or to read their answers; mixed into a protocol."""
 
     limits: Limits
     known: Connections
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.conn = _Counted(h11.SERVER)
         self._due: asyncio.TimerHandle | None = None
         self._take: asyncio.TimerHandle | None = None
 
@@ -114,3 +120,11 @@ class TimedProtocol(H11Protocol):
         self._take = None
         _LOG.warning("hung up on a client that left its answer unread for %g seconds", self.limits.write_seconds)
         self.hang_up()
+
+
+class TimedProtocol(Timed, H11Protocol):
+    """HTTP read by h11, which uvicorn always has."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.conn = _Counted(h11.SERVER, HEAD_BYTES)

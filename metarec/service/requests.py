@@ -1,12 +1,10 @@
-"""What clients send and get: the JSON bodies, and their way to jobs and back."""
+"""What clients send and get: the JSON bodies."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-from bisect import bisect
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import (
@@ -20,14 +18,9 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from metarec.data.dataset import Vocabulary
-from metarec.functional.text import printable
-from metarec.service.answering import Answer, Filters, Job
-from metarec.service.limits import Limits
+from metarec.service.answering import Answer
 
 T = TypeVar("T")
-_NEAR = 50  # neighbours in the alphabet among which the nearest ids are looked for, on either side
-_SHOWN = 60  # characters of an id that an error repeats
 _ID = 256  # characters of a new id
 _TEXT = 10_000  # characters of a new attribute
 _UNCLEAN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, line ends, lone surrogates
@@ -67,7 +60,8 @@ def _clean(text: str, most: int) -> str:
 # A hostile body has as many faults as bytes; making an error of each takes seconds. The first one says enough.
 _FIRST = Field(fail_fast=True)
 Ids = Annotated[list[str], _FIRST]
-NewIds = Annotated[list[Annotated[str, AfterValidator(_new_id)]], _FIRST]
+NewId = Annotated[str, AfterValidator(_new_id)]
+NewIds = Annotated[list[NewId], _FIRST]
 NewTexts = Annotated[list[Annotated[str, AfterValidator(_new_text)]], _FIRST]
 Dict = Annotated[dict[str, T], WrapValidator(_entry_by_entry)]
 Vector = Annotated[list[float], _FIRST]
@@ -93,26 +87,56 @@ class _Wanted(_Strict):
     )
     allow: Ids | None = Field(None, description="Only these ids.")
     deny: Ids = Field([], description="None of these ids.")
+    filter: Dict[Ids] | None = Field(
+        None, description="By attribute, values of which an item must have one: as its text, or as a word of it."
+    )
+    attributes: Ids | None = Field(
+        None, description="Attributes shown with each item; unset, the title if the catalogue has titles."
+    )
 
 
-class RecommendRequest(_Wanted):
-    """One user."""
-
-    clicks: Ids = Field(description="Ids of what the user clicked, oldest first. [] gives the unadapted ranking.")
-    candidates: Ids | None = Field(None, description="Score these ids only.")
+def _clicks_or_user(schema: dict[str, Any]) -> None:
+    """Who is named needs no clicks."""
+    schema["required"] = [name for name in schema.get("required", ()) if name != "clicks"]
 
 
 class UserClicks(_Strict):
-    """One user of several."""
+    """One user: what was clicked, or the name of someone whose clicks were told to /clicks."""
 
-    clicks: Ids = Field(description="Ids of what the user clicked, oldest first.")
+    model_config = ConfigDict(json_schema_extra=_clicks_or_user)
+
+    clicks: Ids = Field(description="Ids of what the user clicked, oldest first. [] gives the unadapted ranking.")
+    user: str | None = Field(None, description="In place of clicks: a user whose clicks were told to /clicks.")
     candidates: Ids | None = Field(None, description="Score these ids only, for this user.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, data: Any) -> Any:
+        return {**data, "clicks": []} if isinstance(data, dict) and "user" in data and "clicks" not in data else data
+
+
+class RecommendRequest(UserClicks, _Wanted):
+    """One user, and what is wanted."""
 
 
 class RecommendUsersRequest(_Wanted):
     """Several users."""
 
     users: Annotated[list[UserClicks], _FIRST]
+
+
+class Click(_Strict):
+    """One click."""
+
+    user: NewId = Field(description="Who clicked: any id, known or not.")
+    item: str
+    time: float = Field(description="In the units of the model's data; none before the last click that is known.")
+
+
+class ClicksRequest(_Strict):
+    """New clicks, of any users."""
+
+    clicks: Annotated[list[Click], _FIRST]
 
 
 class AddItemsRequest(_Strict):
@@ -134,6 +158,7 @@ class Item(BaseModel):
 
     id: str
     score: float = Field(description="Comparable within one user's list, not between users.")
+    attributes: dict[str, str] | None = Field(None, description="Those that were asked for.")
 
 
 class RecommendResponse(BaseModel):
@@ -158,6 +183,13 @@ class ItemsResponse(BaseModel):
     removed: int
 
 
+class ClicksResponse(BaseModel):
+    """What was taken in."""
+
+    clicks: int
+    new_users: list[str] = Field(description="Users of whom no click was known before.")
+
+
 class HealthResponse(BaseModel):
     """What is being served."""
 
@@ -175,91 +207,16 @@ class ErrorResponse(BaseModel):
     error: str
 
 
-class Reader:
-    """Turns requests into jobs, refusing what is not known or too much.
+def content(answer: Answer, columns: Mapping[str, Mapping[str, str]]) -> bytes:
+    """An answer as JSON; the form of :class:`RecommendResponse`.
 
     Args:
-        items: the vocabulary, as it is now.
-        limits: of a request.
+        answer: the list.
+        columns: attributes that are shown, by item id.
     """
-
-    def __init__(self, items: Vocabulary, limits: Limits) -> None:
-        self.items, self.limits = items, limits
-        self._alphabet = sorted(items.ids)
-
-    def job(self, request: RecommendRequest) -> Job:
-        """One user's job.
-
-        Raises:
-            ValueError: if an id is not known, or something is more than the limits allow.
-        """
-        return self._jobs(request, [UserClicks(clicks=request.clicks, candidates=request.candidates)], ("",))[0]
-
-    def jobs(self, request: RecommendUsersRequest) -> list[Job]:
-        """The jobs of several users.
-
-        Raises:
-            ValueError: as :meth:`job`, or if there is no user.
-        """
-        if not request.users:
-            raise ValueError("users: expected at least one user, got none")
-        self.check_size("users", request.users, self.limits.users)
-        return self._jobs(request, request.users, [f"users.{i}." for i in range(len(request.users))])
-
-    def check_ids(self, name: str, ids: Collection[str]) -> None:
-        """Refuse too many ids, and unknown ones, naming the nearest known.
-
-        Raises:
-            ValueError: of either kind.
-        """
-        self.check_size(name, ids, self.limits.ids)
-        unknown = next((i for i in ids if i not in self.items), None)
-        if unknown is not None:
-            place = bisect(self._alphabet, unknown)
-            around = [known[:_SHOWN] for known in self._alphabet[max(0, place - _NEAR) : place + _NEAR]]
-            beside = self._alphabet[max(0, place - 2) : place + 1]
-            near = difflib.get_close_matches(unknown[:_SHOWN], around, n=3, cutoff=0.5) or beside
-            raise ValueError(
-                f"{name}: unknown item id {_short(unknown)}; nearest known ids: {', '.join(map(_short, near))}"
-            )
-
-    def _jobs(self, request: _Wanted, users: Sequence[UserClicks], where: Sequence[str]) -> list[Job]:
-        if request.k > self.limits.k:
-            raise ValueError(f"k: expected at most {self.limits.k}, got {_short(request.k)}")
-        for name in ("allow", "deny"):
-            self.check_ids(name, getattr(request, name) or ())
-        allow = None if request.allow is None else frozenset(request.allow)
-        deny, out = frozenset(request.deny), []
-        for place, user in zip(where, users, strict=True):
-            self.check_size(f"{place}clicks", user.clicks, self.limits.clicks)
-            self.check_ids(f"{place}clicks", user.clicks)
-            self.check_ids(f"{place}candidates", user.candidates or ())
-            candidates = None if user.candidates is None else frozenset(user.candidates)
-            filters = Filters(request.exclude_seen, allow, deny, candidates)
-            out.append(Job(tuple(user.clicks), request.k, filters))
-        return out
-
-    def check_size(self, name: str, what: Collection[Any], most: int) -> None:
-        """Refuse too much.
-
-        Raises:
-            ValueError: if there is more than ``most``.
-        """
-        if len(what) > most:
-            raise ValueError(f"{name}: expected at most {most}, got {len(what)}")
-
-
-def content(answer: Answer) -> bytes:
-    """An answer as JSON; the form of :class:`RecommendResponse`."""
-    said = {
-        "items": [{"id": item.id, "score": item.score} for item in answer.items],
-        "count": len(answer.items),
-        "adapted": answer.adapted,
-        "weights": answer.weights,
-    }
+    items: list[dict[str, Any]] = [{"id": item.id, "score": item.score} for item in answer.items]
+    if columns:
+        for item in items:
+            item["attributes"] = {name: column[item["id"]] for name, column in columns.items()}
+    said = {"items": items, "count": len(items), "adapted": answer.adapted, "weights": answer.weights}
     return json.dumps(said, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-
-
-def _short(value: object) -> str:
-    text = printable(str(value), _SHOWN)
-    return f"'{text}'" if isinstance(value, str) else text

@@ -7,6 +7,7 @@ import contextlib
 import copy
 import errno
 import gc
+import importlib.util
 import logging
 import socket
 from typing import Any
@@ -18,7 +19,7 @@ from uvicorn.config import LOGGING_CONFIG
 from metarec.functional.text import printable
 from metarec.service.connections import BURST, Connections
 from metarec.service.limits import Limits
-from metarec.service.protocol import TimedProtocol
+from metarec.service.protocol import Timed, TimedProtocol
 
 _LOG = logging.getLogger("metarec.service")
 _GOODBYE = 10  # seconds that running requests get when the service is stopped
@@ -81,10 +82,19 @@ class Server(uvicorn.Server):
         self._joining.add(task)
         task.add_done_callback(self._joining.discard)
 
-    def _protocol(self) -> TimedProtocol:
+    def _protocol(self) -> Timed:
         kind: Any = self.config.http_protocol_class
-        made: TimedProtocol = kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        made: Timed = kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
         return made
+
+
+def protocols() -> list[type[Timed]]:
+    """What can read HTTP here, the fastest first."""
+    if importlib.util.find_spec("httptools") is None:
+        return [TimedProtocol]
+    from metarec.service.compiled_protocol import CompiledProtocol
+
+    return [CompiledProtocol, TimedProtocol]
 
 
 def make_server(app: FastAPI, limits: Limits, *, log_level: str = "INFO") -> uvicorn.Server:
@@ -96,10 +106,10 @@ def make_server(app: FastAPI, limits: Limits, *, log_level: str = "INFO") -> uvi
     connections: Connections = app.state.service.connections
     config = uvicorn.Config(
         app,
-        http=type("Timed", (TimedProtocol,), {"limits": limits, "known": connections}),
+        http=type("Served", (protocols()[0],), {"limits": limits, "known": connections}),
         ws="none",
         lifespan="on",
-        log_config=_logging(log_level),
+        log_config=log_config(log_level),
         access_log=False,
         server_header=False,
         proxy_headers=False,
@@ -124,17 +134,32 @@ def serve(app: FastAPI, *, host: str = "127.0.0.1", port: int = 8000, limits: Li
     """
     with listening(host, port) as place:
         server = make_server(app, limits or Limits())
-        name, number = place.getsockname()[:2]
-        _LOG.info("listening on http://%s:%d, documented under /docs", f"[{name}]" if ":" in name else name, number)
-        gc.collect()
-        gc.freeze()  # the model and the libraries are not walked through again for each large body
-        with contextlib.suppress(KeyboardInterrupt):  # raised once more when all is answered
-            server.run(sockets=[place])
-        gc.unfreeze()
+        _LOG.info("listening on %s, documented under /docs", name_of(place))
+        run(server, place)
 
 
-def listening(host: str, port: int) -> socket.socket:
+def run(server: uvicorn.Server, place: socket.socket) -> None:
+    """Run a server on a socket until it is told to stop."""
+    gc.collect()
+    gc.freeze()  # the model and the libraries are not walked through again for each large body
+    with contextlib.suppress(KeyboardInterrupt):  # raised once more when all is answered
+        server.run(sockets=[place])
+    gc.unfreeze()
+
+
+def name_of(place: socket.socket) -> str:
+    """The address of a socket, as a browser takes it."""
+    name, number = place.getsockname()[:2]
+    return f"http://[{name}]:{number}" if ":" in name else f"http://{name}:{number}"
+
+
+def listening(host: str, port: int, *, shared: bool = False) -> socket.socket:
     """A listening socket.
+
+    Args:
+        host: its address.
+        port: 0 for a free one.
+        shared: let other sockets of ours have the same address.
 
     Raises:
         OSError: if the address cannot be had.
@@ -144,7 +169,7 @@ def listening(host: str, port: int) -> socket.socket:
         raise ValueError(f"port: expected 0 to 65535, got {port}")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=_WAITING)
+        return socket.create_server((host, port), family=family, backlog=_WAITING, reuse_port=shared)
     except (OSError, ValueError) as error:  # ValueError: what is no host name at all
         raise OSError(f"cannot listen on {host} port {port} ({error}); choose another --host or --port") from error
 
@@ -171,7 +196,7 @@ class Seldom(logging.Filter):
         return True
 
 
-def _logging(level: str) -> dict[str, Any]:
+def log_config(level: str) -> dict[str, Any]:
     """The server's way of logging, for the service's own lines too."""
     config = copy.deepcopy(LOGGING_CONFIG)
     config["filters"] = {"seldom": {"()": Seldom}}
