@@ -120,7 +120,7 @@ def _differences(recommender: Any, told: Told) -> tuple[int, int]:
 def small_ensemble(path: Path) -> Path:
     """An untrained ensemble of live counts and MML on the planted world, saved."""
     up, _ = mr.split_by_time(mr.datasets.planted(users=120, items=40), at=mr.datasets.PLANTED_SPLIT)
-    learner = MML.build(up, MMLConfig(dim=8, layers=1, modalities=("text",)))
+    learner = MML.build(up, MMLConfig(dim=8, layers=1))
     parts = {"popularity": LivePopularity(up, window=60.0, half_life=10.0), "next": Transitions(up, live=True)}
     mr.save(Ensemble({**parts, "MML": learner}, up), path)
     return path
