@@ -52,11 +52,11 @@ def test_answers_over_one_connection(recommender: Recommender, protocol: type[Ti
 @pytest.mark.parametrize("kind", ["address", "value", "many"])
 @pytest.mark.parametrize("whole", [True, False])
 def test_headers_have_a_limit(recommender: Recommender, protocol: type[Timed], kind: str, whole: bool) -> None:
-    long = b"x" * (HEAD_BYTES + 10)
+    long = b"x" * (2 * HEAD_BYTES)
     head = {
         "address": b"GET /" + long + b" HTTP/1.1\r\nhost: x\r\n",
         "value": b"GET /health HTTP/1.1\r\nhost: x\r\na: " + long + b"\r\n",
-        "many": b"GET /health HTTP/1.1\r\n" + b"a: b\r\n" * (HEAD_BYTES // 6 + 10),
+        "many": b"GET /health HTTP/1.1\r\n" + b"a: b\r\n" * (HEAD_BYTES // 3),
     }[kind]
     with started(recommender) as (port, _), socket.create_connection(("127.0.0.1", port)) as client:
         client.settimeout(20)
@@ -69,7 +69,7 @@ def test_headers_have_a_limit(recommender: Recommender, protocol: type[Timed], k
         except (ConnectionResetError, BrokenPipeError):
             pass
         at_once = whole and protocol is TimedProtocol  # h11 takes headers that come in one piece
-        assert not answer or answer.startswith((b"HTTP/1.1 400 ", *([b"HTTP/1.1 200 "] if at_once else [])))
+        assert not answer or answer.startswith(b"HTTP/1.1 " if at_once else b"HTTP/1.1 400 ")
         assert ask(port, "/health")[0] == 200
 
 
