@@ -9,9 +9,9 @@ sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext")]
 
 import inventories  # noqa: E402  in _ext, as the extensions below are
 import reference  # noqa: E402
+import tables  # noqa: E402
 
 import metarec  # noqa: E402
-import tables  # noqa: E402
 
 project = "metarec"
 author = "metarec authors"

@@ -57,7 +57,7 @@ class Scoring(nn.Module):
 
     Example:
         >>> from metarec.datasets import planted
-        >>> from metarec.recipes import MMLConfig
+        >>> from metarec.recipes import MML, MMLConfig
         >>> model = MML.build(planted(users=60, items=40), MMLConfig(dim=8))
         >>> scores, weights = Scoring(model)(torch.tensor([[3, 14, 15], [7, 0, 0]]))
         >>> scores.shape, weights.shape
@@ -136,7 +136,7 @@ def export_program(
 
     Example:
         >>> from metarec.datasets import planted
-        >>> from metarec.recipes import MMLConfig
+        >>> from metarec.recipes import MML, MMLConfig
         >>> model = MML.build(planted(users=60, items=40), MMLConfig(dim=8, modalities=(), layers=1))
         >>> program = export_program(model, k=5)
         >>> codes, scores, weights = program.module()(torch.tensor([[3, 14, 15, 9]]))

@@ -17,9 +17,10 @@ def evaluating(method: object) -> Iterator[torch.device]:
     if not isinstance(method, nn.Module):
         yield torch.device("cpu")
         return
-    module, parts = method, list(method.modules())
+    module, parts = method, _parts(method)
     with _modes_lock:
-        for part in parts:
+        still = not any(part.training or part in _modes for part in parts)  # neither here nor in another thread
+        for part in () if still else parts:
             asked, training = _modes.get(part, (0, part.training))
             _modes[part] = asked + 1, training
             part.training = False
@@ -27,12 +28,24 @@ def evaluating(method: object) -> Iterator[torch.device]:
         yield next((t.device for t in chain(module.parameters(), module.buffers())), torch.device("cpu"))
     finally:
         with _modes_lock:
-            for part in parts:
+            for part in () if still else parts:
                 asked, training = _modes.pop(part)
                 if asked > 1:
                     _modes[part] = asked - 1, training
                 else:
                     part.training = training
+
+
+def _parts(module: nn.Module) -> list[nn.Module]:
+    """A module and its parts, each once."""
+    found: dict[nn.Module, None] = {module: None}
+    waiting = [module]
+    for part in waiting:  # which grow meanwhile
+        for own in part._modules.values():
+            if own is not None and own not in found:
+                found[own] = None
+                waiting.append(own)
+    return waiting
 
 
 _modes: dict[nn.Module, tuple[int, bool]] = {}  # how many threads evaluate a module, and the mode it goes back to

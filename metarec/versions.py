@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from torch import Tensor, nn
@@ -12,30 +12,47 @@ from torch import Tensor, nn
 T = TypeVar("T")
 
 
-def tensors_of(model: object) -> Iterator[Tensor]:
-    """All parameters, buffers and other tensors that a model and its members hold; shared ones more than once."""
+def tensors_of(model: object, *, buffers: bool = True) -> list[Tensor]:
+    """All parameters, buffers and other tensors that a model and its members hold; shared ones more than once.
+
+    Args:
+        model: a module or not.
+        buffers: those besides parameters too.
+    """
     if isinstance(model, nn.Module):
-        yield from _held(model)
+        found = _held(model, buffers=buffers)
     else:
-        yield from (value for value in vars(model).values() if isinstance(value, Tensor))
+        found = [value for value in vars(model).values() if isinstance(value, Tensor)] if buffers else []
     members = getattr(model, "members", None)
     for member in () if members is None else members().values():
-        yield from tensors_of(member)
+        found += tensors_of(member, buffers=buffers)
+    return found
 
 
-def _held(module: nn.Module) -> list[Tensor]:
+def _held(module: nn.Module, *, buffers: bool) -> list[Tensor]:
     """As parameters() and buffers(), many times as fast."""
     found, parts = list[Tensor | None](), list[nn.Module | None]([module])
     for part in parts:  # which grow meanwhile
-        if part is not None:
-            found += (*part._parameters.values(), *part._buffers.values())
-            parts += part._modules.values()
+        if part is None:
+            continue
+        own = vars(part)
+        if own["_parameters"]:
+            found += own["_parameters"].values()
+        if buffers and own["_buffers"]:
+            found += own["_buffers"].values()
+        if own["_modules"]:
+            parts += own["_modules"].values()
     return [tensor for tensor in found if tensor is not None]
 
 
-def version(model: object) -> tuple[tuple[int, int], ...]:
-    """Where a model's numbers are, and how often each tensor was changed; another one after every change."""
-    return tuple([(tensor.data_ptr(), tensor._version) for tensor in tensors_of(model)])
+def version(model: object, *, buffers: bool = True) -> tuple[tuple[int, int], ...]:
+    """Where a model's numbers are, and how often each tensor was changed; another one after every change.
+
+    Args:
+        model: a module or not.
+        buffers: those besides parameters too.
+    """
+    return tuple([(tensor.data_ptr(), tensor._version) for tensor in tensors_of(model, buffers=buffers)])
 
 
 _kept: weakref.WeakKeyDictionary[object, dict[str, tuple[object, Any, list[Tensor]]]] = weakref.WeakKeyDictionary()
@@ -57,6 +74,6 @@ def kept(model: object, name: str, make: Callable[[], T]) -> T:
         value: T = found[1]
         return value
     with _lock:
-        read, made = list(tensors_of(model)), make()
+        read, made = tensors_of(model), make()
         _kept.setdefault(model, {})[name] = (now, made, read)  # whose places in memory no other tensor takes meanwhile
     return made

@@ -20,7 +20,7 @@ from tiny import CONFIG, UP, same_weights
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-@pytest.mark.parametrize("what", ["models", "users", "checkpoints"])
+@pytest.mark.parametrize("what", ["models", "ensembles", "users", "checkpoints"])
 def test_mutated_files_are_refused_or_what_they_say(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     import fuzz

@@ -134,11 +134,32 @@ def test_an_answer_that_has_begun_is_not_changed_by_training(name: str) -> None:
     close(model.scores(model.encode(BATCH.support, BATCH.query)), scored(model, BATCH))
 
 
-def test_a_change_of_the_steps_is_noticed() -> None:
+@pytest.mark.parametrize(("name", "value"), [("steps", 1), ("lr", 0.5), ("adapts", "all")])
+def test_a_change_of_the_steps_is_noticed(name: str, value: float | str) -> None:
     model = maml(learner())
     model.encode(BATCH.support, BATCH.query)
-    model.steps, model.lr = 1, 0.5
+    setattr(model, name, value)
     close(model.scores(model.encode(BATCH.support, BATCH.query)), scored(model, BATCH))
+
+
+def test_other_settings_are_noticed() -> None:
+    model = mml()
+    model.encode(BATCH.support, BATCH.query)
+    model.config = replace(model.config, test_steps=5)
+    close(model.scores(model.encode(BATCH.support, BATCH.query)), scored(model, BATCH))
+
+
+def test_users_in_chunks_of_their_own_lengths_are_those_of_one_chunk() -> None:
+    whole, cut = (maml(learner(), adapts="all", memory_budget=budget) for budget in (None, 1))
+    assert len(cut.adapt(BATCH.support).stacks) == len(BATCH.user)
+    close(cut.scores(cut.encode(BATCH.support, BATCH.query)), scored(whole, BATCH))
+
+
+def test_all_queries_of_a_user_keep_the_weights_of_the_user() -> None:
+    model = mml()
+    kept = model.encode(BATCH.support, BATCH.query, keep_weights=True).tensors["weights"]
+    first, second = kept.view(len(BATCH.user), 2, *kept.shape[1:]).unbind(1)
+    assert torch.equal(first, second) and not torch.allclose(first[1], first[2])
 
 
 def test_a_model_in_training_is_encoded_as_evaluated() -> None:

@@ -205,15 +205,15 @@ def test_safetensors_of_something_else(tmp_path: Path) -> None:
 
 
 def test_a_kind_that_it_does_not_know(saved: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"x: holds no model that load\(\) knows: expected kind 'MML', got 'SASRec'"):
+    with pytest.raises(ValueError, match=r"x: .* expected kind 'model' or 'MML', got 'SASRec'"):
         load(rewrite(saved, tmp_path / "x", {}, kind="SASRec"))
 
 
 def test_settings_that_it_does_not_know_or_take(saved: Path, tmp_path: Path) -> None:
     config = read_tensors(saved)[1]["config"]
-    with pytest.raises(ValueError, match=r"x: unknown settings \['depth'\]; it was saved by a newer metarec"):
+    with pytest.raises(ValueError, match=r"x: .*unknown settings \['depth'\]"):
         load(rewrite(saved, tmp_path / "x", {}, config={**config, "depth": 3}))
-    with pytest.raises(ValueError, match="x: MMLConfig: dim must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"x: .*MMLConfig: dim must be at least 1, got 0"):
         load(rewrite(saved, tmp_path / "x", {}, config={**config, "dim": 0}))
 
 

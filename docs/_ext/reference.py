@@ -31,7 +31,7 @@ GROUPS = {  # heading -> the rooms of the package whose public names stand under
     "Recipes": ("recipes",),
     "Evaluation": ("evaluation", "report"),
     "Serving": ("recommender", "serving", "io"),
-    "What passes between them": ("types", "model"),
+    "What passes between them": ("types", "model", "wrapped", "scoring"),
 }
 PUBLIC = [name for name in metarec.__all__ if not inspect.ismodule(getattr(metarec, name))]
 

@@ -11,6 +11,8 @@ from metarec.meta.bank import Bank, fits
 from metarec.nn.tabled import TabledModel
 from metarec.versions import kept
 
+SETTINGS = ("lr", "steps", "adapts", "objectives")  # that a bank depends on besides the numbers
+
 
 class OfLearner:
     """An attribute that a meta-learner has from its learner: it is read there and set there."""
@@ -39,11 +41,12 @@ class AdaptingModel(TabledModel):
 
     def bank(self) -> Bank | None:
         """The learner frozen with its inner steps, until a number of it changes; None if its scores are no products."""
-        if not fits(self):
-            return None
+        name = f"bank {[vars(self).get(name) for name in SETTINGS]}"
+        return kept(self, name, self._new_bank)
+
+    def _new_bank(self) -> Bank | None:
         ids = None if self.catalog is None else self.catalog.items.ids
-        name = f"bank {[vars(self).get(name) for name in ('lr', 'steps', 'adapts', 'objectives')]}"
-        return kept(self, name, lambda: Bank({type(self).__name__: self}, fitted=self.fitted, ids=ids))
+        return Bank({type(self).__name__: self}, fitted=self.fitted, ids=ids) if fits(self) else None
 
     def known_items(self) -> Tensor:
         """(I,) bool, items whose vectors mean something."""

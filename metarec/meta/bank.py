@@ -135,11 +135,12 @@ class Bank:
         model, more = self.models[number], {}
         if given is not None:
             more["weights"] = split_weights(model, given[:, number])
-        found = model.adapt(support, **more)
+        still = vars(type(model)).get("plain_sgd") and not model.steps and not keep_weights
+        found = model.learner if still and number in self.alone else model.adapt(support, **more)
         state, active = found.stand(query)
         out = {"state": state.flatten(0, 1), "active": active.flatten()}
         if self.moves_rows:
-            own = moves_rows(model)
+            own = moves_rows(model) and not still
             out |= _corrections(model, found, support, state) if own else self._untouched(out["state"].unsqueeze(1))
         if keep_weights:
             weights = torch.cat([w.flatten(1) for _, w in sorted(found.weights().items())], 1)
@@ -280,7 +281,7 @@ def _corrections(model: Any, found: Any, support: Examples, state: Tensor) -> di
     for stack in found.stacks:
         part = slice(start, start + stack.users)
         touched = items.per_user(support if len(found.stacks) == 1 else support[part].trim())["touched"].clamp(min=0)
-        own = state[part] @ stack.weights()["items.delta"].transpose(-2, -1) * (touched > 0).unsqueeze(1)
+        own = state[part] @ stack.weights()["items.delta"].transpose(-2, -1)
         rows.append(touched.unsqueeze(1).expand(own.shape).flatten(0, 1))
         added.append(own.flatten(0, 1))
         start += stack.users

@@ -51,6 +51,7 @@ class FusedBank(Bank):
         ids: Sequence[str] | None = None,
     ) -> None:
         super().__init__(models, fitted=fitted, ids=ids)
+        self.config: Any = None
         self.fusion = None if fusion is None else wide(copy.deepcopy(fusion)).eval().requires_grad_(requires_grad=False)
 
     def weights(self, state: UserState) -> Tensor:
@@ -81,10 +82,16 @@ class FusedModel(TabledModel):
 
     def bank(self) -> FusedBank | None:
         """Learners and fusion frozen, until a number of them changes; None if a learner is of a kind unknown."""
-        if not all(map(fits, self.named_metas().values())):
+        return kept(self, f"bank {id(vars(self).get('config'))}", self._new_bank)
+
+    def _new_bank(self) -> FusedBank | None:
+        metas = self.named_metas()
+        if not all(map(fits, metas.values())):
             return None
         ids = None if self.catalog is None else self.catalog.items.ids
-        return kept(self, "bank", lambda: FusedBank(self.named_metas(), self.fusion, fitted=self.fitted, ids=ids))
+        bank = FusedBank(metas, self.fusion, fitted=self.fitted, ids=ids)
+        bank.config = vars(self).get("config")  # whose id no other settings take meanwhile
+        return bank
 
     def known_items(self) -> Tensor:
         """(I,) bool, items that some learner knows."""

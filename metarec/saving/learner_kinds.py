@@ -110,14 +110,13 @@ def _build_transitions(cls: type[Any], reading: Reading) -> nn.Module:
 
 def _meta(meta: MetaLearner, describing: Describing) -> dict[str, Any]:
     describing.part("learner", meta.learner)
-    stepped = getattr(meta, "engine", "") == "learn2learn" or getattr(meta, "learn2learn", False)
     return {
         "lr": meta.lr,
         "steps": meta.steps,
         "adapts": meta.adapts,
         "second_order": meta.second_order,
         "objectives": list(meta.objectives),
-        "learn2learn": stepped,
+        "learn2learn": meta.engine == "learn2learn",
         "memory_budget": meta.memory_budget,
         "graphs": meta.graphs is not None,
     }
@@ -142,7 +141,7 @@ def _build_meta(cls: type[Any], reading: Reading) -> nn.Module:
     out: MetaLearner = cls(
         reading.part("learner"),
         adapts=reading.choice("adapts", ("encoder", "all")),
-        engine="learn2learn" if stepped else "native",
+        engine="learn2learn" if stepped else "auto",
         memory_budget=None if budget is None else reading.whole("memory_budget", 1, 1 << 60),
         graphs=reading.choice("graphs", (False, True)),
         **_inner_loop(reading),

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
@@ -29,9 +29,9 @@ from metarec.recipes.features import check_scale
 from metarec.scoring import Scores, UserState
 from metarec.served import remember
 from metarec.serving.exposure import Shifted, shift_of
-from metarec.versions import tensors_of
+from metarec.versions import version as version_of
 
-Seen = list[tuple[int, int]]
+Seen = tuple[tuple[int, int], ...]
 T = TypeVar("T")
 
 
@@ -64,7 +64,7 @@ class State:
 
     def is_current(self) -> bool:
         """Whether the weights are still those that users were adapted with."""
-        return self.seen == _seen(self.model)
+        return self.seen == version_of(self.model, buffers=False)
 
     def encode(
         self,
@@ -217,7 +217,7 @@ class States:
         return state
 
     def _made(self, model: Model, version: int, hidden: frozenset[str]) -> State:
-        seen = _seen(model)  # before they are read: a change meanwhile makes the state out of date
+        seen = version_of(model, buffers=False)  # before they are read: a change meanwhile makes it out of date
         own = self._items(model)
         catalog = own if own.hidden == hidden else replace(own, hidden=hidden)
         support = SupportMaker(np.asarray(model.warm), negatives_of(model), longest_history(model))
@@ -228,8 +228,3 @@ class States:
             shift = shift_of(lambda own: state.scores(state.encode(own)), known, support.warm, new, self.new_share)
             return replace(state, shift=new * shift)
         return state
-
-
-def _seen(model: Model) -> Seen:
-    parameters = (t for t in tensors_of(model) if isinstance(t, nn.Parameter))
-    return [(p.data_ptr(), p._version) for p in parameters]
