@@ -16,13 +16,16 @@ class CompiledProtocol(Timed, HttpToolsProtocol):  # type: ignore[misc]
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._chunks = 0
-        self._head: int | None = None  # bytes of headers that are not whole yet, after those they came in with
+        self._head: int | None = None  # bytes of the headers that are not whole yet
+        self._begun = 0  # requests that began in what was received last
+        self._between = True  # no request is being received
 
     def data_received(self, data: bytes) -> None:
         """A client has sent something."""
-        before = self._head
+        alone = 1 if self._between else 0  # requests that begin, if all of it belongs to the headers of one
+        pending, self._begun = self._between or self._head is not None, 0
         super().data_received(data)
-        if before is not None and self._head is not None:
+        if pending and self._begun == alone and self._head is not None:
             self._head += len(data)
             if self._head > HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("Invalid HTTP request received.")
@@ -34,7 +37,8 @@ class CompiledProtocol(Timed, HttpToolsProtocol):  # type: ignore[misc]
     def on_message_begin(self) -> None:
         """A request begins."""
         super().on_message_begin()
-        self._head, self._chunks = 0, 0
+        self._head, self._chunks, self._between = 0, 0, False
+        self._begun += 1
 
     def on_headers_complete(self) -> None:
         """All headers have come.
@@ -57,6 +61,11 @@ class CompiledProtocol(Timed, HttpToolsProtocol):  # type: ignore[misc]
         self._chunks += 1
         if self._chunks > _CHUNKS + 1:  # the last one is empty
             raise httptools.HttpParserError(f"more than {_CHUNKS} chunks")
+
+    def on_message_complete(self) -> None:
+        """A request has come whole."""
+        super().on_message_complete()
+        self._between = True
 
     def on_response_complete(self) -> None:
         """An answer was sent: read on only when all that has come is answered."""
