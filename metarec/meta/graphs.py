@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable
 from typing import Any, Protocol
 
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 
 from metarec.meta.memory import free
 from metarec.types import EpisodeBatch, Examples
+
+_LOG = logging.getLogger("metarec")
 
 MULTIPLE = 4  # lengths are padded to multiples of it, so that fewer shapes occur
 MOST = 64  # shapes that are kept; further ones run without a graph
@@ -34,6 +37,7 @@ class Graphs:
 
     def __init__(self) -> None:
         self.recorded: dict[Hashable, Recorded | None] = {}
+        self.refused: set[Hashable] = set()  # shapes that could not be recorded
         self.pool: Any = None  # one memory pool for all: they run one after another
 
     def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
@@ -51,13 +55,22 @@ class Graphs:
             meta.learner.training,
             tuple((p.data_ptr(), p.requires_grad) for p in meta.learner.parameters()),
         )
+        if key in self.refused:
+            return None
         if key not in self.recorded:
             if len(self.recorded) < MOST and need < SHARE * free(part.user.device):
                 self.recorded[key] = None
             return None
         graph = self.recorded[key]
         if graph is None:
-            graph = self.recorded[key] = Recorded(meta, part, self.pool)
+            try:
+                graph = self.recorded[key] = Recorded(meta, part, self.pool)
+            except RuntimeError as error:
+                self.refused.add(key)
+                logger.warning(
+                    "a batch of %d users runs without a CUDA graph, which takes longer: %s", len(part), error
+                )
+                return None
             self.pool = graph.graph.pool()
         return graph.replayed(part)
 
@@ -68,7 +81,8 @@ class Recorded:  # pragma: no cover
     def __init__(self, meta: Trained, part: EpisodeBatch, pool: Any) -> None:
         self.part = EpisodeBatch(part.user, _copied(part.support), _copied(part.query))
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
+        # Other threads, which fetch the next batches, may go on using the GPU while this one records.
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.found = meta.gradients(self.part)
 
     def replayed(self, part: EpisodeBatch) -> Gradients:
