@@ -107,7 +107,7 @@ def cpu_seconds(process: int) -> float:
 
 def _steps(model: Any) -> dict[str, int]:
     """Inner steps for a new user, by learner, where a model says so."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     return {name: config.steps(name) for name in model.learners} if hasattr(config, "steps") else {}
 
 
