@@ -1,4 +1,4 @@
-"""Clicks and changes told to the service over HTTP, to several processes, and to one that is killed."""
+"""Clicks and changes told to the service over HTTP, and to several processes."""
 
 from __future__ import annotations
 
@@ -77,15 +77,3 @@ def test_two_services_on_one_journal_know_of_each_other(tmp_path: Path) -> None:
             assert tell(here, "/items/remove", {"ids": [f"item{number + 5}"]})[1]["removed"] == number + 1
             only = {"clicks": ["item9"], "candidates": [f"item{number + 5}"]}
             assert ask(there, "/recommend", only)[1]["items"] == []
-
-
-def test_killed_under_load_nothing_acknowledged_is_lost_or_doubled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root = Path(__file__).parents[1]
-    monkeypatch.syspath_prepend(str(root / "benchmarks"))
-    monkeypatch.setenv("PYTHONPATH", str(root))
-    from kills import killed_often, small_ensemble
-
-    found = killed_often(small_ensemble(tmp_path / "model.safetensors"), tmp_path, 5)
-    assert (found["tried"], found["lost"], found["doubled"]) == (5, 0, 0) and found["acknowledged"] > 0

@@ -167,9 +167,11 @@ def description(dotted: str) -> str | None:
     """The name that what ``dotted`` imports is described under, if it is of this package."""
     owner, _, name = dotted.rpartition(".")
     thing, around = imported(dotted), imported(owner)
-    if thing is None or not str(getattr(around, "__module__", around.__name__)).startswith("metarec"):
+    if thing is None or not str(getattr(around, "__module__", getattr(around, "__name__", ""))).startswith("metarec"):
         return None
-    return f"{path(around)}.{name}" if inspect.isclass(around) else path(thing)
+    if inspect.isclass(around):
+        return f"{path(around)}.{name}"
+    return path(thing) if hasattr(thing, "__module__") else None
 
 
 def link(app: Sphinx, node: pending_xref, name: str, content: nodes.Node) -> nodes.Node:

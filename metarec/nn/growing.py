@@ -16,7 +16,7 @@ from metarec.functional.scaling import FeatureScale
 from metarec.nn.items import more_items
 from metarec.types import Modality
 
-L = TypeVar("L", bound=nn.Module)
+T = TypeVar("T", bound=nn.Module)
 
 
 def larger(owner: Any, added: Catalog) -> Catalog:
@@ -43,7 +43,7 @@ def standardised_by_name(catalog: Catalog, scales: Mapping[str, FeatureScale] | 
     return found
 
 
-def with_catalog(learner: L, catalog: Catalog, modalities: Mapping[str, Modality]) -> L:
+def with_catalog(learner: T, catalog: Catalog, modalities: Mapping[str, Modality]) -> T:
     """A learner of more items, its weights shared; the new ones are cold. The given one stays as it is.
 
     Args:
@@ -63,5 +63,5 @@ def with_catalog(learner: L, catalog: Catalog, modalities: Mapping[str, Modality
     vars(out).update(_found=[], fitted=old.fitted or len(old.candidates), catalog=catalog)
     if old.warm is not None:
         out.warm = np.append(old.warm, np.zeros(catalog.size - len(old.warm), dtype=np.bool_))
-    grown: L = out
+    grown: T = out
     return grown

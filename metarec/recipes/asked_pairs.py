@@ -24,7 +24,8 @@ class Asked:
     """Pairs of the items that n users clicked last: one range of entries for each of R clicks.
 
     Attributes:
-        low, count: (n, R) where each range begins and how long it is.
+        low: (n, R) where each range begins.
+        count: (n, R) how long it is.
         entries: the second items and the weights of ranges, from where they begin, their lengths and their users; no
             weights where all are 1.
         total: (n, R) sums of the weights of each range; None to add them up.

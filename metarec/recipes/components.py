@@ -1,6 +1,6 @@
 """The components of our ensemble as data: what each is called, which group it is in, and how it is fitted.
 
-``mml_blend`` and the benchmarks select from :data:`COMPONENTS`; their settings are written here and nowhere else.
+``mml_blend`` and the benchmarks select from ``COMPONENTS``; their settings are written here and nowhere else.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ class Fitting:
     Inner steps that are selected on the earlier part are kept for the whole; what is counted live is counted once.
 
     Args:
-        components: of :data:`COMPONENTS`, or like them.
+        components: of ``COMPONENTS``, or like them.
         setup: with the whole upstream side as data.
 
     Example:

@@ -10,7 +10,7 @@ The learners take inner steps for new users only where validation shows a gain (
 :func:`~metarec.recipes.inner_steps.select_inner_steps`), if ``config.test_steps`` does not say how many to take.
 
 Everything is fitted twice: on the earlier part of the upstream side, to fit the weights, and on the whole of it. The
-parts and their settings are :data:`metarec.recipes.components.COMPONENTS`.
+parts and their settings are ``COMPONENTS``.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Transitions(Counts, nn.Module):
     clicked upstream it knows nothing; live, there is no such item.
 
     What is true after all clicks is kept as sums, so that a user costs no more than the items that followed their
-    clicks, and :meth:`observe` no more than the new clicks. Live counts at a time of the past, as in an evaluation, are
+    clicks, and ``observe`` no more than the new clicks. Live counts at a time of the past, as in an evaluation, are
     added up from single clicks. All of it is on the CPU; scores are where the users' states are.
 
     Args:
