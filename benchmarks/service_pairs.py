@@ -18,6 +18,7 @@ import asyncio
 import json
 import os
 import statistics
+import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,13 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.before:
             path = options.model or _untrained(Path(folder) / "model.safetensors")
             result = paired(path, options.before_model or path, options)
+        kills = {}
         if options.kills:
-            result["kills"] = killed_often(
+            kills["kills"] = killed_often(
                 small_ensemble(Path(folder) / "small.safetensors"), Path(folder), options.kills
             )
     known = json.loads(options.out.read_text(encoding="utf-8")) if options.out.is_file() else {}
-    write_json(options.out, {**known, **result})
-    print(json.dumps({name: value for name, value in result.items() if name != "pairs"}, indent=1))
+    if options.before:
+        result["models"] = {**known.get("models", {}), options.label: {**result, "pairs": result.pop("pairs")}}
+    write_json(options.out, {**known, **result, **kills})
+    print(json.dumps({name: value for name, value in {**result, **kills}.items() if name != "models"}, indent=1))
 
 
 def paired(path: Path, before: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -75,9 +79,9 @@ def paired(path: Path, before: Path, options: argparse.Namespace) -> dict[str, A
             "clients": options.clients,
             "workers": options.workers,
             "kind": type(model).__name__,
-            "steps": getattr(getattr(model, "config", None), "steps_at_test", None),
+            "inner_steps": _steps(model),
             "same_model": path == before,
-            "before": stamp_of(options.before),
+            "before": commit_of(options.before),
             **stamp(torch.device("cpu"), options.commit),
         },
     }
@@ -101,10 +105,19 @@ def cpu_seconds(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / _TICK + sum(map(cpu_seconds, children))
 
 
-def stamp_of(tree: Path) -> str:
-    """The commit of another tree."""
-    head = (tree / ".git").read_text(encoding="utf-8").partition("gitdir: ")[2].strip()
-    return (Path(head) / "HEAD").read_text(encoding="utf-8").strip()
+def _steps(model: Any) -> dict[str, int]:
+    """Inner steps for a new user, by learner, where a model says so."""
+    config: Any = getattr(model, "config", None)
+    return {name: config.steps(name) for name in model.learners} if hasattr(config, "steps") else {}
+
+
+def commit_of(tree: Path) -> str:
+    """The commit of another tree; ``"unknown"`` without git."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=tree, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -112,6 +125,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--before", type=Path, metavar="TREE", help="a worktree of the earlier build")
     add("--model", type=Path, metavar="PATH", help="a saved model (default: an untrained MML)")
+    add("--label", default="MML", help="what the figures are kept under, beside those of other models (default: MML)")
     add("--before-model", type=Path, metavar="PATH", help="what the earlier build serves (default: the same)")
     numbers = {
         "clients": (64, "at once"),

@@ -70,3 +70,37 @@ def test_a_wrong_answer_is_noticed(model, service):
     assert questions[0].wrong({"items": right[:3]})
     assert questions[0].wrong({"items": [right[1], right[0], *right[2:]]})
     assert questions[0].wrong({"items": [{**right[0], "id": "nothing"}, *right[1:]]})
+
+
+def test_pairs_of_builds_and_kills_are_added_to_the_file(model, tmp_path):
+    mr.save(model, tmp_path / "model.safetensors")
+    out = tmp_path / "service.json"
+    out.write_text('{"levels": []}', encoding="utf-8")
+    command = [sys.executable, ROOT / "benchmarks" / "service_pairs.py", "--out", out, "--before", ROOT]
+    command += [
+        "--model",
+        tmp_path / "model.safetensors",
+        "--clients",
+        4,
+        "--requests",
+        24,
+        "--rounds",
+        1,
+        "--users",
+        6,
+    ]
+    command += ["--clicks", 6, "--k", 4, "--kills", 1, "--label", "tiny"]
+    here = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([*map(str, command)], env=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert result["levels"] == [] and result["wrong"] == 0
+    assert result["kills"]["tried"] == 1 and result["kills"]["lost"] == result["kills"]["doubled"] == 0
+    own = result["models"]["tiny"]
+    for name in ("requests_per_cpu_second", "ratio_to_before", "p99_ms"):
+        assert result[name] == own[name] > 0
+    [both] = own["pairs"]["rounds"]
+    assert own["ratio_to_before"] == pytest.approx(
+        both["now"]["requests_per_cpu_second"] / both["before"]["requests_per_cpu_second"]
+    )
+    assert {"commit", "machine", "before", "clients"} <= set(own["pairs"])

@@ -97,7 +97,7 @@ def _alike(jobs: Sequence[Job], recommender: Recommender) -> list[Answer | Value
     out: list[Answer | ValueError] = []
     for _, group in groupby(jobs, key=lambda job: job.filters):
         own = list(group)
-        out += _listed(own, users[len(out) : len(out) + len(own)])
+        out += _listed(own, users if len(own) == len(users) else users[len(out) : len(out) + len(own)])
     return out
 
 
