@@ -67,9 +67,7 @@ class Graphs:
                 graph = self.recorded[key] = Recorded(meta, part, self.pool)
             except RuntimeError as error:
                 self.refused.add(key)
-                logger.warning(
-                    "a batch of %d users runs without a CUDA graph, which takes longer: %s", len(part), error
-                )
+                _LOG.warning("%d users run without a CUDA graph, which takes longer: %s", len(part), error)
                 return None
             self.pool = graph.graph.pool()
         return graph.replayed(part)
