@@ -29,7 +29,7 @@ from metarec.recipes.features import check_scale
 from metarec.scoring import Scores, UserState
 from metarec.served import remember
 from metarec.serving.exposure import Shifted, shift_of
-from metarec.versions import version as version_of
+from metarec.versions import tensors_of
 
 Seen = tuple[tuple[int, int], ...]
 T = TypeVar("T")
@@ -45,7 +45,8 @@ class State:
         support: makes the examples that users are adapted to.
         known: (I,) bool, items that can be ranked.
         version: how often the weights were found changed; users of another version are not served.
-        seen: where the parameters' numbers were, and how often they had been changed.
+        parameters: of the model, each once.
+        seen: where their numbers were, and how often they had been changed.
         shift: what is added to the scores of items that training has not seen.
     """
 
@@ -54,6 +55,7 @@ class State:
     support: SupportMaker
     known: Tensor
     version: int
+    parameters: tuple[Tensor, ...]
     seen: Seen
     shift: Tensor | None = None
 
@@ -64,7 +66,7 @@ class State:
 
     def is_current(self) -> bool:
         """Whether the weights are still those that users were adapted with."""
-        return self.seen == version_of(self.model, buffers=False)
+        return self.seen == _seen(self.parameters)
 
     def encode(
         self,
@@ -217,14 +219,19 @@ class States:
         return state
 
     def _made(self, model: Model, version: int, hidden: frozenset[str]) -> State:
-        seen = version_of(model, buffers=False)  # before they are read: a change meanwhile makes it out of date
+        parameters = tuple({id(p): p for p in tensors_of(model, buffers=False)}.values())
+        seen = _seen(parameters)  # before they are read: a change meanwhile makes it out of date
         own = self._items(model)
         catalog = own if own.hidden == hidden else replace(own, hidden=hidden)
         support = SupportMaker(np.asarray(model.warm), negatives_of(model), longest_history(model))
         known = model.item_mask().clone()
-        state = State(model, catalog, support, known, version, seen)
+        state = State(model, catalog, support, known, version, parameters, seen)
         if self.new_share is not None:
             new = known & ~torch.from_numpy(np.asarray(model.warm)).to(known.device)
             shift = shift_of(lambda own: state.scores(state.encode(own)), known, support.warm, new, self.new_share)
             return replace(state, shift=new * shift)
         return state
+
+
+def _seen(parameters: Sequence[Tensor]) -> Seen:
+    return tuple([(tensor.data_ptr(), tensor._version) for tensor in parameters])
