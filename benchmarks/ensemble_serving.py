@@ -2,7 +2,7 @@
 
 Usage::
 
-    git worktree add --detach ../before 3e0ee78     # another build to compare with, its kernel built in place
+    git worktree add --detach ../before 5338d68     # another build to compare with, its kernel built in place
     python benchmarks/ensemble_serving.py --before ../before --out ensemble.json
     python benchmarks/serving.py --part join --out serving_cpu.json one.json bulk.json ensemble.json
 
@@ -104,13 +104,14 @@ def recommender_of(parts: dict[str, Any], upstream: Dataset) -> mr.Recommender:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The figures of the build that is imported."""
+    torch.manual_seed(0)  # the same weights in every build
     everything = random_clicks(options.items) if options.items else mr.datasets.movietweetings()
     upstream, _ = split_by_time(everything, at=split_time(everything))
     recommender = recommender_of(parts_of(upstream, everything, options.information), upstream)
     rng = np.random.default_rng(1)
     names = np.array(everything.catalog.items.ids)[np.flatnonzero(upstream.warm)[:] - 1]
     count = max(options.users + WARM_UP, options.bulk_users)
-    histories = [list(rng.choice(names, size, replace=False)) for size in rng.integers(*CLICKS, count)]
+    histories = [list(rng.choice(names, int(rng.integers(*CLICKS)), replace=False)) for _ in range(count)]
     torch.set_num_threads(1)
     taken, lists = [], []
     for history in histories[: options.users + WARM_UP]:
@@ -182,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Called from the command line."""
     parser = command_line(__doc__)
     parser.add_argument("--before", type=Path, help="a checkout of the build to compare with, its kernel built")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="where the result goes")
     parser.add_argument("--worker", action="store_true", help="measure the imported build alone and print JSON")
     parser.add_argument("--information", choices=INFORMATION, default="upstream")
     numbers = {

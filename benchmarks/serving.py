@@ -139,6 +139,9 @@ def join(files: Sequence[Path]) -> dict[str, Any]:
     out: dict[str, Any] = {"gpu_users_per_second": None}
     for path in files:
         part = json.loads(path.read_text(encoding="utf-8"))
+        if part.get("part") == "ensemble":
+            out["ensemble"] = {**part["figures"], **{n: part[n] for n in ("settings", "machine", "commit")}}
+            continue
         if "kinds" in part or "levels" in part:
             out["fuzz" if "kinds" in part else "service"] = part
             continue
