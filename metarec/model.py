@@ -56,7 +56,6 @@ class Model:
         fitted: catalogue rows that its scores are measured by, the first so many; None for all.
         scales: by modality, how the features of new items are standardised.
         second: how many units of the data's times are a second.
-        counted_until: time of the last click that it counts live, from which :meth:`observe` goes on; None for none.
 
     Example:
         >>> from metarec import Recommender
@@ -83,7 +82,6 @@ class Model:
     fitted: int | None = None
     scales: Any = MappingProxyType({})
     second: float = 1.0
-    counted_until: float | None = None
 
     def attach(self, data: Dataset) -> Self:
         """Note the items of an upstream side, and which of them were clicked there; returns itself."""

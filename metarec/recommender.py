@@ -21,7 +21,7 @@ from metarec.nn.record import longest_history, record_of
 from metarec.serving.adapting import Asked, clock
 from metarec.serving.listing import Ids, whole
 from metarec.serving.lists import Recommendation, Recommendations
-from metarec.serving.live import Histories, Observed, counted_until
+from metarec.serving.live import Histories, Observed
 from metarec.serving.state import State, States
 from metarec.serving.storage import read_users
 from metarec.serving.users import Answers, User, Users
@@ -166,9 +166,7 @@ class Recommender(Answers):
         return self._states.change(lambda state: self._observed(state, clicks))
 
     def _observed(self, state: State, clicks: Any) -> Observed:
-        known = (counted_until(state.model), self._histories.until)
-        since = max((time for time in known if time is not None), default=None)
-        data = click_data(clicks, state.catalog, since)
+        data = click_data(clicks, state.catalog, self._histories.until)
         if len(data):
             state.model.observe(data)
         return self._histories.extend(data)

@@ -13,24 +13,27 @@ T = TypeVar("T")
 
 
 def tensors_of(model: object, *, buffers: bool = True) -> list[Tensor]:
-    """All parameters, buffers and other tensors that a model and its members hold; shared ones more than once.
+    """All parameters, buffers and other tensors that a model and its members hold; shared ones may stand there twice.
 
     Args:
         model: a module or not.
         buffers: those besides parameters too.
     """
+    parts = list[nn.Module | None]()
     if isinstance(model, nn.Module):
-        found = _held(model, buffers=buffers)
+        found, parts = _held(model, buffers=buffers)
     else:
         found = [value for value in vars(model).values() if isinstance(value, Tensor)] if buffers else []
     members = getattr(model, "members", None)
+    walked = set() if members is None else set(map(id, parts))
     for member in () if members is None else members().values():
-        found += tensors_of(member, buffers=buffers)
+        if id(member) not in walked:
+            found += tensors_of(member, buffers=buffers)
     return found
 
 
-def _held(module: nn.Module, *, buffers: bool) -> list[Tensor]:
-    """As parameters() and buffers(), many times as fast."""
+def _held(module: nn.Module, *, buffers: bool) -> tuple[list[Tensor], list[nn.Module | None]]:
+    """As parameters() and buffers(), many times as fast; and all modules inside."""
     found, parts = list[Tensor | None](), list[nn.Module | None]([module])
     for part in parts:  # which grow meanwhile
         if part is None:
@@ -42,7 +45,7 @@ def _held(module: nn.Module, *, buffers: bool) -> list[Tensor]:
             found += own["_buffers"].values()
         if own["_modules"]:
             parts += own["_modules"].values()
-    return [tensor for tensor in found if tensor is not None]
+    return [tensor for tensor in found if tensor is not None], parts
 
 
 def version(model: object, *, buffers: bool = True) -> tuple[tuple[int, int], ...]:

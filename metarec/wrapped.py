@@ -10,17 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metarec.data.dataset import Catalog, Dataset, Ints
-from metarec.data.histories import Clicks
-from metarec.data.support import SupportMaker
-from metarec.functional import top_k
+from metarec.data.dataset import Catalog, Dataset
 from metarec.model import Model
 from metarec.modes import evaluating
+from metarec.nn.empty_user import empty_user, one_click_each
 from metarec.scoring import DenseScores, Scores, UserState
 from metarec.types import Examples, Method
-
-FIRST_CLICKS = 1024  # warm items, evenly spaced, after which the next click is asked for
-LIKELY = 256  # most likely next clicks, over which a user without clicks is the mean
 
 _ONE_AT_A_TIME = threading.RLock()  # what a method of one's own does inside is not known
 
@@ -56,11 +51,8 @@ class Wrapped(Model, nn.Module):
         if self._mask is None:
             if self.warm is None:
                 raise TypeError(f"{type(self.method).__name__} does not say which items it scores; attach(upstream)")
-            self.encode(*self._maker(1)(_one_click_each(np.flatnonzero(self.warm)[:1])))
+            self.encode(*one_click_each(np.flatnonzero(self.warm)[:1], self.negatives))
         return cast(Tensor, self._mask)
-
-    def _maker(self, clicks: int) -> SupportMaker:
-        return SupportMaker(np.asarray(self.warm), self.negatives, clicks)
 
     def encode(
         self, support: Examples, query: Examples, *, start: UserState | None = None, keep_weights: bool = False
@@ -91,15 +83,10 @@ class Wrapped(Model, nn.Module):
         Weighting by it matters: the plain mean over all items ranks what people click first at half the recall of
         popularity.
         """
-        warm = np.flatnonzero(np.asarray(self.warm))
-        maker = self._maker(1)
-        first = self.encode(*maker(_one_click_each(warm[:: max(1, len(warm) // FIRST_CLICKS)])))
-        chances = first.tensors["scores"].softmax(-1).mean(0)[torch.from_numpy(warm)]
-        share, likely = top_k(chances, min(LIKELY, len(chances)))
-        each = self.encode(*maker(_one_click_each(warm[likely.cpu().numpy()])))
-        weight = (share * each.active).unsqueeze(-1)
-        mean = (each.tensors["scores"] * weight).sum(0, keepdim=True) / weight.sum().clamp(min=1e-30)
-        return UserState({"active": each.active.any(0, keepdim=True), "scores": mean})
+        return empty_user(self.encode, self._chances, np.asarray(self.warm), self.negatives)
+
+    def _chances(self, state: UserState) -> Tensor:
+        return state.tensors["scores"].softmax(-1).mean(0)
 
     def scores(self, state: UserState) -> Scores:
         """The scores as they were given."""
@@ -127,10 +114,6 @@ def as_model(method: Method, data: Dataset | None = None) -> Model:
     if not isinstance(method, Model):
         return Wrapped(method, data)
     return method.attach(data) if data is not None and method.catalog is None else method
-
-
-def _one_click_each(codes: Ints) -> Clicks:
-    return Clicks(codes, np.arange(len(codes) + 1))
 
 
 class Served(Wrapped):

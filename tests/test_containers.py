@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from array import array
 from collections import deque
@@ -14,6 +13,7 @@ import polars as pl
 import pytest
 import torch
 
+from helpers import imported
 from metarec import MML, Recommender, Vocabulary
 from metarec.data.containers import plain
 from tiny import CONFIG, UP
@@ -72,14 +72,6 @@ MANY: dict[str, Callable[[list[list[str]]], Any]] = {
     "generator of generators": lambda rows: ((name for name in row) for row in rows),
     "dict values of polars": lambda rows: {n: pl.Series(row) for n, row in enumerate(rows)}.values(),
 }
-
-
-def imported(name: str) -> Any:
-    """A library, or None where it is not there or not built for the installed numpy."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None
 
 
 pd, pa = imported("pandas"), imported("pyarrow")

@@ -52,7 +52,7 @@ LAYERS = {
     "codecs": set(),
     "model": GROUND | {"codecs", "data", "scoring"},
     "served": {"data", "model"},
-    "wrapped": GROUND | {"data", "modes", "scoring", "model"},
+    "wrapped": GROUND | {"data", "modes", "scoring", "model", "nn"},
     "nn": GROUND | {"modes", "versions", "data", "scoring", "model"},
     "meta": GROUND | {"modes", "versions", "data", "scoring", "model", "nn"},
     "datasets": {"types", "data"},

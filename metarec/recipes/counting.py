@@ -7,16 +7,17 @@ import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog, Dataset
 from metarec.functional.histories import readable
-from metarec.model import Model
+from metarec.model import Model, Saved
 from metarec.recipes.click_log import check_items
 from metarec.scoring import UserState
 from metarec.types import Examples
@@ -75,15 +76,44 @@ class Counts(Model):
         """What is kept of each of N = B * Q queries, by name, with ``"active"``."""
         raise NotImplementedError
 
-    def settle(self, catalog: Catalog, warm: NDArray[Any], fitted_until: float | None) -> None:
-        """Take over what a file says of the items and the last click.
+    def state(self) -> Saved:
+        """What was counted, until when, and the items that scores are measured by."""
+        own = self._told()
+        about = {"fitted_until": self.fitted_until, "fitted": self.fitted}
+        return replace(own, settings={**own.settings, **about})
+
+    @classmethod
+    def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
+        """The model that :meth:`state` told of.
 
         Raises:
-            ValueError: if ``warm`` is not about the items.
+            ValueError: if what is told does not belong together; names what.
         """
+        made: Any = cls.__new__(cls)
+        if isinstance(made, nn.Module):
+            nn.Module.__init__(made)
+        model: Self = made
+        with reading(cls):
+            model._settle(saved.settings, catalog, warm)
+            model._take(saved)
+        return model
+
+    def _settle(self, settings: Mapping[str, Any], catalog: Catalog, warm: NDArray[Any]) -> None:
+        """Take over what a file says of the items and of the fit."""
         if warm.shape != (catalog.size,) or warm.dtype != np.bool_:
             raise ValueError(f"warm must be bool of shape ({catalog.size},), got {warm.dtype} {warm.shape}")
-        self.catalog, self.warm, self.fitted_until = catalog, warm, fitted_until
+        self.catalog, self.warm = catalog, warm
+        self.fitted_until, self.fitted = setting(settings, "fitted_until", float), setting(settings, "fitted", int)
+        if self.fitted is not None and not 1 <= self.fitted <= catalog.size:
+            raise ValueError(f"fitted: expected 1..{catalog.size} items, got {self.fitted}")
+
+    def _told(self) -> Saved:
+        """What was counted."""
+        raise NotImplementedError
+
+    def _take(self, saved: Saved) -> None:
+        """Take over what was counted, checked."""
+        raise NotImplementedError
 
     def observe(self, clicks: Dataset) -> Self:
         """Move on by everybody's new clicks, in place; returns itself. Upstream counts stay as they are.

@@ -7,27 +7,45 @@ user needs no training.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from metarec.data.dataset import Catalog, Dataset, Ints
+from metarec.data.dataset import Dataset, Ints
 from metarec.files import expect_tensor
 from metarec.model import Saved, register
 from metarec.recipes.click_log import check_codes
-from metarec.recipes.counting import Counts, all_read, numbers, reading, setting
+from metarec.recipes.counting import Counts, all_read, numbers
 from metarec.scoring import DenseScores, Scores, UserState
 from metarec.types import Examples
 
 PAIRS = 1 << 24  # counted at once
 
 
+class SomeItems(Counts):
+    """A base for models of the most clicked items, ``codes``, that read the whole history."""
+
+    codes: Tensor
+    _place: Tensor
+
+    def item_mask(self) -> Tensor:
+        """(I,) bool, the items that it knows."""
+        return self._place >= 0
+
+    def read(self, query: Examples) -> dict[str, Tensor]:
+        """``history``, (N, L) int32; active is who clicked an item that it knows."""
+        history = all_read(query)
+        return {"active": (self._place.to(history.device)[history.long()] >= 0).any(1), "history": history}
+
+    def _grow(self, items: int) -> None:
+        self._place = placed(self.codes, items)
+
+
 @register
-class EASE(Counts):
+class EASE(SomeItems):
     """``scores = x B`` with ``B = I - P / diag(P)``, ``P = (X^T X + penalty I)^-1``, over items seen upstream.
 
     Args:
@@ -68,15 +86,6 @@ class EASE(Counts):
         self.diagonal, self.codes = diagonal, codes
         self._place = placed(codes, items)
 
-    def item_mask(self) -> Tensor:
-        """(I,) bool, the items that it has weights of."""
-        return self._place >= 0
-
-    def read(self, query: Examples) -> dict[str, Tensor]:
-        """``history``, (N, L) int32; active is who clicked an item that it has weights of."""
-        history = all_read(query)
-        return {"active": (self._place.to(history.device)[history.long()] >= 0).any(1), "history": history}
-
     def scores(self, state: UserState) -> Scores:
         """The sums of the weights' rows of the clicked items."""
         history = state.tensors["history"]
@@ -85,36 +94,23 @@ class EASE(Counts):
         summed = F.embedding_bag(own[real], weight, real.sum(1).cumsum(0) - real.sum(1), mode="sum")
         return PlacedScores(summed, codes, place)
 
-    def _grow(self, items: int) -> None:
-        self._place = placed(self.codes, items)
-
-    def state(self) -> Saved:
+    def _told(self) -> Saved:
         """The weights above the diagonal of ``B`` and the diagonal of ``P``, from which the others follow."""
         upper = self.weight[torch.ones_like(self.weight, dtype=torch.bool).triu(1)]
         tensors = {"codes": self.codes.int(), "upper": upper, "diagonal": self.diagonal}
-        return Saved({"fitted_until": self.fitted_until}, tensors)
+        return Saved({}, tensors)
 
-    @classmethod
-    def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
-        """The model that :meth:`state` told of.
-
-        Raises:
-            ValueError: if what is told does not belong together; names what.
-        """
-        model = cls.__new__(cls)
-        with reading(cls):
-            model.settle(catalog, warm, setting(saved.settings, "fitted_until", float))
-            codes = expect_tensor(saved.tensors, "codes", torch.int32, 1).long()
-            check_ascending("codes", codes.numpy(), catalog.size)
-            count = len(codes)
-            upper = torch.from_numpy(numbers(saved.tensors, "upper", torch.float32, count * (count - 1) // 2))
-            diagonal = torch.from_numpy(numbers(saved.tensors, "diagonal", torch.float32, count))
-            if (diagonal <= 0).any():
-                raise ValueError("diagonal must be above 0")
-            weight = torch.zeros(count, count)
-            weight[torch.ones(count, count, dtype=torch.bool).triu(1)] = upper
-            model._begin(weight, diagonal, codes, catalog.size)
-        return model
+    def _take(self, saved: Saved) -> None:
+        codes = expect_tensor(saved.tensors, "codes", torch.int32, 1).long()
+        check_ascending("codes", codes.numpy(), len(self.warm))
+        count = len(codes)
+        upper = torch.from_numpy(numbers(saved.tensors, "upper", torch.float32, count * (count - 1) // 2))
+        diagonal = torch.from_numpy(numbers(saved.tensors, "diagonal", torch.float32, count))
+        if (diagonal <= 0).any():
+            raise ValueError("diagonal must be above 0")
+        weight = torch.zeros(count, count)
+        weight[torch.ones(count, count, dtype=torch.bool).triu(1)] = upper
+        self._begin(weight, diagonal, codes, len(self.warm))
 
 
 @dataclass(frozen=True, eq=False)

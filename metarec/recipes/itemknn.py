@@ -5,28 +5,24 @@ Source: Deshpande and Karypis, TOIS 2004; cosine similarity with shrinkage.
 
 from __future__ import annotations
 
-from typing import Any, Self
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from metarec.data.dataset import Catalog, Dataset, Ints
+from metarec.data.dataset import Dataset, Ints
 from metarec.files import expect_tensor
 from metarec.functional import top_k
 from metarec.model import Saved, register
 from metarec.recipes.asked_pairs import Asked, ranges, summed_by_user
 from metarec.recipes.click_log import Floats, check_codes
-from metarec.recipes.counting import Counts, all_read, numbers, reading, setting
-from metarec.recipes.ease import check_ascending, cooccurrences, distinct, most_clicked, placed
+from metarec.recipes.counting import numbers
+from metarec.recipes.ease import SomeItems, check_ascending, cooccurrences, distinct, most_clicked, placed
 from metarec.recipes.sparse_scores import SparseScores
 from metarec.scoring import Scores, UserState
-from metarec.types import Examples
 
 
 @register
-class ItemKNN(Counts):
+class ItemKNN(SomeItems):
     """Scores an item by the summed similarity of the history's items, of which it must be a nearest neighbour.
 
     ``similarity_ij = n_ij / (sqrt(n_i n_j) + shrink)``, n the users who clicked the item or both items.
@@ -78,15 +74,6 @@ class ItemKNN(Counts):
         self._start, self._item, self._value = start, item, value
         self._place = placed(self.codes, items)
 
-    def item_mask(self) -> Tensor:
-        """(I,) bool, the items that it compares."""
-        return self._place >= 0
-
-    def read(self, query: Examples) -> dict[str, Tensor]:
-        """``history``, (N, L) int32; active is who clicked an item that it compares."""
-        history = all_read(query)
-        return {"active": (self._place.to(history.device)[history.long()] >= 0).any(1), "history": history}
-
     def scores(self, state: UserState) -> Scores:
         """The summed similarities of the clicked items' neighbours, 0 for all else."""
         history = state.tensors["history"]
@@ -100,10 +87,7 @@ class ItemKNN(Counts):
     def _entries(self, low: Ints, count: Ints, user: Ints) -> tuple[Ints, Floats]:
         return ranges(self._item, low, count), ranges(self._value, low, count).astype(np.float64)
 
-    def _grow(self, items: int) -> None:
-        self._place = placed(self.codes, items)
-
-    def state(self) -> Saved:
+    def _told(self) -> Saved:
         """The neighbours of each item."""
         tensors = {
             "codes": self.codes.int(),
@@ -111,27 +95,17 @@ class ItemKNN(Counts):
             "item": torch.from_numpy(self._item.astype(np.int32)),
             "value": torch.from_numpy(self._value),
         }
-        return Saved({"fitted_until": self.fitted_until}, tensors)
+        return Saved({}, tensors)
 
-    @classmethod
-    def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
-        """The model that :meth:`state` told of.
-
-        Raises:
-            ValueError: if what is told does not belong together; names what.
-        """
-        model = cls.__new__(cls)
-        with reading(cls):
-            model.settle(catalog, warm, setting(saved.settings, "fitted_until", float))
-            codes = expect_tensor(saved.tensors, "codes", torch.int32, 1).numpy().astype(np.int64)
-            check_ascending("codes", codes, catalog.size)
-            start = numbers(saved.tensors, "start", torch.int64, len(codes) + 1)
-            item = expect_tensor(saved.tensors, "item", torch.int32, 1).numpy().astype(np.int64)
-            value = numbers(saved.tensors, "value", torch.float32, len(item))
-            check_codes("item", item, catalog.size)
-            if start[0] != 0 or start[-1] != len(item) or (np.diff(start) < 0).any():
-                raise ValueError(f"start does not divide {len(item)} neighbours among {len(codes)} items")
-            if not np.isin(item, codes).all() or (value <= 0).any():
-                raise ValueError("item and value: expected neighbours among the codes, with values above 0")
-            model._begin(codes, start, item, value, catalog.size)
-        return model
+    def _take(self, saved: Saved) -> None:
+        codes = expect_tensor(saved.tensors, "codes", torch.int32, 1).numpy().astype(np.int64)
+        check_ascending("codes", codes, len(self.warm))
+        start = numbers(saved.tensors, "start", torch.int64, len(codes) + 1)
+        item = expect_tensor(saved.tensors, "item", torch.int32, 1).numpy().astype(np.int64)
+        value = numbers(saved.tensors, "value", torch.float32, len(item))
+        check_codes("item", item, len(self.warm))
+        if start[0] != 0 or start[-1] != len(item) or (np.diff(start) < 0).any():
+            raise ValueError(f"start does not divide {len(item)} neighbours among {len(codes)} items")
+        if not np.isin(item, codes).all() or (value <= 0).any():
+            raise ValueError("item and value: expected neighbours among the codes, with values above 0")
+        self._begin(codes, start, item, value, len(self.warm))

@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from metarec.data.dataset import Catalog, Dataset
+from metarec.data.dataset import Dataset
 from metarec.files import expect_tensor
 from metarec.functional.fusion import FLAT
 from metarec.model import Saved, register
 from metarec.nn import record
 from metarec.recipes.click_log import check_codes
-from metarec.recipes.counting import Counts, all_read, numbers, reading, setting
+from metarec.recipes.counting import Counts, all_read, numbers, setting
 from metarec.recipes.ease import distinct
 from metarec.scoring import DenseScores, Scores, UserState
 from metarec.types import Examples, Progress
@@ -152,38 +152,26 @@ class LightGCN(Counts, nn.Module):
         self.users = nn.Parameter(self.users.detach().clone())
         self.items = nn.Parameter(F.pad(self.items.detach(), (0, 0, 0, more)))
 
-    def state(self) -> Saved:
+    def _told(self) -> Saved:
         """The graph's edges and all vectors, so that it can be trained on."""
         settings = {
             "layers": self.layers,
             "seed": self.seed,
-            "fitted_until": self.fitted_until,
             "trained": list(record.record_of(self).trained),
             "untrained": list(record.record_of(self).untrained),
         }
         vectors = {"users": self.users.detach().float(), "items": self.items.detach().float()}
         return Saved(settings, {"user": self.user.int(), "item": self.item.int(), **vectors})
 
-    @classmethod
-    def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
-        """The model that :meth:`state` told of.
-
-        Raises:
-            ValueError: if what is told does not belong together; names what.
-        """
-        model = cls.__new__(cls)
-        nn.Module.__init__(model)
-        with reading(cls):
-            model.settle(catalog, warm, setting(saved.settings, "fitted_until", float))
-            layers, seed = (setting(saved.settings, name, int) for name in ("layers", "seed"))
-            if not 0 < (layers or 0) < 100 or seed is None:
-                raise ValueError(f"expected layers in 1..99 and a seed, got {layers} and {seed}")
-            model.layers, model.seed = layers, seed
-            model._begin(*_graph(saved, catalog.size, warm), warm)
-            for name in ("trained", "untrained"):
-                vars(model)[name] = _stages(saved.settings[name], name)
-        record.remake(model)
-        return model
+    def _take(self, saved: Saved) -> None:
+        layers, seed = (setting(saved.settings, name, int) for name in ("layers", "seed"))
+        if not 0 < (layers or 0) < 100 or seed is None:
+            raise ValueError(f"expected layers in 1..99 and a seed, got {layers} and {seed}")
+        self.layers, self.seed = layers, seed
+        self._begin(*_graph(saved, len(self.warm), self.warm), self.warm)
+        for name in ("trained", "untrained"):
+            vars(self)[name] = _stages(saved.settings[name], name)
+        record.remake(self)
 
 
 def _stages(names: object, what: str) -> tuple[str, ...]:

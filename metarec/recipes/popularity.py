@@ -5,18 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from metarec.data.dataset import Catalog, Dataset
+from metarec.data.dataset import Dataset
 from metarec.functional.segments import segment_sum
 from metarec.model import Saved, register
 from metarec.recipes.click_log import ClickLog, Floats
-from metarec.recipes.counting import Counts, numbers, reading, setting
+from metarec.recipes.counting import Counts, numbers, setting
 from metarec.recipes.sparse_scores import ScoreTable, TableScores
 from metarec.scoring import Scores, UserState
 from metarec.types import Examples
@@ -82,25 +81,15 @@ class Popularity(Counts):
         more = items - len(self.known)
         self._begin(*(torch.cat([own, own.new_zeros(more)]) for own in (self.counts, self.known)))
 
-    def state(self) -> Saved:
+    def _told(self) -> Saved:
         """The counts."""
-        return Saved({"fitted_until": self.fitted_until}, {"counts": self.counts})
+        return Saved({}, {"counts": self.counts})
 
-    @classmethod
-    def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
-        """The model that :meth:`state` told of.
-
-        Raises:
-            ValueError: if what is told does not belong together; names what.
-        """
-        model = cls.__new__(cls)
-        with reading(cls):
-            model.settle(catalog, warm, setting(saved.settings, "fitted_until", float))
-            counts = numbers(saved.tensors, "counts", torch.float32, catalog.size)
-            if (counts < 0).any() or counts[0] != 0:
-                raise ValueError("counts must not be below 0, and 0 for the padding")
-            model._begin(torch.from_numpy(counts), torch.from_numpy(warm))
-        return model
+    def _take(self, saved: Saved) -> None:
+        counts = numbers(saved.tensors, "counts", torch.float32, len(self.warm))
+        if (counts < 0).any() or counts[0] != 0:
+            raise ValueError("counts must not be below 0, and 0 for the padding")
+        self._begin(torch.from_numpy(counts), torch.from_numpy(self.warm))
 
 
 def _everybody(query: Examples) -> dict[str, Tensor]:
@@ -239,24 +228,14 @@ class LivePopularity(Counts):
     def _grow(self, items: int) -> None:
         self._counted = self._counted.padded(items)
 
-    def state(self) -> Saved:
+    def _told(self) -> Saved:
         """All clicks, without their users."""
-        settings = {"window": self.window, "half_life": self.half_life, "fitted_until": self.fitted_until}
+        settings = {"window": self.window, "half_life": self.half_life}
         return Saved(settings, self._counted.log.tensors(users=False))
 
-    @classmethod
-    def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
-        """The model that :meth:`state` told of.
-
-        Raises:
-            ValueError: if what is told does not belong together; names what.
-        """
-        model = cls.__new__(cls)
-        with reading(cls):
-            model.settle(catalog, warm, setting(saved.settings, "fitted_until", float))
-            window, half_life = (setting(saved.settings, name, float) for name in ("window", "half_life"))
-            if not (window or 0) > 0 or not (half_life is None or half_life > 0):
-                raise ValueError(f"window and half_life must be above 0, got {window} and {half_life}")
-            log = ClickLog.of_tensors(saved.tensors, catalog.size, users=False)
-            model._begin(log, window, half_life, catalog.size)
-        return model
+    def _take(self, saved: Saved) -> None:
+        window, half_life = (setting(saved.settings, name, float) for name in ("window", "half_life"))
+        if not (window or 0) > 0 or not (half_life is None or half_life > 0):
+            raise ValueError(f"window and half_life must be above 0, got {window} and {half_life}")
+        log = ClickLog.of_tensors(saved.tensors, len(self.warm), users=False)
+        self._begin(log, window, half_life, len(self.warm))

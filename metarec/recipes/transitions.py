@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from metarec.data.dataset import Catalog, Dataset
+from metarec.data.dataset import Dataset
 from metarec.model import Saved, register
 from metarec.recipes.asked_pairs import summed_by_user
 from metarec.recipes.click_log import ClickLog, Floats
-from metarec.recipes.counting import Counts, last_read, reading, setting
+from metarec.recipes.counting import Counts, last_read, setting
 from metarec.recipes.pair_counts import PairCounts
 from metarec.recipes.pair_events import PairRule
 from metarec.recipes.sparse_scores import SparseScores
@@ -140,34 +140,23 @@ class Transitions(Counts, nn.Module):
         more = torch.full((items - len(self.known),), self.live, device=self.known.device)
         self.known = torch.cat([self.known, more])
 
-    def state(self) -> Saved:
+    def _told(self) -> Saved:
         """Live, all clicks; upstream, the sums as compressed sparse rows, with the clicks of each item."""
         rule, log = self._counted.rule, self._counted.log
         half_life = rule.half_life if rule.fades else None
-        settings = {"live": self.live, "half_life": half_life, "fitted_until": self.fitted_until}
+        settings = {"live": self.live, "half_life": half_life}
         return Saved(settings, log.tensors() if log is not None else self._counted.rows())
 
-    @classmethod
-    def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
-        """The model that :meth:`state` told of.
-
-        Raises:
-            ValueError: if what is told does not belong together; names what.
-        """
-        model = cls.__new__(cls)
-        nn.Module.__init__(model)
-        with reading(cls):
-            model.settle(catalog, warm, setting(saved.settings, "fitted_until", float))
-            live, half_life = (setting(saved.settings, *ask) for ask in (("live", bool), ("half_life", float)))
-            if half_life is not None and not (half_life > 0 and live and not cls.both_ways):
-                raise ValueError(f"half_life: expected None, or above 0 and live, got {half_life} and live={live}")
-            rule = model._rule(half_life)
-            if live:
-                counted = PairCounts.of(ClickLog.of_tensors(saved.tensors, catalog.size), rule, catalog.size)
-            else:
-                counted = PairCounts.of_rows(saved.tensors, rule, catalog.size)
-            model._begin(counted, live, warm)
-        return model
+    def _take(self, saved: Saved) -> None:
+        live, half_life = (setting(saved.settings, *ask) for ask in (("live", bool), ("half_life", float)))
+        if half_life is not None and not (half_life > 0 and live and not self.both_ways):
+            raise ValueError(f"half_life: expected None, or above 0 and live, got {half_life} and live={live}")
+        rule = self._rule(half_life)
+        if live:
+            counted = PairCounts.of(ClickLog.of_tensors(saved.tensors, len(self.warm)), rule, len(self.warm))
+        else:
+            counted = PairCounts.of_rows(saved.tensors, rule, len(self.warm))
+        self._begin(counted, live, self.warm)
 
 
 @register

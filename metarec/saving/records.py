@@ -12,7 +12,6 @@ from torch import nn
 from metarec.model import Model
 from metarec.nn import record
 from metarec.nn.record import INFORMATION
-from metarec.recipes.counting import Counts
 
 NUMBERS, STAGES = ("fitted_until", "repeat_share", "second"), ("trained", "untrained")
 MOST_STAGES = 1000  # of training
@@ -62,8 +61,6 @@ def records_of(model: Model) -> dict[str, Record]:
         found[name] = _record(part)
         if not name or found[name] != found.get(name.rpartition(".")[0]):
             out[name] = found[name]
-    if isinstance(model, Counts) and model.fitted is not None:
-        out[""]["fitted"] = model.fitted
     return out
 
 
@@ -89,15 +86,8 @@ def remember(model: Model, given: object) -> None:
     parts = dict(own_parts(model))
     if strange := sorted(set(given) - set(parts)):
         raise ValueError(f"records of {short(strange[0])}, which {type(model).__name__} does not have")
-    fitted = given[""].get("fitted") if isinstance(given[""], Mapping) else None
-    if fitted is not None:
-        if not isinstance(model, Counts) or type(fitted) is not int or not 1 <= fitted <= len(model.item_mask()):
-            raise ValueError(f"{type(model).__name__} cannot be measured by {short(fitted)} items")
-        model.fitted = fitted
     for name in given:
-        _check(
-            {n: v for n, v in given[name].items() if n != "fitted"} if isinstance(given[name], Mapping) else given[name]
-        )
+        _check(given[name])
     found: dict[str, Record] = {}
     for name, part in parts.items():
         found[name] = given[name] if name in given else found[name.rpartition(".")[0]]

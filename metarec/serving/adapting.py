@@ -62,7 +62,7 @@ def clock(
     if (when < clicked).any():
         user = int(np.argmax(when < clicked))
         raise ValueError(f"adapt: user {user} asks at {when[user]}, before the last click at {clicked[user]}")
-    return when, (when - clicked) / getattr(state.model, "second", 1.0)
+    return when, (when - clicked) / state.model.second
 
 
 def _times(users: int, name: str, given: float | Sequence[float] | None) -> NDArray[np.float64] | None:

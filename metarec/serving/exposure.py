@@ -13,16 +13,13 @@ from typing import Self
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from metarec.data.histories import Clicks
-from metarec.data.vocabulary import Ints
-from metarec.functional import top_k
-from metarec.scoring import Scores
+from metarec.nn.empty_user import Encode, likely_users
+from metarec.scoring import Scores, UserState
 
 PLACES = 10  # of a list
-FIRST_CLICKS = 1024  # warm items, evenly spaced, after which the next click is asked for
-LIKELY = 256  # most likely next clicks, whose users are typical
 _USERS = 32  # users scored at once
 
 
@@ -63,16 +60,24 @@ class Shifted:
         return self.scores.moments()
 
 
-def shift_of(ask: Callable[[Clicks], Scores], known: Tensor, warm: Ints, new: Tensor, share: float) -> float:
+def shift_of(
+    encode: Encode,
+    score: Callable[[UserState], Scores],
+    known: Tensor,
+    warm: NDArray[np.bool_],
+    new: Tensor,
+    share: float,
+) -> float:
     """What to add to the scores of new items so that they get a share of the first places of typical users.
 
     Typical users are those who have clicked one of the items that the model itself expects most: nobody's clicks are
     looked at.
 
     Args:
-        ask: the scores of users, as the model gives them.
+        encode: support and query of users to their states.
+        score: states to scores, as the model gives them.
         known: (I,) bool, items that can be ranked.
-        warm: codes of the items seen upstream.
+        warm: (I,) bool, the items seen upstream.
         new: (I,) bool, the new items that can be ranked.
         share: of the places in lists of ten, on average over the users.
 
@@ -83,7 +88,15 @@ def shift_of(ask: Callable[[Clicks], Scores], known: Tensor, warm: Ints, new: Te
     old[0] = False
     if not bool(new.any()) or int(old.sum()) < PLACES:
         return 0.0
-    users = ask(one_click_each(typical_clicks(ask, warm, len(known), known.device)))
+    seen = torch.from_numpy(np.flatnonzero(warm)).to(known.device)
+
+    def chances(state: UserState) -> Tensor:
+        total = torch.zeros(len(known), dtype=torch.float64, device=known.device)
+        for own in _pieces(score(state), len(known)):
+            total[seen] += own[:, seen].double().softmax(1).sum(0)
+        return total
+
+    users = score(likely_users(encode, chances, warm)[0])
     count = max(1, round(share * PLACES * len(users)))
     margins = []
     for own in _pieces(users, len(new)):
@@ -96,20 +109,5 @@ def shift_of(ask: Callable[[Clicks], Scores], known: Tensor, warm: Ints, new: Te
     return -float(each[count - 1 : count + 1].mean())
 
 
-def typical_clicks(ask: Callable[[Clicks], Scores], warm: Ints, items: int, device: torch.device) -> Ints:
-    """Codes of the warm items that a model expects most after any one click."""
-    chances = torch.zeros(len(warm), dtype=torch.float64, device=device)
-    among = torch.from_numpy(warm).to(device)
-    for own in _pieces(ask(one_click_each(warm[:: max(1, len(warm) // FIRST_CLICKS)])), items):
-        chances += own[:, among].double().softmax(1).sum(0)
-    likely: Ints = warm[top_k(chances, min(LIKELY, len(warm)))[1].cpu().numpy()]
-    return likely
-
-
 def _pieces(scores: Scores, items: int) -> list[Tensor]:
     return [scores[at : at + _USERS].approximate(0, items) for at in range(0, len(scores), _USERS)]
-
-
-def one_click_each(codes: Ints) -> Clicks:
-    """Users of one click each."""
-    return Clicks(codes, np.arange(len(codes) + 1))

@@ -16,8 +16,9 @@ from metarec.data.containers import plain
 from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
 from metarec.meta.memory import halves, in_halves
+from metarec.scoring import Scores
 from metarec.serving.lists import Recommendations
-from metarec.serving.ranking import LOWEST, USERS, Scores, best, columns_for, ordered, pieces
+from metarec.serving.ranking import USERS, best, columns_for, ordered, pieces
 
 Ids = Collection[str]
 
@@ -110,7 +111,7 @@ def listed(
         else:
             codes, values, left = _from_candidates(wanted, scores[part], clicks[part], allowed, part.start, catalog)
         over = torch.arange(codes.shape[1], device=left.device) >= left.unsqueeze(1)
-        values = _shown(values).float().masked_fill(over, -torch.inf)
+        values = values.float().masked_fill(over, -torch.inf)
         return codes.masked_fill(over, 0).cpu(), values.cpu()
 
     lists = [own for some in pieces(len(clicks), most) for _, own in in_halves(work, some, halves)]
@@ -154,15 +155,6 @@ def _taken(user: Tensor, item: Tensor, allowed: Tensor, users: int) -> Tensor:
     pair = torch.unique(user * len(allowed) + item)
     counted = allowed[pair % len(allowed)].long()
     return torch.zeros(users, dtype=torch.int64, device=allowed.device).index_add_(0, pair // len(allowed), counted)
-
-
-def _shown(values: Tensor) -> Tensor:
-    """Items that no modality of the user knows get the lowest score of the user's list."""
-    if not values.shape[1]:
-        return values
-    real = values > LOWEST / 2
-    lowest = values.masked_fill(~real, torch.inf).amin(1, keepdim=True)
-    return torch.where(real, values, torch.where(lowest.isfinite(), lowest, torch.zeros_like(lowest)))
 
 
 def _codes(ids: Collection[str], catalog: Catalog, name: str) -> Tensor:

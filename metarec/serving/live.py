@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,10 +70,3 @@ class Histories:
         out = Histories(self.length)
         out.until, out._of = self.until, dict(self._of)
         return out
-
-
-def counted_until(model: object) -> float | None:
-    """The time of the last click that a model or its members count, where they count live."""
-    members: Mapping[str, object] = getattr(model, "members", dict)()
-    said = [getattr(model, "counted_until", None), *(counted_until(member) for member in members.values())]
-    return max((until for until in said if until is not None), default=None)

@@ -8,40 +8,16 @@ is too thin to be sure (many items of equal score), that user's whole catalogue 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from metarec.scoring import Scores
 
 FLOATS = {"cpu": 1 << 22, "cuda": 1 << 28}  # scores held at once
 USERS = {"cpu": 256, "cuda": 4096}  # users at once
 _STRIDE = 64
 _EXACT = 2048  # candidates at once in the exact pass
-LOWEST = -3e38  # stands for a score of an item that no modality of the user knows
-
-
-class Scores(Protocol):
-    """Scores of B users against the catalogue."""
-
-    def __len__(self) -> int:
-        """B."""
-        ...
-
-    def __getitem__(self, users: slice) -> Scores:
-        """The scores of some users."""
-        ...
-
-    def error(self) -> Tensor:
-        """(B,) how far ``approximate`` may be from ``exact``."""
-        ...
-
-    def approximate(self, start: int, stop: int) -> Tensor:
-        """(B, stop - start) of a piece of the catalogue; a new tensor."""
-        ...
-
-    def exact(self, codes: Tensor) -> Tensor:
-        """(B, K) float64 of item codes (B, K)."""
-        ...
 
 
 def best(

@@ -29,6 +29,7 @@ from metarec.recipes.features import check_scale
 from metarec.scoring import Scores, UserState
 from metarec.served import remember
 from metarec.serving.exposure import Shifted, shift_of
+from metarec.types import Examples
 from metarec.versions import tensors_of
 
 Seen = tuple[tuple[int, int], ...]
@@ -80,10 +81,11 @@ class State:
         """User states of B users with a click each or more; see :class:`~metarec.serving.adapting.Asked`."""
         support, query = self.support(clicks)
         clock = {n: torch.from_numpy(v[:, None]) for n, v in (("time", at), ("gap", gap)) if v is not None}
-        query = replace(query, **clock)
+        return self._encoded(support, replace(query, **clock), start=start, keep_weights=keep_weights)
+
+    def _encoded(self, support: Examples, query: Examples, **how: Any) -> UserState:
         with evaluating(self.model), torch.no_grad():
-            examples = sent(support, self.device), sent(query, self.device)
-            return self.model.encode(*examples, start=start, keep_weights=keep_weights)
+            return self.model.encode(sent(support, self.device), sent(query, self.device), **how)
 
     def encode_empty(self, *, keep_weights: bool = False) -> UserState:
         """A user without clicks, N = 1; whoever keeps weights starts from the shared ones."""
@@ -228,7 +230,7 @@ class States:
         state = State(model, catalog, support, known, version, parameters, seen)
         if self.new_share is not None:
             new = known & ~torch.from_numpy(np.asarray(model.warm)).to(known.device)
-            shift = shift_of(lambda own: state.scores(state.encode(own)), known, support.warm, new, self.new_share)
+            shift = shift_of(state._encoded, state.scores, known, support.is_warm, new, self.new_share)
             return replace(state, shift=new * shift)
         return state
 
