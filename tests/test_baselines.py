@@ -13,7 +13,8 @@ from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.evaluation import evaluate
 from metarec.nn import IdItems
 from metarec.recipes import EASE, ItemKNN, LivePopularity, sasrec
-from metarec.recipes.sasrec import SummedItems, every_click, gbce_loss
+from metarec.recipes.next_item import every_click
+from metarec.recipes.sasrec import SummedItems, gbce_loss
 from metarec.types import Method, Scored
 from test_evaluation import ITEMS, clicks_of, make_data
 

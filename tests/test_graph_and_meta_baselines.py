@@ -11,7 +11,7 @@ from metarec.meta import MetaLearner
 from metarec.recipes import sasrec
 from metarec.recipes.lightgcn import LightGCN
 from metarec.recipes.metalearned import maml, reptile
-from metarec.recipes.sasrec import every_click
+from metarec.recipes.next_item import every_click
 from test_baselines import warm_only
 from test_evaluation import ITEMS, make_data
 

@@ -135,3 +135,19 @@ def last_clicks(data: Dataset, clicks: int, *, users_per_batch: int | None = Non
         rest = without_last(data, taken, least=4)
         if len(rest):
             yield from EpisodeSampler(rest, part="serving", users_per_batch=users_per_batch).epoch(0)
+
+
+def at_most(batches: list[EpisodeBatch], clicks: int) -> list[EpisodeBatch]:
+    """Batches of so many clicks at most, those of users drawn at random where there are more."""
+    total = sum(int((batch.query.weight > 0).sum()) for batch in batches)
+    if total <= clicks:
+        return batches
+    rng = np.random.default_rng(0)
+    users = np.unique(np.concatenate([batch.user.cpu().numpy() for batch in batches]))
+    kept = torch.from_numpy(rng.permutation(users)[: max(1, int(len(users) * clicks / total))])
+    out = []
+    for batch in batches:
+        rows = torch.isin(batch.user.cpu(), kept).nonzero().squeeze(-1).to(batch.user.device)
+        if len(rows):
+            out.append(EpisodeBatch(batch.user[rows], batch.support[rows], batch.query[rows]))
+    return out
