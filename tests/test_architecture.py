@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from matplotlib import pyplot as plt
 
-from test_house import LAYERS
+from layers import LAYERS
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from evaluation_worlds import ITEMS, clicks_of, make_data, warm_only
 from metarec.data import EpisodeSampler, split_by_time
 from metarec.data.dataset import Dataset
 from metarec.datasets import PLANTED_SPLIT, planted
@@ -15,7 +16,6 @@ from metarec.nn import IdItems
 from metarec.recipes import EASE, ItemKNN, LivePopularity, sasrec
 from metarec.recipes.sasrec import SummedItems, every_click, gbce_loss
 from metarec.types import Method, Scored
-from test_evaluation import ITEMS, clicks_of, make_data
 
 
 def matrix(data: Dataset) -> np.ndarray:
@@ -23,12 +23,6 @@ def matrix(data: Dataset) -> np.ndarray:
     seen = np.zeros((data.users.size, data.catalog.size))
     seen[data.user, data.item] = 1
     return seen
-
-
-def warm_only(data: Dataset) -> Dataset:
-    """The clicks on items that are warm, as an upstream side has them."""
-    keep = data.warm[data.item]
-    return Dataset(data.users, data.catalog, data.user[keep], data.item[keep], data.time[keep], data.warm, "up")
 
 
 def score(method: Method, data: Dataset) -> tuple[list[list[int]], Scored]:

@@ -13,9 +13,9 @@ import polars as pl
 import pytest
 import torch
 
-from helpers import imported
 from metarec import MML, Recommender, Vocabulary
 from metarec.data.containers import plain
+from optional import imported
 from tiny import CONFIG, UP
 
 A, B = ["item3", "item14", "item15"], ["item7", "item8", "item9", "item14"]

@@ -19,6 +19,7 @@ import torch
 from matplotlib import pyplot as plt
 
 import metarec as mr
+from optional import needs_learn2learn
 
 DOCS = Path(__file__).parents[1] / "docs"
 EXAMPLES = DOCS / "examples"
@@ -64,6 +65,7 @@ def test_the_recipe_of_the_docs_learns_what_popularity_cannot() -> None:
     assert ours.mean > theirs.mean + 4 * ours.se
 
 
+@needs_learn2learn
 def test_the_learn2learn_example_prints_what_the_docs_show(capsys: pytest.CaptureFixture[str]) -> None:
     runpy.run_path(str(EXAMPLES / "bring_learn2learn.py"))
     assert capsys.readouterr().out == (EXAMPLES / "bring_learn2learn.out").read_text(encoding="utf-8")

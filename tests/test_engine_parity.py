@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -21,16 +20,15 @@ from metarec.meta.low_rank import LowRankUsers
 from metarec.meta.through_learn2learn import Learn2LearnUsers
 from metarec.meta.vmap import VmapUsers
 from metarec.nn import ModalityLearner
+from optional import needs_kernel, needs_learn2learn
 
 EPISODES = ragged_episodes([5, 9, 4])
 RATE, OUTER = 0.1, "sampled_softmax"
-no_kernel = pytest.mark.skipif(library() is None, reason="no C compiler when metarec was installed")
-no_l2l = pytest.mark.skipif(importlib.util.find_spec("learn2learn") is None, reason="learn2learn is not installed")
 ENGINES = [
-    pytest.param(CompiledUsers, marks=no_kernel),
+    pytest.param(CompiledUsers, marks=needs_kernel),
     LowRankUsers,
     VmapUsers,
-    pytest.param(Learn2LearnUsers, marks=no_l2l),
+    pytest.param(Learn2LearnUsers, marks=needs_learn2learn),
 ]
 Weights = Mapping[str, Tensor]
 

@@ -12,14 +12,13 @@ from metarec.meta import MetaLearner, compiled
 from metarec.meta.calling import Substituted
 from metarec.meta.compiled import CompiledUsers
 from metarec.meta.inspection import beyond_vmap
-from metarec.meta.library import library
 from metarec.meta.low_rank import LowRankUsers
 from metarec.meta.vmap import VmapUsers
 from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from metarec.recipes.metasgd import MetaSGD
+from optional import needs_kernel, needs_learn2learn
 
 EPISODES = ragged_episodes([3, 6, 4])
-needs_kernel = pytest.mark.skipif(library() is None, reason="no C compiler when metarec was installed")
 
 
 def engine(learner: nn.Module, **given) -> type:
@@ -134,7 +133,10 @@ def test_buffers_that_a_pass_writes_to_stay():
     assert encoder.norms.num_batches_tracked == 0 and encoder.layer.weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("given", [{}, {"second_order": True}, {"adapts": "all"}, {"engine": "learn2learn"}])
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"second_order": True}, {"adapts": "all"}, pytest.param({"engine": "learn2learn"}, marks=needs_learn2learn)],
+)
 def test_what_is_frozen_stays_in_every_engine(given):
     learner = id_learner()
     frozen = learner.encoder.blocks[0].feedforward_in.weight.requires_grad_(False)

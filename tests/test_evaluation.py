@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -11,9 +10,9 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from metarec.data.dataset import Catalog, Dataset, Vocabulary
+from evaluation_worlds import ITEMS, USERS, Neighbours, clicks_of, make_data, scored
 from metarec.data.sampler import EpisodeSampler
 from metarec.data.split import split_by_time
 from metarec.datasets import PLANTED_SPLIT, planted
@@ -23,50 +22,6 @@ from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from metarec.recipes.popularity import Popularity
 from metarec.report import Report, results_table
 from metarec.types import Examples, Method, Scored, Scorer
-
-ITEMS, USERS = 23, 37
-
-
-def make_data(seed: int = 0) -> Dataset:
-    """Users of 2 to 9 clicks (some too few for the protocol), items 18 and above cold."""
-    rng = np.random.default_rng(seed)
-    clicks = rng.integers(2, 10, size=USERS)
-    user = np.repeat(np.arange(1, USERS + 1), clicks)
-    warm = np.arange(ITEMS + 1) < 18
-    warm[0] = False
-    return Dataset(
-        users=Vocabulary([f"u{i}" for i in range(USERS)], "user"),
-        catalog=Catalog(Vocabulary([f"i{i}" for i in range(ITEMS)])),
-        user=user,
-        item=rng.integers(1, ITEMS + 1, size=len(user)),
-        time=np.arange(len(user)),
-        warm=warm,
-        name="made up",
-    )
-
-
-def clicks_of(data: Dataset) -> Iterator[tuple[int, list[int]]]:
-    for user in data.user_codes.tolist():
-        yield user, data.item[data.user == user].tolist()
-
-
-class Neighbours:
-    """Scores by how close an item is to the last one read; what the user adapted to is pushed up."""
-
-    table = torch.from_numpy(np.random.default_rng(1).permutation((ITEMS + 1) ** 2).reshape(ITEMS + 1, -1)).float()
-
-    def adapt(self, support: Examples) -> Scorer:
-        learned = torch.zeros(len(support), ITEMS + 1).scatter_add(1, support.target, support.weight * 100)
-
-        def score(examples: Examples) -> Scored:
-            last = examples.history.gather(1, examples.position)
-            return scored(self.table[last] + learned[:, None])
-
-        return score
-
-
-def scored(scores: Tensor) -> Scored:
-    return Scored(scores, scores[..., :1], torch.ones(scores.shape[-1]) > 0, torch.ones(scores.shape[:-1]) > 0)
 
 
 @pytest.mark.parametrize("part", ["test", "validation"])

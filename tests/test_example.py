@@ -18,14 +18,12 @@ import pytest
 from PIL import Image
 
 import metarec as mr
+from example_files import AT, QUICK, SCRIPT, world, write_world
 from metarec.evaluation import STEPS, choose_steps
 from metarec.recipes import config
 from metarec.reporting import load_results
 
-SCRIPT = Path(__file__).parents[1] / "examples" / "mml_hangzhou.py"
 METRICS = [f"{name}@{k}" for name in ("recall", "mrr", "ndcg") for k in (5, 10, 20)]
-QUICK = ("--epochs", "1", "--warmup-epochs", "1")
-AT = ("--split-time", str(mr.datasets.PLANTED_SPLIT))
 SMALL = {"dim": 8, "layers": 1, "generator_epochs": 1, "fusion_epochs": 2, "epochs": 1}
 
 
@@ -36,25 +34,6 @@ def script() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def world(users: int) -> mr.Dataset:
-    return mr.datasets.planted(users=users, items=40)
-
-
-def write_world(folder: Path, users: int = 60, *, features: bool = True, later: int = 0) -> Path:
-    """The planted world as atomic files and arrays, its times moved by ``later``."""
-    data = world(users)
-    folder.mkdir(parents=True)
-    rows = zip(data.users.decode(data.user), data.catalog.items.decode(data.item), data.time + later, strict=True)
-    lines = ["user_id:token\titem_id:token\ttimestamp:float", *(f"{u}\t{i}\t{t}" for u, i, t in rows)]
-    (folder / f"{folder.name}.inter").write_text("\n".join(lines))
-    if features:
-        titles = ["item_id:token\ttitle:token_seq", *(f"{name}\tThe {name}" for name in data.catalog.items.ids)]
-        (folder / f"{folder.name}.item").write_text("\n".join(titles))
-        for name, modality in data.catalog.modalities.items():
-            np.savez(folder / f"{name}.npz", ids=data.catalog.items.ids, feat=modality.features[1:].numpy())
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from example_files import write_world
 from metarec.data import load_atomic, split_by_time, split_time
-from test_example import write_world
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "mml_blend.py"
 

@@ -14,7 +14,7 @@ from safetensors.torch import save as pack
 from metarec.files import checksum, read_tensors
 from metarec.io import load, save
 from metarec.recommender import Recommender
-from test_serving import HISTORIES, lively
+from serving_worlds import HISTORIES, lively
 from tiny import CONFIG, UP, same_weights
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

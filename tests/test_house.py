@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import metarec
+from layers import LAYERS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "metarec"
@@ -24,55 +25,6 @@ SOURCES = [
     ROOT / "setup.py",
 ]
 
-# What each room may import, itself aside. __init__.py may import them all.
-GROUND = {"types", "functional", "files"}
-MIDDLE = GROUND | {
-    "data",
-    "modes",
-    "versions",
-    "scoring",
-    "codecs",
-    "model",
-    "served",
-    "wrapped",
-    "nn",
-    "meta",
-    "distributed",
-}
-UPPER = MIDDLE | {"recipes", "evaluation", "report", "comparison"}
-LAYERS = {
-    "types": set(),
-    "files": set(),
-    "functional": {"types"},
-    "distributed": {"types"},
-    "data": GROUND,
-    "modes": set(),
-    "versions": set(),
-    "scoring": GROUND,
-    "codecs": set(),
-    "model": GROUND | {"codecs", "data", "scoring"},
-    "served": {"data", "model"},
-    "wrapped": GROUND | {"data", "modes", "scoring", "model", "nn"},
-    "nn": GROUND | {"modes", "versions", "data", "scoring", "model"},
-    "meta": GROUND | {"modes", "versions", "data", "scoring", "model", "nn"},
-    "datasets": {"types", "data"},
-    "recipes": MIDDLE,
-    "asking": GROUND | {"data", "model", "wrapped"},
-    "evaluation": MIDDLE | {"asking", "report"},
-    "report": MIDDLE,
-    "comparison": {"report"},
-    "plotting": {"files", "report"},
-    "reporting": UPPER | {"plotting"},
-    "serving": UPPER,
-    "saving": UPPER,
-    "io": UPPER | {"saving"},
-    "recommender": UPPER | {"serving", "io"},
-    "serialization": {"io"},
-    "encoders": {"types", "data"},
-    "export": UPPER | {"serving"},
-    "service": UPPER | {"recommender"},
-    "__main__": UPPER | {"recommender", "io", "export", "service"},
-}
 
 # The public names, by hand: adding or removing one is a decision, not an accident.
 PUBLIC = {
@@ -166,6 +118,14 @@ def test_learn2learn_is_imported_in_one_file() -> None:
     assert importers[0].parent == PACKAGE / "meta"
 
 
+def test_no_test_file_imports_another() -> None:
+    """Nor does a script that one starts: what is shared is in a module without tests."""
+    pattern = re.compile(r"""\b(?:from|import|import_module)\b[\s('"]+(?:tests\.|\.)*(test_\w+)""")
+    for path in sorted((ROOT / "tests").glob("*.py")):
+        wanted = pattern.findall(path.read_text(encoding="utf-8"))
+        assert [module for module in wanted if (ROOT / "tests" / f"{module}.py").is_file()] == [], name(path)
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     names = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in MODULES if path.stem != "__init__"
@@ -257,11 +217,15 @@ def test_the_lowest_releases_are_those_setup_allows() -> None:
     assert {line.removesuffix(".0") for line in lowest if not line.startswith("#")} == wanted
 
 
-def test_the_extras_are_real() -> None:
+def test_learn2learn_is_real() -> None:
     import learn2learn
-    import torch_scatter
 
     assert learn2learn.algorithms.MAML
+
+
+def test_the_extras_are_real() -> None:
+    import torch_scatter
+
     assert torch_scatter.scatter_add
     skipped = [name(p) for p in SOURCES if p != Path(__file__) and "importorskip" in p.read_text(encoding="utf-8")]
     assert skipped == []

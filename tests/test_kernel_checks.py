@@ -9,8 +9,9 @@ import torch
 
 from metarec.meta import library
 from metarec.meta.library import BACKWARD, DESCEND, FORWARD, LEARN, STEP, Pass
+from optional import needs_kernel
 
-pytestmark = pytest.mark.skipif(library.library() is None, reason="no C compiler when metarec was installed")
+pytestmark = needs_kernel
 
 B, L, S, D, N = 3, 5, 2, 6, 3
 SIZES = {"users": B, "length": L, "asked": S, "dim": D, "heads": 2, "layers": 2, "feedforward": 7, "positions": 6}

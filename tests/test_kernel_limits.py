@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from helpers import id_learner, ragged_episodes
+from maml_loop import KERNEL_LENGTHS as LENGTHS
+from maml_loop import LR, STEPS, close
 from metarec.meta import MetaLearner, library
 from metarec.meta.compiled import CompiledUsers
 from metarec.meta.engine import InnerLoop
 from metarec.meta.kernel import KernelEncoder
 from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
-from test_inner_loop import LR, STEPS, close
-from test_kernel import LENGTHS
+from optional import needs_kernel
 
-pytestmark = pytest.mark.skipif(library.library() is None, reason="no C compiler when metarec was installed")
+pytestmark = needs_kernel
 
 LOOP = InnerLoop("bpr", steps=1, rate=LR)
 

@@ -10,28 +10,27 @@ import torch
 from torch import nn
 
 from helpers import id_learner, one_user, ragged_episodes, text_learner
+from maml_loop import LENGTHS, LR, STEPS, close, gradients, loop
 from metarec.meta import MetaLearner, compiled
 from metarec.meta.compiled import CompiledUsers
 from metarec.meta.graphs import Graphs
 from metarec.meta.learner import Adapted
-from metarec.meta.library import library
 from metarec.meta.low_rank import LowRankUsers
 from metarec.meta.memory import bytes_per_user
 from metarec.meta.through_learn2learn import Learn2LearnUsers
 from metarec.meta.vmap import VmapUsers
 from metarec.types import EpisodeBatch, Examples
-from test_inner_loop import LENGTHS, LR, STEPS, close, gradients, loop
+from optional import needs_kernel, needs_learn2learn
 
 Build = Callable[..., MetaLearner]
 WAYS = {"compiled": CompiledUsers, "factors": LowRankUsers, "all": VmapUsers, "learn2learn": Learn2LearnUsers}
+MARKS = {"compiled": needs_kernel, "learn2learn": needs_learn2learn}
 
 
-@pytest.fixture(params=WAYS)
+@pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, ())) for name in WAYS])
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[str, Build]:
     """Each way to take the inner steps."""
     name: str = request.param
-    if name == "compiled" and library() is None:
-        pytest.skip("no C compiler when metarec was installed")
     if name == "factors":
         monkeypatch.setattr(compiled, "library", lambda: None)
     engine = "learn2learn" if name == "learn2learn" else "auto"
@@ -46,6 +45,7 @@ def equal(one: Adapted, other: Adapted) -> None:
         close(found[name], value)
 
 
+@needs_learn2learn
 def test_short_histories_equal_the_loop(way):
     name, build = way
     learner, episodes = id_learner(), ragged_episodes([3, 4])
@@ -126,6 +126,7 @@ def test_values_adapted_without_a_graph_have_none_and_stay(way):
         close(attached[name].detach(), value)
 
 
+@needs_learn2learn
 @pytest.mark.parametrize("inner", ["sampled_softmax", "softmax"])
 def test_the_inner_loss_is_the_first_objective(way, inner):
     name, build = way

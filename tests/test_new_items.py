@@ -14,7 +14,7 @@ from metarec.functional import nearest_items, standardise_features
 from metarec.io import load, save
 from metarec.recipes import MML
 from metarec.recommender import Recommender
-from test_serving import HISTORIES, WORLDS, lively, some_without_features
+from serving_worlds import HISTORIES, WORLDS, ByHand, lively, some_without_features
 from tiny import CONFIG, UP
 
 TEXT, IMAGE = (UP.catalog[name].features for name in ("text", "image"))
@@ -172,8 +172,6 @@ def test_wrong_items_are_refused_and_change_nothing(case: str) -> None:
 
 
 def test_a_method_of_ones_own_takes_no_items_in() -> None:
-    from test_recommender import ByHand
-
     with pytest.raises(TypeError, match="ByHand takes in no items"):
         Recommender(ByHand("abc")).add_items(["d"])
 

@@ -11,13 +11,13 @@ import polars as pl
 import pytest
 import torch
 
-from helpers import imported
 from metarec import Dataset, Recommender
 from metarec.data import split_by_time
 from metarec.data.cutting import some_clicks
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.model import Model
 from metarec.recipes import EASE, CoClicks, Ensemble, LivePopularity, Popularity, Transitions
+from optional import imported
 
 DATA = planted(users=120, items=40)
 UP, DOWN = split_by_time(DATA, at=PLANTED_SPLIT)

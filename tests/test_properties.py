@@ -14,7 +14,7 @@ from metarec.data.cutting import without_last
 from metarec.data.features import encode
 from metarec.functional import mrr_at, ndcg_at, ranks, recall_at
 from metarec.report import Report
-from test_split import EVENTS, Event, dataset, triples
+from split_events import EVENTS, Event, dataset, triples
 
 IDS = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=20, unique=True)
 SCORES = st.lists(st.integers(-9, 9), min_size=2, max_size=30)

@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 
+from evaluation_worlds import ITEMS, Neighbours, clicks_of, make_data, scored
 from metarec.comparison import compare
 from metarec.data.cutting import without_last
 from metarec.evaluation import evaluate
 from metarec.report import Report, results_table
 from metarec.types import Examples, Scorer
-from test_evaluation import ITEMS, Neighbours, clicks_of, make_data, scored
 
 
 class Declared(Neighbours):

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, replace
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from metarec.data import Catalog, Modality, Vocabulary, split_by_time
+from metarec.data import Catalog, Modality, split_by_time
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.evaluation import evaluate
 from metarec.recipes import MML
 from metarec.recipes.fusing import fused
 from metarec.recommender import Recommendation, Recommender
-from metarec.types import Examples, Scored
+from metarec.types import Examples
+from serving_worlds import ByHand
 from tiny import CONFIG, DOWN, UP, same_weights, trained
 
 CLICKS = ["item3", "item14", "item15", "item2"]
@@ -26,26 +25,6 @@ CLICKS = ["item3", "item14", "item15", "item2"]
 def model() -> MML:
     """Inner loss without negatives, so that no random number is left."""
     return trained(replace(CONFIG, objectives=("softmax", "softmax")))
-
-
-class ByHand:
-    """Scores 0, 1, 2, ... unless given; remembers what it was asked."""
-
-    def __init__(self, ids: str, scores: list[float] | None = None, known: list[int] | None = None) -> None:
-        self.catalog = Catalog(Vocabulary(ids))
-        self.warm = np.arange(self.catalog.size) > 0
-        self.config = SimpleNamespace(max_length=3, negatives=2)
-        self.scores = torch.tensor(scores if scores is not None else [float(i) for i in range(self.catalog.size)])
-        self.known = torch.tensor(known if known is not None else [1] * self.catalog.size) > 0
-        self.active = True
-
-    def adapt(self, support: Examples) -> ByHand:
-        self.support, self.grad = support, torch.is_grad_enabled()
-        return self
-
-    def __call__(self, query: Examples) -> Scored:
-        self.query = query
-        return Scored(self.scores.expand(1, 1, -1), torch.zeros(1, 1, 1), self.known, torch.tensor([[self.active]]))
 
 
 def pairs(items: list[Recommendation]) -> list[tuple[str, float]]:

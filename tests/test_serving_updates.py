@@ -16,7 +16,7 @@ from metarec.data.histories import Clicks
 from metarec.recipes import MML
 from metarec.recommender import Recommender
 from metarec.types import Examples
-from test_serving import HISTORIES, WORLDS, lively
+from serving_worlds import HISTORIES, WORLDS, lively
 from tiny import CONFIG, UP
 
 
