@@ -78,9 +78,7 @@ def test_time_field_named_default_and_absent(tmp_path: Path) -> None:
     assert [i for _, i, _ in rows(load_atomic(tmp_path / "d", time_field="other"))] == ["a", "b", "c"]
     write(tmp_path / "e", "e.inter", "user_id:token\titem_id:token", "v\tc", "u\tb", "v\ta")
     assert rows(load_atomic(tmp_path / "e")) == [("u", "b", 1), ("v", "c", 0), ("v", "a", 2)]
-    with pytest.raises(
-        ValueError, match=r"e\.inter: no column 'when'; expected when:float in the tab-separated header, got user_id"
-    ):
+    with pytest.raises(ValueError, match=r"e\.inter: no column 'when'; .*float.*-separated header, got user_id"):
         load_atomic(tmp_path / "e", time_field="when")
 
 
@@ -93,7 +91,7 @@ def test_where_the_inter_file_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyP
         data = load_atomic(path)
         assert (data.name, rows(data)) == ("x", [("u", "i", 1)])
     write(folder, "y.inter", INTER, "u\tj\t1")
-    with pytest.raises(FileNotFoundError, match=r"found \['x\.inter\.gz', 'y\.inter'\]; pass the file itself"):
+    with pytest.raises(FileNotFoundError, match=r"found \['x\.inter\.gz', 'y\.inter'\]; .*itself"):
         load_atomic(folder)
     write(folder, "odd [1].inter", INTER, "u\tk\t1")
     monkeypatch.chdir(folder)
@@ -161,16 +159,12 @@ def test_bad_interactions(tmp_path: Path, lines: list[str], message: str) -> Non
 
 
 def test_files_missing_empty_or_not_text(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"nowhere: no such folder or file; expected a folder holding NAME\.inter"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: .*holding NAME\.inter"):
         load_atomic(tmp_path / "nowhere")
-    with pytest.raises(
-        FileNotFoundError, match=r"looked for .*\.inter, .*\.inter\.gz or a single other .*; found none"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"looked for .*\.inter, .*\.inter\.gz .*single .*; found none"):
         load_atomic(tmp_path)
     (tmp_path / "d.inter").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"d\.inter: the file is empty; expected a header"):
+    with pytest.raises(ValueError, match=r"d\.inter: .*header"):
         load_atomic(tmp_path)
     (tmp_path / "d.inter").write_bytes(b"user_id:token\titem_id:token\n\xff\xfe\tx\n")
     with pytest.raises(ValueError, match=r"d\.inter: not a UTF-8 text file"):
@@ -182,9 +176,7 @@ def test_files_missing_empty_or_not_text(tmp_path: Path) -> None:
 def test_bad_item_files(tmp_path: Path) -> None:
     write(tmp_path / "d", "d.inter", INTER, "u\tb\t1")
     write(tmp_path / "d", "d.item", "item_id:token\ttitle:token", "a\tA", "b\tB", "", "a\tC")
-    with pytest.raises(
-        ValueError, match=r"d\.item: line 5, column 'item_id': 'a' stands on line 2 already; keep one row"
-    ):
+    with pytest.raises(ValueError, match=r"d\.item: line 5, column 'item_id': 'a' stands on line 2 already"):
         load_atomic(tmp_path / "d")
     write(tmp_path / "d", "d.item", "id:token\ttitle:token", "a\tA")
     with pytest.raises(ValueError, match=r"d\.item: no column 'item_id'"):
@@ -218,5 +210,5 @@ def test_modalities_are_found_in_every_form_and_nothing_else_is(tmp_path: Path) 
     assert found == ("heat", "image", "smell", "sound", "tags", "taste", "text", "touch")
     assert tuple(sorted(load_atomic(folder, found).catalog.modalities)) == found  # load_atomic finds them too
     assert find_modalities(folder / "d.1.inter") == found
-    with pytest.raises(FileNotFoundError, match="no such folder or file"):
+    with pytest.raises(FileNotFoundError, match=r"no .*folder"):
         find_modalities(tmp_path / "none")

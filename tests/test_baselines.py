@@ -49,9 +49,9 @@ def test_ease_is_the_ridge_regression_of_each_item_on_all_others(items: int, mon
         np.testing.assert_allclose(row, sum(weight[item] for item in set(history)), atol=1e-5)
     assert found.known.nonzero().squeeze(1).tolist() == warm.tolist()
     assert found.active[:, 0].tolist() == [bool(np.isin(h, warm).any()) for h in histories]
-    with pytest.raises(ValueError, match="items must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"items .*least 1, got 0"):
         EASE(up, items=0)
-    with pytest.raises(ValueError, match="penalty must be above 0, got 0"):
+    with pytest.raises(ValueError, match=r"penalty .*0, got 0"):
         EASE(up, penalty=0)
 
 
@@ -179,7 +179,7 @@ def test_sasrec_learns_a_shared_rule_under_every_loss(objective: sasrec.Loss) ->
 
 
 def test_sasrec_needs_something_to_read() -> None:
-    with pytest.raises(ValueError, match="at least one of 'id' and the names of modalities"):
+    with pytest.raises(ValueError, match=r"'id' .*modalities"):
         sasrec.build(make_data(), ())
     with pytest.raises(ValueError, match="no modality 'smell'"):
         sasrec.build(make_data(), ("smell",))

@@ -112,7 +112,7 @@ def test_a_process_without_a_gpu_of_its_own_is_refused(monkeypatch: pytest.Monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ValueError, match=r"process 1 of this machine has no GPU, there are 1: --nproc-per-node 1"):
+    with pytest.raises(ValueError, match=r"process 1 .*machine.* GPU, there are 1: --nproc-per-node 1"):
         distributed.start("cuda")
 
 

@@ -171,7 +171,7 @@ def test_what_is_frozen_stays_under_meta_sgd_and_reptile():
 def test_nothing_left_to_adapt_is_said():
     learner = id_learner()
     learner.encoder.requires_grad_(False)
-    with pytest.warns(UserWarning, match="every parameter of what adapts has requires_grad=False"):
+    with pytest.warns(UserWarning, match=r"every parameter.* requires_grad=False"):
         adapted = MetaLearner(learner, lr=0.1, steps=2).adapt(EPISODES.support)
     torch.testing.assert_close(adapted(EPISODES.query).scores, learner(EPISODES.query).scores)
 
@@ -193,7 +193,7 @@ def test_torchscript_is_refused_by_name():
     learner = learner_of(Own(nn.Linear(DIM, DIM)))
     with pytest.warns(DeprecationWarning, match="torch.jit"):
         learner.encoder.layer = torch.jit.script(nn.Linear(DIM, DIM).double())
-    with pytest.raises(TypeError, match=r"encoder\.layer: TorchScript keeps its parameters to itself"):
+    with pytest.raises(TypeError, match=r"encoder\.layer: TorchScript .*parameters"):
         MetaLearner(learner, steps=1).adapt(EPISODES.support)
 
 

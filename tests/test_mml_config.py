@@ -77,7 +77,7 @@ def test_rates():
     assert config.rate("test_lr", "text") == 3.0
     assert [config.steps(name) for name in ("id", "text")] == [7, 8]
     assert CONFIG.steps("text") == CONFIG.inner_steps
-    with pytest.raises(ValueError, match=r"lr has no rate for 'text' and no 'default', only \['id'\]"):
+    with pytest.raises(ValueError, match=r"lr .*rate.* 'text' and no 'default', only \['id'\]"):
         replace(CONFIG, lr={"id": 1.0}).rate("lr", "text")
     with pytest.raises(ValueError, match=r"test_steps has none for 'image' and no 'default', only \['id', 'text'\]"):
         config.steps("image")
@@ -117,5 +117,5 @@ def test_unknown_names_are_refused():
         MML.build(up, MMLConfig(modalities=("audio",)))
     with pytest.raises(ValueError, match=r"no learner 'image'; there are \['id', 'text'\]"):
         MML.build(up, CONFIG).learner("image")
-    with pytest.raises(ValueError, match="heads must divide dim, got dim=32 and heads=5"):
+    with pytest.raises(ValueError, match=r"heads .*divide.* dim=32 and heads=5"):
         MML.build(up, replace(CONFIG, heads=5))

@@ -35,8 +35,8 @@ def test_a_figure_says_what_its_method_could_know() -> None:
     assert str(found).splitlines()[0].endswith("users, information: live")
     assert results_table({"a": found}).startswith("method (live)")
     silent = evaluate(Neighbours(), make_data())
-    assert silent.information == "later" and "for the method does not say until when it was fitted" in str(silent)
-    with pytest.raises(ValueError, match=r"Declared: information must be one of \['upstream', 'live', 'later'\], got"):
+    assert silent.information == "later" and "information: later" in str(silent)
+    with pytest.raises(ValueError, match=r"Declared: information.* \['upstream', 'live', 'later'\], got"):
         evaluate(Declared("everything"), make_data())
 
 
@@ -55,9 +55,7 @@ def test_a_method_fitted_on_later_clicks_of_cold_users_is_refused_or_marked(info
     data = make_data()
     start = float(data.time.min())
     assert evaluate(Declared(information, start - 1), data).info["fitted_until"] == start - 1
-    with pytest.raises(
-        ValueError, match=r"Declared was fitted on clicks until 0\.0, but made up begins at 0: .*'later'"
-    ):
+    with pytest.raises(ValueError, match=r"Declared .*clicks.* 0\.0, .*begins.* 0: .*'later'"):
         evaluate(Declared(information, start), data)
     marked = evaluate(Declared("later", start + 5), data)
     assert (marked.information, marked.info["fitted_until"]) == ("later", start + 5)
@@ -82,7 +80,7 @@ def test_several_positions_are_those_of_a_loop_over_shortened_users() -> None:
     users = len(set(found.user.tolist()))
     assert f"{users} users, {len(expected)} clicks" in str(found)
     assert len(evaluate(method, data, positions=99)) == sum(max(0, len(c) - 3) for _, c in clicks_of(data))
-    with pytest.raises(ValueError, match="positions must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"positions .*least 1, got 0"):
         evaluate(method, data, positions=0)
 
 

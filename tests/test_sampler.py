@@ -216,11 +216,11 @@ def test_for_users_restricts_and_keeps_the_negatives() -> None:
     batch = next(some.for_users([4]).epoch(0))
     assert batch.user.tolist() == [4]
     assert set(batch.query.negatives.flatten().tolist()) == set(range(1, 10)) - {4}
-    with pytest.raises(ValueError, match="1 user codes are no users of this sampler, the first is 1"):
+    with pytest.raises(ValueError, match=r"1 .*sampler.* 1"):
         some.for_users([1, 4])
     with pytest.raises(ValueError, match="the first is 7"):
         EpisodeSampler(data, only=np.array([7]))
-    with pytest.raises(ValueError, match="no user can be sampled"):
+    with pytest.raises(ValueError, match=r"no .*sampled"):
         sampler.for_users([2])
 
 
@@ -245,11 +245,11 @@ def test_bad_settings_are_refused(settings_: dict[str, Any], message: str) -> No
 
 def test_no_negatives_need_no_warm_items_and_epochs_start_at_zero() -> None:
     data = dataset({1: [1, 2, 3]}, warm=[1])
-    with pytest.raises(ValueError, match="at least 2 warm items that can be drawn, got 1"):
+    with pytest.raises(ValueError, match=r"at least 2 .*drawn.* 1"):
         EpisodeSampler(data)
     sampler = EpisodeSampler(data, negatives=0)
     assert next(sampler.epoch(0)).support.negatives.shape == (1, 1, 0)
-    with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"epoch .*least 0, got -1"):
         sampler.epoch(-1)
 
 

@@ -196,7 +196,7 @@ def test_frozen_weights_come_back_frozen(tmp_path: Path) -> None:
     write_tensors(
         tmp_path / "x", read_tensors(tmp_path / "mml")[0], {**read_tensors(tmp_path / "mml")[1], "frozen": ["x"]}
     )
-    with pytest.raises(ValueError, match="x: its contents do not make an MML"):
+    with pytest.raises(ValueError, match=r"x: .*contents.* MML"):
         load(tmp_path / "x")
 
 
@@ -215,7 +215,7 @@ def test_half_precision_is_served_in_single(tmp_path: Path, kind: torch.dtype) -
 
 def test_values_that_are_not_there_or_not_finite_are_not_saved(tmp_path: Path) -> None:
     model = MML.build(UP, CONFIG)
-    with pytest.raises(ValueError, match="is on the device meta, without values"):
+    with pytest.raises(ValueError, match="device meta"):
         save(MML.build(UP, CONFIG).to("meta"), tmp_path / "x")
     for name, parameter in list(model.named_parameters())[::20]:
         with torch.no_grad():

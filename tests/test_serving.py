@@ -84,9 +84,9 @@ def test_allow_deny_and_candidates() -> None:
     assert np.allclose(found.scores[0], [scores[i] for i in found.ids[0]])
     one = many[0].recommend(k=1, candidates=lists[0], deny=["item9"], allow=some, exclude_seen=False)
     assert one[0].id in ("item3", "item30")
-    with pytest.raises(ValueError, match="expected candidates for each of the 2 users, got 1"):
+    with pytest.raises(ValueError, match=r"expected candidates.* 2 users, got 1"):
         many.recommend(k=1, candidates=[["item30"]])
-    with pytest.raises(ValueError, match=r"recommend: deny: unknown item id 'itm3'"):
+    with pytest.raises(ValueError, match=r"recommend: .*unknown.* 'itm3'"):
         many.recommend(k=1, deny=["itm3"])
 
 
@@ -166,12 +166,12 @@ def test_saved_users_come_back_to_their_model_alone(tmp_path: Path, adapts: str)
     assert np.array_equal(again.recommend(k=7).codes, many.recommend(k=7).codes)
     assert path.stat().st_size < 3000 * len(HISTORIES)
     other = Recommender(MML.build(UP, model.config, seed=1))
-    with pytest.raises(ValueError, match=r"users\.safetensors: these users were adapted from another model"):
+    with pytest.raises(ValueError, match=r"users\.safetensors: .*another"):
         other.load_users(path)
     damaged = bytearray(path.read_bytes())
     damaged[-5] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match="the checksum does not match"):
+    with pytest.raises(ValueError, match="the checksum"):
         recommender.load_users(path)
 
 
@@ -181,7 +181,7 @@ def test_users_of_changed_weights_are_refused() -> None:
     user = recommender.adapt(HISTORIES[0])
     with torch.no_grad():
         model.learners["id"].encoder.position.mul_(2)
-    with pytest.raises(ValueError, match=r"the model's weights have changed since .* adapt to them again"):
+    with pytest.raises(ValueError, match=r"the model's .*changed .*again"):
         user.recommend(k=3)
     assert recommender.adapt(HISTORIES[0]).recommend(k=3) == Recommender(model).adapt(HISTORIES[0]).recommend(k=3)
     assert not torch.equal(recommender.adapt(HISTORIES[0]).scores, user.users.state.tensors["state"][0, 0, 0])
