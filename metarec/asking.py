@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from metarec.data.cutting import clicked_before
 from metarec.data.dataset import Dataset
+from metarec.data.examples import clicked_before
 from metarec.data.sampler import EpisodeSampler
 from metarec.functional.ranking import ranks
 from metarec.model import Model, dense

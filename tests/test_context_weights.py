@@ -14,7 +14,7 @@ from metarec.types import EpisodeBatch
 from score_tables import EVERY, WARM, Table, random_weights, tables, users
 
 
-def standing(batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+def standardised(batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
     """(n, S, I) standardised scores of the tables, and which items they do not know."""
     z, unknown = [], []
     for part in tables().values():
@@ -30,7 +30,7 @@ def test_fitting_finds_the_weights_that_made_the_clicks() -> None:
     gap = batch.query.gap.log1p()  # type: ignore[union-attr]
     truth.usual.copy_(torch.stack([gap.mean(), gap.std()]))
     with torch.no_grad():
-        z, unknown = standing(batch)
+        z, unknown = standardised(batch)
         scores = truth.fuse(z, unknown, user_context(batch.query, WARM)[:, 0])
     seen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, batch.query.history, value=True)
     seen[:, 0] = True

@@ -109,9 +109,9 @@ def test_a_method_is_copied(name: str, way: str) -> None:
 def test_a_copy_has_graphs_of_its_own() -> None:
     meta = model().training_meta("id")
     assert meta.graphs is not None
-    meta.graphs.recorded["a shape"] = None
+    meta.graphs.captured["a shape"] = None
     other = copy.deepcopy(meta)
-    assert other.graphs is not None and other.graphs is not meta.graphs and other.graphs.recorded == {}
+    assert other.graphs is not None and other.graphs is not meta.graphs and other.graphs.captured == {}
 
 
 def test_weights_are_averaged() -> None:
@@ -172,7 +172,7 @@ def test_a_recommender_and_its_users_are_copied(way: str, served: bool) -> None:
     assert theirs.recommend(k=7).ids.tolist() != expected.ids[:, :7].tolist()
     assert users.recommend(k=8).ids.tolist() == expected.ids.tolist() and recommender.catalog.hidden == {"item9"}
     with pytest.raises(ValueError, match="adapt to them again"):
-        other.rank(users)
+        other.score(users)
 
 
 def test_users_of_weights_that_changed_are_refused_by_a_copy_too() -> None:

@@ -35,7 +35,7 @@ def by_hand(learner: ModalityLearner, user: int, steps: int) -> torch.Tensor:
         for p, slope in zip(moved, torch.autograd.grad(loss, moved), strict=True):
             p.data = p.data - 0.1 * slope
     with torch.no_grad():
-        scores = learner.rank(one_user(EPISODES.query, user))[0][0]
+        scores = learner.score(one_user(EPISODES.query, user))[0][0]
     for p, value in zip(moved, before, strict=True):
         p.data = value
     return scores

@@ -82,8 +82,8 @@ def imported(path: Path) -> Iterator[str]:
             yield ast.literal_eval(node.args[0])
 
 
-def room(dotted: str) -> str | None:
-    """The room of a metarec module: the part after the first dot."""
+def package_of(dotted: str) -> str | None:
+    """The package of a metarec module: the part after the first dot."""
     parts = dotted.split(".")
     return parts[1] if parts[0] == "metarec" and len(parts) > 1 else None
 
@@ -101,15 +101,15 @@ def run(code: str, cwd: Path) -> str:
 @pytest.mark.parametrize("path", [p for p in MODULES if p != PACKAGE / "__init__.py"], ids=name)
 def test_layers(path: Path) -> None:
     here = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    assert here in LAYERS, f"{name(path)}: a new room; give it a place in LAYERS and in the README"
-    rooms = {place for place in map(room, imported(path)) if place in LAYERS}
-    assert rooms <= LAYERS[here] | {here}
-    assert "metarec" not in set(imported(path)) or rooms, f"{name(path)} imports the package's front door"
+    assert here in LAYERS, f"{name(path)}: a new package; give it a place in LAYERS and in the README"
+    packages = {place for place in map(package_of, imported(path)) if place in LAYERS}
+    assert packages <= LAYERS[here] | {here}
+    assert "metarec" not in set(imported(path)) or packages, f"{name(path)} imports metarec/__init__.py"
 
 
 def test_every_layer_exists() -> None:
-    rooms = {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
-    assert rooms - {"__init__", "__pycache__"} == set(LAYERS)
+    packages = {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert packages - {"__init__", "__pycache__"} == set(LAYERS)
 
 
 def test_learn2learn_is_imported_in_one_file() -> None:

@@ -41,9 +41,9 @@ def encoder(dim: int = 8, length: int = 10, *, dropout: float = 0.0, **shape: in
 
 def as_graph(base: SequenceEncoder, users: int) -> KernelEncoder:
     """The encoder of so many users who have not taken a step."""
-    twin = KernelEncoder(base, users)
-    twin.mode = "graph"
-    return twin
+    copied = KernelEncoder(base, users)
+    copied.mode = "graph"
+    return copied
 
 
 def run(meta: MetaLearner, episodes: EpisodeBatch) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:

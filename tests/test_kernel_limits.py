@@ -70,14 +70,14 @@ def test_what_it_does_not_take():
 
 def test_bad_input_is_refused():
     base, keep = SequenceEncoder(8, max_length=4).double(), torch.ones(2, 4, dtype=torch.bool)
-    x, twin = torch.zeros(2, 5, 8, dtype=torch.float64), KernelEncoder(base, 2)
+    x, adapted = torch.zeros(2, 5, 8, dtype=torch.float64), KernelEncoder(base, 2)
     with pytest.raises(ValueError, match="history of 5 items, but max_length is 4"):
-        twin(x, torch.ones(2, 5, dtype=torch.bool))
+        adapted(x, torch.ones(2, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match=r"adapted to 2 .*histories.* 1"):
-        twin(x[:1, :4], keep[:1])
+        adapted(x[:1, :4], keep[:1])
     for position in (-1, 4):
         with pytest.raises(IndexError, match=r"positions .* 0 to 3"):
-            twin(x[:, :4], keep, None, torch.tensor([[0], [position]]))
+            adapted(x[:, :4], keep, None, torch.tensor([[0], [position]]))
     stack = CompiledUsers(ModalityLearner(IdItems(12, 8).double().frozen(), base), 1)
     support = ragged_episodes([6]).support
     with pytest.raises(RuntimeError, match=r"may .*encoder"):

@@ -82,8 +82,8 @@ def test_every_chunk_gets_the_examples_of_its_own_users(way):
     meta = build(learner, steps=2, memory_budget=1)
     adapted = meta.adapt(episodes.support)
     assert [stack.users for stack in adapted.stacks] == [1] * len(LENGTHS)
-    scores, state, active = adapted.rank(episodes.query)
-    stood, loss = adapted.stand(episodes.query), adapted.loss(episodes.query)
+    scores, state, active = adapted.score(episodes.query)
+    stood, loss = adapted.encode_queries(episodes.query), adapted.loss(episodes.query)
     among_all = adapted.loss(episodes.query, "softmax")
     for user in range(len(LENGTHS)):
         query = one_user(episodes.query, user)

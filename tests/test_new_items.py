@@ -59,7 +59,7 @@ def test_the_grown_model_is_the_one_built_from_the_whole_catalogue() -> None:
         for name, v in vectors.items()
     }
     grown = model.add_items(Catalog(Vocabulary(["a", "b", "c", "d"]), added))
-    catalog = model.catalog.grown(Catalog(Vocabulary(["a", "b", "c", "d"]), added))
+    catalog = model.catalog.add_items(Catalog(Vocabulary(["a", "b", "c", "d"]), added))
     built = MML(catalog, np.append(model.warm, [False] * 4), model.config, fitted=41)
     weights = {
         n: torch.cat([t, torch.zeros(4, t.shape[1])]) if n == "learners.id.items.items.weight" else t

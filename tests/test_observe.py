@@ -13,7 +13,7 @@ import torch
 
 from metarec import Dataset, Recommender
 from metarec.data import split_by_time
-from metarec.data.cutting import some_clicks
+from metarec.data.examples import filter_interactions
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.model import Model
 from metarec.recipes import EASE, CoClicks, Ensemble, LivePopularity, Popularity, Transitions
@@ -21,8 +21,8 @@ from optional import imported
 
 DATA = planted(users=120, items=40)
 UP, DOWN = split_by_time(DATA, at=PLANTED_SPLIT)
-EARLY = some_clicks(DATA, DATA.time <= np.quantile(DATA.time, 0.8))
-LATE = some_clicks(DATA, DATA.time > np.quantile(DATA.time, 0.8))
+EARLY = filter_interactions(DATA, DATA.time <= np.quantile(DATA.time, 0.8))
+LATE = filter_interactions(DATA, DATA.time > np.quantile(DATA.time, 0.8))
 ORDER = np.argsort(LATE.time, kind="stable")
 CLICKS = {
     "user": LATE.users.decode(LATE.user[ORDER].tolist()),

@@ -8,7 +8,7 @@ import pytest
 
 from evaluation_worlds import ITEMS, Neighbours, clicks_of, make_data, scored
 from metarec.comparison import compare
-from metarec.data.cutting import without_last
+from metarec.data.examples import leave_last_out
 from metarec.evaluation import evaluate
 from metarec.report import Report, results_table
 from metarec.types import Examples, Scorer
@@ -89,7 +89,7 @@ def test_clicks_that_have_not_come_yet_are_taken_from_the_end(clicks: int, least
     data = make_data()
     rest = {user: own[: len(own) - clicks] for user, own in clicks_of(data)}
     kept = {user: own for user, own in rest.items() if not clicks or len(own) >= least}
-    assert dict(clicks_of(without_last(data, clicks, least=least))) == {u: own for u, own in kept.items() if own}
+    assert dict(clicks_of(leave_last_out(data, clicks, least=least))) == {u: own for u, own in kept.items() if own}
 
 
 @pytest.mark.parametrize("clicks", [1, 2, 5])

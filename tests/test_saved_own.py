@@ -94,8 +94,8 @@ class Louder(ModalityLearner):
 
     linear = False
 
-    def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
-        found, state, active = super().rank(examples)
+    def score(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        found, state, active = super().score(examples)
         return 2 * found, state, active
 
 
@@ -192,7 +192,7 @@ def test_models_that_hold_themselves_are_refused(tmp_path: Path) -> None:
 
 def test_parts_of_other_items_are_refused(tmp_path: Path) -> None:
     other = Popularity(UP)
-    other.catalog = UP.catalog.grown(type(UP.catalog)(type(UP.catalog.items)(["more"])))
+    other.catalog = UP.catalog.add_items(type(UP.catalog)(type(UP.catalog.items)(["more"])))
     with pytest.raises(ValueError, match="part 'b' scores other items"):
         save(Ensemble({"a": Popularity(UP), "b": other}, UP), tmp_path / "x")
     with pytest.raises(ValueError, match=r"attach\(upstream\)"):

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import metarec
 from metarec.data import Catalog, Dataset, EpisodeSampler, Vocabulary, split_by_time
-from metarec.data.cutting import some_clicks
+from metarec.data.examples import filter_interactions
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.evaluation import evaluate
 from metarec.files import read_tensors, write_tensors
@@ -171,7 +171,7 @@ def test_what_saw_the_time_of_the_cold_users_is_refused(models: dict[str, tuple[
 
 
 def test_of_several_trainings_the_latest_click_counts() -> None:
-    early = some_clicks(UP, UP.time < np.median(UP.time))
+    early = filter_interactions(UP, UP.time < np.median(UP.time))
     for first, second in ((early, UP), (UP, early)):
         learner = of_ids(UP)
         for data in (first, second):

@@ -34,10 +34,10 @@ def evaluated(module: T) -> T:
         >>> evaluated(layer).training, layer.training
         (False, True)
     """
-    twin = copy.copy(module)
-    twin.training = False
-    twin._modules = {name: part and evaluated(part) for name, part in module._modules.items()}
-    return twin
+    out = copy.copy(module)
+    out.training = False
+    out._modules = {name: part and evaluated(part) for name, part in module._modules.items()}
+    return out
 
 
 @torch.no_grad()

@@ -146,7 +146,7 @@ class Counts(Model):
             ValueError: if an id is there already, or the items have a modality that the catalogue lacks.
         """
         out = self.copied()
-        out.catalog = self.catalog.grown(added)
+        out.catalog = self.catalog.add_items(added)
         out.warm = np.pad(self.warm, (0, len(added.items)))
         out.fitted = self.fitted or len(self.warm)
         out._grow(out.catalog.size)

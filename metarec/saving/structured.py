@@ -33,8 +33,8 @@ class Structured:
         if empty := [name for name, tensor in weights.items() if tensor.is_meta]:
             raise ValueError(f"weight {empty[0]!r} is on the device meta, without values")
         said = Describing(world, kept).whole(model)
-        twin = quietly(Reading(world, {**weights, **kept}, said).module)
-        if problem := difference(model, twin):
+        rebuilt = quietly(Reading(world, {**weights, **kept}, said).module)
+        if problem := difference(model, rebuilt):
             raise ValueError(problem)
         return Saved({name: said[name] for name in ("settings", "parts")}, {**weights, **kept})
 
