@@ -1,4 +1,4 @@
-"""Users as tasks: what each learns from (support) and what it is judged on (query)."""
+"""Sample users as meta-learning tasks: support and query sets."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ TOLD = (
 
 
 class ModalityLearner(FormerNames, LearnerModel, nn.Module):
-    """Scores the next item of each example by ``state . item vector``.
+    """A sequential recommender of one modality: scores the next item by ``user state . item vector``.
 
     Args:
         items: where item vectors come from (:class:`IdItems`, :class:`FeatureItems`, :class:`ColdItemGenerator`, or

@@ -24,7 +24,7 @@ AT_ONCE = 1 << 22  # scores whose moments are computed at once
 
 @dataclass(frozen=True, eq=False)
 class LinearScores:
-    """Scores of N users against the catalogue; see the module.
+    """Dot-product scores of N users, of several learners fused into one matrix product; see the module.
 
     Attributes:
         tables: the items.

@@ -1,4 +1,4 @@
-"""The baselines that everything must beat: what most users clicked, ever, lately, or just now."""
+"""Popularity baselines: most clicked ever, recently, or in a window before each moment."""
 
 from __future__ import annotations
 

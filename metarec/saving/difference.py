@@ -1,4 +1,4 @@
-"""Whether a module is what its description makes: only such a module can be built again from a file."""
+"""Compare a module with the one rebuilt from its description: only if they agree can it be saved."""
 
 from __future__ import annotations
 
