@@ -104,10 +104,10 @@ def test_gzipped_and_with_items_never_seen(tmp_path: Path) -> None:
     [
         (
             "u\t1\ti\tsoon",
-            r"line 405, column 'timestamp': 'soon' is not a finite number; expected a time in unix seconds, such as",
+            r"line 405, column 'timestamp': 'soon' .*seconds",
         ),
-        ("u\t1\t\t4", r"line 405, column 'item_id': is empty, expected an id"),
-        ("\t1\ti\t4", r"line 405, column 'user_id': is empty, expected an id"),
+        ("u\t1\t\t4", r"line 405, column 'item_id': .*empty"),
+        ("\t1\ti\t4", r"line 405, column 'user_id': .*empty"),
         ("u\t1\ti", r"line 405 has 3 tab-separated fields, expected 4 as in the header \(user_id, other, item_id"),
     ],
 )

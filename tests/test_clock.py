@@ -108,9 +108,7 @@ def file(path: Path, *times: object) -> Path:
 
 def test_two_units_in_one_column_are_refused(tmp_path: Path) -> None:
     path = file(tmp_path, *range(1_600_000_000, 1_600_000_005), 1_600_000_000_000)
-    told = (
-        r"d\.inter: column 'time': most times are unix seconds, but 1 are not, such as 1600000000000 \(milliseconds\)"
-    )
+    told = r"d\.inter: column 'time': .*seconds.* 1 .*such.* 1600000000000 \(milliseconds\)"
     with pytest.raises(ValueError, match=told):
         load_atomic(path)
 

@@ -172,7 +172,7 @@ def test_a_recommender_and_its_users_are_copied(way: str, served: bool) -> None:
     assert theirs.recommend(k=7).ids.tolist() != expected.ids[:, :7].tolist()
     assert users.recommend(k=8).ids.tolist() == expected.ids.tolist() and recommender.catalog.hidden == {"item9"}
     with pytest.raises(ValueError, match="adapt to them again"):
-        other.score(users)
+        other.rank(users)
 
 
 def test_users_of_weights_that_changed_are_refused_by_a_copy_too() -> None:

@@ -145,16 +145,16 @@ def test_a_saved_model_keeps_added_and_removed_items(tmp_path: Path) -> None:
 
 
 WRONG = {
-    "known": ({"ids": ["item3"], "text": TEXT[:1]}, r"item id 'item3' is in the catalogue already"),
+    "known": ({"ids": ["item3"], "text": TEXT[:1]}, r"item id 'item3' .*catalogue"),
     "twice": ({"ids": ["n", "n"], "text": TEXT[:2]}, r"item id 'n' appears more than once"),
-    "string": ({"ids": "n", "text": TEXT[:1]}, r"expected a sequence of item ids, got the string 'n'"),
+    "string": ({"ids": "n", "text": TEXT[:1]}, r"expected .*sequence.* 'n'"),
     "number": ({"ids": [3], "text": TEXT[:1]}, r"item id 3 is not a string"),
     "modality": ({"ids": ["n"], "audio": TEXT[:1]}, r"no modality 'audio'; it has \['image', 'text'\]"),
-    "rows": ({"ids": ["n", "m"], "text": TEXT[:1]}, r"text needs one vector for each of the 2 ids, got 1"),
+    "rows": ({"ids": ["n", "m"], "text": TEXT[:1]}, r"text .*vector.* 2 ids, got 1"),
     "width": ({"ids": ["n"], "text": IMAGE[:1]}, r"text of item 'n' must have shape \(24,\), got \(16,\)"),
-    "nan": ({"ids": ["n"], "text": [[0.0] * 23 + [float("nan")]]}, r"text of item 'n' is not finite in column 23"),
-    "none": ({"ids": ["n", "m"], "text": {"n": TEXT[1]}}, r"item 'm' has no vector in any modality"),
-    "other": ({"ids": ["n"], "text": {"m": TEXT[1]}}, r"text has a vector of 'm', which is not one of the new ids"),
+    "nan": ({"ids": ["n"], "text": [[0.0] * 23 + [float("nan")]]}, r"text of item 'n' .*column 23"),
+    "none": ({"ids": ["n", "m"], "text": {"n": TEXT[1]}}, r"item 'm' .*modality"),
+    "other": ({"ids": ["n"], "text": {"m": TEXT[1]}}, r"text .*vector.* 'm', .*ids"),
     "attribute": (
         {"ids": ["n"], "text": TEXT[1:2], "attributes": {"title": ["x"]}},
         r"attribute 'title' .*cluster",

@@ -184,7 +184,7 @@ def test_a_learner_that_is_broken_for_one_user_alone_is_named() -> None:
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("bias", r"the weight in the fusion of learners \['id', 'image', 'text'\]"),
+        ("bias", r"the .*learners \['id', 'image', 'text'\]"),
         ("scale", "the score .* of learner 'image'"),
     ],
 )

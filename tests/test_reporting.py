@@ -106,9 +106,9 @@ def test_a_broken_file_is_named_with_its_fault(tmp_path: Path) -> None:
         (file.read_text()[:-20], "not a JSON file"),
         ("[1]", r"it lacks \['dataset', "),
         (json.dumps({k: v for k, v in good.items() if k not in ("seed", "methods")}), r"lacks \['seed', 'methods'\]"),
-        (json.dumps({**good, "methods": {"m": {"mrr@10": 0.5}}}), r"methods\.m\.mrr@10: expected an object with mean"),
+        (json.dumps({**good, "methods": {"m": {"mrr@10": 0.5}}}), r"methods\.m\.mrr@10: .*object"),
         (json.dumps({**good, "cold_items": {"m": {"mrr@10": {"mean": 1}}}}), r"cold_items\.m\.mrr@10: expected an"),
-        (json.dumps({**good, "methods": 3}), r"methods: expected an object with mean and se, got 3"),
+        (json.dumps({**good, "methods": 3}), r"methods: .*object.* 3"),
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=message) as caught:

@@ -227,15 +227,15 @@ def test_for_users_restricts_and_keeps_the_negatives() -> None:
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": -1}, "seed .*least 0, got -1"),
         ({"users_per_batch": 0}, "users_per_batch must be at least 1"),
         ({"max_length": 2}, "max_length must be at least 3, got 2"),
-        ({"negatives": -1}, "negatives must be at least 0"),
-        ({"part": "valid"}, "part must be one of .* got 'valid'"),
+        ({"negatives": -1}, "negatives .*least 0"),
+        ({"part": "valid"}, "part .*of .* got 'valid'"),
         ({"negative_sampling": "hard"}, "'uniform' or 'popularity', got 'hard'"),
-        ({"queries": 0}, "queries must be an int of at least 1 or a share"),
-        ({"queries": 1.0}, "queries must be an int of at least 1 or a share"),
-        ({"part": "test"}, "2 of 2 users are users with fewer than 4 clicks .the longest has 3.; give users with"),
+        ({"queries": 0}, "queries .*least 1 or a share"),
+        ({"queries": 1.0}, "queries .*least 1 or a share"),
+        ({"part": "test"}, "2 of 2 .*fewer.* 4 clicks .the longest has 3.; give users with"),
     ],
 )
 def test_bad_settings_are_refused(settings_: dict[str, Any], message: str) -> None:

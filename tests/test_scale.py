@@ -138,10 +138,10 @@ def test_a_stand_in_is_found_however_many_items_have_it(share: float) -> None:
 
 
 SAME = {
-    "zeros": (torch.zeros_like(TEXT), None, "all 40 items have the same features"),
-    "constant": (torch.full_like(TEXT, 0.1), None, "all 40 items have the same features"),
-    "one item": (TEXT * (ROWS == 4).unsqueeze(1), ROWS == 4, "1 of the items has features"),
-    "none": (torch.zeros_like(TEXT), ROWS < 0, "0 of the items has features"),
+    "zeros": (torch.zeros_like(TEXT), None, "all 40 .*features"),
+    "constant": (torch.full_like(TEXT, 0.1), None, "all 40 .*features"),
+    "one item": (TEXT * (ROWS == 4).unsqueeze(1), ROWS == 4, "1 .*features"),
+    "none": (torch.zeros_like(TEXT), ROWS < 0, "0 .*features"),
 }
 
 

@@ -247,13 +247,13 @@ def test_figures_of_other_rules_are_not_compared() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"k": 10}, r"k must be list lengths of at least 1, as in k=\(10,\), got 10"),
-        ({"k": ()}, r"k must be list lengths"),
+        ({"k": 10}, r"k .*lengths.* 1, as in k=\(10,\), got 10"),
+        ({"k": ()}, r"k .*lengths"),
         ({"k": (0, 5)}, r"got \(0, 5\)"),
         ({"k": (True,)}, r"got \(True,\)"),
         ({"k": ("10",)}, r"got \('10',\)"),
         ({"k": "10"}, "got '10'"),
-        ({"part": "testing"}, r"part must be one of \['validation', 'test', 'serving'\], got 'testing'"),
+        ({"part": "testing"}, r"part .*of \['validation', 'test', 'serving'\], got 'testing'"),
         ({"repeated": "drop"}, "repeated must be 'leave_out' or 'miss', got 'drop'"),
     ],
 )

@@ -59,13 +59,13 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         "item id 'c' appears more than",
     ),
     "columns of different lengths": (lambda: replace(DATA, time=DATA.time[1:]), "one value per .* got 3, 3 and 2"),
-    "users out of order": (lambda: replace(DATA, user=np.array([1, 2, 1])), "sorted by user, then time"),
-    "times out of order": (lambda: replace(DATA, time=np.array([8, 5, 7])), "sorted by user, then time"),
+    "users out of order": (lambda: replace(DATA, user=np.array([1, 2, 1])), "sorted .*time"),
+    "times out of order": (lambda: replace(DATA, time=np.array([8, 5, 7])), "sorted .*time"),
     "warmth of fewer items": (lambda: replace(DATA, warm=DATA.warm[1:]), r"warm must have shape \(4,\), got \(3,\)"),
     "users of another batch": (lambda: replace(BATCH, user=BATCH.user[1:]), "same users, got 2, 3 and 3"),
     "queries of another batch": (lambda: replace(BATCH, query=EXAMPLES[:1]), "same users, got 3, 3 and 1"),
-    "pieces of no size": (lambda: next(BATCH.chunks()), r"sizes must be at least 1, got \(\)"),
-    "pieces of nobody": (lambda: next(BATCH.chunks(2, 0)), r"sizes must be at least 1, got \(2, 0\)"),
+    "pieces of no size": (lambda: next(BATCH.chunks()), r"sizes .*least 1, got \(\)"),
+    "pieces of nobody": (lambda: next(BATCH.chunks(2, 0)), r"sizes .*least 1, got \(2, 0\)"),
 }
 
 
