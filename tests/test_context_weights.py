@@ -10,7 +10,7 @@ from torch import Tensor
 from metarec.recipes.candidates import candidate_scores
 from metarec.recipes.context_weights import ContextWeights
 from metarec.recipes.user_context import user_context
-from metarec.types import EpisodeBatch
+from metarec.types import EpisodeBatch, Examples
 from score_tables import EVERY, WARM, Table, random_weights, tables, users
 
 
@@ -85,6 +85,20 @@ def test_weights_hardly_depend_on_which_items_are_sampled(monkeypatch: pytest.Mo
         weights.append(found.weight.detach())
     assert weights[0][0, 0] > 1
     torch.testing.assert_close(weights[1], weights[0], atol=0.1, rtol=0)
+
+
+def test_the_context_counts_what_each_query_may_read() -> None:
+    """Of a user without clicks nothing counts, and a gap below 0 is none."""
+    batch, one = users(40, seed=1), torch.ones(1, 1, dtype=torch.int64)
+    found = user_context(batch.query, WARM)
+    for row, history in enumerate(batch.query.history.tolist()):
+        read = [item for item in history if item]
+        cold = sum(not bool(WARM[item]) for item in read) / len(read)
+        gap = np.log1p(float(batch.query.gap[row, 0]))  # type: ignore[index]
+        assert found[row, 0].tolist() == pytest.approx([len(read), cold, gap])
+    for gap, expected in ((None, np.nan), (torch.zeros(1, 1), 0.0), (torch.full((1, 1), -5.0), 0.0)):
+        nobody = Examples(one * 0, one * 0, one, one.unsqueeze(2), torch.ones(1, 1), gap=gap)
+        assert user_context(nobody, WARM)[0, 0].tolist() == pytest.approx([1.0, 0.0, expected], nan_ok=True)
 
 
 def test_weights_of_a_user_are_those_in_any_batch() -> None:

@@ -112,7 +112,7 @@ class WindowCounts:
     window: float
     half_life: float
     counts: Floats
-    left: int = 0
+    left: int
 
     @classmethod
     def of(cls, log: ClickLog, window: float, half_life: float, items: int) -> Self:
