@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ from metarec import (
     IdItems,
     MetaLearner,
     ModalityLearner,
+    Popularity,
     Recommender,
     SequenceEncoder,
     as_model,
@@ -131,6 +133,10 @@ def test_what_does_not_name_its_items_is_refused_with_the_way_out() -> None:
     bare: Any = MetaLearner(ModalityLearner(IdItems(41, 8), SequenceEncoder(8)))
     with pytest.raises(TypeError, match=r"MetaLearner .*attach"):
         Recommender(bare)
+    half = copy.copy(Popularity(UP))
+    half.warm = None
+    with pytest.raises(TypeError, match=r"Popularity .*attach"):
+        Recommender(half)
     nothing: Any = torch.nn.Linear(2, 2)
     with pytest.raises(TypeError, match=r"got Linear, .*adapt"):
         Recommender(nothing)
