@@ -101,6 +101,18 @@ def test_the_context_counts_what_each_query_may_read() -> None:
         assert user_context(nobody, WARM)[0, 0].tolist() == pytest.approx([1.0, 0.0, expected], nan_ok=True)
 
 
+def test_features_are_those_of_a_formula() -> None:
+    """The log of the gap is standardised and clipped to three deviations; what is not known is as usual."""
+    weights = random_weights()
+    mean, deviation = weights.usual.tolist()
+    for clicks, cold, gap in ((1.0, 0.0, mean), (7.0, 0.25, mean + deviation), (20.0, 1.0, 99.0), (3.0, 0.5, -99.0)):
+        z = min(3.0, max(-3.0, (gap - mean) / deviation))
+        expected = [1.0, np.log(clicks) - 1.5, cold, z, z * z - 1]
+        assert weights.features(torch.tensor([clicks, cold, gap])).tolist() == pytest.approx(expected, abs=1e-6)
+    unknown = weights.features(torch.tensor([3.0, 0.5, torch.nan])).tolist()
+    assert unknown == pytest.approx([1.0, np.log(3) - 1.5, 0.5, 0.0, 0.0])
+
+
 def test_weights_of_a_user_are_those_in_any_batch() -> None:
     weights = random_weights()
     context = torch.rand(257, 3, generator=torch.Generator().manual_seed(0)) * 20 + 1

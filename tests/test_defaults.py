@@ -18,10 +18,13 @@ from torch import Tensor, nn
 from metarec.data import Dataset
 from metarec.data.examples import filter_interactions
 from metarec.recipes import EASE, ItemKNN, inner_steps, sasrec, select_inner_steps
+from metarec.recipes.candidates import candidate_scores
+from metarec.recipes.context_weights import ContextWeights
 from metarec.recipes.lightgcn import LightGCN
 from metarec.recommender import Recommender
 from metarec.service.journal import Journal
 from metarec.types import Examples, Progress, Scored
+from score_tables import WARM, tables, users
 from serving_worlds import HISTORIES, lively
 from tiny import CONFIG, DOWN, UP
 
@@ -89,6 +92,13 @@ def test_the_journal_waits_ten_seconds_for_another_writer(tmp_path: Path, monkey
     assert set(waits) == {10.0}
 
 
+def test_weights_are_fitted_by_a_generalised_cross_entropy_of_point_four() -> None:
+    seen = candidate_scores(tables(), WARM, [users(60)], exclude_seen=False)
+    one, other = ContextWeights(tables()), ContextWeights(tables(), context=True)
+    one.fit(seen), other.fit(seen, penalty=1e-3, top=0.4, iterations=40)
+    alike(one, other)
+
+
 class Moves(nn.Module):
     """Stands in for MML: inner steps move the targets of the first users from one place of their lists to another."""
 
@@ -126,10 +136,10 @@ def test_inner_steps_are_judged_by_the_first_ten_places(moved: int, still: int, 
 
 def test_a_gain_is_more_than_two_standard_errors() -> None:
     count = len(DOWN.user_codes)
-    for users in range(1, count):
-        share = users / count
+    for gaining in range(1, count):
+        share = gaining / count
         errors = share / (share * (1 - share) / (count - 1)) ** 0.5
-        assert selected(Moves(1, 20, users)) == (CONFIG.inner_steps if errors > 2 else 0)
+        assert selected(Moves(1, 20, gaining)) == (CONFIG.inner_steps if errors > 2 else 0)
 
 
 def selected(model: Any) -> int:
