@@ -113,7 +113,7 @@ def expected_second(
         slopes = torch.autograd.grad(loss, trained, allow_unused=True, retain_graph=True)
         totals = [t if s is None else t + s for t, s in zip(totals, slopes, strict=True)]
         with torch.no_grad():
-            scores = functional_call(called, own, ("rank", query[user : user + 1]))[0]
+            scores = functional_call(called, own, ("score", query[user : user + 1]))[0]
         out.append((scores[0], loss.detach(), torch.cat([own[n].detach().flatten() for n in names])))
     return _named(out, totals)
 

@@ -88,7 +88,7 @@ def test_with_kept_weights_an_update_goes_on_with_the_steps(
             for history in (HISTORIES[number], HISTORIES[number] + more[number]):
                 support, query = recommender._states.current().support(Clicks.of([history], model.catalog.items))
                 weights = stepped(model, name, weights, support)
-            state, _ = under(weights, model.learner(name), "stand", query)
+            state, _ = under(weights, model.learner(name), "encode_queries", query)
             assert torch.allclose(found.state.tensors["state"][number, position], state[0, 0], atol=5e-5), (
                 number,
                 name,
