@@ -12,7 +12,7 @@ from torch import Tensor
 from metarec.data import Catalog, Dataset, EpisodeSampler, Modality, Vocabulary
 from metarec.export import Scoring
 from metarec.io import load, save
-from metarec.recipes import MML, MMLConfig
+from metarec.recipes import MML, MMLConfig, Popularity
 from metarec.recipes.ensemble import Ensemble
 from metarec.recipes.fusing import FusedMethod
 from metarec.recommender import Recommender
@@ -131,6 +131,16 @@ def test_a_saved_model_knows_what_it_was_trained_with(tmp_path) -> None:
     torch.testing.assert_close(scores_of(Recommender(again)), scores_of(Recommender(model)), atol=2e-5, rtol=1e-5)
     with pytest.raises(ValueError, match="is on another scale"):
         Recommender(again).add_items(["x"], text=30 * TEXT[3:4])
+
+
+def test_an_ensemble_refuses_what_its_parts_would() -> None:
+    model = shaken(*WORLDS["default"])
+    ensemble = Ensemble({"popular": Popularity(UP), "MML": model}, UP)
+    assert {name: scale.length for name, scale in ensemble.scales.items()} == {
+        name: scale.length for name, scale in model.scales.items()
+    }
+    with pytest.raises(ValueError, match="another scale"):
+        Recommender(ensemble).add_items(["x"], text=30 * TEXT[3:4])
 
 
 @pytest.mark.parametrize("factor", [12, 100, 1e6, 1e20, -50])

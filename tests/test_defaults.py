@@ -10,13 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from metarec.data import Dataset
-from metarec.data.examples import filter_interactions
 from metarec.recipes import EASE, ItemKNN, inner_steps, sasrec, select_inner_steps
 from metarec.recipes.candidates import candidate_scores
 from metarec.recipes.context_weights import ContextWeights
@@ -121,8 +119,7 @@ def at_places(query: Examples, places: Tensor) -> Scored:
     items = torch.arange(UP.catalog.size)
     scores = items.float().repeat(users, queries, 1)
     others = scores.scatter(-1, target, -1.0).sort(descending=True).values
-    places = torch.where(target > 0, places.view(-1, 1, 1), 41 - places.view(-1, 1, 1))  # of what only pads, reversed
-    above = others.gather(-1, places - 1)
+    above = others.gather(-1, (places - 1).view(-1, 1, 1).expand(-1, queries, 1))
     scores.scatter_(-1, target, above + 0.5)
     return Scored(scores, scores[..., :1], items > 0, torch.ones(users, queries) > 0)
 
@@ -143,10 +140,8 @@ def test_a_gain_is_more_than_two_standard_errors() -> None:
 
 
 def selected(model: Any) -> int:
-    """In lists that show seen items, so places are those of the whole catalogue; every second user has 6 clicks."""
-    place = np.arange(len(DOWN)) - np.repeat(DOWN.offsets[:-1], np.diff(DOWN.offsets))
-    users = filter_interactions(DOWN, (DOWN.user % 2 == 0) | (place < 6))
-    return select_inner_steps(model, replace(users, upstream_repeat_share=1.0))["id"]
+    """In lists that show seen items, so that places are those of the whole catalogue."""
+    return select_inner_steps(model, replace(DOWN, upstream_repeat_share=1.0))["id"]
 
 
 def test_inner_steps_are_judged_on_the_last_five_clicks(monkeypatch: pytest.MonkeyPatch) -> None:
