@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from evaluation_worlds import ITEMS, make_data, warm_only
 from metarec.data import EpisodeSampler, split_by_time
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.meta import MetaLearner
@@ -12,8 +13,6 @@ from metarec.recipes import sasrec
 from metarec.recipes.lightgcn import LightGCN
 from metarec.recipes.metalearned import maml, reptile
 from metarec.recipes.next_item import every_click
-from test_baselines import warm_only
-from test_evaluation import ITEMS, make_data
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

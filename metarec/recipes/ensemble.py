@@ -200,7 +200,7 @@ class Ensemble(Model, nn.Module):
         """
         if self.catalog is None:
             raise ValueError("add_items: the ensemble has no catalogue; give it upstream=")
-        catalog = self.catalog.grown(added)
+        catalog = self.catalog.add_items(added)
         out = self._with(
             {name: _each(name, "add_items", part.add_items, added) for name, part in self._members.items()}
         )
