@@ -49,6 +49,8 @@ class Split(NamedTuple):
     down: Dataset
 
 
+CHOSEN_ON: tuple[str, ...] = ()
+"""Sets on which settings of the recipe itself were chosen. All figures of the others are of settings from elsewhere."""
 RESEARCH = "research only, not to be passed on"
 SOURCES = {
     "movietweetings": Source(portable_real.tweeted_films, "MIT"),
