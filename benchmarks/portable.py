@@ -7,7 +7,8 @@
 
 The last three clicks of each cold user are asked for, each with all that came before it. The best part and the best
 peer are chosen in hindsight, on the very clicks of the figures, which is the hardest standard. Seen items are kept
-where people repeat. What is found is kept for each set in ``build/portable/runs``; ``--fresh`` forgets it.
+where people repeat. What is found is kept for each set in ``build/portable/runs``; ``--fresh`` forgets what is of the
+recipe, not of the peers.
 """
 
 from __future__ import annotations
@@ -34,11 +35,10 @@ KEPT = ROOT / "build" / "portable" / "runs"
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run what is asked for, and write the file after each set."""
     options = parse(arguments)
-    folder = options.kept / options.recipe
     if options.fresh:
         for name in options.sets:
-            shutil.rmtree(folder / name, ignore_errors=True)
-    runs, found = Runs(folder, options.commit or commit()), []
+            shutil.rmtree(options.kept / options.recipe / name, ignore_errors=True)
+    runs, found = Runs(options.kept, options.recipe, options.commit or commit()), []
     for split in splits(options.sets):
         for seed in range(options.seeds):
             peers = options.peers if seed < options.peer_seeds and not options.without_peers else None
@@ -74,7 +74,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_numbers(parser, {"seeds": (3, "of ours"), "peer-seeds": (1, "of these that the peers get, too")})
     parser.add_argument("--without-peers", action="store_true", help="ours alone")
     parser.add_argument("--peers", type=Path, default=PYTHON, metavar="PYTHON", help="of the environment of the peers")
-    parser.add_argument("--fresh", action="store_true", help="forget what was found before")
+    parser.add_argument("--fresh", action="store_true", help="forget what was found of the recipe before")
     parser.add_argument("--tiny", action="store_true", help="one epoch of very small peers, to try the command")
     parser.add_argument("--kept", type=Path, default=KEPT, metavar="FOLDER", help="where sections are kept")
     parser.add_argument("--out", type=Path, default=OUT, metavar="FILE.json")

@@ -6,6 +6,7 @@ What is found is kept in a file for each section, so that a run that is cut off 
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import time
@@ -65,29 +66,42 @@ if hasattr(mr, "fit"):
 
 
 class Runs:
-    """Sections of results, each computed once and kept in a file.
+    """Sections of results, each computed once and kept in a file, as long as the data set stays what it is.
 
     Args:
-        folder: where they are kept.
+        folder: where they are kept: those of ours by the recipe's name, those of the peers for all recipes.
+        recipe: its name.
         commit: what runs now, noted in each.
     """
 
-    def __init__(self, folder: Path, commit: str) -> None:
-        self.folder, self.commit = folder, commit
+    def __init__(self, folder: Path, recipe: str, commit: str) -> None:
+        self.folder, self.recipe, self.commit = folder, recipe, commit
 
     def section(self, split: Split, seed: int, name: str, make: Callable[[], Section]) -> Section:
         """What was kept, or what ``make`` finds now."""
-        path = self.folder / split.name / f"{seed}-{name}.json"
+        path = self.folder / ("peers" if name == "peers" else self.recipe) / split.name / f"{seed}-{name}.json"
+        sign = signature(split)
         if path.exists():
             found: Section = json.loads(path.read_text(encoding="utf-8"))
-            say(f"{split.name}, seed {seed}, {name}: kept from {found['commit'][:10]}")
-            return found
+            if found["signature"] == sign:
+                say(f"{split.name}, seed {seed}, {name}: kept from {found['commit'][:10]}")
+                return found
         began = time.perf_counter()
-        found = {"commit": self.commit, **make()}
+        found = {"commit": self.commit, "signature": sign, **make()}
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, found)
         say(f"{split.name}, seed {seed}, {name}: {time.perf_counter() - began:.0f} s")
         return found
+
+
+def signature(split: Split) -> str:
+    """Tells one state of a data set from another."""
+    columns = [getattr(side, name) for side in (split.up, split.down) for name in ("user", "item", "time")]
+    views = [view.features.numpy() for _, view in sorted(split.data.catalog.modalities.items())]
+    digest = hashlib.sha256()
+    for column in (*columns, *views):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def say(text: str) -> None:

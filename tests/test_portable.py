@@ -245,3 +245,11 @@ def test_means_over_real_data_alone(modules):
     assert found["geometric_mean_gain_over_parts"] == pytest.approx(1.0)  # of 2, 1/2 and 8
     assert found["geometric_mean_gain_over_peers"] == pytest.approx(1.0)
     assert found["worst_ratio"] == 0.25 and found["worst_ratio_on_real_data"] == 0.5
+
+
+def test_what_is_kept_of_other_data_does_not_count(command, tmp_path):
+    command("--sets", "planted-60", "--seeds", "1")
+    path = tmp_path / "kept" / "counts" / "planted-60" / "0-upstream.json"
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    path.write_text(json.dumps({**kept, "seconds": 77.0, "signature": "of another"}), encoding="utf-8")
+    assert command("--sets", "planted-60", "--seeds", "1")["rows"][0]["seconds"] < 77
