@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -55,30 +55,15 @@ def transformer(kind: str) -> Fit:
     """RecTools' SASRec, or its eSASRec: the same with LiGR blocks. Full softmax, features beside the ids."""
 
     def fit(data: Mapping[str, Array], side: str, candidate: Candidate, watch: Watch | None) -> Scores:
-        nn, lightning = (
-            importlib.import_module(n) for n in ("rectools.models.nn.transformers.sasrec", "pytorch_lightning")
-        )
-        ligr = importlib.import_module("rectools.models.nn.transformers.ligr").LiGRLayers
-        lightning.seed_everything(int(data["seed"]), verbose=False)
+        sasrec = importlib.import_module("rectools.models.nn.transformers.sasrec")
+        importlib.import_module("pytorch_lightning").seed_everything(int(data["seed"]), verbose=False)
         table = _features(data)
+        kinds: dict[str, Any] = {"lightning_module_type": without_padding()}
+        if kind == "eSASRec":
+            ligr = importlib.import_module("rectools.models.nn.transformers.ligr")
+            kinds["transformer_layers_type"] = ligr.LiGRLayers
         blocks = [importlib.import_module("rectools.models.nn.item_net").IdEmbeddingsItemNet]
-
-        class Look(lightning.Callback):  # type: ignore[misc, name-defined, unused-ignore]
-            def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
-                if watch is not None:
-                    trainer.should_stop = watch(_scores(data, module.torch_model, module.data_preparator))
-                    module.train()
-
-        def trainer() -> Any:
-            quiet = dict.fromkeys(
-                ("enable_progress_bar", "enable_model_summary", "logger", "enable_checkpointing"), False
-            )
-            return lightning.Trainer(
-                max_epochs=candidate["epochs"], min_epochs=1, devices=1, callbacks=[Look()], **quiet
-            )
-
-        kinds = {"transformer_layers_type": ligr} if kind == "eSASRec" else {}
-        model = nn.SASRecModel(
+        model = sasrec.SASRecModel(
             n_factors=candidate["factors"],
             n_blocks=2,
             n_heads=2,
@@ -87,7 +72,7 @@ def transformer(kind: str) -> Fit:
             loss="softmax",
             lr=1e-3,
             batch_size=64,
-            get_trainer_func=trainer,
+            get_trainer_func=trainer(data, candidate, watch),
             recommend_torch_device="cpu",
             item_net_block_types=[*blocks, *([feature_net()] if table is not None else [])],
             **kinds,
@@ -96,6 +81,40 @@ def transformer(kind: str) -> Fit:
         return _scores(data, copy.deepcopy(model.torch_model), model.data_preparator)
 
     return fit
+
+
+def trainer(data: Mapping[str, Array], candidate: Candidate, watch: Watch | None) -> Callable[[], Any]:
+    """Makes Lightning's trainer, which asks ``watch`` after each epoch whether to stop."""
+    lightning = importlib.import_module("pytorch_lightning")
+
+    class Look(lightning.Callback):  # type: ignore[misc, name-defined, unused-ignore]
+        def on_train_epoch_end(self, trainer: Any, module: Any) -> None:
+            if watch is not None:
+                trainer.should_stop = watch(_scores(data, module.torch_model, module.data_preparator))
+                module.train()
+
+    def make() -> Any:
+        off = ("enable_progress_bar", "enable_model_summary", "logger", "enable_checkpointing")
+        how = {"max_epochs": candidate["epochs"], "min_epochs": 1, "devices": 1, "callbacks": [Look()]}
+        return lightning.Trainer(**how, **dict.fromkeys(off, False))
+
+    return make
+
+
+def without_padding() -> Any:
+    """RecTools' training with the same loss, but logits of clicks only: it computes those of the padding, too."""
+    base = importlib.import_module("rectools.models.nn.transformers.lightning").TransformerLightningModule
+
+    class Training(base):  # type: ignore[misc, valid-type, unused-ignore]
+        def training_step(self, batch: dict[str, torch.Tensor], batch_idx: int) -> torch.Tensor:
+            model, real = self.torch_model, batch["y"] > 0
+            table = model.item_model.get_all_embeddings()
+            state = model.encode_sessions(batch, table)[real].unsqueeze(0)
+            logits = model.similarity_module(state, table) / self.logits_t
+            loss: torch.Tensor = self.loss_calculator(logits, batch["y"][real][None], batch["yw"][real][None])
+            return loss
+
+    return Training
 
 
 def feature_net() -> Any:
