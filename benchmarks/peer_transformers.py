@@ -180,13 +180,13 @@ def _scores(data: Mapping[str, Array], model: Any, prepared: Any) -> Scores:
             clicks = history[history > 0][-READS:]
             x[row, READS - len(clicks) :] = clicks
         table = model.item_model.get_all_embeddings()
-        state = model.encode_sessions({"x": torch.from_numpy(x)}, table)[:, -1]
+        state = model.encode_sessions({"x": torch.from_numpy(x).to(table.device)}, table)[:, -1]
         state, table = (
             model.similarity_module.session_tower_forward(state),
             model.similarity_module.item_tower_forward(table),
         )
         out = np.zeros((len(histories), items), dtype=np.float32)
-        out[:, ours] = (state @ table[tokens:].T).numpy()
+        out[:, ours] = (state @ table[tokens:].T).cpu().numpy()
         out[~x.any(1)] = 0.0  # it says nothing of who clicked nothing that it knows: all items are equal
         return out
 

@@ -10,6 +10,7 @@ from results import RESULTS, gain, number, read, share
 from tables import table
 
 NAME = "portable"
+COLD = "cold users' clicks on cold items"
 PICTURE = """```{picture} portable
 :alt: Two columns of dots with intervals, a dot for each data set: what the recipe gains over its best part.
 NDCG@10 of the recipe against its best single part in hindsight, with 95% intervals of the paired difference over
@@ -52,7 +53,26 @@ def travels() -> str:
         f"in hindsight, {share(found['geometric_mean_gain_over_peers'])} over the best peer. The worst figure is "
         f"{found['worst_ratio']:.2f} times that of the best part ({found['worst_ratio_on']})."
     )
-    return f"{said}\n\n{PICTURE}\n{table(head, cells)}\n{adapting()}"
+    return f"{said}\n\n{PICTURE}\n{table(head, cells)}\n{adapting()}\n{sets()}"
+
+
+def sets() -> str:
+    """What each data set is like."""
+    head = ("data", "upstream", "cold users", "items", "repeats", "on cold items", "features", "licence")
+    cells = [
+        (
+            name,
+            f"{facts['users upstream']:,} users, {facts['clicks upstream']:,} clicks",
+            f"{facts['cold users']:,}, {facts['clicks of cold users']:,} clicks",
+            f"{facts['items']:,}",
+            f"{facts['repeat share']:.0%}",
+            f"{facts[COLD]:.0%}",
+            ", ".join(facts["features"]) or "none",
+            facts["licence"],
+        )
+        for name, facts in read(NAME)["data"].items()
+    ]
+    return f"What the sets are like; repeats are those upstream:\n\n{table(head, cells)}"
 
 
 def adapting() -> str:
