@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from portable_data import Split, facts
-from portable_peers import peer_reports
+from portable_peers import PEERS, peer_reports
 from tqdm import tqdm
 
 import metarec as mr
@@ -79,7 +79,7 @@ class Runs:
 
     def section(self, split: Split, seed: int, name: str, make: Callable[[], Section]) -> Section:
         """What was kept, or what ``make`` finds now."""
-        path = self.folder / ("peers" if name == "peers" else self.recipe) / split.name / f"{seed}-{name}.json"
+        path = self.folder / ("peers" if name in PEERS else self.recipe) / split.name / f"{seed}-{name}.json"
         sign = signature(split)
         if path.exists():
             found: Section = json.loads(path.read_text(encoding="utf-8"))
@@ -134,8 +134,7 @@ def one(
         out[information] = runs.section(split, seed, information, make)
         known = tuple(out[information]["reports"]["ranks"])
     if peers is not None:
-        python = peers
-        out["peers"] = runs.section(split, seed, "peers", lambda: others(split, seed, python, settings))
+        out["peers"] = others(split, seed, runs, peers, settings)
     return out
 
 
@@ -190,11 +189,19 @@ def inner(part: Method) -> Method:
     return found
 
 
-def others(split: Split, seed: int, python: Path, settings: Mapping[str, Any]) -> Section:
-    """The peers, on the same questions."""
-    found = peer_reports(split, seed, python, POSITIONS, **settings)
-    reports = {name: answered.report for name, answered in found.items()}
-    return {"reports": packed(reports), "told": {name: dict(answered.told) for name, answered in found.items()}}
+def others(split: Split, seed: int, runs: Runs, python: Path, settings: Mapping[str, Any]) -> Section:
+    """The peers, on the same questions; a section each."""
+    reports, told = dict[str, Report](), {}
+    for peer in PEERS:
+
+        def make(peer: str = peer) -> Section:
+            answered = peer_reports(split, seed, python, POSITIONS, [peer], **settings)[peer]
+            return {"reports": packed({peer: answered.report}), "told": dict(answered.told)}
+
+        found = runs.section(split, seed, peer, make)
+        reports |= unpacked(found["reports"])
+        told[peer] = found["told"]
+    return {"reports": packed(reports), "told": told}
 
 
 def report(method: Method, data: Dataset) -> Report:

@@ -253,3 +253,20 @@ def test_what_is_kept_of_other_data_does_not_count(command, tmp_path):
     kept = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**kept, "seconds": 77.0, "signature": "of another"}), encoding="utf-8")
     assert command("--sets", "planted-60", "--seeds", "1")["rows"][0]["seconds"] < 77
+
+
+def test_each_peer_is_a_section_of_its_own(modules, sixty, monkeypatch, tmp_path):
+    run, peers, asked = modules["portable_run"], modules["portable_peers"], []
+
+    def instead(split, seed, python, positions, names, **settings):
+        asked.extend(names)
+        report = evaluate(Popularity(split.up), split.down, k=(10,), positions=positions)
+        return {name: peers.Answered(report, {"chosen": name}) for name in names}
+
+    monkeypatch.setattr(run, "peer_reports", instead)
+    for recipe in ("one", "another"):  # whatever the recipe, they are asked once
+        found = run.others(sixty, 0, run.Runs(tmp_path, recipe, "commit"), Path("python"), {})
+    assert asked == list(peers.PEERS) == list(found["told"]) == list(found["reports"]["ranks"])
+    (tmp_path / "peers" / "planted-60" / f"0-{peers.PEERS[1]}.json").unlink()
+    run.others(sixty, 0, run.Runs(tmp_path, "one", "commit"), Path("python"), {})
+    assert asked[len(peers.PEERS) :] == [peers.PEERS[1]]
