@@ -108,6 +108,7 @@ def test_plots_show_committed_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
     committed = set().union(*map(numbers, files.values()))
     committed |= {number / 1e9 for number in numbers([files["meta_test_h200"], files["meta_test_million_h200"]])}
     pages = page("benchmarks") + page("results") + extension("tables", monkeypatch).serving()
+    pages += extension("portable_tables", monkeypatch).PICTURE
     for name, make in plots.PLOTS.items():
         figure = make({"ink": "black", "faint": "grey"})
         widths = [bar.get_width() for axes in figure.axes for bar in axes.patches]
