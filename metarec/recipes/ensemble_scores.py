@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metarec.functional.fusion import FLAT, check_scores
+from metarec.recipes.sparse_scores import SparseScores, SparseStack
 from metarec.scoring import Scores
 from metarec.types import Scored
 
@@ -25,46 +27,65 @@ class Group:
 
     Attributes:
         names: of the S models.
-        parts: their scores.
+        parts: the scores of the first of them.
+        sparse: those of the others, which are one number for most items; None if there is no such.
         known: (I,) bool.
-        scale: (N, 1) float64 each, weight over deviation; 0 where a model's scores are flat.
-        mean: (N, 1) float64 each, of a model's scores.
+        scale: (N, S) float64, weight over deviation; 0 where a model's scores are flat.
+        mean: (N, S) float64, of a model's scores.
         unknown: (N, 1) float64, what an item gets that they do not know.
     """
 
     names: tuple[str, ...]
     parts: tuple[Scores, ...]
+    sparse: SparseStack | None
     known: Tensor
-    scale: tuple[Tensor, ...]
-    mean: tuple[Tensor, ...]
+    scale: Tensor
+    mean: Tensor
     unknown: Tensor
 
     def __getitem__(self, users: slice) -> Self:
         parts = tuple(part[users] for part in self.parts)
-        scale, mean = (tuple(column[users] for column in columns) for columns in (self.scale, self.mean))
-        return replace(self, parts=parts, scale=scale, mean=mean, unknown=self.unknown[users])
+        sparse = None if self.sparse is None else self.sparse[users]
+        columns = {name: getattr(self, name)[users] for name in ("scale", "mean", "unknown")}
+        return replace(self, parts=parts, sparse=sparse, **columns)
+
+    @cached_property
+    def _columns(self) -> tuple[Tensor, ...]:
+        """(N, 1) each, the scales of ``parts``."""
+        return self.scale[:, : len(self.parts)].split(1, 1)
+
+    @cached_property
+    def _rest(self) -> Tensor:
+        """(N, 1), what all known items get on top of the weighted scores."""
+        centre = self.mean if self.sparse is None else self.mean - F.pad(self.sparse.base, (len(self.parts), 0))
+        return -(self.scale * centre).sum(1, keepdim=True)
 
     def approximate(self, start: int, stop: int) -> Tensor:
         """(N, stop - start) float32."""
-        out = self.unknown.new_zeros(len(self.unknown), stop - start, dtype=torch.float32)
-        for part, scale in zip(self.parts, self.scale, strict=True):
+        out = self._rest.float().repeat(1, stop - start)
+        if self.sparse is not None:
+            self.sparse.add_to(out, start, self.scale[:, len(self.parts) :])
+        for part, scale in zip(self.parts, self._columns, strict=True):
             out.addcmul_(part.approximate(start, stop), scale.float())
-        out -= torch.stack([scale * mean for scale, mean in zip(self.scale, self.mean, strict=True)]).sum(0).float()
         return torch.where(self.known[start:stop], out, self.unknown.float())
 
     def exact(self, codes: Tensor) -> Tensor:
         """(N, K) float64 of item codes (N, K)."""
-        out = torch.zeros(codes.shape, dtype=torch.float64, device=codes.device)
-        for part, scale, mean in zip(self.parts, self.scale, self.mean, strict=True):
-            out += (part.exact(codes) - mean) * scale
+        out = self._rest.repeat(1, codes.shape[1])
+        if self.sparse is not None:
+            out += self.sparse.exact(codes, self.scale[:, len(self.parts) :])
+        for part, scale in zip(self.parts, self._columns, strict=True):
+            out.addcmul_(part.exact(codes), scale)
         return torch.where(self.known[codes], out, self.unknown)
 
     def error(self) -> Tensor:
         """(N,) float64."""
-        scale, mean = torch.cat(self.scale, 1).abs(), torch.cat(self.mean, 1).abs()
-        passed = torch.stack([part.error() for part in self.parts], 1) * scale
-        own = 2 * (scale * mean).sum(1) + self.unknown.squeeze(1).abs()
-        return passed.sum(1) + ROUNDING * (len(self.parts) + 4) * own
+        scale = self.scale.abs()
+        passed = [part.error().unsqueeze(1) for part in self.parts]
+        if self.sparse is not None:
+            passed.append(self.sparse.error().expand(len(scale), scale.shape[1] - len(passed)))
+        own = 2 * (scale * self.mean.abs()).sum(1) + self.unknown.squeeze(1).abs()
+        return (torch.cat(passed, 1) * scale).sum(1) + ROUNDING * (len(self.names) + 4) * own
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +128,7 @@ class EnsembleScores:
 
         A standardised score is at most the root of the number of items.
         """
-        operations = 4 + len(self._terms) + sum(len(group.parts) for group in self.groups)
+        operations = 4 + len(self._terms) + sum(len(group.names) for group in self.groups)
         rounding = ROUNDING * operations * self.weight * math.sqrt(self.fitted or len(self.masks[0]))
         return torch.stack([term.error() for term in self._terms]).sum(0) + rounding
 
@@ -127,7 +148,7 @@ class EnsembleScores:
 
     def _tell(self, total: Tensor, start: int, stop: int) -> None:
         for group in self.groups:
-            for name, part in zip(group.names, group.parts, strict=True):
+            for name, part in zip(group.names, group.parts, strict=False):
                 check(part.approximate(start, stop), group.known[start:stop], name, start)
         check(total, self.known[start:stop], "ensemble", start)
 
@@ -160,9 +181,27 @@ class EnsembleScores:
             yield self.approximate(start, stop)[:, known[start:stop]].double()
 
 
+def same_masks(known: Mapping[str, Tensor]) -> list[tuple[tuple[str, ...], Tensor]]:
+    """Models that know the same items: their names, and (I,) bool the items.
+
+    Example:
+        >>> every, some = torch.arange(3) > 0, torch.arange(3) > 1
+        >>> [names for names, _ in same_masks({"a": every, "b": some, "c": every})]
+        [('a', 'c'), ('b',)]
+    """
+    out = list[tuple[tuple[str, ...], Tensor]]()
+    left = dict(known)
+    while left:
+        mask = next(iter(left.values()))
+        names = tuple(name for name, own in left.items() if torch.equal(own, mask))
+        left = {name: own for name, own in left.items() if name not in names}
+        out.append((names, mask))
+    return out
+
+
 def weighted_sum(
     parts: Mapping[str, Scores],
-    known: Mapping[str, Tensor],
+    groups: Sequence[tuple[tuple[str, ...], Tensor]],
     weights: tuple[Tensor, Tensor],
     *,
     sums: Sequence[tuple[Scores, Tensor]] = (),
@@ -172,8 +211,9 @@ def weighted_sum(
 
     Args:
         parts: of S models, by name.
-        known: (I,) bool each, the items that a model knows.
-        weights: (N, S) float64 each, of the models, and what an item gets that a model does not know.
+        groups: the same names, see :func:`same_masks`.
+        weights: (N, S) float64 each, of the models in the order of the groups, and what an item gets that a model does
+            not know.
         sums: weighted sums of further models, and (I,) bool the items that any of those knows.
         fitted: catalogue rows that the sum is measured by, the first so many; all by default.
 
@@ -185,34 +225,34 @@ def weighted_sum(
         >>> every = torch.arange(3) > 0
         >>> one = DenseScores(torch.tensor([[0.0, 1.0, 3.0]]), every)
         >>> weights = torch.tensor([[0.5, 2.0]]).double(), torch.zeros(1, 2).double()
-        >>> weighted_sum({"a": one, "b": one}, {"a": every, "b": every}, weights).approximate(1, 3)
+        >>> weighted_sum({"a": one, "b": one}, [(("a", "b"), every)], weights).approximate(1, 3)
         tensor([[-2.5000,  2.5000]])
     """
-    groups = list(_groups(parts, known, *weights)) if parts else []
-    masks = (*(group.known for group in groups), *(mask for _, mask in sums))
-    return EnsembleScores(tuple(groups), tuple(own for own, _ in sums), masks, weights[0].abs().sum(1), fitted)
+    weight, unknown = (table[:, : len(parts)] for table in weights)
+    found, done = list[Group](), 0
+    for names, mask in groups:
+        own = slice(done, done := done + len(names))
+        found.append(_group({name: parts[name] for name in names}, mask, weight[:, own], unknown[:, own]))
+    masks = (*(mask for _, mask in groups), *(mask for _, mask in sums))
+    return EnsembleScores(tuple(found), tuple(own for own, _ in sums), masks, weight.abs().sum(1), fitted)
 
 
-def _groups(
-    parts: Mapping[str, Scores], known: Mapping[str, Tensor], weight: Tensor, unknown: Tensor
-) -> Iterator[Group]:
-    moments = [part.moments() for part in parts.values()]
-    mean, deviation = (torch.stack(column, 1) for column in zip(*moments, strict=True))
+def _group(parts: Mapping[str, Scores], known: Tensor, weight: Tensor, unknown: Tensor) -> Group:
+    stacked = {name: part for name, part in parts.items() if isinstance(part, SparseScores)}
+    others = {name: part for name, part in parts.items() if name not in stacked}
+    sparse = SparseStack.of(list(stacked.values())) if stacked else None
+    names = (*others, *stacked)
+    if names != tuple(parts):
+        weight = weight[:, [list(parts).index(name) for name in names]]
+    moments = [tuple(moment.unsqueeze(1) for moment in part.moments()) for part in others.values()]
+    if sparse is not None:
+        moments.append(sparse.moments())
+    mean, deviation = (torch.cat(column, 1) for column in zip(*moments, strict=True))
     if not bool((mean + deviation).sum().isfinite()):
         for name, part in parts.items():
-            check(part.approximate(0, len(known[name])), known[name], name)
-    names, left = list(parts), list(range(len(parts)))
-    scales, means, silent = (
-        table.split(1, 1) for table in (torch.where(deviation > 0, weight / deviation, 0), mean, unknown)
-    )
-    while left:
-        mask = known[names[left[0]]]
-        same = [s for s in left if torch.equal(known[names[s]], mask)]
-        left = [s for s in left if s not in same]
-        own = tuple(names[s] for s in same)
-        scale, centre = (tuple(column[s] for s in same) for column in (scales, means))
-        total = torch.cat([silent[s] for s in same], 1).sum(1, keepdim=True)
-        yield Group(own, tuple(parts[name] for name in own), mask, scale, centre, total)
+            check(part.approximate(0, len(known)), known, name)
+    scale = torch.where(deviation > 0, weight / deviation, 0)
+    return Group(names, tuple(others.values()), sparse, known, scale, mean, unknown.sum(1, keepdim=True))
 
 
 def standardised(scores: Scores, known: Tensor, name: str) -> Tensor:

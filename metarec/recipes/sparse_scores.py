@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from metarec.data.dataset import Ints
 from metarec.functional.fusion import FLAT
@@ -73,10 +75,6 @@ class SparseScores:
         """(n,) the user of each entry."""
         return torch.repeat_interleave(torch.arange(len(self), device=self.item.device), self.start.diff())
 
-    def _sum(self, values: Tensor) -> Tensor:
-        """(N,) the sums of each user's entries."""
-        return torch.segment_reduce(values, "sum", offsets=self.start, initial=0.0)
-
     def error(self) -> Tensor:
         """(N,) float64, by rounding to float32."""
         largest = self.value.abs().max() if len(self.value) else self.value.new_zeros(())
@@ -104,18 +102,123 @@ class SparseScores:
         return torch.where(own[place] == wanted, self.value[place], self.base)
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation over the known items; what the others share enters in closed form."""
-        own, count = self.known.index_select(0, self.item).double(), max(1, int(self.known.count_nonzero()))
-        above = (self.value - self.base) * own
-        shift = self._sum(above) / count
-        mean = self.base + shift
-        variance = self._sum(above * above) / count - shift.square()
+        """Mean and deviation over the known items."""
+        mean, deviation = SparseStack.of([self]).moments()
+        return mean.squeeze(1), deviation.squeeze(1)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseStack:
+    """Sparse scores of N users by S models with the same known items, to be weighted and added up.
+
+    Attributes:
+        start: (N * S + 1,) int64, where the entries of each user and model begin, all models of the first user first.
+        item: (n,) int64 item codes, ascending for each user and model.
+        value: (n,) float64 their scores.
+        base: (S,) float64, of all other items.
+        known: (I,) bool, items that the moments are taken over.
+
+    Example:
+        >>> one, known = torch.ones(1, dtype=torch.float64), torch.arange(3) > 0
+        >>> each = [SparseScores(torch.tensor([0, 1]), torch.tensor([code]), one, 0.0, known) for code in (1, 2)]
+        >>> SparseStack.of(each).exact(torch.tensor([[1, 2]]), torch.tensor([[2.0, 3.0]]))
+        tensor([[2., 3.]], dtype=torch.float64)
+    """
+
+    start: Tensor
+    item: Tensor
+    value: Tensor
+    base: Tensor
+    known: Tensor
+
+    @classmethod
+    def of(cls, scores: Sequence[SparseScores]) -> Self:
+        """The scores of each model, for the same users."""
+        first = scores[0]
+        base = torch.tensor([own.base for own in scores], dtype=torch.float64, device=first.item.device)
+        if len(scores) == 1:
+            return cls(first.start, first.item, first.value, base, first.known)
+        counts = torch.stack([own.start.diff() for own in scores], 1)
+        start = F.pad(counts.flatten().cumsum(0), (1, 0))
+        item, value = (torch.cat(column) for column in zip(*((own.item, own.value) for own in scores), strict=True))
+        if len(first) > 1:  # from all users of the first model to all models of the first user
+            begin = torch.cat([own.start[:-1] for own in scores]).view(len(scores), -1)
+            begin += F.pad(counts.sum(0).cumsum(0)[:-1], (1, 0)).unsqueeze(1)
+            order = torch.arange(len(item), device=item.device)
+            order += torch.repeat_interleave(begin.T.flatten() - start[:-1], counts.flatten())
+            item, value = item[order], value[order]
+        return cls(start, item, value, base, first.known)
+
+    def __getitem__(self, users: slice) -> Self:
+        """The scores of some users, one after the other."""
+        models = len(self.base)
+        first, stop, _ = users.indices((len(self.start) - 1) // models)
+        start = self.start[first * models : max(first, stop) * models + 1]
+        part = slice(int(start[0]), int(start[-1]))
+        return replace(self, start=start - start[0], item=self.item[part], value=self.value[part])
+
+    @cached_property
+    def _row(self) -> Tensor:
+        """(n,) the user and model of each entry."""
+        rows = torch.arange(len(self.start) - 1, device=self.item.device)
+        return torch.repeat_interleave(rows, self.start.diff(), output_size=len(self.item))
+
+    @cached_property
+    def _above(self) -> Tensor:
+        """(n,) what each entry is above all others of its user and model."""
+        return self.value - self.base[self._row % len(self.base)]
+
+    @property
+    def _alone(self) -> bool:
+        return len(self.start) == len(self.base) + 1
+
+    def error(self) -> Tensor:
+        """() float64, of one score of one model, by rounding to float32."""
+        largest = self._above.abs().max() if len(self.item) else self.base.new_zeros(())
+        return 2 * rounding(largest)
+
+    def add_to(self, out: Tensor, start: int, scale: Tensor) -> None:
+        """Add the weighted sums of what the entries are above the others to (N, C) of a piece of the catalogue.
+
+        Args:
+            out: float32, changed in place.
+            start: where the piece begins.
+            scale: (N, S) the weights.
+        """
+        width = out.shape[1]
+        place, value = self.item - start, self._above * scale.flatten()[self._row]
+        here = (place >= 0) & (place < width) if width < len(self.known) else slice(None)
+        if not self._alone:
+            place = place + self._row.div(len(self.base), rounding_mode="floor") * width
+        out.view(-1).index_add_(0, place[here], value[here].float())
+
+    def exact(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """(N, K) float64, those sums for item codes (N, K)."""
+        if not len(self.item):
+            return torch.zeros(codes.shape, dtype=torch.float64, device=codes.device)
+        items, (users, models) = len(self.known), scale.shape
+        own = self._row * items + self.item
+        first = torch.arange(0, users * models * items, items, device=codes.device).view(users, models, 1)
+        wanted = first + codes.unsqueeze(1)
+        place = torch.searchsorted(own, wanted).clamp(max=len(own) - 1)
+        found = torch.where(own[place] == wanted, self._above[place], 0)
+        return (found * scale.unsqueeze(2)).sum(1)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation over the known items, (N, S); what the others share enters in closed form."""
+        count = max(1, int(self.known.count_nonzero()))
+        above = self._above * self.known[self.item]
+        sums = torch.segment_reduce(torch.stack([above, above * above], 1), "sum", offsets=self.start, initial=0.0)
+        shift, square = sums.view(-1, len(self.base), 2).unbind(2)
+        shift = shift / count
+        mean, variance = self.base + shift, square / count - shift.square()
         deviation = variance.clamp(min=0).sqrt()
         close = (variance <= CLOSE * shift.square()) | (deviation <= FLAT * mean.abs())  # flat, or lost to rounding
-        for user in close.nonzero().flatten().tolist():
-            codes = torch.arange(len(self.known), device=self.item.device).unsqueeze(0)
-            whole = DenseScores(self[user : user + 1].exact(codes), self.known)
-            mean[user], deviation[user] = torch.cat(whole.moments())
+        for user, model in close.nonzero().tolist():
+            own = slice(*self.start[user * len(self.base) + model :][:2].tolist())
+            whole = self.base[model].repeat(1, len(self.known))
+            whole[0, self.item[own]] = self.value[own]
+            mean[user, model], deviation[user, model] = torch.cat(DenseScores(whole, self.known).moments())
         return mean, deviation
 
 

@@ -57,14 +57,12 @@ class Answers:
         leave_out = leaves_out_seen(state.model.repeat_share) if exclude_seen is None else exclude_seen
         wanted = Wanted.of(k, leave_out, allow, deny, candidates)
         with torch.no_grad():
-            out = listed(wanted, state.scores(users.state), users.clicks, state.known, state.catalog, columns)
-        self._of(users)
-        return out
+            return listed(wanted, state.scores(users.state), users.clicks, state.known, state.catalog, columns)
 
     def weights_of(self, users: Users) -> NDArray[np.float32]:
         """As :attr:`Users.weights`."""
         with torch.no_grad():
-            return self._of(users).model.user_weights(users.state).float().cpu().numpy()
+            return self._of(users).snapshot.user_weights(users.state).float().cpu().numpy()
 
     def scores_of(self, users: Users) -> Tensor:
         """(B, I) every score, for a few users."""
