@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from metarec.functional.fusion import FLAT
 
+AT_ONCE = 1 << 17  # scores whose moments are computed at once: what fits a cache is several times as fast
+
 
 @dataclass(frozen=True, eq=False)
 class UserState:
@@ -141,9 +143,15 @@ class DenseScores:
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation over the known items."""
-        own = self.given[:, : len(self.known)][:, self.known].double()
+        users = max(1, AT_ONCE // max(1, len(self.known)))
+        parts = [self._moments(part) for part in self.given[:, : len(self.known)].split(users)]
+        mean, deviation = (torch.cat(column) for column in zip(*parts, strict=True))
+        return mean, deviation
+
+    def _moments(self, given: Tensor) -> tuple[Tensor, Tensor]:
+        own = given[:, self.known].double()
         mean = own.sum(1) / max(1, own.shape[1])
-        centred = own - mean.unsqueeze(1)
-        largest = centred.abs().amax(1) if own.shape[1] else mean
-        deviation = (centred.square().sum(1) / max(1, own.shape[1])).sqrt()
+        own -= mean.unsqueeze(1)
+        largest = own.abs().amax(1) if own.shape[1] else mean
+        deviation = (own.square_().sum(1) / max(1, own.shape[1])).sqrt()
         return mean, torch.where(largest <= FLAT * mean.abs(), 0, deviation)

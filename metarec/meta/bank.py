@@ -112,24 +112,18 @@ class Bank(TableSnapshot):
         keep_weights = keep_weights or start is not None
         if keep_weights:
             self.start()  # refuses
-        elif len(support) == 1 and self.together:
-            return self._one(support, query)
         given = None if start is None else start.tensors["weights"]
-        found = [self._adapted(n, support, query, given, keep_weights) for n in range(len(self.models))]
-        return UserState({name: _beside([own[name] for own in found]) for name in found[0]})
-
-    def _one(self, support: Examples, query: Examples) -> UserState:
-        """As :meth:`encode` of one user, those together that the kernel computes."""
-        if not self.alone and len(self.together) == 1:
-            state, active = self.together[0][1].adapt(support, query)
-            return UserState({"state": state, "active": active})
         parts: list[Any] = [None] * len(self.models)
-        for numbers, compiled in self.together:
-            state, active = compiled.adapt(support, query)
+        for numbers, compiled in () if keep_weights else self.together:
+            if len(support) > 1 and compiled.steps:
+                continue  # the learners' own engines take the steps of many users
+            state, active = compiled.adapt(support, query) if len(support) == 1 else compiled.stand(query)
+            if len(numbers) == len(parts):
+                return UserState({"state": state, "active": active})
             for place, number in enumerate(numbers):
                 parts[number] = {"state": state[:, place], "active": active[:, place], **self._untouched(state)}
-        for number in self.alone:
-            parts[number] = self._adapted(number, support, query, None, False)
+        for number, found in enumerate(parts):
+            parts[number] = found or self._adapted(number, support, query, given, keep_weights)
         return UserState({name: _beside([own[name] for own in parts]) for name in parts[0]})
 
     def _untouched(self, state: Tensor) -> dict[str, Tensor]:

@@ -20,6 +20,9 @@ from metarec.nn import ModalityLearner
 from metarec.types import Examples
 
 
+AT_ONCE = 64  # users who are encoded at once: what is computed of them stays in a cache
+
+
 class CompiledUser:
     """Adapts one user with M learners at once; equal to their own ``adapt`` up to rounding.
 
@@ -67,6 +70,29 @@ class CompiledUser:
         state = encoder(x, keep, self._contexts(history), at.expand(learners, -1))
         seen = (self.known[:, history] & keep).cumsum(-1)
         return state.transpose(0, 1), seen[:, at[0]].T > 0
+
+    @torch.no_grad()
+    def stand(self, query: Examples) -> tuple[Tensor, Tensor]:
+        """States (N, M, D) of N = B * Q queries by the weights that all users share, and what is known of each, (N, M).
+
+        Args:
+            query: of any number of users.
+        """
+        found = [self._stand(*part) for part in zip(query.history.split(AT_ONCE), query.position.split(AT_ONCE), strict=True)]
+        state, active = (torch.cat(column) for column in zip(*found, strict=True))
+        return state, active
+
+    def _stand(self, history: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        history = history[:, : int(at.max()) + 1]
+        encoder, keep, states = copy.copy(self.encoder), history > 0, []
+        encoder.users = len(history)
+        encoder.sizes = {**encoder.sizes, "users": len(history)}
+        for table, context, row in zip(self.tables, self.contexts, self.encoder.row, strict=True):
+            encoder.row = row
+            bias = None if context is None else F.embedding(history, context)
+            states.append(encoder(F.embedding(history, table), keep, bias, at))
+        seen = (self.known[:, history] & keep).cumsum(-1).gather(-1, at.expand(len(states), *at.shape))
+        return torch.stack(states, 2).flatten(0, 1), seen.permute(1, 2, 0).flatten(0, 1) > 0
 
     def _contexts(self, history: Tensor) -> Tensor | None:
         """Context vectors (M, L, E) of a history (L,), zero for learners without; None if no learner has any."""
