@@ -19,7 +19,6 @@ from metarec.meta.library import OBJECTIVES, library
 from metarec.nn import ModalityLearner
 from metarec.types import Examples
 
-
 AT_ONCE = 64  # users who are encoded at once: what is computed of them stays in a cache
 
 
@@ -78,7 +77,9 @@ class CompiledUser:
         Args:
             query: of any number of users.
         """
-        found = [self._stand(*part) for part in zip(query.history.split(AT_ONCE), query.position.split(AT_ONCE), strict=True)]
+        found = [
+            self._stand(*part) for part in zip(query.history.split(AT_ONCE), query.position.split(AT_ONCE), strict=True)
+        ]
         state, active = (torch.cat(column) for column in zip(*found, strict=True))
         return state, active
 

@@ -62,7 +62,7 @@ class Group:
 
     def approximate(self, start: int, stop: int) -> Tensor:
         """(N, stop - start) float32."""
-        out = self._rest.float().repeat(1, stop - start)
+        out = self.scale.new_zeros(len(self.scale), stop - start, dtype=torch.float32).add_(self._rest)
         if self.sparse is not None:
             self.sparse.add_to(out, start, self.scale[:, len(self.parts) :])
         for part, scale in zip(self.parts, self._columns, strict=True):
@@ -71,7 +71,7 @@ class Group:
 
     def exact(self, codes: Tensor) -> Tensor:
         """(N, K) float64 of item codes (N, K)."""
-        out = self._rest.repeat(1, codes.shape[1])
+        out = self.scale.new_zeros(codes.shape).add_(self._rest)
         if self.sparse is not None:
             out += self.sparse.exact(codes, self.scale[:, len(self.parts) :])
         for part, scale in zip(self.parts, self._columns, strict=True):
@@ -84,8 +84,8 @@ class Group:
         passed = [part.error().unsqueeze(1) for part in self.parts]
         if self.sparse is not None:
             passed.append(self.sparse.error().expand(len(scale), scale.shape[1] - len(passed)))
-        own = 2 * (scale * self.mean.abs()).sum(1) + self.unknown.squeeze(1).abs()
-        return (torch.cat(passed, 1) * scale).sum(1) + ROUNDING * (len(self.names) + 4) * own
+        each = torch.cat(passed, 1) + (2 * ROUNDING * (len(self.names) + 4)) * self.mean.abs()
+        return (each * scale).sum(1) + (ROUNDING * (len(self.names) + 4)) * self.unknown.squeeze(1).abs()
 
 
 @dataclass(frozen=True, eq=False)

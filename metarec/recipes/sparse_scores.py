@@ -75,6 +75,11 @@ class SparseScores:
         """(n,) the user of each entry."""
         return torch.repeat_interleave(torch.arange(len(self), device=self.item.device), self.start.diff())
 
+    @cached_property
+    def above(self) -> Tensor:
+        """(n,) what each entry is above all other items."""
+        return self.value - self.base
+
     def error(self) -> Tensor:
         """(N,) float64, by rounding to float32."""
         largest = self.value.abs().max() if len(self.value) else self.value.new_zeros(())
@@ -114,8 +119,8 @@ class SparseStack:
     Attributes:
         start: (N * S + 1,) int64, where the entries of each user and model begin, all models of the first user first.
         item: (n,) int64 item codes, ascending for each user and model.
-        value: (n,) float64 their scores.
-        base: (S,) float64, of all other items.
+        above: (n,) float64, what they are above all other items.
+        base: (S,) float64, the scores of those.
         known: (I,) bool, items that the moments are taken over.
 
     Example:
@@ -127,7 +132,7 @@ class SparseStack:
 
     start: Tensor
     item: Tensor
-    value: Tensor
+    above: Tensor
     base: Tensor
     known: Tensor
 
@@ -137,17 +142,17 @@ class SparseStack:
         first = scores[0]
         base = torch.tensor([own.base for own in scores], dtype=torch.float64, device=first.item.device)
         if len(scores) == 1:
-            return cls(first.start, first.item, first.value, base, first.known)
+            return cls(first.start, first.item, first.above, base, first.known)
         counts = torch.stack([own.start.diff() for own in scores], 1)
         start = F.pad(counts.flatten().cumsum(0), (1, 0))
-        item, value = (torch.cat(column) for column in zip(*((own.item, own.value) for own in scores), strict=True))
+        item, above = torch.cat([own.item for own in scores]), torch.cat([own.above for own in scores])
         if len(first) > 1:  # from all users of the first model to all models of the first user
             begin = torch.cat([own.start[:-1] for own in scores]).view(len(scores), -1)
             begin += F.pad(counts.sum(0).cumsum(0)[:-1], (1, 0)).unsqueeze(1)
             order = torch.arange(len(item), device=item.device)
             order += torch.repeat_interleave(begin.T.flatten() - start[:-1], counts.flatten())
-            item, value = item[order], value[order]
-        return cls(start, item, value, base, first.known)
+            item, above = item[order], above[order]
+        return cls(start, item, above, base, first.known)
 
     def __getitem__(self, users: slice) -> Self:
         """The scores of some users, one after the other."""
@@ -155,7 +160,7 @@ class SparseStack:
         first, stop, _ = users.indices((len(self.start) - 1) // models)
         start = self.start[first * models : max(first, stop) * models + 1]
         part = slice(int(start[0]), int(start[-1]))
-        return replace(self, start=start - start[0], item=self.item[part], value=self.value[part])
+        return replace(self, start=start - start[0], item=self.item[part], above=self.above[part])
 
     @cached_property
     def _row(self) -> Tensor:
@@ -163,18 +168,13 @@ class SparseStack:
         rows = torch.arange(len(self.start) - 1, device=self.item.device)
         return torch.repeat_interleave(rows, self.start.diff(), output_size=len(self.item))
 
-    @cached_property
-    def _above(self) -> Tensor:
-        """(n,) what each entry is above all others of its user and model."""
-        return self.value - self.base[self._row % len(self.base)]
-
     @property
     def _alone(self) -> bool:
         return len(self.start) == len(self.base) + 1
 
     def error(self) -> Tensor:
         """() float64, of one score of one model, by rounding to float32."""
-        largest = self._above.abs().max() if len(self.item) else self.base.new_zeros(())
+        largest = self.above.abs().max() if len(self.item) else self.base.new_zeros(())
         return 2 * rounding(largest)
 
     def add_to(self, out: Tensor, start: int, scale: Tensor) -> None:
@@ -186,7 +186,7 @@ class SparseStack:
             scale: (N, S) the weights.
         """
         width = out.shape[1]
-        place, value = self.item - start, self._above * scale.flatten()[self._row]
+        place, value = self.item - start, self.above * scale.flatten()[self._row]
         here = (place >= 0) & (place < width) if width < len(self.known) else slice(None)
         if not self._alone:
             place = place + self._row.div(len(self.base), rounding_mode="floor") * width
@@ -201,13 +201,13 @@ class SparseStack:
         first = torch.arange(0, users * models * items, items, device=codes.device).view(users, models, 1)
         wanted = first + codes.unsqueeze(1)
         place = torch.searchsorted(own, wanted).clamp(max=len(own) - 1)
-        found = torch.where(own[place] == wanted, self._above[place], 0)
+        found = torch.where(own[place] == wanted, self.above[place], 0)
         return (found * scale.unsqueeze(2)).sum(1)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation over the known items, (N, S); what the others share enters in closed form."""
         count = max(1, int(self.known.count_nonzero()))
-        above = self._above * self.known[self.item]
+        above = self.above * self.known.index_select(0, self.item)
         sums = torch.segment_reduce(torch.stack([above, above * above], 1), "sum", offsets=self.start, initial=0.0)
         shift, square = sums.view(-1, len(self.base), 2).unbind(2)
         shift = shift / count
@@ -217,7 +217,7 @@ class SparseStack:
         for user, model in close.nonzero().tolist():
             own = slice(*self.start[user * len(self.base) + model :][:2].tolist())
             whole = self.base[model].repeat(1, len(self.known))
-            whole[0, self.item[own]] = self.value[own]
+            whole[0, self.item[own]] += self.above[own]
             mean[user, model], deviation[user, model] = torch.cat(DenseScores(whole, self.known).moments())
         return mean, deviation
 

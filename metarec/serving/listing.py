@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from operator import index
 from typing import SupportsIndex
@@ -86,11 +86,24 @@ class Wanted:
 
 
 def listed(
-    wanted: Wanted, scores: Scores, clicks: Clicks, known: Tensor, catalog: Catalog, columns: int | None = None
+    wanted: Wanted,
+    score: Callable[[slice], Scores],
+    clicks: Clicks,
+    known: Tensor,
+    catalog: Catalog,
+    columns: int | None = None,
 ) -> Recommendations:
     """The lists of B users, made for some users at a time; fewer where the GPU's memory turns out too small.
 
     A list is shorter than ``k`` where fewer items are left.
+
+    Args:
+        wanted: what the lists should hold.
+        score: the scores of some of the users.
+        clicks: of each user.
+        known: (I,) bool, items that can be ranked.
+        catalog: the items.
+        columns: catalogue rows scored at once.
 
     Raises:
         ValueError: if an id is not known.
@@ -107,9 +120,9 @@ def listed(
     def work(users: range) -> tuple[Tensor, Tensor]:
         part = slice(users.start, users.stop)
         if wanted.candidates is None:
-            codes, values, left = _from_catalogue(wanted, scores[part], clicks[part], allowed, columns)
+            codes, values, left = _from_catalogue(wanted, score(part), clicks[part], allowed, columns)
         else:
-            codes, values, left = _from_candidates(wanted, scores[part], clicks[part], allowed, part.start, catalog)
+            codes, values, left = _from_candidates(wanted, score(part), clicks[part], allowed, part.start, catalog)
         over = torch.arange(codes.shape[1], device=left.device) >= left.unsqueeze(1)
         values = values.float().masked_fill(over, -torch.inf)
         return codes.masked_fill(over, 0).cpu(), values.cpu()

@@ -57,7 +57,8 @@ class Answers:
         leave_out = leaves_out_seen(state.model.repeat_share) if exclude_seen is None else exclude_seen
         wanted = Wanted.of(k, leave_out, allow, deny, candidates)
         with torch.no_grad():
-            return listed(wanted, state.scores(users.state), users.clicks, state.known, state.catalog, columns)
+            score = lambda part: state.scores(users.state[part])  # noqa: E731
+            return listed(wanted, score, users.clicks, state.known, state.catalog, columns)
 
     def weights_of(self, users: Users) -> NDArray[np.float32]:
         """As :attr:`Users.weights`."""
