@@ -226,7 +226,7 @@ def _spread(tables: ItemTables, state: UserState) -> tuple[Tensor, Tensor, Tenso
     own = state.tensors["state"]
     exact = own.double()
     centre = (exact * tables.mean).sum(-1)
-    variance = torch.einsum("bmd,mde,bme->bm", exact, tables.covariance, exact)
+    variance = (torch.bmm(exact.transpose(0, 1), tables.covariance).transpose(0, 1) * exact).sum(-1)
     rows, corrections = state.tensors.get("rows"), state.tensors.get("corrections")
     if rows is None or corrections is None:
         none = own[..., :0]

@@ -23,69 +23,19 @@ ROUNDING = 2.0**-24  # of one operation in float32
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Models that know the same items, with what each counts for N users.
+    """Models that know the same items.
 
     Attributes:
-        names: of the S models.
-        parts: the scores of the first of them.
-        sparse: those of the others, which are one number for most items; None if there is no such.
+        names: of the models.
+        parts: the scores of those that are not sparse.
         known: (I,) bool.
-        scale: (N, S) float64, weight over deviation; 0 where a model's scores are flat.
-        mean: (N, S) float64, of a model's scores.
-        unknown: (N, 1) float64, what an item gets that they do not know.
+        columns: the places of all of them, the sparse ones last.
     """
 
     names: tuple[str, ...]
     parts: tuple[Scores, ...]
-    sparse: SparseStack | None
     known: Tensor
-    scale: Tensor
-    mean: Tensor
-    unknown: Tensor
-
-    def __getitem__(self, users: slice) -> Self:
-        parts = tuple(part[users] for part in self.parts)
-        sparse = None if self.sparse is None else self.sparse[users]
-        columns = {name: getattr(self, name)[users] for name in ("scale", "mean", "unknown")}
-        return replace(self, parts=parts, sparse=sparse, **columns)
-
-    @cached_property
-    def _columns(self) -> tuple[Tensor, ...]:
-        """(N, 1) each, the scales of ``parts``."""
-        return self.scale[:, : len(self.parts)].split(1, 1)
-
-    @cached_property
-    def _rest(self) -> Tensor:
-        """(N, 1), what all known items get on top of the weighted scores."""
-        centre = self.mean if self.sparse is None else self.mean - F.pad(self.sparse.base, (len(self.parts), 0))
-        return -(self.scale * centre).sum(1, keepdim=True)
-
-    def approximate(self, start: int, stop: int) -> Tensor:
-        """(N, stop - start) float32."""
-        out = self.scale.new_zeros(len(self.scale), stop - start, dtype=torch.float32).add_(self._rest)
-        if self.sparse is not None:
-            self.sparse.add_to(out, start, self.scale[:, len(self.parts) :])
-        for part, scale in zip(self.parts, self._columns, strict=True):
-            out.addcmul_(part.approximate(start, stop), scale.float())
-        return torch.where(self.known[start:stop], out, self.unknown.float())
-
-    def exact(self, codes: Tensor) -> Tensor:
-        """(N, K) float64 of item codes (N, K)."""
-        out = self.scale.new_zeros(codes.shape).add_(self._rest)
-        if self.sparse is not None:
-            out += self.sparse.exact(codes, self.scale[:, len(self.parts) :])
-        for part, scale in zip(self.parts, self._columns, strict=True):
-            out.addcmul_(part.exact(codes), scale)
-        return torch.where(self.known[codes], out, self.unknown)
-
-    def error(self) -> Tensor:
-        """(N,) float64."""
-        scale = self.scale.abs()
-        passed = [part.error().unsqueeze(1) for part in self.parts]
-        if self.sparse is not None:
-            passed.append(self.sparse.error().expand(len(scale), scale.shape[1] - len(passed)))
-        each = torch.cat(passed, 1) + (2 * ROUNDING * (len(self.names) + 4)) * self.mean.abs()
-        return (each * scale).sum(1) + (ROUNDING * (len(self.names) + 4)) * self.unknown.squeeze(1).abs()
+    columns: slice
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,16 +43,24 @@ class EnsembleScores:
     """Scores of N users: ``sum_s w_s z_s + b_s [s does not know the item]``, z the models' standardised scores.
 
     Attributes:
-        groups: of models that are standardised one by one.
+        groups: the S models that are standardised one by one.
+        sparse: the scores of those that are one number for most items; None if there is no such.
         sums: weighted sums of further models.
         masks: (I,) bool each, the items that some of the models know.
+        scale: (N, S) float64, weight over deviation; 0 where a model's scores are flat.
+        mean: (N, S) float64, of a model's scores.
+        unknown: (N, G) float64, what an item gets that a group does not know.
         weight: (N,) float64, the sum of the absolute weights of the groups' models.
         fitted: catalogue rows that the mean and deviation are taken over, the first so many; None for all.
     """
 
     groups: tuple[Group, ...]
+    sparse: SparseStack | None
     sums: tuple[Scores, ...]
     masks: tuple[Tensor, ...]
+    scale: Tensor
+    mean: Tensor
+    unknown: Tensor
     weight: Tensor
     fitted: int | None
 
@@ -111,26 +69,52 @@ class EnsembleScores:
 
     def __getitem__(self, users: slice) -> Self:
         """The scores of some users."""
-        groups, sums = tuple(each[users] for each in self.groups), tuple(each[users] for each in self.sums)
-        return replace(self, groups=groups, weight=self.weight[users], sums=sums)
+        groups = tuple(replace(group, parts=tuple(part[users] for part in group.parts)) for group in self.groups)
+        sparse = None if self.sparse is None else self.sparse[users]
+        columns = {name: getattr(self, name)[users] for name in ("scale", "mean", "unknown", "weight")}
+        return replace(self, groups=groups, sparse=sparse, sums=tuple(own[users] for own in self.sums), **columns)
 
     @property
     def known(self) -> Tensor:
         """(I,) bool, items that any model knows."""
         return torch.stack(self.masks).any(0)
 
-    @property
-    def _terms(self) -> tuple[Group | Scores, ...]:
-        return (*self.groups, *self.sums)
+    @cached_property
+    def _is_sparse(self) -> list[bool]:
+        """Of each model."""
+        return [n >= len(group.parts) for group in self.groups for n in range(len(group.names))]
+
+    @cached_property
+    def _of_sparse(self) -> Tensor:
+        """(N, ...) the scales of the sparse models."""
+        return self.scale[:, self._is_sparse]
+
+    @cached_property
+    def _rest(self) -> list[Tensor]:
+        """(N, 1), what all items get that a group knows, on top of the weighted scores."""
+        centred = self.mean
+        if self.sparse is not None:
+            centred = centred.clone()
+            centred[:, self._is_sparse] -= self.sparse.base
+        centred = self.scale * centred
+        return [-centred[:, group.columns].sum(1, keepdim=True) for group in self.groups]
 
     def error(self) -> Tensor:
         """(N,) float64, how far ``approximate`` may be from ``exact``.
 
         A standardised score is at most the root of the number of items.
         """
-        operations = 4 + len(self._terms) + sum(len(group.names) for group in self.groups)
-        rounding = ROUNDING * operations * self.weight * math.sqrt(self.fitted or len(self.masks[0]))
-        return torch.stack([term.error() for term in self._terms]).sum(0) + rounding
+        models = len(self._is_sparse)
+        rounding = ROUNDING * (4 + 2 * len(self.groups) + len(self.sums) + models)
+        total = rounding * (self.weight * math.sqrt(self.fitted or len(self.masks[0])) + self.unknown.abs().sum(1))
+        for own in self.sums:
+            total = total + own.error()
+        if not models:
+            return total
+        parts = iter([part.error() for group in self.groups for part in group.parts])
+        sparse = None if self.sparse is None else self.sparse.error().expand(len(self))
+        passed = torch.stack([sparse if own and sparse is not None else next(parts) for own in self._is_sparse], 1)
+        return total + ((passed + 2 * rounding * self.mean.abs()) * self.scale.abs()).sum(1)
 
     def approximate(self, start: int, stop: int) -> Tensor:
         """(N, stop - start) of a piece of the catalogue.
@@ -138,9 +122,16 @@ class EnsembleScores:
         Raises:
             ValueError: if a score is not finite; names the model.
         """
-        first, *others = self._terms
-        total = first.approximate(start, stop)
-        for term in others:
+        total = self.scale.new_zeros(len(self), stop - start, dtype=torch.float32)
+        narrow = self.scale.float().split(1, 1)
+        for group, rest, unknown in zip(self.groups, self._rest, self.unknown.split(1, 1), strict=False):
+            own = torch.zeros_like(total).add_(rest)
+            for part, scale in zip(group.parts, narrow[group.columns], strict=False):
+                own.addcmul_(part.approximate(start, stop), scale)
+            total += torch.where(group.known[start:stop], own, unknown.float())
+        if self.sparse is not None:
+            self.sparse.add_to(total, start, self._of_sparse)
+        for term in self.sums:
             total += term.approximate(start, stop)
         if not bool(total.sum().isfinite()):
             self._tell(total, start, stop)
@@ -154,8 +145,15 @@ class EnsembleScores:
 
     def exact(self, codes: Tensor) -> Tensor:
         """(N, K) float64 of item codes (N, K)."""
-        total = torch.zeros(codes.shape, dtype=torch.float64, device=codes.device)
-        for term in self._terms:
+        total, each = self.scale.new_zeros(codes.shape), self.scale.split(1, 1)
+        for group, rest, unknown in zip(self.groups, self._rest, self.unknown.split(1, 1), strict=False):
+            own = torch.zeros_like(total).add_(rest)
+            for part, scale in zip(group.parts, each[group.columns], strict=False):
+                own.addcmul_(part.exact(codes), scale)
+            total += torch.where(group.known[codes], own, unknown)
+        if self.sparse is not None:
+            total += self.sparse.exact(codes, self._of_sparse)
+        for term in self.sums:
             total += term.exact(codes)
         return total
 
@@ -229,30 +227,48 @@ def weighted_sum(
         tensor([[-2.5000,  2.5000]])
     """
     weight, unknown = (table[:, : len(parts)] for table in weights)
-    found, done = list[Group](), 0
+    stacked = [part for names, _ in groups for part in map(parts.__getitem__, names) if isinstance(part, SparseScores)]
+    sparse = SparseStack.of(stacked) if stacked else None
+    of_sparse = iter(() if sparse is None else zip(*(m.split(1, 1) for m in sparse.moments()), strict=True))
+    found, moments, order = list[Group](), list[tuple[Tensor, ...]](), list[int]()
     for names, mask in groups:
-        own = slice(done, done := done + len(names))
-        found.append(_group({name: parts[name] for name in names}, mask, weight[:, own], unknown[:, own]))
+        first, sorted_ = len(order), sorted(names, key=lambda name: isinstance(parts[name], SparseScores))
+        others = [parts[name] for name in sorted_ if not isinstance(parts[name], SparseScores)]
+        moments += [tuple(moment.unsqueeze(1) for moment in part.moments()) for part in others]
+        moments += [next(of_sparse) for _ in range(len(names) - len(others))]
+        order += [first + names.index(name) for name in sorted_]
+        found.append(Group(tuple(sorted_), tuple(others), mask, slice(first, len(order))))
+    scale, mean = _scaled(parts, groups, weight[:, order], moments)
+    silent = [unknown[:, group.columns].sum(1) for group in found]
     masks = (*(mask for _, mask in groups), *(mask for _, mask in sums))
-    return EnsembleScores(tuple(found), tuple(own for own, _ in sums), masks, weight.abs().sum(1), fitted)
+    return EnsembleScores(
+        tuple(found),
+        sparse,
+        tuple(own for own, _ in sums),
+        masks,
+        scale,
+        mean,
+        torch.stack(silent, 1) if silent else unknown,
+        weight.abs().sum(1),
+        fitted,
+    )
 
 
-def _group(parts: Mapping[str, Scores], known: Tensor, weight: Tensor, unknown: Tensor) -> Group:
-    stacked = {name: part for name, part in parts.items() if isinstance(part, SparseScores)}
-    others = {name: part for name, part in parts.items() if name not in stacked}
-    sparse = SparseStack.of(list(stacked.values())) if stacked else None
-    names = (*others, *stacked)
-    if names != tuple(parts):
-        weight = weight[:, [list(parts).index(name) for name in names]]
-    moments = [tuple(moment.unsqueeze(1) for moment in part.moments()) for part in others.values()]
-    if sparse is not None:
-        moments.append(sparse.moments())
+def _scaled(
+    parts: Mapping[str, Scores],
+    groups: Sequence[tuple[tuple[str, ...], Tensor]],
+    weight: Tensor,
+    moments: Sequence[tuple[Tensor, ...]],
+) -> tuple[Tensor, Tensor]:
+    """Weights over deviations, and means, (N, S) each, if those are finite."""
+    if not moments:
+        return weight, weight
     mean, deviation = (torch.cat(column, 1) for column in zip(*moments, strict=True))
     if not bool((mean + deviation).sum().isfinite()):
-        for name, part in parts.items():
-            check(part.approximate(0, len(known)), known, name)
-    scale = torch.where(deviation > 0, weight / deviation, 0)
-    return Group(names, tuple(others.values()), sparse, known, scale, mean, unknown.sum(1, keepdim=True))
+        for names, known in groups:
+            for name in names:
+                check(parts[name].approximate(0, len(known)), known, name)
+    return torch.where(deviation > 0, weight / deviation, 0), mean
 
 
 def standardised(scores: Scores, known: Tensor, name: str) -> Tensor:

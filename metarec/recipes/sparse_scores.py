@@ -121,7 +121,7 @@ class SparseStack:
         item: (n,) int64 item codes, ascending for each user and model.
         above: (n,) float64, what they are above all other items.
         base: (S,) float64, the scores of those.
-        known: (I,) bool, items that the moments are taken over.
+        known: (I,) bool each, items that a model knows and its moments are taken over.
 
     Example:
         >>> one, known = torch.ones(1, dtype=torch.float64), torch.arange(3) > 0
@@ -134,25 +134,24 @@ class SparseStack:
     item: Tensor
     above: Tensor
     base: Tensor
-    known: Tensor
+    known: tuple[Tensor, ...]
 
     @classmethod
     def of(cls, scores: Sequence[SparseScores]) -> Self:
         """The scores of each model, for the same users."""
         first = scores[0]
         base = torch.tensor([own.base for own in scores], dtype=torch.float64, device=first.item.device)
-        if len(scores) == 1:
-            return cls(first.start, first.item, first.above, base, first.known)
+        item = torch.cat([own.item for own in scores])
+        above = torch.cat([own.above * own.known.index_select(0, own.item) for own in scores])
         counts = torch.stack([own.start.diff() for own in scores], 1)
         start = F.pad(counts.flatten().cumsum(0), (1, 0))
-        item, above = torch.cat([own.item for own in scores]), torch.cat([own.above for own in scores])
-        if len(first) > 1:  # from all users of the first model to all models of the first user
+        if len(first) > 1 and len(scores) > 1:  # from all users of the first model to all models of the first user
             begin = torch.cat([own.start[:-1] for own in scores]).view(len(scores), -1)
             begin += F.pad(counts.sum(0).cumsum(0)[:-1], (1, 0)).unsqueeze(1)
             order = torch.arange(len(item), device=item.device)
             order += torch.repeat_interleave(begin.T.flatten() - start[:-1], counts.flatten())
             item, above = item[order], above[order]
-        return cls(start, item, above, base, first.known)
+        return cls(start, item, above, base, tuple(own.known for own in scores))
 
     def __getitem__(self, users: slice) -> Self:
         """The scores of some users, one after the other."""
@@ -187,16 +186,18 @@ class SparseStack:
         """
         width = out.shape[1]
         place, value = self.item - start, self.above * scale.flatten()[self._row]
-        here = (place >= 0) & (place < width) if width < len(self.known) else slice(None)
+        here = (place >= 0) & (place < width) if width < len(self.known[0]) else None
         if not self._alone:
-            place = place + self._row.div(len(self.base), rounding_mode="floor") * width
-        out.view(-1).index_add_(0, place[here], value[here].float())
+            place += self._row.div(len(self.base), rounding_mode="floor") * width
+        if here is not None:
+            place, value = place[here], value[here]
+        out.view(-1).index_add_(0, place, value.float())
 
     def exact(self, codes: Tensor, scale: Tensor) -> Tensor:
         """(N, K) float64, those sums for item codes (N, K)."""
         if not len(self.item):
             return torch.zeros(codes.shape, dtype=torch.float64, device=codes.device)
-        items, (users, models) = len(self.known), scale.shape
+        items, (users, models) = len(self.known[0]), scale.shape
         own = self._row * items + self.item
         first = torch.arange(0, users * models * items, items, device=codes.device).view(users, models, 1)
         wanted = first + codes.unsqueeze(1)
@@ -206,19 +207,19 @@ class SparseStack:
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation over the known items, (N, S); what the others share enters in closed form."""
-        count = max(1, int(self.known.count_nonzero()))
-        above = self.above * self.known.index_select(0, self.item)
-        sums = torch.segment_reduce(torch.stack([above, above * above], 1), "sum", offsets=self.start, initial=0.0)
-        shift, square = sums.view(-1, len(self.base), 2).unbind(2)
-        shift = shift / count
-        mean, variance = self.base + shift, square / count - shift.square()
+        count = torch.stack([known.count_nonzero() for known in self.known]).clamp(min=1).unsqueeze(1)
+        both = torch.stack([self.above, self.above.square()], 1)
+        sums = torch.segment_reduce(both, "sum", offsets=self.start, initial=0.0)
+        shift, square = (sums.view(-1, *count.shape[:1], 2) / count).unbind(2)
+        mean, variance = self.base + shift, square - shift.square()
         deviation = variance.clamp(min=0).sqrt()
         close = (variance <= CLOSE * shift.square()) | (deviation <= FLAT * mean.abs())  # flat, or lost to rounding
         for user, model in close.nonzero().tolist():
             own = slice(*self.start[user * len(self.base) + model :][:2].tolist())
-            whole = self.base[model].repeat(1, len(self.known))
+            known = self.known[model]
+            whole = self.base[model].repeat(1, len(known))
             whole[0, self.item[own]] += self.above[own]
-            mean[user, model], deviation[user, model] = torch.cat(DenseScores(whole, self.known).moments())
+            mean[user, model], deviation[user, model] = torch.cat(DenseScores(whole, known).moments())
         return mean, deviation
 
 

@@ -91,9 +91,12 @@ def encoded(state: State, asked: Asked) -> UserState:
         parts.append(_empty(state, asked, without))
     if not parts:
         raise ValueError("adapt: there is no user; pass at least one sequence of item ids")
-    back = torch.from_numpy(np.argsort(np.concatenate([order, without]), kind="stable"))
+    found = UserState.join(parts)
+    if len(counts) > 1:
+        back = torch.from_numpy(np.argsort(np.concatenate([order, without]), kind="stable"))
+        found = found[back.to(state.device)]
     clicks = asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks
-    return checked(UserState.join(parts)[back.to(state.device)], clicks, state)
+    return checked(found, clicks, state)
 
 
 def _empty(state: State, asked: Asked, users: NDArray[np.int64]) -> UserState:

@@ -57,7 +57,7 @@ class Answers:
         leave_out = leaves_out_seen(state.model.repeat_share) if exclude_seen is None else exclude_seen
         wanted = Wanted.of(k, leave_out, allow, deny, candidates)
         with torch.no_grad():
-            score = lambda part: state.scores(users.state[part])  # noqa: E731
+            score = lambda part: state.scores(users.state[part] if len(users) > 1 else users.state)  # noqa: E731
             return listed(wanted, score, users.clicks, state.known, state.catalog, columns)
 
     def weights_of(self, users: Users) -> NDArray[np.float32]:
