@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metarec.data.dataset import Ints
 from metarec.recipes.click_log import Floats
+
+T = TypeVar("T", bound=np.generic)
 
 AT_ONCE = 1 << 18  # pairs that are summed at once: what fits a cache is several times as fast
 CELLS = 1 << 20  # and the sums
@@ -54,7 +58,7 @@ class Asked:
         return (item + np.repeat(row[:-1], count.sum(1)) if len(count) > 1 else item), value
 
 
-def ranges(low: Ints, count: Ints, first: Ints, second: Floats) -> tuple[Ints, Floats]:
+def ranges(low: Ints, count: Ints, first: Ints, second: NDArray[T]) -> tuple[Ints, NDArray[T]]:
     """Ranges of two columns, one after the other."""
     if len(low) <= FEW_RANGES:
         pieces = [slice(*ends) for ends in zip(low.tolist(), (low + count).tolist(), strict=True)]

@@ -239,19 +239,10 @@ def weighted_sum(
         order += [first + names.index(name) for name in sorted_]
         found.append(Group(tuple(sorted_), tuple(others), mask, slice(first, len(order))))
     scale, mean = _scaled(parts, groups, weight[:, order], moments)
-    silent = [unknown[:, group.columns].sum(1) for group in found]
+    silent = torch.stack([unknown[:, group.columns].sum(1) for group in found], 1) if found else unknown
     masks = (*(mask for _, mask in groups), *(mask for _, mask in sums))
-    return EnsembleScores(
-        tuple(found),
-        sparse,
-        tuple(own for own, _ in sums),
-        masks,
-        scale,
-        mean,
-        torch.stack(silent, 1) if silent else unknown,
-        weight.abs().sum(1),
-        fitted,
-    )
+    terms = tuple(own for own, _ in sums)
+    return EnsembleScores(tuple(found), sparse, terms, masks, scale, mean, silent, weight.abs().sum(1), fitted)
 
 
 def _scaled(

@@ -17,12 +17,12 @@ from metarec.data.containers import plain
 from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
 from metarec.functional.histories import check_exclude_seen, leaves_out_seen
+from metarec.saving.users import read_users, write_users
 from metarec.scoring import UserState
 from metarec.serving.adapting import Asked, encoded, further
 from metarec.serving.listing import Ids, Wanted, listed
 from metarec.serving.lists import Recommendation, Recommendations
 from metarec.serving.state import State, States
-from metarec.serving.storage import write_users
 
 
 class Answers:
@@ -86,6 +86,17 @@ class Answers:
     def save_users(self, users: Users, path: str | Path) -> None:
         """As :meth:`Users.save`."""
         write_users(path, self._of(users).model, users.clicks, users.state)
+
+    def load_users(self, path: str | Path) -> Users:
+        """Users that :meth:`Users.save` wrote, if this model adapted to them.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is damaged, holds something else, or its users belong to another model.
+        """
+        state = self._states.current()
+        clicks, found = read_users(path, state.model, lambda keep: state.encode_empty(keep_weights=keep))
+        return Users(self, clicks, found.to(state.device), state.version)
 
     def _adapted(self, state: State, asked: Asked) -> Users:
         found = encoded(state, asked)
