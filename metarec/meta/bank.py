@@ -26,6 +26,7 @@ from metarec.nn.touched import TouchedRows
 from metarec.scoring import UserState
 from metarec.types import Examples
 
+FEW = 8  # users whose steps the kernel takes one by one
 BUDGET = 16 << 20  # bytes of users' weights at once: their query follows while a cache still holds them
 
 
@@ -115,9 +116,9 @@ class Bank(TableSnapshot):
         given = None if start is None else start.tensors["weights"]
         parts: list[Any] = [None] * len(self.models)
         for numbers, compiled in () if keep_weights else self.together:
-            if len(support) > 1 and compiled.steps:
+            if len(support) > FEW and compiled.steps:
                 continue  # the learners' own engines take the steps of many users
-            state, active = compiled.adapt(support, query) if len(support) == 1 else compiled.stand(query)
+            state, active = compiled.adapt(support, query)
             if len(numbers) == len(parts):
                 return UserState({"state": state, "active": active})
             for place, number in enumerate(numbers):

@@ -18,7 +18,6 @@ from metarec.serving.ranking import pieces
 from metarec.serving.state import State
 
 USERS = {"cpu": 2048, "cuda": 16384}  # users encoded at once
-FEW = {"cpu": 8, "cuda": 1}  # so few go one by one: what is made for one user beats a batch that small
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +84,7 @@ def encoded(state: State, asked: Asked) -> UserState:
     order = np.argsort(-counts, kind="stable")
     order, without = order[counts[order] > 0], np.flatnonzero(counts == 0)
     kind, parts = state.device.type, []
-    for some in pieces(len(order), 1 if len(order) <= FEW[kind] else USERS[kind]):
+    for some in pieces(len(order), USERS[kind]):
         parts += [s for _, s in in_halves(lambda p: asked.encode(state, order[p.start : p.stop]), some, halves)]
     if len(without):
         parts.append(_empty(state, asked, without))
