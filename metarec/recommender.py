@@ -11,7 +11,7 @@ from typing import Any, Self, overload
 import numpy as np
 import torch
 
-from metarec.data.containers import is_single, plain
+from metarec.data.containers import is_single, plain, whole
 from metarec.data.histories import Clicks, LazyHistories
 from metarec.data.new_clicks import click_data
 from metarec.data.new_items import Vectors, new_items
@@ -20,7 +20,7 @@ from metarec.io import read_model, write_model
 from metarec.model import Model
 from metarec.nn.record import longest_history, record_of
 from metarec.serving.adapting import Asked, clock
-from metarec.serving.listing import Ids, whole
+from metarec.serving.listing import Ids
 from metarec.serving.lists import Recommendation, Recommendations
 from metarec.serving.state import State, States
 from metarec.serving.users import Answers, User, Users

@@ -72,7 +72,7 @@ class Watched:
         >>> layer = nn.Linear(2, 2)
         >>> watched = Watched.of(layer.parameters())
         >>> _ = nn.init.zeros_(layer.weight)
-        >>> watched.is_same(), watched.again().is_same()
+        >>> watched.is_same(), Watched.of(layer.parameters()).is_same()
         (False, True)
     """
 
@@ -84,10 +84,6 @@ class Watched:
         """As they are now, each once."""
         each = tuple({id(tensor): tensor for tensor in tensors}.values())
         return cls(each, _versions(each))
-
-    def again(self) -> Self:
-        """The same tensors, as they are now."""
-        return type(self)(self.tensors, _versions(self.tensors))
 
     def is_same(self) -> bool:
         """Whether none of them has changed."""

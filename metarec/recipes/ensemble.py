@@ -141,7 +141,7 @@ class Ensemble(Model, nn.Module):
 
     def snapshot(self) -> EnsembleSnapshot:
         """What it computes from its numbers, until one of them changes."""
-        return kept(self, "snapshot", self._new_snapshot)
+        return kept(self, f"snapshot {id(self.warm)}", self._new_snapshot)  # which the snapshot holds
 
     def _new_snapshot(self) -> EnsembleSnapshot:
         banks = self._stacked.banks(self._seen(), self.negatives)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from operator import index
-from typing import SupportsIndex
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metarec.data.containers import plain
+from metarec.data.containers import plain, whole
 from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
 from metarec.meta.memory import halves, in_halves
@@ -21,17 +19,6 @@ from metarec.serving.lists import Recommendations
 from metarec.serving.ranking import USERS, best, columns_for, ordered, pieces
 
 Ids = Collection[str]
-
-
-def whole(value: SupportsIndex, what: str) -> int:
-    """A number of at least 1, of whatever type of whole numbers.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or index(value) < 1:
-        raise ValueError(f"{what} must be a whole number of at least 1, got {value!r}")
-    return index(value)
 
 
 @dataclass(frozen=True, eq=False)

@@ -154,7 +154,7 @@ class States:
             if not state.weights.is_same():
                 return self._put(self._made(state.model, state.version + 1, state.catalog.hidden))
             if not state.others.is_same():
-                others = state.others.again()  # before they are read
+                others = _others(state.model)
                 return self._put(replace(state, others=others, snapshot=state.model.snapshot()))
             return state
 
@@ -226,7 +226,7 @@ class States:
 
     def _made(self, model: Model, version: int, hidden: frozenset[str]) -> State:
         weights = Watched.of(tensors_of(model, buffers=False))  # before they are read: a change meanwhile is noticed
-        others = Watched.of(t for t in tensors_of(model) if not isinstance(t, nn.Parameter))
+        others = _others(model)
         own = self._items(model)
         catalog = own if own.hidden == hidden else replace(own, hidden=hidden)
         support = SupportMaker(np.asarray(model.warm), negatives_of(model), longest_history(model))
@@ -237,3 +237,8 @@ class States:
             shift = shift_of(state._encoded, state.scores, known, support.is_warm, new, self.new_share)
             return replace(state, shift=new * shift)
         return state
+
+
+def _others(model: Model) -> Watched:
+    """All tensors of a model but its weights."""
+    return Watched.of(tensor for tensor in tensors_of(model) if not isinstance(tensor, nn.Parameter))
