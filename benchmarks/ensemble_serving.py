@@ -7,9 +7,9 @@ Usage::
     python benchmarks/serving.py --part join --out serving_cpu.json one.json bulk.json ensemble.json
 
 Each build runs in processes of its own, in turn with the other; ratios are those of processor time, which other
-programs on the machine change little (with ``--threads 1``: threads that wait for each other spend it too). The parts are those of ``mml_blend`` with random
-weights, whose learners take no steps: what is served costs the same as with trained ones. The data are MovieTweetings,
-or random clicks on ``--items`` items.
+programs on the machine change little (with ``--threads 1``: threads that wait for each other spend it too). The parts
+are those of ``mml_blend`` with random weights, whose learners take no steps: what is served costs the same as with
+trained ones. The data are MovieTweetings, or random clicks on ``--items`` items.
 """
 
 from __future__ import annotations
