@@ -10,7 +10,7 @@ import torch
 
 from count_worlds import LIVE, asked, every_score, world
 from metarec.data import split_by_time
-from metarec.data.cutting import some_clicks
+from metarec.data.examples import filter_interactions
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.recipes import EASE, MML, CoClicks, Ensemble, LivePopularity, MMLConfig, Popularity, Transitions, sasrec
 from metarec.recipes.sparse_scores import SparseScores, SparseStack
@@ -62,7 +62,7 @@ def test_a_buffer_that_changes_is_noticed_and_users_stay() -> None:
 
 def test_clicks_that_the_model_is_told_of_directly_are_noticed() -> None:
     at = float(np.quantile(WORLD.time, 0.9))
-    early, late = (some_clicks(WORLD, rows) for rows in (WORLD.time <= at, WORLD.time > at))
+    early, late = (filter_interactions(WORLD, rows) for rows in (WORLD.time <= at, WORLD.time > at))
     model = ensemble(early)
     recommender = Recommender(model)
     users = recommender.adapt(HISTORIES)

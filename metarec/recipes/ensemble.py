@@ -24,6 +24,7 @@ from metarec.nn.record import INFORMATION, longest_history, record_of
 from metarec.recipes.context_weights import ContextWeights
 from metarec.recipes.ensemble_scores import EnsembleScores
 from metarec.recipes.ensemble_snapshot import EnsembleSnapshot, StackedLearners
+from metarec.recipes.fit_report import FitReport
 from metarec.scoring import UserState
 from metarec.types import Examples, Method
 from metarec.versions import kept
@@ -65,6 +66,7 @@ class Ensemble(Model, nn.Module):
 
     _stacked: StackedLearners
     observed: Tensor
+    report: FitReport | None = None  # of the fit that chose it
 
     def __init__(
         self, parts: Mapping[str, Method], upstream: Dataset | None = None, *, weights: ContextWeights | None = None
@@ -184,7 +186,7 @@ class Ensemble(Model, nn.Module):
         """
         if self.catalog is None:
             raise ValueError("add_items: the ensemble has no catalogue; give it upstream=")
-        catalog = self.catalog.grown(added)
+        catalog = self.catalog.add_items(added)
         out = self._with(
             {name: _each(name, "add_items", part.add_items, added) for name, part in self._members.items()}
         )
@@ -224,7 +226,9 @@ class Ensemble(Model, nn.Module):
 
     def state(self) -> Saved:
         """Names, the fitted weights, and the parts."""
-        return replace(self.weights.state(), parts=dict(self._members))
+        own = self.weights.state()
+        told = {} if self.report is None else {"report": self.report.to_dict()}
+        return replace(own, settings={**own.settings, **told}, parts=dict(self._members))
 
     @classmethod
     def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
@@ -240,6 +244,8 @@ class Ensemble(Model, nn.Module):
             raise ValueError(f"ensemble: expected parts of {catalog.size} catalogue rows, got {sizes}")
         out = cls({name: parts[name] for name in weights.names}, weights=weights)
         out.catalog, out.warm = catalog, warm
+        if (told := saved.settings.get("report")) is not None:
+            out.report = FitReport.of(told)
         return out
 
 
