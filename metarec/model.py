@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from numpy.typing import NDArray
@@ -38,6 +38,28 @@ class Saved:
     settings: Mapping[str, Any]
     tensors: Mapping[str, Tensor] = field(default_factory=dict)
     parts: Mapping[str, Model] = field(default_factory=dict)
+
+
+class Snapshot(Protocol):
+    """What encodes users and scores items by a model's numbers of one moment; the methods are those of the model."""
+
+    def encode(
+        self, support: Examples, query: Examples, *, start: UserState | None = None, keep_weights: bool = False
+    ) -> UserState:
+        """See :meth:`Model.encode`."""
+        ...
+
+    def encode_empty(self) -> UserState:
+        """See :meth:`Model.encode_empty`."""
+        ...
+
+    def scores(self, state: UserState) -> Scores:
+        """See :meth:`Model.scores`."""
+        ...
+
+    def user_weights(self, state: UserState) -> Tensor:
+        """See :meth:`Model.user_weights`."""
+        ...
 
 
 class Model:
@@ -123,6 +145,13 @@ class Model:
     def user_weights(self, state: UserState) -> Tensor:
         """(N, M) how much each of ``learners`` counts for each user."""
         return torch.zeros(len(state), 0)
+
+    def snapshot(self) -> Snapshot:
+        """What a recommender asks until it notices that a tensor of the model has changed.
+
+        By default the model itself. One that computes something from its weights gives what it has computed.
+        """
+        return self
 
     def adapt(self, support: Examples) -> Scorer:
         """Adapt to B users; the result scores their examples."""

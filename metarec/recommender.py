@@ -11,19 +11,18 @@ from typing import Any, Self, overload
 import numpy as np
 import torch
 
-from metarec.data.containers import is_single, plain
+from metarec.data.containers import is_single, plain, whole
 from metarec.data.histories import Clicks, LazyHistories
 from metarec.data.new_clicks import click_data
 from metarec.data.new_items import Vectors, new_items
+from metarec.data.observed import Histories, Observed
 from metarec.io import read_model, write_model
 from metarec.model import Model
 from metarec.nn.record import longest_history, record_of
 from metarec.serving.adapting import Asked, clock
-from metarec.serving.listing import Ids, whole
+from metarec.serving.listing import Ids
 from metarec.serving.lists import Recommendation, Recommendations
-from metarec.serving.live import Histories, Observed
 from metarec.serving.state import State, States
-from metarec.serving.storage import read_users
 from metarec.serving.users import Answers, User, Users
 from metarec.types import Method
 from metarec.wrapped import as_model
@@ -256,17 +255,6 @@ class Recommender(Answers):
         if share is not None and not (isinstance(share, float) and 0 < share < 1):
             raise ValueError(f"{path}: new_share must be a number between 0 and 1, got {share!r}; save it again")
         return cls(model, new_share=share)
-
-    def load_users(self, path: str | Path) -> Users:
-        """Users that :meth:`Users.save` wrote, if this model adapted to them.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if the file is damaged, holds something else, or its users belong to another model.
-        """
-        state = self._states.current()
-        clicks, found = read_users(path, state)
-        return Users(self, clicks, found.to(state.device), state.version)
 
     def __copy__(self) -> Self:
         """Another recommender of the same model; what is added to one is not in the other."""

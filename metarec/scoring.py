@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from metarec.functional.fusion import FLAT
 
+AT_ONCE = 1 << 17  # scores whose moments are computed at once: what fits a cache is several times as fast
+
 
 @dataclass(frozen=True, eq=False)
 class UserState:
@@ -141,9 +143,26 @@ class DenseScores:
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation over the known items."""
-        own = self.given[:, : len(self.known)][:, self.known].double()
-        mean = own.sum(1) / max(1, own.shape[1])
-        centred = own - mean.unsqueeze(1)
-        largest = centred.abs().amax(1) if own.shape[1] else mean
-        deviation = (centred.square().sum(1) / max(1, own.shape[1])).sqrt()
-        return mean, torch.where(largest <= FLAT * mean.abs(), 0, deviation)
+        return moments_of(self.given[:, : len(self.known)][:, self.known])
+
+
+def moments_of(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation, (N,) float64 each, of rows (N, n); 0 where a row is flat.
+
+    Example:
+        >>> [moment.tolist() for moment in moments_of(torch.tensor([[1.0, 3.0], [2.0, 2.0]]))]
+        [[2.0, 2.0], [1.0, 0.0]]
+    """
+    width = max(1, values.shape[1])
+    parts = [_moments(part, width) for part in values.split(max(1, AT_ONCE // width))]
+    return parts[0] if len(parts) == 1 else (torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts]))
+
+
+def _moments(values: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    centred = values.double()
+    mean = centred.sum(1) / width
+    centred = centred - mean.unsqueeze(1)
+    deviation = (centred.square().sum(1) / width).sqrt()
+    if not values.shape[1]:
+        return mean, deviation
+    return mean, torch.where(centred.abs().amax(1) <= FLAT * mean.abs(), 0, deviation)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
 
 from torch import Tensor, nn
 
 T = TypeVar("T")
+Versions = tuple[tuple[int, int], ...]
 
 
 def tensors_of(model: object, *, buffers: bool = True) -> list[Tensor]:
@@ -48,14 +50,44 @@ def _held(module: nn.Module, *, buffers: bool) -> tuple[list[Tensor], list[nn.Mo
     return [tensor for tensor in found if tensor is not None], parts
 
 
-def version(model: object, *, buffers: bool = True) -> tuple[tuple[int, int], ...]:
+def version(model: object, *, buffers: bool = True) -> Versions:
     """Where a model's numbers are, and how often each tensor was changed; another one after every change.
 
     Args:
         model: a module or not.
         buffers: those besides parameters too.
     """
-    return tuple([(tensor.data_ptr(), tensor._version) for tensor in tensors_of(model, buffers=buffers)])
+    return _versions(tensors_of(model, buffers=buffers))
+
+
+def _versions(tensors: Iterable[Tensor]) -> Versions:
+    return tuple([(tensor.data_ptr(), tensor._version) for tensor in tensors])
+
+
+@dataclass(frozen=True, eq=False)
+class Watched:
+    """Tensors, with where their numbers were and how often they had been changed at one moment.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> watched = Watched.of(layer.parameters())
+        >>> _ = nn.init.zeros_(layer.weight)
+        >>> watched.is_same(), Watched.of(layer.parameters()).is_same()
+        (False, True)
+    """
+
+    tensors: tuple[Tensor, ...]
+    versions: Versions
+
+    @classmethod
+    def of(cls, tensors: Iterable[Tensor]) -> Self:
+        """As they are now, each once."""
+        each = tuple({id(tensor): tensor for tensor in tensors}.values())
+        return cls(each, _versions(each))
+
+    def is_same(self) -> bool:
+        """Whether none of them has changed."""
+        return self.versions == _versions(self.tensors)
 
 
 _kept: weakref.WeakKeyDictionary[object, dict[str, tuple[object, Any, list[Tensor]]]] = weakref.WeakKeyDictionary()

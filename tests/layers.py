@@ -39,7 +39,7 @@ LAYERS = {
     "comparison": {"report"},
     "plotting": {"files", "report"},
     "reporting": UPPER | {"plotting"},
-    "serving": UPPER,
+    "serving": UPPER | {"saving"},
     "saving": UPPER,
     "io": UPPER | {"saving"},
     "recommender": UPPER | {"serving", "io"},

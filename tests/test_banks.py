@@ -52,7 +52,7 @@ def test_learners_of_one_width_are_summed_in_one_product(alike: bool, users: sli
         z = standardise(found.scores, found.known, found.fitted).flatten(0, 1)
         expected += weight[:, number, None] * z + unknown[:, number, None] * ~found.known
         assert torch.equal(bank.known[:, number], found.known), name
-    scores = bank.scores(state, weight, unknown)
+    scores = bank.summed(state, weight, unknown)
     every = torch.arange(SIZE).expand(len(state), -1)
     torch.testing.assert_close(scores.approximate(0, SIZE), expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(scores.exact(every).float(), expected, rtol=1e-4, atol=1e-4)

@@ -14,10 +14,10 @@ import torch
 from metarec import Dataset, Recommender
 from metarec.data import split_by_time
 from metarec.data.examples import filter_interactions
+from metarec.data.observed import Histories
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.model import Model
 from metarec.recipes import EASE, CoClicks, Ensemble, LivePopularity, Popularity, Transitions
-from metarec.serving.live import Histories
 from optional import imported
 
 DATA = planted(users=120, items=40)

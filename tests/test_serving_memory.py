@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from metarec.data.histories import Clicks
+from metarec.meta.bank import Bank
 from metarec.meta.memory import split_range
 from metarec.nn.linear_scores import LinearScores
-from metarec.recipes import MML
 from metarec.recommender import Recommender
 from metarec.scoring import UserState
 from metarec.serving import adapting, listing
@@ -48,13 +48,13 @@ def test_adapting_goes_on_with_halves(
     recommender: Recommender, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = recommender.adapt(HISTORIES, keep_weights=True)
-    full, whole = Full(most=4), MML.encode
+    full, whole = Full(most=4), Bank.encode
 
-    def encode(self: MML, support: Examples, query: Examples, **how: Any) -> UserState:
+    def encode(self: Bank, support: Examples, query: Examples, **how: Any) -> UserState:
         full.check(len(support))
         return whole(self, support, query, **how)
 
-    monkeypatch.setattr(MML, "encode", encode)
+    monkeypatch.setattr(Bank, "encode", encode)
     monkeypatch.setitem(adapting.USERS, "cpu", 16)
     with caplog.at_level(logging.WARNING, "metarec"):
         found = recommender.adapt(HISTORIES, keep_weights=True)

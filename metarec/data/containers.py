@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import ItemsView, Iterable, KeysView, Mapping, Sequence, Set
-from typing import Any, NoReturn
+from operator import index
+from typing import Any, NoReturn, SupportsIndex
 
 LISTS = ("to_pylist", "to_list", "tolist")
 """What Arrow, polars, pandas, numpy and torch call the way from a column to a list."""
@@ -125,3 +126,14 @@ def _said(name: Any) -> str:
 
 def _refused(what: str, values: Any, why: str) -> ValueError:
     return ValueError(f"{what}: expected a sequence of item ids, got a {type(values).__name__}, {why}")
+
+
+def whole(value: SupportsIndex, what: str) -> int:
+    """A number of at least 1, of whatever type of whole numbers.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__") or index(value) < 1:
+        raise ValueError(f"{what} must be a whole number of at least 1, got {value!r}")
+    return index(value)

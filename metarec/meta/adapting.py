@@ -45,8 +45,11 @@ class AdaptingModel(TabledModel):
         return kept(self, name, self._new_bank)
 
     def _new_bank(self) -> Bank | None:
+        if not fits(self):
+            return None
         ids = None if self.catalog is None else self.catalog.items.ids
-        return Bank({type(self).__name__: self}, fitted=self.fitted, ids=ids) if fits(self) else None
+        told: Any = {"fitted": self.fitted, "ids": ids, "warm": self.warm, "negatives": self.negatives}
+        return Bank({type(self).__name__: self}, **told)
 
     def known_items(self) -> Tensor:
         """(I,) bool, items whose vectors mean something."""

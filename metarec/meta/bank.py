@@ -11,35 +11,37 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from metarec.meta.compiled_user import CompiledUser, kind_of, learner_of
 from metarec.meta.inspection import leads_back
 from metarec.meta.library import library
-from metarec.nn.empty_user import chances_of, empty_user
 from metarec.nn.frozen import check_vectors, wide
 from metarec.nn.item_tables import ItemTables
 from metarec.nn.linear_scores import LinearScores
-from metarec.nn.tabled import TabledModel, has_own, is_linear
+from metarec.nn.tabled import TabledModel, TableSnapshot, clicked, has_own, is_linear
 from metarec.nn.touched import TouchedRows
 from metarec.scoring import UserState
 from metarec.types import Examples
 
+FEW = 8  # users whose steps the kernel takes one by one
 BUDGET = 16 << 20  # bytes of users' weights at once: their query follows while a cache still holds them
 
 
-class Bank:
+class Bank(TableSnapshot):
     """M learners, or meta-learners of learners, of one width D, frozen.
 
     Args:
         models: by name; each one :func:`fits`.
         fitted: rows that moments are taken over, the first so many; all by default.
         ids: of the items, for messages.
+        warm: (I,) bool, items that a user without history may have clicked; those that some model knows by default.
+        negatives: of support examples.
 
     Attributes:
         names: of the models, in the order of the M axis.
-        tables: the vectors of their items.
         known: (I, M) bool, which of them knows which item.
         device: where they compute.
 
@@ -58,7 +60,13 @@ class Bank:
     """
 
     def __init__(
-        self, models: Mapping[str, Any], *, fitted: int | None = None, ids: Sequence[str] | None = None
+        self,
+        models: Mapping[str, Any],
+        *,
+        fitted: int | None = None,
+        ids: Sequence[str] | None = None,
+        warm: NDArray[Any] | None = None,
+        negatives: int = 1,
     ) -> None:
         self.names = tuple(models)
         self.models = [frozen(model) for model in models.values()]
@@ -67,6 +75,7 @@ class Bank:
             check_vectors(name, learner.items.table(), learner.items.known, ids)
         known = [learner.items.known for learner in learners]
         self.known = torch.stack(known, 1)
+        self.warm, self.negatives = clicked(warm, self.known.any(1)), negatives
         self.tables = ItemTables.of([learner.items.table() for learner in learners], known, self.names, fitted)
         self.device = self.tables.rows.device
         self.moves_rows = any(map(moves_rows, self.models))
@@ -104,24 +113,18 @@ class Bank:
         keep_weights = keep_weights or start is not None
         if keep_weights:
             self.start()  # refuses
-        elif len(support) == 1 and self.together:
-            return self._one(support, query)
         given = None if start is None else start.tensors["weights"]
-        found = [self._adapted(n, support, query, given, keep_weights) for n in range(len(self.models))]
-        return UserState({name: _beside([own[name] for own in found]) for name in found[0]})
-
-    def _one(self, support: Examples, query: Examples) -> UserState:
-        """As :meth:`encode` of one user, those together that the kernel computes."""
-        if not self.alone and len(self.together) == 1:
-            state, active = self.together[0][1].adapt(support, query)
-            return UserState({"state": state, "active": active})
         parts: list[Any] = [None] * len(self.models)
-        for numbers, compiled in self.together:
+        for numbers, compiled in () if keep_weights else self.together:
+            if len(support) > FEW and compiled.steps:
+                continue  # the learners' own engines take the steps of many users
             state, active = compiled.adapt(support, query)
+            if len(numbers) == len(parts):
+                return UserState({"state": state, "active": active})
             for place, number in enumerate(numbers):
                 parts[number] = {"state": state[:, place], "active": active[:, place], **self._untouched(state)}
-        for number in self.alone:
-            parts[number] = self._adapted(number, support, query, None, False)
+        for number, found in enumerate(parts):
+            parts[number] = found or self._adapted(number, support, query, given, keep_weights)
         return UserState({name: _beside([own[name] for own in parts]) for name in parts[0]})
 
     def _untouched(self, state: Tensor) -> dict[str, Tensor]:
@@ -168,20 +171,7 @@ class Bank:
                 )
         return _beside([torch.cat([p.detach().flatten() for _, p in _named(m)])[None] for m in self.models])[0]
 
-    def chances(self, state: UserState) -> Tensor:
-        """How likely each item is clicked next, (I,), on average over N users and the learners."""
-        return chances_of(self.tables, state)
-
-    def encode_empty(self, warm: Any, negatives: int = 1) -> UserState:
-        """A user without history, N = 1; see :func:`metarec.nn.empty_user.empty_user`.
-
-        Args:
-            warm: (I,) bool array, items that may be clicked.
-            negatives: of support examples.
-        """
-        return empty_user(self.encode, self.chances, warm, negatives)
-
-    def scores(self, state: UserState, weight: Tensor, unknown: Tensor) -> LinearScores:
+    def summed(self, state: UserState, weight: Tensor, unknown: Tensor) -> LinearScores:
         """``sum_m w_m z_mi [m knows i] + b_m [m does not know i]``, z the standardised scores, as one matrix product.
 
         Args:
@@ -192,11 +182,13 @@ class Bank:
         return LinearScores.summed(self.tables, state, weight, unknown)
 
 
-def banks_of(members: Mapping[str, Any]) -> list[Bank]:
+def banks_of(members: Mapping[str, Any], *, warm: NDArray[Any] | None = None, negatives: int = 1) -> list[Bank]:
     """Those of some models whose scores are products of states with item vectors, together where they can be.
 
     Args:
         members: models by name; which are in no bank has to be asked by itself.
+        warm: see :class:`Bank`.
+        negatives: likewise.
 
     Example:
         >>> from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
@@ -212,7 +204,7 @@ def banks_of(members: Mapping[str, Any]) -> list[Bank]:
             size = len(learner.items.known)
             table = size, _width(learner), first.device, first.dtype, learner.fitted or size
             groups.setdefault(table, {})[name] = model
-    return [Bank(group, fitted=key[-1]) for key, group in groups.items()]
+    return [Bank(group, fitted=key[-1], warm=warm, negatives=negatives) for key, group in groups.items()]
 
 
 def _width(learner: Any) -> int:

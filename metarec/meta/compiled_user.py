@@ -19,9 +19,11 @@ from metarec.meta.library import OBJECTIVES, library
 from metarec.nn import ModalityLearner
 from metarec.types import Examples
 
+AT_ONCE = 64  # users who are encoded at once: what is computed of them stays in a cache
+
 
 class CompiledUser:
-    """Adapts one user with M learners at once; equal to their own ``adapt`` up to rounding.
+    """Adapts users with M learners at once; equal to their own ``adapt`` up to rounding.
 
     Args:
         models: learners, or meta-learners of learners, that read from tables; of one kind, see :func:`kind_of`.
@@ -37,12 +39,25 @@ class CompiledUser:
 
     @torch.no_grad()
     def adapt(self, support: Examples, query: Examples) -> tuple[Tensor, Tensor]:
-        """One user's states (Q, M, D) and which learners know something of its history, (Q, M).
+        """States (N, M, D) of N = B * Q queries, and which learners know something of the history, (N, M).
 
         Args:
-            support: of one user.
+            support: of B users, who take their steps one after the other.
             query: likewise.
         """
+        if len(query) == 1:
+            return self._adapt(support, query)
+        if self.steps:
+            each = (slice(user, user + 1) for user in range(len(query)))
+            found = [self._adapt(support[user].trim(), query[user]) for user in each]
+        else:
+            parts = zip(query.history.split(AT_ONCE), query.position.split(AT_ONCE), strict=True)
+            found = [self._stand(*part) for part in parts]
+        state, active = (torch.cat(column) for column in zip(*found, strict=True))
+        return state, active
+
+    def _adapt(self, support: Examples, query: Examples) -> tuple[Tensor, Tensor]:
+        """Of one user."""
         steps = self.steps if self.steps and bool(support.weight.any()) else 0
         history, at = query.history[0], query.position
         encoder, learners = copy.copy(self.encoder), len(self.tables)
@@ -67,6 +82,19 @@ class CompiledUser:
         state = encoder(x, keep, self._contexts(history), at.expand(learners, -1))
         seen = (self.known[:, history] & keep).cumsum(-1)
         return state.transpose(0, 1), seen[:, at[0]].T > 0
+
+    def _stand(self, history: Tensor, at: Tensor) -> tuple[Tensor, Tensor]:
+        """Of many users, by the weights that they share."""
+        history = history[:, : int(at.max()) + 1]
+        encoder, keep, states = copy.copy(self.encoder), history > 0, []
+        encoder.users = len(history)
+        encoder.sizes = {**encoder.sizes, "users": len(history)}
+        for table, context, row in zip(self.tables, self.contexts, self.encoder.row, strict=True):
+            encoder.row = row
+            bias = None if context is None else F.embedding(history, context)
+            states.append(encoder(F.embedding(history, table), keep, bias, at))
+        seen = (self.known[:, history] & keep).cumsum(-1).gather(-1, at.expand(len(states), *at.shape))
+        return torch.stack(states, 2).flatten(0, 1), seen.permute(1, 2, 0).flatten(0, 1) > 0
 
     def _contexts(self, history: Tensor) -> Tensor | None:
         """Context vectors (M, L, E) of a history (L,), zero for learners without; None if no learner has any."""

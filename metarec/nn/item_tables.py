@@ -24,7 +24,6 @@ class ItemTables:
         count: (M,) items that each learner knows and training knew.
         alike: whether all learners know the same items.
         longest: the largest length of a row.
-        shift: (I,) what is added to an item's fused score, whoever the user is; None for nothing.
 
     Example:
         >>> tables = ItemTables.of([torch.eye(3)], [torch.arange(3) > 0], ["id"])
@@ -42,7 +41,6 @@ class ItemTables:
     count: Tensor
     alike: bool
     longest: float
-    shift: Tensor | None = None
 
     @classmethod
     def of(

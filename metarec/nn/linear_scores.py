@@ -159,8 +159,6 @@ class LinearScores:
             bound = bound / least.double().clamp(min=1e-30)
         if self.offset is not None:
             bound = bound + 4 * step * self.offset.abs()
-        if self.tables.shift is not None:
-            bound = bound + 4 * step * float(self.tables.shift.abs().max())
         return bound
 
     def approximate(self, start: int, stop: int) -> Tensor:
@@ -171,7 +169,7 @@ class LinearScores:
             out = torch.where(total > 0, out / total, self._lowest)
         if self.offset is not None:
             out.add_(self.offset.to(out.dtype).unsqueeze(1))
-        return out if self.tables.shift is None else out.add_(self.tables.shift[start:stop])
+        return out
 
     def _products(self, start: int, stop: int) -> Tensor:
         """The weighted sums over the learners that know each item, of a piece of the catalogue."""
@@ -206,7 +204,7 @@ class LinearScores:
             out = torch.where(total > 0, out / total, self._lowest.double())
         if self.offset is not None:
             out = out + self.offset.unsqueeze(1)
-        return out if self.tables.shift is None else out + self.tables.shift[codes].double()
+        return out
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation, (N,) float64, over the items that any learner knows and training knew."""
@@ -226,7 +224,7 @@ def _spread(tables: ItemTables, state: UserState) -> tuple[Tensor, Tensor, Tenso
     own = state.tensors["state"]
     exact = own.double()
     centre = (exact * tables.mean).sum(-1)
-    variance = torch.einsum("bmd,mde,bme->bm", exact, tables.covariance, exact)
+    variance = (torch.bmm(exact.transpose(0, 1), tables.covariance).transpose(0, 1) * exact).sum(-1)
     rows, corrections = state.tensors.get("rows"), state.tensors.get("corrections")
     if rows is None or corrections is None:
         none = own[..., :0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec.functional.fusion import check_scores
-from metarec.model import Model
+from metarec.model import Model, Snapshot
 from metarec.nn.empty_user import chances_of, empty_user
 from metarec.nn.frozen import check_vectors, evaluated
 from metarec.nn.item_tables import ItemTables
@@ -38,15 +39,67 @@ def has_own(module: object) -> bool:
     return any(hasattr(kind, name) and callable(value) for name, value in vars(module).items())
 
 
+class TableSnapshot:
+    """The base of what is computed from learners' weights once: their item vectors, and how users are encoded.
+
+    Attributes:
+        tables: the vectors of their items.
+        warm: (I,) bool, items that a user without history may have clicked.
+        negatives: of support examples.
+    """
+
+    tables: ItemTables
+    warm: NDArray[Any]
+    negatives: int
+
+    def encode(
+        self, support: Examples, query: Examples, *, start: UserState | None = None, keep_weights: bool = False
+    ) -> UserState:
+        """See :meth:`TabledModel.encode`."""
+        raise NotImplementedError
+
+    def encode_empty(self) -> UserState:
+        """A user without history, N = 1; see :func:`metarec.nn.empty_user.empty_user`."""
+        return self._empty
+
+    @cached_property
+    def _empty(self) -> UserState:
+        return empty_user(self.encode, self.chances, self.warm, self.negatives)
+
+    def chances(self, state: UserState) -> Tensor:
+        """How likely each item is clicked next, (I,), on average over N users and the learners."""
+        return chances_of(self.tables, state)
+
+    def scores(self, state: UserState) -> Scores:
+        """The scores of one learner as they are."""
+        return LinearScores.raw(self.tables, state)
+
+    def user_weights(self, state: UserState) -> Tensor:
+        """(N, 0): nothing is weighted."""
+        return torch.zeros(len(state), 0)
+
+
+def clicked(warm: NDArray[Any] | None, known: Tensor) -> NDArray[Any]:
+    """(I,) bool, items that somebody may have clicked: those seen upstream; where nobody says, all that are known."""
+    if warm is not None:
+        return warm
+    own: NDArray[Any] = known.cpu().numpy()
+    return own & (np.arange(len(own)) > 0)
+
+
 class TabledModel(Model):
     """A base for models that score by products of states with item vectors, or, of a kind unknown, all items at once.
 
     Subclasses say by :meth:`bank` what their states and tables are; None where scores are no such products.
     """
 
-    def bank(self) -> Any:
-        """Frozen, with ``tables`` and ``encode(support, query, start=, keep_weights=)``; None if there is no such."""
+    def bank(self) -> TableSnapshot | None:
+        """Learners frozen, until one of their numbers changes; None if there is no such."""
         raise NotImplementedError
+
+    def snapshot(self) -> Snapshot:
+        """The bank; the model itself if it has none."""
+        return self.bank() or self
 
     def known_items(self) -> Tensor:
         """(I,) bool, items whose vectors mean something."""
@@ -77,8 +130,7 @@ class TabledModel(Model):
         """
         bank = self.bank()
         if bank is not None:
-            out: UserState = bank.encode(support, query, start=start, keep_weights=keep_weights)
-            return out
+            return bank.encode(support, query, start=start, keep_weights=keep_weights)
         if keep_weights or start is not None:
             raise ValueError(f"keep_weights: {type(self).__name__} keeps no weights of a learner of this kind")
         return self._scored(support, query)
@@ -92,36 +144,33 @@ class TabledModel(Model):
 
     def encode_empty(self) -> UserState:
         """A user without history: the average state after one click on a likely item, N = 1."""
-        return kept(self, "empty", lambda: empty_user(self.encode, self.chances, self._clicked(), self.negatives))
-
-    def _clicked(self) -> NDArray[Any]:
-        """(I,) bool, items that somebody may have clicked."""
-        if self.warm is not None:
-            return self.warm
-        known: NDArray[Any] = self.known_items().cpu().numpy()
-        return known & (np.arange(len(known)) > 0)
-
-    def chances(self, state: UserState) -> Tensor:
-        """How likely each item is clicked next, (I,), on average over N users."""
         bank = self.bank()
-        if bank is not None:
-            return chances_of(bank.tables, state)
+        return kept(self, "empty", self._empty) if bank is None else bank.encode_empty()
+
+    def _empty(self) -> UserState:
+        return empty_user(self.encode, self._chances, clicked(self.warm, self.known_items()), self.negatives)
+
+    def _chances(self, state: UserState) -> Tensor:
         return state.tensors["scores"].masked_fill(~self.known_items(), -torch.inf).softmax(-1).mean(0)
 
     def scores(self, state: UserState) -> Scores:
-        """The learner's own scores of the catalogue, for N users."""
+        """The model's own scores of the catalogue, for N users."""
         bank = self.bank()
         if bank is not None:
-            return LinearScores.raw(bank.tables, state)
+            return bank.scores(state)
         return DenseScores(state.tensors["scores"], self.known_items()[: self.fitted])
 
+    def user_weights(self, state: UserState) -> Tensor:
+        """(N, M) how much each learner counts for each user; (N, 0) where nothing is weighted."""
+        bank = self.bank()
+        return super().user_weights(state) if bank is None else bank.user_weights(state)
 
-class FrozenLearner:
+
+class FrozenLearner(TableSnapshot):
     """A learner frozen: it treats every user alike.
 
     Attributes:
         learner: a copy of its own.
-        tables: the vectors of its items.
     """
 
     def __init__(self, learner: Any) -> None:
@@ -130,6 +179,7 @@ class FrozenLearner:
         ids = None if learner.catalog is None else learner.catalog.items.ids
         check_vectors(name, items.table(), items.known, ids)
         self.tables = ItemTables.of([items.table()], [items.known], [name], learner.fitted)
+        self.warm, self.negatives = clicked(learner.warm, items.known), learner.negatives
 
     @torch.no_grad()
     def encode(

@@ -58,13 +58,14 @@ class Asked:
         return (item + np.repeat(row[:-1], count.sum(1)) if len(count) > 1 else item), value
 
 
-def ranges(column: NDArray[T], low: Ints, count: Ints) -> NDArray[T]:
-    """Ranges of a column, one after the other."""
+def ranges(low: Ints, count: Ints, first: Ints, second: NDArray[T]) -> tuple[Ints, NDArray[T]]:
+    """Ranges of two columns, one after the other."""
     if len(low) <= FEW_RANGES:
-        pieces = [column[first:last] for first, last in zip(low.tolist(), (low + count).tolist(), strict=True)]
-        return np.concatenate(pieces)
-    found: NDArray[T] = column[np.arange(count.sum()) + np.repeat(low - count.cumsum() + count, count)]
-    return found
+        pieces = [slice(*ends) for ends in zip(low.tolist(), (low + count).tolist(), strict=True)]
+        return np.concatenate([first[own] for own in pieces]), np.concatenate([second[own] for own in pieces])
+    place = np.repeat(low - count.cumsum() + count, count)
+    place += np.arange(len(place))
+    return first[place], second[place]
 
 
 def summed_by_user(

@@ -168,11 +168,10 @@ def all_read(query: Examples) -> Tensor:
 
 def last_read(query: Examples, clicks: int) -> Tensor:
     """(N, clicks) int32, the last items of the history that each query may read, the last one first, 0 after them."""
-    read = (readable(query) & (query.history > 0)[:, None]).flatten(0, 1).int()
-    back = read.flip(-1).cumsum(-1).flip(-1) * read  # 1 for the last click, 2 for that before it
-    slot = torch.where(back > clicks, 0, back).long()
-    items = query.history[:, None].expand(*query.target.shape, -1).flatten(0, 1)
-    return items.new_zeros(len(slot), clicks + 1).scatter(-1, slot, items)[:, 1:].int()
+    last = torch.minimum(query.position, (query.history > 0).sum(-1, keepdim=True) - 1)
+    place = last.unsqueeze(-1) - torch.arange(clicks, device=last.device)
+    items = query.history.gather(1, place.clamp(min=0).flatten(1)).view(place.shape)
+    return (items * (place >= 0)).flatten(0, 1).int()
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from metarec.files import expect_tensor
 from metarec.model import Saved, register
 from metarec.recipes.click_log import check_codes
 from metarec.recipes.counting import Counts, all_read, numbers
-from metarec.scoring import DenseScores, Scores, UserState
+from metarec.scoring import Scores, UserState, moments_of
 from metarec.types import Examples
 
 PAIRS = 1 << 24  # counted at once
@@ -152,7 +152,7 @@ class PlacedScores:
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation over the items that are known."""
-        return DenseScores(self.values, torch.ones_like(self.codes, dtype=torch.bool)).moments()
+        return moments_of(self.values)
 
 
 def placed(codes: Tensor, items: int) -> Tensor:

@@ -22,12 +22,12 @@ from metarec.functional.scaling import FeatureScale
 from metarec.model import Model, Saved, register
 from metarec.nn.record import INFORMATION, longest_history, record_of
 from metarec.recipes.context_weights import ContextWeights
-from metarec.recipes.ensemble_scores import EnsembleScores, weighted_sum
+from metarec.recipes.ensemble_scores import EnsembleScores
+from metarec.recipes.ensemble_snapshot import EnsembleSnapshot, StackedLearners
 from metarec.recipes.fit_report import FitReport
-from metarec.recipes.stacked_learners import Stacking
-from metarec.recipes.user_context import user_context
 from metarec.scoring import UserState
 from metarec.types import Examples, Method
+from metarec.versions import kept
 from metarec.wrapped import Wrapped
 
 T = TypeVar("T")
@@ -64,13 +64,15 @@ class Ensemble(Model, nn.Module):
         (12, torch.Size([12, 41]), 'upstream')
     """
 
-    _stacking: Stacking
+    _stacked: StackedLearners
+    observed: Tensor
     report: FitReport | None = None  # of the fit that chose it
 
     def __init__(
         self, parts: Mapping[str, Method], upstream: Dataset | None = None, *, weights: ContextWeights | None = None
     ) -> None:
         super().__init__()
+        self.register_buffer("observed", torch.zeros((), dtype=torch.int64), persistent=False)
         if not parts or not all(isinstance(name, str) and name and "/" not in name for name in parts):
             raise ValueError(f"Ensemble: expected parts by names without '/', got {list(parts)}")
         self.weights = ContextWeights(list(parts)) if weights is None else weights
@@ -90,8 +92,8 @@ class Ensemble(Model, nn.Module):
         inner = [_inner(part) for part in members.values()]
         self.parts = nn.ModuleList(part for part in inner if isinstance(part, nn.Module))
         self._members: Mapping[str, Model] = dict(members)
-        if "_stacking" not in vars(self) or not self._stacking.is_of(members):  # else what they computed is kept
-            self._stacking = Stacking(members)
+        if "_stacked" not in vars(self) or not self._stacked.is_of(members):  # else what they computed is kept
+            self._stacked = StackedLearners(members)
 
     def members(self) -> Mapping[str, Model]:
         """The parts, by name."""
@@ -139,7 +141,14 @@ class Ensemble(Model, nn.Module):
         device = self.weights.weight.device
         return torch.stack([part.item_mask().to(device) for part in self._members.values()]).any(0)
 
-    @torch.no_grad()
+    def snapshot(self) -> EnsembleSnapshot:
+        """What it computes from its numbers, until one of them changes."""
+        return kept(self, f"snapshot {id(self.warm)}", self._new_snapshot)  # which the snapshot holds
+
+    def _new_snapshot(self) -> EnsembleSnapshot:
+        banks = self._stacked.banks(self._seen(), self.negatives)
+        return EnsembleSnapshot(self._members, banks, self.weights, self._seen(), self.fitted)
+
     def encode(
         self, support: Examples, query: Examples, *, start: UserState | None = None, keep_weights: bool = False
     ) -> UserState:
@@ -150,46 +159,23 @@ class Ensemble(Model, nn.Module):
         Raises:
             ValueError: if weights are to be kept and a learner has none of its own per user.
         """
-        device = self.weights.weight.device
-        if query.history.device != device:
-            support, query = support.to(device), query.to(device)
-        stacked = self._stacking()
-        states = stacked.encode(support, query, start=start, keep_weights=keep_weights)
-        alone = {name: part for name, part in self._members.items() if name not in stacked.names}
-        states |= {name: part.encode(support, query) for name, part in alone.items()}
-        warm = torch.from_numpy(self._seen()).to(device)
-        return _nested(states, user_context(query, warm).flatten(0, 1))
+        return self.snapshot().encode(support, query, start=start, keep_weights=keep_weights)
 
     def encode_empty(self) -> UserState:
         """A user without history: what the parts make of one, and the context of no clicks."""
-        stacked = self._stacking()
-        states = stacked.encode_empty(self._seen(), self.negatives)
-        states |= {name: part.encode_empty() for name, part in self._members.items() if name not in stacked.names}
-        device = self.weights.weight.device
-        context = torch.tensor([[1.0, 0.0, torch.nan]], device=device)
-        return _nested({name: state.to(device) for name, state in states.items()}, context)
+        return self.snapshot().encode_empty()
 
-    @torch.no_grad()
     def scores(self, state: UserState) -> EnsembleScores:
         """The weighted sum of the parts' standardised scores.
 
         Raises:
             ValueError: if a part's scores are not finite.
         """
-        weight, unknown = self.weights(state.tensors["context"])
-        stacked = self._stacking()
-        alone = {name: part for name, part in self._members.items() if name not in stacked.names}
-        mine, theirs = ([self.weights.names.index(name) for name in names] for names in (alone, stacked.names))
-        parts = {name: part.scores(state.part(name)) for name, part in alone.items()}
-        known = {name: part.item_mask().to(weight.device) for name, part in alone.items()}
-        sums = stacked.sums(state, weight[:, theirs], unknown[:, theirs])
-        return weighted_sum(parts, known, (weight[:, mine], unknown[:, mine]), sums=sums, fitted=self.fitted)
+        return self.snapshot().scores(state)
 
-    @torch.no_grad()
     def user_weights(self, state: UserState) -> Tensor:
         """(N, S) weight of each part."""
-        weight: Tensor = self.weights(state.tensors["context"])[0]
-        return weight.float()
+        return self.snapshot().user_weights(state)
 
     def add_items(self, added: Catalog) -> Self:
         """The same ensemble with more items, taken in by every part; the fitted weights stay.
@@ -218,6 +204,7 @@ class Ensemble(Model, nn.Module):
             counts = type(part).observe is not Model.observe
             moved[name] = _each(name, "observe", copy.copy(part).observe, clicks) if counts else part
         self._take(moved)
+        self.observed.add_(1)
         return self
 
     def __copy__(self) -> Self:
@@ -265,11 +252,6 @@ class Ensemble(Model, nn.Module):
 def _inner(part: Model) -> object:
     """What a part is about: the method inside a wrapper."""
     return part.method if isinstance(part, Wrapped) else part
-
-
-def _nested(states: Mapping[str, UserState], context: Tensor) -> UserState:
-    active = torch.stack([state.active for state in states.values()]).any(0)
-    return UserState({**UserState.nest(states), "context": context, "active": active})
 
 
 def _each(name: str, what: str, change: Callable[[T], Model], given: T) -> Model:

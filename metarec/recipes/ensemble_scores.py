@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metarec.functional.fusion import FLAT, check_scores
+from metarec.recipes.sparse_scores import SparseScores, SparseStack
 from metarec.scoring import Scores
 from metarec.types import Scored
 
@@ -21,50 +23,19 @@ ROUNDING = 2.0**-24  # of one operation in float32
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Models that know the same items, with what each counts for N users.
+    """Models that know the same items.
 
     Attributes:
-        names: of the S models.
-        parts: their scores.
+        names: of the models.
+        parts: the scores of those that are not sparse.
         known: (I,) bool.
-        scale: (N, 1) float64 each, weight over deviation; 0 where a model's scores are flat.
-        mean: (N, 1) float64 each, of a model's scores.
-        unknown: (N, 1) float64, what an item gets that they do not know.
+        columns: the places of all of them, the sparse ones last.
     """
 
     names: tuple[str, ...]
     parts: tuple[Scores, ...]
     known: Tensor
-    scale: tuple[Tensor, ...]
-    mean: tuple[Tensor, ...]
-    unknown: Tensor
-
-    def __getitem__(self, users: slice) -> Self:
-        parts = tuple(part[users] for part in self.parts)
-        scale, mean = (tuple(column[users] for column in columns) for columns in (self.scale, self.mean))
-        return replace(self, parts=parts, scale=scale, mean=mean, unknown=self.unknown[users])
-
-    def approximate(self, start: int, stop: int) -> Tensor:
-        """(N, stop - start) float32."""
-        out = self.unknown.new_zeros(len(self.unknown), stop - start, dtype=torch.float32)
-        for part, scale in zip(self.parts, self.scale, strict=True):
-            out.addcmul_(part.approximate(start, stop), scale.float())
-        out -= torch.stack([scale * mean for scale, mean in zip(self.scale, self.mean, strict=True)]).sum(0).float()
-        return torch.where(self.known[start:stop], out, self.unknown.float())
-
-    def exact(self, codes: Tensor) -> Tensor:
-        """(N, K) float64 of item codes (N, K)."""
-        out = torch.zeros(codes.shape, dtype=torch.float64, device=codes.device)
-        for part, scale, mean in zip(self.parts, self.scale, self.mean, strict=True):
-            out += (part.exact(codes) - mean) * scale
-        return torch.where(self.known[codes], out, self.unknown)
-
-    def error(self) -> Tensor:
-        """(N,) float64."""
-        scale, mean = torch.cat(self.scale, 1).abs(), torch.cat(self.mean, 1).abs()
-        passed = torch.stack([part.error() for part in self.parts], 1) * scale
-        own = 2 * (scale * mean).sum(1) + self.unknown.squeeze(1).abs()
-        return passed.sum(1) + ROUNDING * (len(self.parts) + 4) * own
+    columns: slice
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,16 +43,24 @@ class EnsembleScores:
     """Scores of N users: ``sum_s w_s z_s + b_s [s does not know the item]``, z the models' standardised scores.
 
     Attributes:
-        groups: of models that are standardised one by one.
+        groups: the S models that are standardised one by one.
+        sparse: the scores of those that are one number for most items; None if there is no such.
         sums: weighted sums of further models.
         masks: (I,) bool each, the items that some of the models know.
+        scale: (N, S) float64, weight over deviation; 0 where a model's scores are flat.
+        mean: (N, S) float64, of a model's scores.
+        unknown: (N, G) float64, what an item gets that a group does not know.
         weight: (N,) float64, the sum of the absolute weights of the groups' models.
         fitted: catalogue rows that the mean and deviation are taken over, the first so many; None for all.
     """
 
     groups: tuple[Group, ...]
+    sparse: SparseStack | None
     sums: tuple[Scores, ...]
     masks: tuple[Tensor, ...]
+    scale: Tensor
+    mean: Tensor
+    unknown: Tensor
     weight: Tensor
     fitted: int | None
 
@@ -90,26 +69,52 @@ class EnsembleScores:
 
     def __getitem__(self, users: slice) -> Self:
         """The scores of some users."""
-        groups, sums = tuple(each[users] for each in self.groups), tuple(each[users] for each in self.sums)
-        return replace(self, groups=groups, weight=self.weight[users], sums=sums)
+        groups = tuple(replace(group, parts=tuple(part[users] for part in group.parts)) for group in self.groups)
+        sparse = None if self.sparse is None else self.sparse[users]
+        columns = {name: getattr(self, name)[users] for name in ("scale", "mean", "unknown", "weight")}
+        return replace(self, groups=groups, sparse=sparse, sums=tuple(own[users] for own in self.sums), **columns)
 
     @property
     def known(self) -> Tensor:
         """(I,) bool, items that any model knows."""
         return torch.stack(self.masks).any(0)
 
-    @property
-    def _terms(self) -> tuple[Group | Scores, ...]:
-        return (*self.groups, *self.sums)
+    @cached_property
+    def _is_sparse(self) -> list[bool]:
+        """Of each model."""
+        return [n >= len(group.parts) for group in self.groups for n in range(len(group.names))]
+
+    @cached_property
+    def _of_sparse(self) -> Tensor:
+        """(N, ...) the scales of the sparse models."""
+        return self.scale[:, self._is_sparse]
+
+    @cached_property
+    def _rest(self) -> list[Tensor]:
+        """(N, 1), what all items get that a group knows, on top of the weighted scores."""
+        centred = self.mean
+        if self.sparse is not None:
+            centred = centred.clone()
+            centred[:, self._is_sparse] -= self.sparse.base
+        centred = self.scale * centred
+        return [-centred[:, group.columns].sum(1, keepdim=True) for group in self.groups]
 
     def error(self) -> Tensor:
         """(N,) float64, how far ``approximate`` may be from ``exact``.
 
         A standardised score is at most the root of the number of items.
         """
-        operations = 4 + len(self._terms) + sum(len(group.parts) for group in self.groups)
-        rounding = ROUNDING * operations * self.weight * math.sqrt(self.fitted or len(self.masks[0]))
-        return torch.stack([term.error() for term in self._terms]).sum(0) + rounding
+        models = len(self._is_sparse)
+        rounding = ROUNDING * (4 + 2 * len(self.groups) + len(self.sums) + models)
+        total = rounding * (self.weight * math.sqrt(self.fitted or len(self.masks[0])) + self.unknown.abs().sum(1))
+        for own in self.sums:
+            total = total + own.error()
+        if not models:
+            return total
+        parts = iter([part.error() for group in self.groups for part in group.parts])
+        sparse = None if self.sparse is None else self.sparse.error().expand(len(self))
+        passed = torch.stack([sparse if own and sparse is not None else next(parts) for own in self._is_sparse], 1)
+        return total + ((passed + 2 * rounding * self.mean.abs()) * self.scale.abs()).sum(1)
 
     def approximate(self, start: int, stop: int) -> Tensor:
         """(N, stop - start) of a piece of the catalogue.
@@ -117,9 +122,16 @@ class EnsembleScores:
         Raises:
             ValueError: if a score is not finite; names the model.
         """
-        first, *others = self._terms
-        total = first.approximate(start, stop)
-        for term in others:
+        total = self.scale.new_zeros(len(self), stop - start, dtype=torch.float32)
+        narrow = self.scale.float().split(1, 1)
+        for group, rest, unknown in zip(self.groups, self._rest, self.unknown.split(1, 1), strict=False):
+            own = torch.zeros_like(total).add_(rest)
+            for part, scale in zip(group.parts, narrow[group.columns], strict=False):
+                own.addcmul_(part.approximate(start, stop), scale)
+            total += torch.where(group.known[start:stop], own, unknown.float())
+        if self.sparse is not None:
+            self.sparse.add_to(total, start, self._of_sparse)
+        for term in self.sums:
             total += term.approximate(start, stop)
         if not bool(total.sum().isfinite()):
             self._tell(total, start, stop)
@@ -127,14 +139,21 @@ class EnsembleScores:
 
     def _tell(self, total: Tensor, start: int, stop: int) -> None:
         for group in self.groups:
-            for name, part in zip(group.names, group.parts, strict=True):
+            for name, part in zip(group.names, group.parts, strict=False):
                 check(part.approximate(start, stop), group.known[start:stop], name, start)
         check(total, self.known[start:stop], "ensemble", start)
 
     def exact(self, codes: Tensor) -> Tensor:
         """(N, K) float64 of item codes (N, K)."""
-        total = torch.zeros(codes.shape, dtype=torch.float64, device=codes.device)
-        for term in self._terms:
+        total, each = self.scale.new_zeros(codes.shape), self.scale.split(1, 1)
+        for group, rest, unknown in zip(self.groups, self._rest, self.unknown.split(1, 1), strict=False):
+            own = torch.zeros_like(total).add_(rest)
+            for part, scale in zip(group.parts, each[group.columns], strict=False):
+                own.addcmul_(part.exact(codes), scale)
+            total += torch.where(group.known[codes], own, unknown)
+        if self.sparse is not None:
+            total += self.sparse.exact(codes, self._of_sparse)
+        for term in self.sums:
             total += term.exact(codes)
         return total
 
@@ -160,9 +179,27 @@ class EnsembleScores:
             yield self.approximate(start, stop)[:, known[start:stop]].double()
 
 
+def same_masks(known: Mapping[str, Tensor]) -> list[tuple[tuple[str, ...], Tensor]]:
+    """Models that know the same items: their names, and (I,) bool the items.
+
+    Example:
+        >>> every, some = torch.arange(3) > 0, torch.arange(3) > 1
+        >>> [names for names, _ in same_masks({"a": every, "b": some, "c": every})]
+        [('a', 'c'), ('b',)]
+    """
+    out = list[tuple[tuple[str, ...], Tensor]]()
+    left = dict(known)
+    while left:
+        mask = next(iter(left.values()))
+        names = tuple(name for name, own in left.items() if torch.equal(own, mask))
+        left = {name: own for name, own in left.items() if name not in names}
+        out.append((names, mask))
+    return out
+
+
 def weighted_sum(
     parts: Mapping[str, Scores],
-    known: Mapping[str, Tensor],
+    groups: Sequence[tuple[tuple[str, ...], Tensor]],
     weights: tuple[Tensor, Tensor],
     *,
     sums: Sequence[tuple[Scores, Tensor]] = (),
@@ -172,8 +209,9 @@ def weighted_sum(
 
     Args:
         parts: of S models, by name.
-        known: (I,) bool each, the items that a model knows.
-        weights: (N, S) float64 each, of the models, and what an item gets that a model does not know.
+        groups: the same names, see :func:`same_masks`.
+        weights: (N, S) float64 each, of the models in the order of the groups, and what an item gets that a model does
+            not know.
         sums: weighted sums of further models, and (I,) bool the items that any of those knows.
         fitted: catalogue rows that the sum is measured by, the first so many; all by default.
 
@@ -185,34 +223,43 @@ def weighted_sum(
         >>> every = torch.arange(3) > 0
         >>> one = DenseScores(torch.tensor([[0.0, 1.0, 3.0]]), every)
         >>> weights = torch.tensor([[0.5, 2.0]]).double(), torch.zeros(1, 2).double()
-        >>> weighted_sum({"a": one, "b": one}, {"a": every, "b": every}, weights).approximate(1, 3)
+        >>> weighted_sum({"a": one, "b": one}, [(("a", "b"), every)], weights).approximate(1, 3)
         tensor([[-2.5000,  2.5000]])
     """
-    groups = list(_groups(parts, known, *weights)) if parts else []
-    masks = (*(group.known for group in groups), *(mask for _, mask in sums))
-    return EnsembleScores(tuple(groups), tuple(own for own, _ in sums), masks, weights[0].abs().sum(1), fitted)
+    weight, unknown = (table[:, : len(parts)] for table in weights)
+    stacked = [part for names, _ in groups for part in map(parts.__getitem__, names) if isinstance(part, SparseScores)]
+    sparse = SparseStack.of(stacked) if stacked else None
+    of_sparse = iter(() if sparse is None else zip(*(m.split(1, 1) for m in sparse.moments()), strict=True))
+    found, moments, order = list[Group](), list[tuple[Tensor, ...]](), list[int]()
+    for names, mask in groups:
+        first, sorted_ = len(order), sorted(names, key=lambda name: isinstance(parts[name], SparseScores))
+        others = [parts[name] for name in sorted_ if not isinstance(parts[name], SparseScores)]
+        moments += [tuple(moment.unsqueeze(1) for moment in part.moments()) for part in others]
+        moments += [next(of_sparse) for _ in range(len(names) - len(others))]
+        order += [first + names.index(name) for name in sorted_]
+        found.append(Group(tuple(sorted_), tuple(others), mask, slice(first, len(order))))
+    scale, mean = _scaled(parts, groups, weight[:, order], moments)
+    silent = torch.stack([unknown[:, group.columns].sum(1) for group in found], 1) if found else unknown
+    masks = (*(mask for _, mask in groups), *(mask for _, mask in sums))
+    terms = tuple(own for own, _ in sums)
+    return EnsembleScores(tuple(found), sparse, terms, masks, scale, mean, silent, weight.abs().sum(1), fitted)
 
 
-def _groups(
-    parts: Mapping[str, Scores], known: Mapping[str, Tensor], weight: Tensor, unknown: Tensor
-) -> Iterator[Group]:
-    moments = [part.moments() for part in parts.values()]
-    mean, deviation = (torch.stack(column, 1) for column in zip(*moments, strict=True))
+def _scaled(
+    parts: Mapping[str, Scores],
+    groups: Sequence[tuple[tuple[str, ...], Tensor]],
+    weight: Tensor,
+    moments: Sequence[tuple[Tensor, ...]],
+) -> tuple[Tensor, Tensor]:
+    """Weights over deviations, and means, (N, S) each, if those are finite."""
+    if not moments:
+        return weight, weight
+    mean, deviation = (torch.cat(column, 1) for column in zip(*moments, strict=True))
     if not bool((mean + deviation).sum().isfinite()):
-        for name, part in parts.items():
-            check(part.approximate(0, len(known[name])), known[name], name)
-    names, left = list(parts), list(range(len(parts)))
-    scales, means, silent = (
-        table.split(1, 1) for table in (torch.where(deviation > 0, weight / deviation, 0), mean, unknown)
-    )
-    while left:
-        mask = known[names[left[0]]]
-        same = [s for s in left if torch.equal(known[names[s]], mask)]
-        left = [s for s in left if s not in same]
-        own = tuple(names[s] for s in same)
-        scale, centre = (tuple(column[s] for s in same) for column in (scales, means))
-        total = torch.cat([silent[s] for s in same], 1).sum(1, keepdim=True)
-        yield Group(own, tuple(parts[name] for name in own), mask, scale, centre, total)
+        for names, known in groups:
+            for name in names:
+                check(parts[name].approximate(0, len(known)), known, name)
+    return torch.where(deviation > 0, weight / deviation, 0), mean
 
 
 def standardised(scores: Scores, known: Tensor, name: str) -> Tensor:

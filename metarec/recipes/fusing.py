@@ -25,7 +25,7 @@ from metarec.nn.linear_scores import LinearScores
 from metarec.nn.tabled import TabledModel
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.training import TrainingRun
-from metarec.scoring import Scores, UserState
+from metarec.scoring import UserState
 from metarec.types import EpisodeBatch, Examples, Progress, Scored, Scorer
 from metarec.versions import kept
 
@@ -38,23 +38,15 @@ class FusedBank(Bank):
     Args:
         models: by name; each one that a :class:`~metarec.meta.bank.Bank` can hold.
         fusion: None for equal weights of the standardised scores.
-        fitted: rows that moments are taken over; all by default.
-        ids: of the items, for messages.
+        about: see :class:`~metarec.meta.bank.Bank`.
     """
 
-    def __init__(
-        self,
-        models: Mapping[str, MetaLearner],
-        fusion: AdaptiveFusion | None,
-        *,
-        fitted: int | None = None,
-        ids: Sequence[str] | None = None,
-    ) -> None:
-        super().__init__(models, fitted=fitted, ids=ids)
+    def __init__(self, models: Mapping[str, MetaLearner], fusion: AdaptiveFusion | None, **about: Any) -> None:
+        super().__init__(models, **about)
         self.config: Any = None
         self.fusion = None if fusion is None else wide(copy.deepcopy(fusion)).eval().requires_grad_(requires_grad=False)
 
-    def weights(self, state: UserState) -> Tensor:
+    def user_weights(self, state: UserState) -> Tensor:
         """(N, M) how much each learner counts for each user."""
         active, own = state.tensors["active"], state.tensors["state"]
         if self.fusion is None:
@@ -64,9 +56,9 @@ class FusedBank(Bank):
         return self.fusion.weights(each)[:, 0]
 
     @torch.no_grad()
-    def fused(self, state: UserState) -> LinearScores:
+    def scores(self, state: UserState) -> LinearScores:
         """The fused scores of N users."""
-        share = self.weights(state)
+        share = self.user_weights(state)
         scale = torch.ones_like(share[0]) if self.fusion is None else self.fusion.scale
         return LinearScores.fused(self.tables, state, share, scale)
 
@@ -89,23 +81,14 @@ class FusedModel(TabledModel):
         if not all(map(fits, metas.values())):
             return None
         ids = None if self.catalog is None else self.catalog.items.ids
-        bank = FusedBank(metas, self.fusion, fitted=self.fitted, ids=ids)
+        told: Any = {"fitted": self.fitted, "ids": ids, "warm": self.warm, "negatives": self.negatives}
+        bank = FusedBank(metas, self.fusion, **told)
         bank.config = vars(self).get("config")  # whose id no other settings take meanwhile
         return bank
 
     def known_items(self) -> Tensor:
         """(I,) bool, items that some learner knows."""
         return torch.stack([meta.known_items() for meta in self.named_metas().values()]).any(0)
-
-    def user_weights(self, state: UserState) -> Tensor:
-        """(N, M) how much each learner counts for each user; (N, 0) where that is not kept."""
-        bank = self.bank()
-        return super().user_weights(state)[:, :0] if bank is None else bank.weights(state)
-
-    def scores(self, state: UserState) -> Scores:
-        """The fused scores of N users."""
-        bank = self.bank()
-        return super().scores(state) if bank is None else bank.fused(state)
 
 
 class FusedMethod(FusedModel, nn.Module):

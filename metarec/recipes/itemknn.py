@@ -85,7 +85,8 @@ class ItemKNN(SomeItems):
         return SparseScores.of(*sums, 0.0, self.item_mask(), history.device)
 
     def _entries(self, low: Ints, count: Ints, user: Ints) -> tuple[Ints, Floats]:
-        return ranges(self._item, low, count), ranges(self._value, low, count).astype(np.float64)
+        item, value = ranges(low, count, self._item, self._value)
+        return item, value.astype(np.float64)
 
     def _told(self) -> Saved:
         """The neighbours of each item."""

@@ -124,8 +124,12 @@ class PairCounts:
         factor = 1.0 if self.log is None else float(self.rule.worth(np.array(self.zero), self.log.now))
         total, clicks = self.sums.total[items] * factor, self.clicks[items]
 
-        def entries(key: Ints, weight: Floats) -> Callable[[Ints, Ints, Ints], tuple[Ints, Floats]]:
-            return lambda low, count, user: (ranges(key, low, count) & (CODE - 1), ranges(weight, low, count))
+        def entries(keys: Ints, weights: Floats) -> Callable[[Ints, Ints, Ints], tuple[Ints, Floats]]:
+            def of(low: Ints, count: Ints, user: Ints) -> tuple[Ints, Floats]:
+                key, weight = ranges(low, count, keys, weights)
+                return key & (CODE - 1), weight
+
+            return of
 
         return [
             Asked(low, count * asked[:, None], entries(*part), total, clicks, factor)

@@ -94,9 +94,7 @@ class PairEvents:
         count = np.where((items > 0) & ~np.isnan(now)[:, None], high - low, 0)
 
         def entries(low: Ints, count: Ints, user: Ints) -> tuple[Ints, Floats | None]:
-            item = ranges(self.item, low, count)
-            if not rule.fades:
-                return item, None
-            return item, rule.worth(ranges(self.at, low, count), np.repeat(now[user], count))
+            item, at = ranges(low, count, self.item, self.at)
+            return item, rule.worth(at, np.repeat(now[user], count)) if rule.fades else None
 
         return Asked(low, count, entries, None, self.clicks(items, np.broadcast_to(now[:, None], items.shape)))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from metarec.data.dataset import Ints
 from metarec.functional.fusion import FLAT
@@ -73,9 +75,10 @@ class SparseScores:
         """(n,) the user of each entry."""
         return torch.repeat_interleave(torch.arange(len(self), device=self.item.device), self.start.diff())
 
-    def _sum(self, values: Tensor) -> Tensor:
-        """(N,) the sums of each user's entries."""
-        return torch.segment_reduce(values, "sum", offsets=self.start, initial=0.0)
+    @cached_property
+    def above(self) -> Tensor:
+        """(n,) what each entry is above all other items."""
+        return self.value - self.base
 
     def error(self) -> Tensor:
         """(N,) float64, by rounding to float32."""
@@ -104,18 +107,119 @@ class SparseScores:
         return torch.where(own[place] == wanted, self.value[place], self.base)
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and deviation over the known items; what the others share enters in closed form."""
-        own, count = self.known.index_select(0, self.item).double(), max(1, int(self.known.count_nonzero()))
-        above = (self.value - self.base) * own
-        shift = self._sum(above) / count
-        mean = self.base + shift
-        variance = self._sum(above * above) / count - shift.square()
+        """Mean and deviation over the known items."""
+        mean, deviation = SparseStack.of([self]).moments()
+        return mean.squeeze(1), deviation.squeeze(1)
+
+
+@dataclass(frozen=True, eq=False)
+class SparseStack:
+    """Sparse scores of N users by S models with the same known items, to be weighted and added up.
+
+    Attributes:
+        start: (N * S + 1,) int64, where the entries of each user and model begin, all models of the first user first.
+        item: (n,) int64 item codes, ascending for each user and model.
+        above: (n,) float64, what they are above all other items.
+        base: (S,) float64, the scores of those.
+        known: (I,) bool each, items that a model knows and its moments are taken over.
+
+    Example:
+        >>> one, known = torch.ones(1, dtype=torch.float64), torch.arange(3) > 0
+        >>> each = [SparseScores(torch.tensor([0, 1]), torch.tensor([code]), one, 0.0, known) for code in (1, 2)]
+        >>> SparseStack.of(each).exact(torch.tensor([[1, 2]]), torch.tensor([[2.0, 3.0]]))
+        tensor([[2., 3.]], dtype=torch.float64)
+    """
+
+    start: Tensor
+    item: Tensor
+    above: Tensor
+    base: Tensor
+    known: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, scores: Sequence[SparseScores]) -> Self:
+        """The scores of each model, for the same users."""
+        first = scores[0]
+        base = torch.tensor([own.base for own in scores], dtype=torch.float64, device=first.item.device)
+        item = torch.cat([own.item for own in scores])
+        above = torch.cat([own.above * own.known.index_select(0, own.item) for own in scores])
+        counts = torch.stack([own.start.diff() for own in scores], 1)
+        start = F.pad(counts.flatten().cumsum(0), (1, 0))
+        if len(first) > 1 and len(scores) > 1:  # from all users of the first model to all models of the first user
+            begin = torch.cat([own.start[:-1] for own in scores]).view(len(scores), -1)
+            begin += F.pad(counts.sum(0).cumsum(0)[:-1], (1, 0)).unsqueeze(1)
+            order = torch.arange(len(item), device=item.device)
+            order += torch.repeat_interleave(begin.T.flatten() - start[:-1], counts.flatten())
+            item, above = item[order], above[order]
+        return cls(start, item, above, base, tuple(own.known for own in scores))
+
+    def __getitem__(self, users: slice) -> Self:
+        """The scores of some users, one after the other."""
+        models = len(self.base)
+        first, stop, _ = users.indices((len(self.start) - 1) // models)
+        start = self.start[first * models : max(first, stop) * models + 1]
+        part = slice(int(start[0]), int(start[-1]))
+        return replace(self, start=start - start[0], item=self.item[part], above=self.above[part])
+
+    @cached_property
+    def _row(self) -> Tensor:
+        """(n,) the user and model of each entry."""
+        rows = torch.arange(len(self.start) - 1, device=self.item.device)
+        return torch.repeat_interleave(rows, self.start.diff(), output_size=len(self.item))
+
+    @property
+    def _alone(self) -> bool:
+        return len(self.start) == len(self.base) + 1
+
+    def error(self) -> Tensor:
+        """() float64, of one score of one model, by rounding to float32."""
+        largest = self.above.abs().max() if len(self.item) else self.base.new_zeros(())
+        return 2 * rounding(largest)
+
+    def add_to(self, out: Tensor, start: int, scale: Tensor) -> None:
+        """Add the weighted sums of what the entries are above the others to (N, C) of a piece of the catalogue.
+
+        Args:
+            out: float32, changed in place.
+            start: where the piece begins.
+            scale: (N, S) the weights.
+        """
+        width = out.shape[1]
+        place, value = self.item - start, self.above * scale.flatten()[self._row]
+        here = (place >= 0) & (place < width) if width < len(self.known[0]) else None
+        if not self._alone:
+            place += self._row.div(len(self.base), rounding_mode="floor") * width
+        if here is not None:
+            place, value = place[here], value[here]
+        out.view(-1).index_add_(0, place, value.float())
+
+    def exact(self, codes: Tensor, scale: Tensor) -> Tensor:
+        """(N, K) float64, those sums for item codes (N, K)."""
+        if not len(self.item):
+            return torch.zeros(codes.shape, dtype=torch.float64, device=codes.device)
+        items, (users, models) = len(self.known[0]), scale.shape
+        own = self._row * items + self.item
+        first = torch.arange(0, users * models * items, items, device=codes.device).view(users, models, 1)
+        wanted = first + codes.unsqueeze(1)
+        place = torch.searchsorted(own, wanted).clamp(max=len(own) - 1)
+        found = torch.where(own[place] == wanted, self.above[place], 0)
+        return (found * scale.unsqueeze(2)).sum(1)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation over the known items, (N, S); what the others share enters in closed form."""
+        count = torch.stack([known.count_nonzero() for known in self.known]).clamp(min=1).unsqueeze(1)
+        both = torch.stack([self.above, self.above.square()], 1)
+        sums = torch.segment_reduce(both, "sum", offsets=self.start, initial=0.0)
+        shift, square = (sums.view(-1, *count.shape[:1], 2) / count).unbind(2)
+        mean, variance = self.base + shift, square - shift.square()
         deviation = variance.clamp(min=0).sqrt()
         close = (variance <= CLOSE * shift.square()) | (deviation <= FLAT * mean.abs())  # flat, or lost to rounding
-        for user in close.nonzero().flatten().tolist():
-            codes = torch.arange(len(self.known), device=self.item.device).unsqueeze(0)
-            whole = DenseScores(self[user : user + 1].exact(codes), self.known)
-            mean[user], deviation[user] = torch.cat(whole.moments())
+        for user, model in close.nonzero().tolist():
+            own = slice(*self.start[user * len(self.base) + model :][:2].tolist())
+            known = self.known[model]
+            whole = self.base[model].repeat(1, len(known))
+            whole[0, self.item[own]] += self.above[own]
+            mean[user, model], deviation[user, model] = torch.cat(DenseScores(whole, known).moments())
         return mean, deviation
 
 

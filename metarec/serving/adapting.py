@@ -18,7 +18,6 @@ from metarec.serving.ranking import pieces
 from metarec.serving.state import State
 
 USERS = {"cpu": 2048, "cuda": 16384}  # users encoded at once
-FEW = {"cpu": 8, "cuda": 1}  # so few go one by one: what is made for one user beats a batch that small
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,15 +84,18 @@ def encoded(state: State, asked: Asked) -> UserState:
     order = np.argsort(-counts, kind="stable")
     order, without = order[counts[order] > 0], np.flatnonzero(counts == 0)
     kind, parts = state.device.type, []
-    for some in pieces(len(order), 1 if len(order) <= FEW[kind] else USERS[kind]):
+    for some in pieces(len(order), USERS[kind]):
         parts += [s for _, s in split_to_fit(lambda p: asked.encode(state, order[p.start : p.stop]), some, split_range)]
     if len(without):
         parts.append(_empty(state, asked, without))
     if not parts:
         raise ValueError("adapt: there is no user; pass at least one sequence of item ids")
-    back = torch.from_numpy(np.argsort(np.concatenate([order, without]), kind="stable"))
+    found = UserState.join(parts)
+    if len(counts) > 1:
+        back = torch.from_numpy(np.argsort(np.concatenate([order, without]), kind="stable"))
+        found = found[back.to(state.device)]
     clicks = asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks
-    return checked(UserState.join(parts)[back.to(state.device)], clicks, state)
+    return checked(found, clicks, state)
 
 
 def _empty(state: State, asked: Asked, users: NDArray[np.int64]) -> UserState:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from operator import index
-from typing import SupportsIndex
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metarec.data.containers import plain
+from metarec.data.containers import plain, whole
 from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
 from metarec.meta.memory import split_range, split_to_fit
@@ -21,17 +19,6 @@ from metarec.serving.lists import Recommendations
 from metarec.serving.ranking import USERS, best, columns_for, ordered, pieces
 
 Ids = Collection[str]
-
-
-def whole(value: SupportsIndex, what: str) -> int:
-    """A number of at least 1, of whatever type of whole numbers.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    if isinstance(value, bool) or not hasattr(value, "__index__") or index(value) < 1:
-        raise ValueError(f"{what} must be a whole number of at least 1, got {value!r}")
-    return index(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,11 +73,24 @@ class Wanted:
 
 
 def listed(
-    wanted: Wanted, scores: Scores, clicks: Clicks, known: Tensor, catalog: Catalog, columns: int | None = None
+    wanted: Wanted,
+    score: Callable[[slice], Scores],
+    clicks: Clicks,
+    known: Tensor,
+    catalog: Catalog,
+    columns: int | None = None,
 ) -> Recommendations:
     """The lists of B users, made for some users at a time; fewer where the GPU's memory turns out too small.
 
     A list is shorter than ``k`` where fewer items are left.
+
+    Args:
+        wanted: what the lists should hold.
+        score: the scores of some of the users.
+        clicks: of each user.
+        known: (I,) bool, items that can be ranked.
+        catalog: the items.
+        columns: catalogue rows scored at once.
 
     Raises:
         ValueError: if an id is not known.
@@ -107,9 +107,9 @@ def listed(
     def work(users: range) -> tuple[Tensor, Tensor]:
         part = slice(users.start, users.stop)
         if wanted.candidates is None:
-            codes, values, left = _from_catalogue(wanted, scores[part], clicks[part], allowed, columns)
+            codes, values, left = _from_catalogue(wanted, score(part), clicks[part], allowed, columns)
         else:
-            codes, values, left = _from_candidates(wanted, scores[part], clicks[part], allowed, part.start, catalog)
+            codes, values, left = _from_candidates(wanted, score(part), clicks[part], allowed, part.start, catalog)
         over = torch.arange(codes.shape[1], device=left.device) >= left.unsqueeze(1)
         values = values.float().masked_fill(over, -torch.inf)
         return codes.masked_fill(over, 0).cpu(), values.cpu()

@@ -17,12 +17,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
 from metarec.data.support import SupportMaker, sent
-from metarec.model import Model
+from metarec.model import Model, Snapshot
 from metarec.modes import evaluating
 from metarec.nn.record import longest_history, negatives_of
 from metarec.recipes.features import check_scale
@@ -30,9 +30,8 @@ from metarec.scoring import Scores, UserState
 from metarec.served import remember
 from metarec.serving.exposure import Shifted, shift_of
 from metarec.types import Examples
-from metarec.versions import tensors_of
+from metarec.versions import Watched, tensors_of
 
-Seen = tuple[tuple[int, int], ...]
 T = TypeVar("T")
 
 
@@ -42,22 +41,24 @@ class State:
 
     Attributes:
         model: with the items that were added.
+        snapshot: what it has computed from its numbers; users are encoded and items scored by that.
         catalog: its items, with those that were removed.
         support: makes the examples that users are adapted to.
         known: (I,) bool, items that can be ranked.
         version: how often the weights were found changed; users of another version are not served.
-        parameters: of the model, each once.
-        seen: where their numbers were, and how often they had been changed.
+        weights: the parameters of the model, each once.
+        others: all other tensors of the model.
         shift: what is added to the scores of items that training has not seen.
     """
 
     model: Model
+    snapshot: Snapshot
     catalog: Catalog
     support: SupportMaker
     known: Tensor
     version: int
-    parameters: tuple[Tensor, ...]
-    seen: Seen
+    weights: Watched
+    others: Watched
     shift: Tensor | None = None
 
     @property
@@ -66,8 +67,8 @@ class State:
         return self.known.device
 
     def is_current(self) -> bool:
-        """Whether the weights are still those that users were adapted with."""
-        return self.seen == _seen(self.parameters)
+        """Whether all numbers of the model are still those that the snapshot was made of."""
+        return self.others.is_same() and self.weights.is_same()
 
     def encode(
         self,
@@ -84,13 +85,13 @@ class State:
         return self._encoded(support, replace(query, **clock), start=start, keep_weights=keep_weights)
 
     def _encoded(self, support: Examples, query: Examples, **how: Any) -> UserState:
-        with evaluating(self.model), torch.no_grad():
-            return self.model.encode(sent(support, self.device), sent(query, self.device), **how)
+        with evaluating(self.snapshot), torch.no_grad():
+            return self.snapshot.encode(sent(support, self.device), sent(query, self.device), **how)
 
     def encode_empty(self, *, keep_weights: bool = False) -> UserState:
         """A user without clicks, N = 1; whoever keeps weights starts from the shared ones."""
-        with evaluating(self.model), torch.no_grad():
-            found = self.model.encode_empty()
+        with evaluating(self.snapshot), torch.no_grad():
+            found = self.snapshot.encode_empty()
             if not keep_weights:
                 return found
         some = np.flatnonzero(self.support.is_warm)[:1]
@@ -100,8 +101,8 @@ class State:
 
     def scores(self, users: UserState) -> Scores:
         """What ranks N users."""
-        with evaluating(self.model), torch.no_grad():
-            found = self.model.scores(users)
+        with evaluating(self.snapshot), torch.no_grad():
+            found = self.snapshot.scores(users)
         return found if self.shift is None else Shifted(found, self.shift)
 
 
@@ -150,8 +151,11 @@ class States:
             state = self._state
             if state is None:
                 return self._put(self._made(self._model, self.version, self._hidden))
-            if not state.is_current():
+            if not state.weights.is_same():
                 return self._put(self._made(state.model, state.version + 1, state.catalog.hidden))
+            if not state.others.is_same():
+                others = _others(state.model)
+                return self._put(replace(state, others=others, snapshot=state.model.snapshot()))
             return state
 
     def grow(self, added: Callable[[Model, Catalog], Catalog]) -> None:
@@ -221,13 +225,13 @@ class States:
         return state
 
     def _made(self, model: Model, version: int, hidden: frozenset[str]) -> State:
-        parameters = tuple({id(p): p for p in tensors_of(model, buffers=False)}.values())
-        seen = _seen(parameters)  # before they are read: a change meanwhile makes it out of date
+        weights = Watched.of(tensors_of(model, buffers=False))  # before they are read: a change meanwhile is noticed
+        others = _others(model)
         own = self._items(model)
         catalog = own if own.hidden == hidden else replace(own, hidden=hidden)
         support = SupportMaker(np.asarray(model.warm), negatives_of(model), longest_history(model))
         known = model.item_mask().clone()
-        state = State(model, catalog, support, known, version, parameters, seen)
+        state = State(model, model.snapshot(), catalog, support, known, version, weights, others)
         if self.new_share is not None:
             new = known & ~torch.from_numpy(np.asarray(model.warm)).to(known.device)
             shift = shift_of(state._encoded, state.scores, known, support.is_warm, new, self.new_share)
@@ -235,5 +239,6 @@ class States:
         return state
 
 
-def _seen(parameters: Sequence[Tensor]) -> Seen:
-    return tuple([(tensor.data_ptr(), tensor._version) for tensor in parameters])
+def _others(model: Model) -> Watched:
+    """All tensors of a model but its weights."""
+    return Watched.of(tensor for tensor in tensors_of(model) if not isinstance(tensor, nn.Parameter))

@@ -17,12 +17,12 @@ from metarec.data.containers import plain
 from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
 from metarec.functional.histories import check_exclude_seen, leaves_out_seen
+from metarec.saving.users import read_users, write_users
 from metarec.scoring import UserState
 from metarec.serving.adapting import Asked, encoded, further
 from metarec.serving.listing import Ids, Wanted, listed
 from metarec.serving.lists import Recommendation, Recommendations
 from metarec.serving.state import State, States
-from metarec.serving.storage import write_users
 
 
 class Answers:
@@ -57,14 +57,13 @@ class Answers:
         leave_out = leaves_out_seen(state.model.repeat_share) if exclude_seen is None else exclude_seen
         wanted = Wanted.of(k, leave_out, allow, deny, candidates)
         with torch.no_grad():
-            out = listed(wanted, state.scores(users.state), users.clicks, state.known, state.catalog, columns)
-        self._of(users)
-        return out
+            score = lambda part: state.scores(users.state[part] if len(users) > 1 else users.state)  # noqa: E731
+            return listed(wanted, score, users.clicks, state.known, state.catalog, columns)
 
     def weights_of(self, users: Users) -> NDArray[np.float32]:
         """As :attr:`Users.weights`."""
         with torch.no_grad():
-            return self._of(users).model.user_weights(users.state).float().cpu().numpy()
+            return self._of(users).snapshot.user_weights(users.state).float().cpu().numpy()
 
     def scores_of(self, users: Users) -> Tensor:
         """(B, I) every score, for a few users."""
@@ -87,6 +86,17 @@ class Answers:
     def save_users(self, users: Users, path: str | Path) -> None:
         """As :meth:`Users.save`."""
         write_users(path, self._of(users).model, users.clicks, users.state)
+
+    def load_users(self, path: str | Path) -> Users:
+        """Users that :meth:`Users.save` wrote, if this model adapted to them.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is damaged, holds something else, or its users belong to another model.
+        """
+        state = self._states.current()
+        clicks, found = read_users(path, state.model, lambda keep: state.encode_empty(keep_weights=keep))
+        return Users(self, clicks, found.to(state.device), state.version)
 
     def _adapted(self, state: State, asked: Asked) -> Users:
         found = encoded(state, asked)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from reprlib import repr as short
 
@@ -14,7 +14,6 @@ from metarec.data.histories import Clicks
 from metarec.files import checksum, read_tensors, write_tensors
 from metarec.model import Model
 from metarec.scoring import UserState
-from metarec.serving.state import State
 
 _CLICKS = ("codes", "offsets")
 
@@ -53,12 +52,13 @@ def write_users(path: str | Path, model: Model, clicks: Clicks, state: UserState
     write_tensors(path, tensors, {"kind": "users", "model": fingerprint(model)})
 
 
-def read_users(path: str | Path, state: State) -> tuple[Clicks, UserState]:
+def read_users(path: str | Path, model: Model, empty: Callable[[bool], UserState]) -> tuple[Clicks, UserState]:
     """Users that :func:`write_users` wrote.
 
     Args:
         path: the file.
-        state: of the recommender whose model they should belong to.
+        model: the one that they should belong to, with the items that were added.
+        empty: a user without clicks, N = 1, with kept weights or without.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -67,15 +67,15 @@ def read_users(path: str | Path, state: State) -> tuple[Clicks, UserState]:
     tensors, header = read_tensors(path)
     if header.get("kind") != "users":
         raise ValueError(f"{path}: expected kind 'users', got {short(header.get('kind'))}; load() reads a model")
-    if header.get("model") != fingerprint(state.model):
+    if header.get("model") != fingerprint(model):
         raise ValueError(f"{path}: these users were adapted from another model; load that one, or adapt to them again")
     try:
-        return _read(tensors, state)
+        return _read(tensors, len(model.item_mask()), empty)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its contents make no users ({error}); take another copy or adapt again") from error
 
 
-def _read(tensors: dict[str, Tensor], state: State) -> tuple[Clicks, UserState]:
+def _read(tensors: dict[str, Tensor], items: int, empty: Callable[[bool], UserState]) -> tuple[Clicks, UserState]:
     codes, offsets = (tensors.pop(name) for name in _CLICKS)
     users = len(offsets) - 1
     right = (
@@ -86,7 +86,7 @@ def _read(tensors: dict[str, Tensor], state: State) -> tuple[Clicks, UserState]:
         and bool((offsets.diff() >= 0).all())
     )
     kept = any(name.rpartition("/")[2] == "weights" for name in tensors)
-    like = state.encode_empty(keep_weights=kept).tensors
+    like = empty(kept).tensors
     gone = [n for n, t in tensors.items() if n in ("rows", "corrections") and n not in like and not t.numel()]
     tensors = {name: t for name, t in tensors.items() if name not in gone}  # as they were written before
     if not right or set(tensors) != set(like):
@@ -96,7 +96,7 @@ def _read(tensors: dict[str, Tensor], state: State) -> tuple[Clicks, UserState]:
     integers = [t for name, t in out.items() if t.dtype == torch.int64 or t.dtype == torch.int32]
     most = max((int(t.max()) for t in integers if t.numel()), default=0)
     least = min((int(t.min()) for t in integers if t.numel()), default=0)
-    if least < 0 or clicks.codes.min(initial=1) < 1 or max(clicks.codes.max(initial=0), most) >= state.catalog.size:
+    if least < 0 or clicks.codes.min(initial=1) < 1 or max(clicks.codes.max(initial=0), most) >= items:
         raise ValueError("they have clicked items that this model does not have; add the items first")
     return clicks, UserState(out)
 
