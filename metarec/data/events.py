@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from metarec.data.clock import Times, check_one_unit
 from metarec.data.columns import Asked, Columns
-from metarec.data.dataset import Ints, Vocabulary
+from metarec.data.vocabulary import Ints, Vocabulary
 from metarec.data.table import Table, read_blocks
 
 LOOKED_AT = 1 << 16  # bytes by which the columns are told apart

@@ -14,9 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarec.data.dataset import Vocabulary
 from metarec.data.table import Table, read_table
-from metarec.data.vocabulary import check_text
+from metarec.data.vocabulary import Vocabulary, check_text
 from metarec.types import Modality
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from metarec.data.containers import plain
 from metarec.data.dataset import Catalog, Dataset, Vocabulary
-from metarec.data.vocabulary import Ints
+from metarec.data.vocabulary import Id, Ints
 
 COLUMNS = ("user", "item", "time")
 
@@ -33,9 +33,11 @@ def click_data(clicks: Any, catalog: Catalog, since: float | None) -> Dataset:
         raise ValueError(
             f"observe: expected as many users as items and times, got {len(user)}, {len(item)}, {len(when)}"
         )
+    kinds = {"user": str | int, "item": int if catalog.items.whole_numbers else str}
     for name, column in (("user", user), ("item", item)):
-        if strange := next((value for value in column if not isinstance(value, str)), None):
-            raise ValueError(f"observe: {name} {strange!r} is not a string; ids are text")
+        if strange := [value for value in column if isinstance(value, bool) or not isinstance(value, kinds[name])]:
+            wanted = "a whole number" if kinds[name] is int else "a string"
+            raise ValueError(f"observe: {name} {strange[0]!r} is not {wanted}; ids are of the type of the data's")
     codes, time = _codes(item, catalog), _times(when)
     if len(time) and since is not None and time.min() < since:
         first = int(np.argmax(time < since))
@@ -56,9 +58,9 @@ def _column(clicks: Any, name: str) -> Sequence[Any]:
     return plain(column, f"observe: {name}")
 
 
-def _codes(item: Sequence[str], catalog: Catalog) -> Ints:
+def _codes(item: Sequence[Id], catalog: Catalog) -> Ints:
     if strange := list(dict.fromkeys(name for name in item if name not in catalog.items)):
-        near = get_close_matches(strange[0], catalog.items.ids[:100_000], n=3)
+        near = get_close_matches(str(strange[0]), [str(name) for name in catalog.items.ids[:100_000]], n=3)
         raise ValueError(
             f"observe: {len(strange)} item ids are not known, the first is {strange[0]!r}"
             f"{f'; near it are {near}' if near else ''}; add_items takes new ones in"

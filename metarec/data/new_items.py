@@ -37,10 +37,11 @@ def new_items(
         ValueError: see :meth:`Recommender.add_items <metarec.Recommender.add_items>`.
     """
     names = Vocabulary(map(bare, plain(ids, "add_items")), known.items.what)
+    kind, wrong = (int, "is not a whole number") if known.items.whole_numbers else (str, "is not a string")
     for name in names.ids:
-        if not isinstance(name, str) or name in known.items:
+        if type(name) is not kind or name in known.items:
             why = "is in the catalogue already; restore_items shows a removed one again" if name in known.items else ""
-            raise ValueError(f"add_items: item id {name!r} {why or 'is not a string'}")
+            raise ValueError(f"add_items: item id {name!r} {why or wrong}")
     modalities = {}
     for name, given in vectors.items():
         if name not in scales:

@@ -243,4 +243,4 @@ def fingerprint(sampler: EpisodeSampler) -> str:
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     for name, modality in data.catalog.modalities.items():
         tensors |= {f"{name}.features": modality.features.cpu(), f"{name}.present": modality.present.cpu()}
-    return checksum(tensors, "\n".join(data.catalog.items.ids))[:16]
+    return checksum(tensors, "\n".join(data.catalog.items.texts))[:16]
