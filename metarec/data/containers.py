@@ -114,7 +114,8 @@ def unknown_id(ids: Sequence[Any], known: Mapping[Any, int], what: str) -> NoRet
         kinds = "strings" if kind is str else "whole numbers"
         problem = f"{what} ids are {kinds}, got {name!r} of type {type(name).__name__} (at position {position})"
     nearest = ", ".join(repr(texts[text]) for text in near)
-    raise ValueError(f"{problem}; {f'nearest known ids: {nearest}' if near else f'known ids look like {tuple(known)[:3]}'}")
+    hint = f"nearest known ids: {nearest}" if near else f"known ids look like {tuple(known)[:3]}"
+    raise ValueError(f"{problem}; {hint}")
 
 
 def _said(name: Any) -> str:

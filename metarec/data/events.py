@@ -1,8 +1,8 @@
-"""The interactions of an atomic file, read block by block so that only codes of them are ever held as a whole."""
+"""Interactions, read block by block so that only codes of them are ever held as a whole."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -13,11 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from metarec.data.clock import Times, check_one_unit
-from metarec.data.columns import Asked, Columns
+from metarec.data.columns import Columns, Rows
 from metarec.data.vocabulary import Ints, Vocabulary
-from metarec.data.table import Table, read_blocks
 
-LOOKED_AT = 1 << 16  # bytes by which the columns are told apart
 WAITING = 4
 FEW = 1 << 19  # ids that may wait in any case
 Codes = NDArray[np.int32]
@@ -34,6 +32,7 @@ class Events:
         item: (n,) int64 item codes.
         time: (n,) int64 where all times are whole numbers, and float64 otherwise.
         numbered: whether the times only number the rows.
+        rows: how many rows there were.
         dropped: what of the file was left out and how much of it.
     """
 
@@ -43,44 +42,53 @@ class Events:
     item: Ints
     time: Times
     numbered: bool
+    rows: int
     dropped: dict[str, int]
 
 
-def read_events(path: Path, asked: Asked, known_items: Sequence[pl.Series] = ()) -> Events:
-    """Read an ``.inter`` file; see ``load_atomic``.
+def read_events(
+    source: Path | str,
+    columns: Columns,
+    blocks: Iterable[Rows],
+    known_items: Sequence[pl.Series] = (),
+    whole_numbers: tuple[bool, bool] = (False, False),
+) -> Events:
+    """Interactions as codes; see ``load_atomic`` and ``Dataset.from_frame``.
 
     Args:
-        path: the file.
-        asked: what the caller says of the columns.
-        known_items: columns of item ids that the vocabulary is to hold too.
+        source: where they come from, for messages.
+        columns: which columns are read.
+        blocks: the rows, some at a time.
+        known_items: columns of item ids, as text, that the vocabulary is to hold too.
+        whole_numbers: whether the ids of users, and those of items, are whole numbers.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is not as ``load_atomic`` describes it, or holds no interactions.
+        ValueError: if the rows are not as described there, or there are none.
     """
     users, items = _Ids(), _Ids()
     times: list[Times] = []
-    start = 0
-    columns = Columns(next(read_blocks(path, LOOKED_AT)), asked)
-    for block in read_blocks(path):
+    start = rows = 0
+    for block in blocks:
+        rows += len(block)
         clicks = columns.clicks(block)
-        users.add(clicks.ids("user_id"))
-        items.add(clicks.ids("item_id"))
-        times.append(_times(clicks, columns.time, start))
+        users.add(clicks.ids(columns.asked.user))
+        items.add(clicks.ids(columns.asked.item))
+        numbered = np.arange(start, start + len(clicks), dtype=np.int64)
+        times.append(numbered if columns.time is None else clicks.times(columns.time))
         start += len(clicks)
     dropped = columns.finish()
     try:
-        user_ids, user = users.encoded("user")
-        item_ids, item = items.encoded("item", known_items)
+        user_ids, user = users.encoded("user", whole_numbers=whole_numbers[0])
+        item_ids, item = items.encoded("item", known_items, whole_numbers=whole_numbers[1])
     except ValueError as reason:
-        raise ValueError(f"{path}: {reason}") from None
+        raise ValueError(f"{source}: {reason}") from None
     time = cast(Times, np.concatenate(times))
     times.clear()
     if columns.time is not None:
-        check_one_unit(time, f"{path}: column {columns.time!r}")
+        check_one_unit(time, f"{source}: column {columns.time!r}")
     order = _order(user, time)
-    rows = (user[order].astype(np.int64), item[order].astype(np.int64), time[order])
-    return Events(user_ids, item_ids, *rows, numbered=columns.time is None, dropped=dropped)
+    ordered = (user[order].astype(np.int64), item[order].astype(np.int64), time[order])
+    return Events(user_ids, item_ids, *ordered, numbered=columns.time is None, rows=rows, dropped=dropped)
 
 
 class _Ids:
@@ -111,7 +119,7 @@ class _Ids:
         self._codes[first:] = [own[code] for own, code in zip(places, self._codes[first:], strict=True)]
         self._waiting.clear()
 
-    def encoded(self, what: str, others: Sequence[pl.Series] = ()) -> tuple[Vocabulary, Codes]:
+    def encoded(self, what: str, others: Sequence[pl.Series] = (), *, whole_numbers: bool) -> tuple[Vocabulary, Codes]:
         """The sorted vocabulary of these and other ids, and the codes of the rows, which are held no longer."""
         rows = len(self._codes)
         for ids in others:
@@ -122,7 +130,8 @@ class _Ids:
         code[order] = np.arange(1, len(order) + 1)
         codes = code[np.concatenate(self._codes[:rows])]
         self._codes.clear()
-        return Vocabulary(self._known.gather(order).to_list(), what), codes
+        texts = self._known.gather(order).to_list()
+        return Vocabulary.of_texts(texts, what, whole_numbers=whole_numbers), codes
 
 
 def _distinct(ids: pl.Series) -> tuple[pl.Series, Codes]:
@@ -133,26 +142,6 @@ def _distinct(ids: pl.Series) -> tuple[pl.Series, Codes]:
     place = np.zeros(int(value_code.max(initial=0)) + 1, dtype=np.int32)
     place[value_code] = np.arange(len(values))
     return values.cast(pl.String), place[code]
-
-
-def _times(events: Table, field: str | None, start: int) -> Times:
-    """(n,) times in full precision; the row number, from ``start``, where there is no time column."""
-    if field is None:
-        return np.arange(start, start + len(events), dtype=np.int64)
-    text = events.column(field, "float").str.strip_chars()
-    whole = text.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
-    if not whole.null_count():
-        return whole.to_numpy()
-    number = text.cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy()
-    bad = np.flatnonzero(~np.isfinite(number))
-    if len(bad):
-        row = int(bad[0])
-        raise events.error(
-            row, field, f"{text[row]!r} is not a finite number; expected a time in unix seconds, such as 1362062838"
-        )
-    if (number == np.floor(number)).all():
-        whole = whole.fill_null(pl.Series(number).cast(pl.Int64, strict=False))
-    return number if whole.null_count() else whole.to_numpy()
 
 
 def _order(user: Codes, time: Times) -> Ints:
