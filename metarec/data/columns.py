@@ -171,8 +171,9 @@ class Columns:
             name = next(iter(zeros))
             told = ", ".join(f"{column!r} ({count:,} of {self._rows:,} rows)" for column, count in zeros.items())
             warn(
-                f"{self.path}: every row is taken for a click, also where a column says 0 or less: {told}; pass {self.asked.call}"
-                f"(..., positive={{{name!r}: 1}}) to keep the rows from 1 on, or ignore=({name!r},) for all"
+                f"{self.path}: every row is taken for a click, also where a column says 0 or less: {told}; pass "
+                f"{self.asked.call}(..., positive={{{name!r}: 1}}) to keep the rows from 1 on, or "
+                f"ignore=({name!r},) for all"
             )
         return {what: count for what, count in self.dropped.items() if count}
 
@@ -215,9 +216,9 @@ class Columns:
             )
         if like and not found:
             raise ValueError(
-                f"{self.path}: column {block.said(like[0])} looks like a time but is not read; pass {call}={like[0]!r}) "
-                f"if it is the time of the click, as {self.asked.time_form}; or ignore=({like[0]!r},) if not: the order of "
-                "the rows is then the order in time"
+                f"{self.path}: column {block.said(like[0])} looks like a time but is not read; pass "
+                f"{call}={like[0]!r}) if it is the time of the click, as {self.asked.time_form}; or "
+                f"ignore=({like[0]!r},) if not: the order of the rows is then the order in time"
             )
         return found[0] if found else None
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,16 +86,87 @@ class Dataset:
                 f"{self.name}: the time of interaction {row} is {self.time[row]}, expected a finite number"
             )
 
+    @classmethod
+    def from_frame(
+        cls,
+        clicks: Any,
+        items: Any = None,
+        *,
+        features: Mapping[str, Any] = MappingProxyType({}),
+        user: str | None = None,
+        item: str | None = None,
+        time: str | None = None,
+        title: str | None = None,
+        positive: Mapping[str, float] = MappingProxyType({}),
+        ignore: Sequence[str] = (),
+    ) -> Self:
+        """Interactions, items and their features from frames or files of columns.
+
+        A frame is one of pandas, polars (lazy too), Arrow, DuckDB or any other library that narwhals knows, in any
+        order of rows and under any index; or the path of a Parquet file (a folder or pattern of them) or a CSV file,
+        of which only the columns that are needed are read, a Parquet file some rows at a time.
+
+        Every row is a click, but for ``positive``. Ids are text or whole numbers, and come back so; in CSV they are
+        text. Codes depend on the ids sorted as text, not on the order of the rows: they are those of ``load_atomic``
+        on the same data. Times are datetimes (UTC where they have a zone), dates, ISO text or numbers, and keep their
+        unit; ``day`` says which it is. Rows without a user, an item or a time are left out and counted in ``dropped``.
+
+        Args:
+            clicks: one row a click.
+            items: one row an item: its id, a title, and whatever else there is, kept as text in
+                ``catalog.attributes``; the values of a list stand side by side.
+            features: name of a modality -> vectors: an array with a row for each row of ``items``, a mapping from id
+                to vector, a frame or file with the ids and a column of vectors or columns of numbers, or a feature
+                file that ``load_atomic`` reads.
+            user: the column of users; by default the one that is called like it: ``user_id``, ``userId``,
+                ``customer_id``, ``visitorid`` ...
+            item: the column of items, here and in ``items``; by default ``item_id``, ``product_id``, ``movieId``,
+                ``asin`` ...
+            time: the column of times; by default the one that is called like a time or, failing that, holds times of
+                the calendar; where there is none, the order of the rows is the order in time.
+            title: the column of titles in ``items``, which becomes the attribute ``title``; by default ``title``,
+                ``name`` ...
+            positive: column -> least value of a click, e.g. ``{"rating": 4}``; other rows are left out.
+            ignore: columns of the clicks to pass over, whatever they look like.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            TypeError: if something is neither a frame nor a path.
+            ValueError: if a column is missing or could be two things, or a value is not what its column should hold;
+                names the frame, the column, the row and the value.
+
+        Example:
+            >>> import polars as pl
+            >>> clicks = pl.DataFrame({"userId": [7, 7, 12], "sku": ["b", "a", "b"], "when": ["2024-05-01"] * 3})
+            >>> data = Dataset.from_frame(clicks, pl.DataFrame({"sku": ["a", "b"], "name": ["Alien", "Heat"]}))
+            >>> data
+            Dataset(data: 3 interactions, 2 users, 2 items, modalities [])
+            >>> data.users.decode(data.user), data.catalog.attributes["title"]
+            ([12, 7, 7], ['Alien', 'Heat'])
+        """
+        from metarec.data.frames import Named, read_frames
+
+        return cls(**read_frames(clicks, items, features, Named(user, item, time, title), positive, ignore))
+
     def __len__(self) -> int:
         return len(self.user)
 
     def __repr__(self) -> str:
         twice = f", {self.duplicates:,} of them duplicates" if self.duplicates else ""
-        out = f", left out {dict(self.dropped)}" if self.dropped else ""
+        again = f", {self.repeat_share:.1%} repeats" if self.repeat_share else ""
+        left = {what: self._with_share(what, count) for what, count in self.dropped.items()}
+        out = f", left out {left}" if left else ""
         return (
-            f"Dataset({self.name}: {len(self):,} interactions{twice}, {len(self.user_codes):,} users, "
+            f"Dataset({self.name}: {len(self):,} interactions{twice}{again}, {len(self.user_codes):,} users, "
             f"{len(self.catalog.items):,} items, modalities {sorted(self.catalog.modalities)}{out})"
         )
+
+    def _with_share(self, what: str, count: int) -> int | str:
+        """A count, and its share where it is one of rows that could have been clicks."""
+        if not what.startswith("rows with"):
+            return count
+        rows = len(self) + sum(more for name, more in self.dropped.items() if name.startswith("rows with"))
+        return f"{count:,} ({count / rows:.1%})"
 
     def days(self, count: float, day: float | None = None) -> float:
         """How long so many days are, in the units of ``time``: for windows and half-lives.
