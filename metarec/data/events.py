@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -16,7 +16,9 @@ from metarec.data.clock import Times, check_one_unit
 from metarec.data.columns import Columns, Rows
 from metarec.data.vocabulary import Ints, Vocabulary
 
-WAITING = 4
+WAITING = 2
+PART = 1 << 18  # rows that are sorted at a time, or a PARTS-th of all
+PARTS = 32
 FEW = 1 << 19  # ids that may wait in any case
 Codes = NDArray[np.int32]
 
@@ -73,8 +75,8 @@ def read_events(
         clicks = columns.clicks(block)
         users.add(clicks.ids(columns.asked.user))
         items.add(clicks.ids(columns.asked.item))
-        numbered = np.arange(start, start + len(clicks), dtype=np.int64)
-        times.append(numbered if columns.time is None else clicks.times(columns.time))
+        number = np.arange(start, start + len(clicks), dtype=np.int64)
+        times.append(number if columns.time is None else clicks.times(columns.time))
         start += len(clicks)
     dropped = columns.finish()
     try:
@@ -82,13 +84,30 @@ def read_events(
         item_ids, item = items.encoded("item", known_items, whole_numbers=whole_numbers[1])
     except ValueError as reason:
         raise ValueError(f"{source}: {reason}") from None
-    time = cast(Times, np.concatenate(times))
-    times.clear()
+    time = _joined(times)
     if columns.time is not None:
         check_one_unit(time, f"{source}: column {columns.time!r}")
-    order = _order(user, time)
-    ordered = (user[order].astype(np.int64), item[order].astype(np.int64), time[order])
-    return Events(user_ids, item_ids, *ordered, numbered=columns.time is None, rows=rows, dropped=dropped)
+    counts = np.bincount(user, minlength=user_ids.size)
+    order = _order(user, time, counts)
+    del user
+    time = cast(Times, time[order])
+    items_in_order = _gathered(item, order)
+    del item, order
+    user_of = np.repeat(np.arange(user_ids.size), counts)
+    numbered = columns.time is None
+    return Events(user_ids, item_ids, user_of, items_in_order, time, numbered=numbered, rows=rows, dropped=dropped)
+
+
+def _joined(parts: list[Any]) -> NDArray[Any]:
+    """Arrays as one, in the type that holds them all; each is let go as it is copied."""
+    out = np.empty(sum(map(len, parts)), dtype=np.result_type(*{part.dtype for part in parts}))
+    at = 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        out[at : at + len(part)] = part
+        at += len(part)
+    return out
 
 
 class _Ids:
@@ -128,8 +147,10 @@ class _Ids:
         order = self._known.arg_sort().to_numpy()
         code = np.empty(len(order), dtype=np.int32)
         code[order] = np.arange(1, len(order) + 1)
-        codes = code[np.concatenate(self._codes[:rows])]
-        self._codes.clear()
+        del self._codes[rows:]
+        codes = _joined(self._codes)
+        for at in range(0, len(codes), PART):
+            codes[at : at + PART] = code[codes[at : at + PART]]
         texts = self._known.gather(order).to_list()
         return Vocabulary.of_texts(texts, what, whole_numbers=whole_numbers), codes
 
@@ -144,9 +165,24 @@ def _distinct(ids: pl.Series) -> tuple[pl.Series, Codes]:
     return values.cast(pl.String), place[code]
 
 
-def _order(user: Codes, time: Times) -> Ints:
-    """(n,) the rows by user, then time, ties as they were: two stable sorts, of which torch has the fast ones."""
-    by_time = torch.sort(torch.from_numpy(time), stable=True).indices
-    by_user = torch.sort(torch.from_numpy(user)[by_time], stable=True).indices
-    order: Ints = by_time[by_user].numpy()
+def _order(user: Codes, time: Times, counts: Ints) -> NDArray[Any]:
+    """(n,) the rows by user, then time, ties as they were: some users at a time, so that little is held beside it."""
+    first = np.append(0, np.cumsum(counts))
+    order = np.empty(len(user), dtype=np.int32 if len(user) < 1 << 31 else np.int64)
+    part, start = max(PART, len(user) // PARTS), 0
+    while start < len(counts):
+        stop = max(start + 1, int(np.searchsorted(first, first[start] + part, side="right")) - 1)
+        rows = np.flatnonzero((user >= start) & (user < stop))
+        by_time = torch.sort(torch.from_numpy(time[rows]), stable=True).indices
+        by_user = torch.sort(torch.from_numpy(user[rows])[by_time], stable=True).indices
+        order[first[start] : first[stop]] = rows[by_time[by_user].numpy()]
+        start = stop
     return order
+
+
+def _gathered(codes: Codes, order: NDArray[Any]) -> Ints:
+    """Codes in another order, as int64."""
+    out = np.empty(len(order), dtype=np.int64)
+    for at in range(0, len(order), PART):
+        out[at : at + PART] = codes[order[at : at + PART]]
+    return out

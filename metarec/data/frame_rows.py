@@ -116,7 +116,7 @@ class FrameRows:
             if len(odd):
                 raise self.error(int(odd[0]), name, "is not a whole number; ids are text or whole numbers")
             column = column.cast(pl.Int64, strict=False)
-        if not (column.dtype.is_integer() or _textual(column.dtype)):
+        if not (column.dtype.is_integer() or _textual(column.dtype) or column.dtype == pl.Null):
             raise self._no_ids(name, column)
         return column.cast(pl.String)
 

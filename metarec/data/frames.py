@@ -72,10 +72,15 @@ def read_frames(
         "item": events.item,
         "time": time,
         "warm": warm,
-        "name": Path(source.name).name.partition(".")[0] if isinstance(clicks, str | Path) else "data",
+        "name": _name(Path(clicks)) if isinstance(clicks, str | Path) else "data",
         "dropped": {**events.dropped, **({} if known is None else known.dropped), **lost},
         "day": day,
     }
+
+
+def _name(path: Path) -> str:
+    """That of a file without its ending, or of the folder that a pattern is of."""
+    return path.parent.name if "*" in path.name else path.name.partition(".")[0]
 
 
 class Clicks:

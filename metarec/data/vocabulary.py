@@ -50,11 +50,12 @@ class Vocabulary:
         self.what = what
         if not self.whole_numbers:
             check_text(self.ids, f"{what} id")
-        if len(self._code) != len(self.ids):
+        distinct = set(self.ids)
+        if len(distinct) != len(self.ids):
             twice = next(name for code, name in enumerate(self.ids, 1) if self._code[name] != code)
             raise ValueError(f"{what} id {twice!r} appears more than once in the vocabulary")
-        if "" in self._code:
-            raise ValueError(f"{what} id '' is empty (at position {self._code[''] - 1}); give every {what} an id")
+        if "" in distinct:
+            raise ValueError(f"{what} id '' is empty (at position {self.ids.index('')}); give every {what} an id")
 
     @classmethod
     def of_texts(cls, texts: Sequence[str], what: str = "item", *, whole_numbers: bool = False) -> Self:
@@ -87,6 +88,7 @@ class Vocabulary:
 
     @cached_property
     def _code(self) -> Mapping[Any, int]:
+        """The code of each id: made when it is first looked for, as most users of large data never are."""
         return {name: code for code, name in enumerate(self.ids, start=1)}
 
     @cached_property
