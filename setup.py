@@ -51,6 +51,7 @@ setup(
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26.4",
+        "narwhals>=2.0",
         "polars>=1.30",
         "safetensors>=0.8",
         "tqdm>=4.66",

@@ -15,12 +15,13 @@ from torch.nn import functional as F
 from metarec.data.containers import plain
 from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
+from metarec.data.vocabulary import Id
 from metarec.meta.memory import halves, in_halves
 from metarec.scoring import Scores
 from metarec.serving.lists import Recommendations
 from metarec.serving.ranking import USERS, best, columns_for, ordered, pieces
 
-Ids = Collection[str]
+Ids = Collection[Id]
 
 
 def whole(value: SupportsIndex, what: str) -> int:
@@ -118,7 +119,7 @@ def listed(
     width = max(codes.shape[1] for codes, _ in lists)
     codes = torch.cat([F.pad(own, (0, width - own.shape[1])) for own, _ in lists])
     values = torch.cat([F.pad(own, (0, width - own.shape[1]), value=-torch.inf) for _, own in lists])
-    return Recommendations(codes.numpy(), values.numpy(), catalog.items)
+    return Recommendations(codes.numpy(), values.numpy(), catalog.items, catalog.attributes.get("title"))
 
 
 def _from_catalogue(
