@@ -112,7 +112,7 @@ class FrameRows:
         """
         column = self.frame[name]
         if column.dtype.is_float():
-            odd = np.flatnonzero((column != column.floor()).fill_null(value=True).to_numpy())
+            odd = np.flatnonzero((column.is_infinite() | (column != column.floor())).fill_null(value=True).to_numpy())
             if len(odd):
                 raise self.error(int(odd[0]), name, "is not a whole number; ids are text or whole numbers")
             column = column.cast(pl.Int64, strict=False)

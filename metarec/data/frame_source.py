@@ -158,7 +158,7 @@ def find_column(source: Source, given: str | None, names: Sequence[str], what: s
     found = [column for columns in usual.values() for column in columns]
     if not found:
         raise ValueError(
-            f"{source.name}: no column is called like a {what}, such as {what}_id; {have}: pass "
+            f"{source.name}: no column is called {what}_id or the like; {have}: pass "
             f"{call}(..., {what}='NAME'){_in_the_index(source, *names)}"
         )
     certain = usual[names[0]] + usual[names[1]]
