@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -36,3 +37,14 @@ def by_loop(rows: Sequence[Row], items: Sequence[Any] = ()) -> list[tuple[int, i
 
 def codes_of(data: Dataset) -> list[tuple[int, int, Any]]:
     return list(zip(data.user.tolist(), data.item.tolist(), data.time.tolist(), strict=True))
+
+
+def parquet_of(frame: pl.DataFrame, folder: Path) -> Path:
+    frame.writeparquet_of(folder / "clicks.parquet", row_group_size=30)
+    return folder / "clicks.parquet"
+
+
+def write_atomic(frame: pl.DataFrame, file: Path) -> Path:
+    names = [f"{name}:{kind}" for name, kind in zip(frame.columns, ("token", "token", "float"), strict=True)]
+    frame.rename(dict(zip(frame.columns, names, strict=True))).write_csv(file, separator="\t")
+    return file

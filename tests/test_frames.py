@@ -9,23 +9,17 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-import torch
 
-from frame_worlds import NAMES, by_loop, codes_of, frame_of, random_rows
+from frame_worlds import NAMES, by_loop, codes_of, frame_of, parquet_of, random_rows, write_atomic
 from helpers import imported
 from metarec.data import Dataset, Vocabulary, events, frame_source, load_atomic
 
 Make = Callable[[pl.DataFrame, Path], Any]
 
 
-def _parquet(frame: pl.DataFrame, folder: Path) -> Path:
-    frame.write_parquet(folder / "clicks.parquet", row_group_size=30)
-    return folder / "clicks.parquet"
-
-
 def _pattern(frame: pl.DataFrame, folder: Path) -> str:
-    frame[:150].write_parquet(folder / "part0.parquet")
-    frame[150:].write_parquet(folder / "part1.parquet")
+    frame[:150].writeparquet_of(folder / "part0.parquet")
+    frame[150:].writeparquet_of(folder / "part1.parquet")
     return str(folder / "part*.parquet")
 
 
@@ -40,9 +34,9 @@ LIBRARIES: dict[str, Make] = {
     "polars, in chunks": lambda frame, _: pl.concat([frame[:7], frame[7:]], rechunk=False),
 }
 FILES: dict[str, Make] = {
-    "parquet": _parquet,
-    "path as text": lambda frame, folder: str(_parquet(frame, folder)),
-    "folder": lambda frame, folder: _parquet(frame, folder).parent,
+    "parquet": parquet_of,
+    "path as text": lambda frame, folder: str(parquet_of(frame, folder)),
+    "folder": lambda frame, folder: parquet_of(frame, folder).parent,
     "pattern": _pattern,
 }
 TEXT_FILES: dict[str, Make] = {"csv": _csv, "tsv": lambda frame, folder: _csv(frame, folder, ".tsv")}
@@ -63,12 +57,6 @@ if pa is not None:
         "arrow": lambda frame, _: frame.to_arrow(),
         "arrow, one batch": lambda frame, _: frame.to_arrow().combine_chunks().to_batches()[0],
     }
-
-
-def write_atomic(frame: pl.DataFrame, file: Path) -> Path:
-    names = [f"{name}:{kind}" for name, kind in zip(frame.columns, ("token", "token", "float"), strict=True)]
-    frame.rename(dict(zip(frame.columns, names, strict=True))).write_csv(file, separator="\t")
-    return file
 
 
 @pytest.mark.parametrize("numbers", [False, True], ids=["text", "numbers"])
@@ -122,7 +110,7 @@ def test_only_the_columns_that_are_needed_are_read(tmp_path: Path, monkeypatch: 
             yield block
 
     monkeypatch.setattr(frame_source.Source, "blocks", told)
-    data = Dataset.from_frame(_parquet(frame, tmp_path))
+    data = Dataset.from_frame(parquet_of(frame, tmp_path))
     assert codes_of(data) == by_loop(rows) and set(read) == {NAMES}
     assert dict(data.dropped) == {"columns that are not read": 200} and "200" in repr(data)
 
@@ -185,93 +173,6 @@ def test_nullable_columns_and_unused_categories_of_pandas() -> None:
     assert data.users.ids == (5, 6) and data.catalog.items.ids == (10**17 + 1, 4)
     assert dict(data.dropped) == {"rows without item": 1, "rows without time": 1}
     assert data.days(2) == data.time[1] - data.time[0]
-
-
-ITEMS = pl.DataFrame(
-    {
-        "item_id": [f"n{n}é" for n in range(150)],
-        "name": [f"film {n}" for n in range(150)],
-        "year": [1990.0 + n if n % 3 else None for n in range(150)],
-        "genres": [["a", "b"][: n % 3] for n in range(150)],
-        "price": [n / 4 for n in range(150)],
-        "sold": [n % 2 == 0 for n in range(150)],
-        "about": [{"x": n} for n in range(150)],
-        "vector": [[1.0 + n, 2.0] for n in range(150)],
-    }
-)
-
-
-def test_items_with_titles_and_attributes_are_those_of_an_item_file(tmp_path: Path) -> None:
-    frame = frame_of(random_rows(7, numbers=False))
-    data = Dataset.from_frame(frame, ITEMS, features={"text": ITEMS["vector"].to_list()})
-    (tmp_path / "d").mkdir()
-    write_atomic(frame, tmp_path / "d" / "d.inter")
-    lines = ["item_id:token\ttitle:token_seq\tyear:float\tgenres:token_seq\tsold:token\ttext:float_seq"]
-    for row in ITEMS.iter_rows(named=True):
-        year = "" if row["year"] is None else str(int(row["year"]))
-        cells = [row["item_id"], row["name"], year, " ".join(row["genres"]), str(row["sold"]).lower()]
-        lines.append("\t".join([*cells, " ".join(map(str, row["vector"]))]))
-    (tmp_path / "d" / "d.item").write_text("\n".join(lines), encoding="utf-8")
-    atomic = load_atomic(tmp_path / "d", modalities=["text"])
-    assert data.catalog.items == atomic.catalog.items and len(data.catalog.items) == 150
-    for name, column in atomic.catalog.attributes.items():
-        assert list(data.catalog.attributes[name]) == list(column), name
-    assert set(data.catalog.attributes) == {*atomic.catalog.attributes, "price"}
-    assert data.catalog.attributes["price"][3] == str(
-        ITEMS["price"][ITEMS["item_id"].to_list().index(data.catalog.items.ids[3])]
-    )
-    assert torch.equal(data.catalog["text"].features, atomic.catalog["text"].features)
-    assert np.array_equal(data.warm, atomic.warm)
-    assert dict(data.dropped) == {"items: columns that are not read": 2}
-
-
-def test_values_with_blanks_are_kept_apart() -> None:
-    items = pl.DataFrame({"item": ["a", "b"], "genres": [["Science Fiction", "War"], ["War"]]})
-    data = Dataset.from_frame(pl.DataFrame({"user": [1], "item": ["b"], "time": [5]}), items)
-    assert data.catalog.attributes["genres"] == ["Science Fiction|War", "War"]
-
-
-def _as_frame(values: np.ndarray, ids: list[Any]) -> pl.DataFrame:
-    return pl.DataFrame({"item": ids, **{f"c{n}": column for n, column in enumerate(values.T)}})
-
-
-FEATURES: dict[str, Callable[[np.ndarray, list[Any], Path], Any]] = {
-    "array": lambda values, ids, _: values,
-    "float32": lambda values, ids, _: values.astype(np.float32),
-    "tensor": lambda values, ids, _: torch.from_numpy(values),
-    "lists": lambda values, ids, _: values.tolist(),
-    "mapping": lambda values, ids, _: dict(zip(reversed(ids), values[::-1], strict=True)),
-    "columns": lambda values, ids, _: _as_frame(values, ids).reverse(),
-    "column of lists": lambda values, ids, _: pl.DataFrame({"item": ids, "v": values.tolist()}),
-    "column of arrays": lambda values, ids, _: pl.DataFrame(
-        {"item": ids, "v": pl.Series(values.tolist(), dtype=pl.Array(pl.Float64, values.shape[1]))}
-    ),
-    "parquet": lambda values, ids, folder: _parquet(_as_frame(values, ids), folder),
-}
-
-
-def _npz(values: np.ndarray, ids: list[Any], folder: Path) -> Path:
-    np.savez(folder / "v.npz", ids=np.array(ids, dtype=str), feat=values)
-    return folder / "v.npz"
-
-
-FEATURES["npz"] = _npz
-
-
-@pytest.mark.parametrize("kind", FEATURES)
-@pytest.mark.parametrize("numbers", [False, True], ids=["text", "numbers"])
-def test_features_of_every_form(kind: str, numbers: bool, tmp_path: Path) -> None:
-    ids: list[Any] = [30, 4, 100, 5] if numbers else ["c", "a", "d", "b"]
-    values = np.arange(1.0, 13.0).reshape(4, 3)
-    clicks = pl.DataFrame({"user": [1, 1, 2], "item": [ids[1], ids[0], 9 if numbers else "z"], "time": [1, 2, 3]})
-    data = Dataset.from_frame(
-        clicks, pl.DataFrame({"item": ids}), features={"text": FEATURES[kind](values, ids, tmp_path)}
-    )
-    text = data.catalog["text"]
-    for code, name in enumerate(data.catalog.items.ids, 1):
-        expected = values[ids.index(name)] if name in ids else np.zeros(3)
-        assert text.features[code].tolist() == expected.tolist() and bool(text.present[code]) == (name in ids)
-    assert data.dropped["text: items without features"] == 1
 
 
 def test_rows_in_which_something_is_missing_are_counted() -> None:
