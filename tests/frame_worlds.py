@@ -40,7 +40,7 @@ def codes_of(data: Dataset) -> list[tuple[int, int, Any]]:
 
 
 def parquet_of(frame: pl.DataFrame, folder: Path) -> Path:
-    frame.writeparquet_of(folder / "clicks.parquet", row_group_size=30)
+    frame.write_parquet(folder / "clicks.parquet", row_group_size=30)
     return folder / "clicks.parquet"
 
 

@@ -18,8 +18,8 @@ Make = Callable[[pl.DataFrame, Path], Any]
 
 
 def _pattern(frame: pl.DataFrame, folder: Path) -> str:
-    frame[:150].writeparquet_of(folder / "part0.parquet")
-    frame[150:].writeparquet_of(folder / "part1.parquet")
+    frame[:150].write_parquet(folder / "part0.parquet")
+    frame[150:].write_parquet(folder / "part1.parquet")
     return str(folder / "part*.parquet")
 
 

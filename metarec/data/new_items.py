@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from metarec.data.containers import bare, check_labels, plain
 from metarec.data.dataset import Catalog, Vocabulary
+from metarec.data.vocabulary import Id
 from metarec.functional.scaling import FeatureScale
 from metarec.types import Modality
 
@@ -20,7 +21,7 @@ Vectors = Any  # array-like (n, F), or a mapping from id to array-like (F,)
 def new_items(
     known: Catalog,
     scales: Mapping[str, FeatureScale],
-    ids: Sequence[str],
+    ids: Sequence[Id],
     vectors: Mapping[str, Vectors],
     attributes: Mapping[str, Sequence[str]],
 ) -> Catalog:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from metarec.data.vocabulary import Id
 from metarec.functional.fusion import NotFiniteError
 from metarec.recommender import Recommendation, Recommender, Users
 
@@ -22,9 +23,9 @@ class Filters:
     """
 
     exclude_seen: bool | None = None
-    allow: frozenset[str] | None = None
-    deny: frozenset[str] = frozenset()
-    candidates: frozenset[str] | None = None
+    allow: frozenset[Id] | None = None
+    deny: frozenset[Id] = frozenset()
+    candidates: frozenset[Id] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,10 @@ class Job:
         user: in place of clicks, one whose clicks were observed.
     """
 
-    clicks: tuple[str, ...]
+    clicks: tuple[Id, ...]
     k: int
     filters: Filters
-    user: str | None = None
+    user: Id | None = None
 
 
 @dataclass(frozen=True)

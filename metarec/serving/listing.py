@@ -49,9 +49,9 @@ class Wanted:
 
     k: int
     exclude_seen: bool
-    allow: Sequence[str] | None
-    deny: Sequence[str] | None
-    candidates: Sequence[Sequence[str]] | None
+    allow: Sequence[Id] | None
+    deny: Sequence[Id] | None
+    candidates: Sequence[Sequence[Id]] | None
 
     @classmethod
     def of(
@@ -158,7 +158,7 @@ def _taken(user: Tensor, item: Tensor, allowed: Tensor, users: int) -> Tensor:
     return torch.zeros(users, dtype=torch.int64, device=allowed.device).index_add_(0, pair // len(allowed), counted)
 
 
-def _codes(ids: Collection[str], catalog: Catalog, name: str) -> Tensor:
+def _codes(ids: Collection[Id], catalog: Catalog, name: str) -> Tensor:
     try:
         return torch.from_numpy(catalog.items.encode(list(ids)))
     except ValueError as error:
