@@ -48,6 +48,7 @@ BAD: dict[str, tuple[Callable[[], Any], dict[str, Any], str]] = {
         r"more than one .* item: \['movieId', 'asin'\]",
     ),
     "a column that is not there": (lambda: GOOD, {"user": "wer"}, r"clicks: no column 'wer'; it has \['user_id', "),
+    "a time that is not there": (lambda: GOOD, {"time": "wann"}, r"clicks: no column 'wann'; it has \['user_id', "),
     "an ignored column that is not there": (lambda: GOOD, {"ignore": ["x"]}, r"clicks: no column 'x'; it has"),
     "no rows": (lambda: GOOD.head(0), {}, r"clicks: no rows, only the columns \['user_id'"),
     "no columns": (pl.DataFrame, {}, r"clicks: no column .* user.*\[\]"),
@@ -188,6 +189,17 @@ def test_a_file_that_is_something_else_is_refused(ending: str, tmp_path: Path) -
     path = tmp_path / f"clicks{ending}"
     path.write_bytes(b"\x00\xff" * 50)
     with pytest.raises(ValueError, match=re.escape(str(path))):
+        Dataset.from_frame(path)
+
+
+def test_a_damaged_part_of_a_file_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "clicks.parquet"
+    pl.concat([GOOD] * 30).write_parquet(path, row_group_size=2000, statistics=False)
+    content = bytearray(path.read_bytes())
+    for place in range(len(content) // 2, len(content) // 2 + 2000):
+        content[place] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: ")):
         Dataset.from_frame(path)
 
 

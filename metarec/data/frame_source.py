@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,12 +24,13 @@ class Source:
     Attributes:
         name: for messages: the path, or the argument that was given.
         table: what is read.
-        text: whether a file of text is, whose columns have no types.
+        parts: whether some rows can be read without those before: of Parquet, in which polars writes groups of half a
+            block.
     """
 
     name: str
     table: nw.DataFrame[Any] | nw.LazyFrame[Any]
-    text: bool = False
+    parts: bool = False
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -41,16 +43,17 @@ class Source:
         return self._collected(self.table.head(LOOKED_AT), self.columns)
 
     def blocks(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
-        """All rows of some columns, in their order, at least one block."""
-        native = nw.to_native(self.table)
-        if isinstance(native, pl.LazyFrame) and not self.text and self.name.endswith((".parquet", ".pq")):
-            rows = int(native.select(pl.len()).collect().item())
-            for start in range(
-                0, max(rows, 1), BLOCK
-            ):  # whole row groups, where they have the sizes that polars writes
-                yield native.select(columns).slice(start, BLOCK).collect()
+        """All rows of some columns, in their order."""
+        if self.parts:
+            table: pl.LazyFrame = nw.to_native(self.table)  # type: ignore[assignment]
+            with _reading(self.name):
+                rows = int(table.select(pl.len()).collect().item())
+            for start in range(0, rows, BLOCK):
+                with _reading(self.name):
+                    block = table.select(columns).slice(start, BLOCK).collect()
+                yield block
         else:
-            yield from self._collected(self.table, columns).iter_slices(BLOCK) or [self.head.select(columns)]
+            yield from self._collected(self.table, columns).iter_slices(BLOCK)
 
     def whole(self, columns: Sequence[str]) -> pl.DataFrame:
         """All rows of some columns."""
@@ -58,7 +61,8 @@ class Source:
 
     def _collected(self, table: nw.DataFrame[Any] | nw.LazyFrame[Any], columns: Sequence[str]) -> pl.DataFrame:
         if isinstance(table, nw.LazyFrame):
-            return nw.to_native(table.select(*columns).collect(backend="polars"))  # type: ignore[no-any-return]
+            with _reading(self.name):
+                return nw.to_native(table.select(*columns).collect(backend="polars"))  # type: ignore[no-any-return]
         return pl.DataFrame([_column(table[name]).alias(name) for name in columns])
 
 
@@ -104,16 +108,23 @@ def _open_file(path: str | Path) -> Source:
     if not place.is_dir() and not name.endswith(FILES):
         raise ValueError(f"{name}: expected the ending {', '.join(FILES)}; load_atomic reads .inter files")
     text = name.removesuffix(".gz").endswith((".csv", ".tsv"))
-    try:
+    with _reading(name):
         if text:
             separator = "\t" if name.removesuffix(".gz").endswith(".tsv") else ","
             table = pl.scan_csv(path, separator=separator, infer_schema=False)
         else:
             table = pl.scan_parquet(place / "**/*.parquet" if place.is_dir() else path)
         table.collect_schema()
+    return Source(name, nw.from_native(table), not text)
+
+
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    """What polars says of a file it cannot read, in one line."""
+    try:
+        yield
     except (pl.exceptions.PolarsError, OSError) as reason:
         raise ValueError(f"{name}: cannot be read ({' '.join(str(reason).split())[:200]}); write it again") from None
-    return Source(name, nw.from_native(table), text)
 
 
 def _column(column: nw.Series[Any]) -> pl.Series:

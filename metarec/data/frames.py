@@ -55,6 +55,8 @@ def read_frames(
         "time",
         FORM,
     )
+    if named.time is not None:
+        find_column(source, named.time, (), "time", CALL)
     if not len(source.head):
         raise ValueError(f"{source.name}: no rows, only the columns {list(source.columns)[:20]}")
     rows = Clicks(source, asked)
