@@ -156,7 +156,8 @@ class Recommender(Answers):
 
         Args:
             clicks: a frame, or a mapping of columns, ``user`` (ids, known or not), ``item`` (known ids) and ``time``
-                (numbers in the units of the data, none before the last click that is known).
+                (numbers in the units of the data, or datetimes, dates or ISO text; none before the last click that is
+                known).
 
         Returns:
             How many clicks of how many users, and which users are new.
@@ -168,7 +169,7 @@ class Recommender(Answers):
         return self._states.change(lambda state: self._observed(state, clicks))
 
     def _observed(self, state: State, clicks: Any) -> Observed:
-        data = click_data(clicks, state.catalog, self._histories.until)
+        data = click_data(clicks, state.catalog, self._histories.until, state.model.second)
         if len(data):
             state.model.observe(data)
         return self._histories.extend(data)

@@ -9,8 +9,11 @@ from zoneinfo import ZoneInfo
 import numpy as np
 import polars as pl
 import pytest
+import torch
 
+from metarec import Recommender
 from metarec.data import Dataset
+from metarec.recipes import LivePopularity
 
 MOMENTS = [datetime(2024, 3, 31, 0, 59, 58) + timedelta(hours=7 * n, seconds=n) for n in range(12)]
 UNITS = {"ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -96,3 +99,37 @@ def test_a_column_of_datetimes_is_found_by_its_values() -> None:
     frame = pl.DataFrame({"user": [1, 1], "item": ["b", "a"], "x": [datetime(2024, 1, 2), datetime(2024, 1, 1)]})
     with pytest.warns(UserWarning, match="'x' is taken for the time"):
         assert Dataset.from_frame(frame).item.tolist() == [1, 2]
+
+
+FORMS: dict[str, Any] = {
+    "datetimes": lambda moments: moments,
+    "of a zone": lambda moments: [m.replace(tzinfo=UTC).astimezone(ZoneInfo("Asia/Tokyo")) for m in moments],
+    "polars": lambda moments: pl.Series(moments, dtype=pl.Datetime("ns")),
+    "numpy": lambda moments: np.array(moments, dtype="datetime64[ns]"),
+    "iso": lambda moments: [moment.isoformat() for moment in moments],
+    "zulu": lambda moments: [f"{moment.isoformat()}Z" for moment in moments],
+}
+
+
+@pytest.mark.parametrize("unit", ["ms", "us", "ns"])
+@pytest.mark.parametrize("form", FORMS)
+def test_clicks_are_observed_at_datetimes_in_the_unit_of_the_data(unit: Any, form: str) -> None:
+    data = of_times(pl.Series(MOMENTS, dtype=pl.Datetime(unit)))
+    late = [MOMENTS[-1], MOMENTS[-1] + timedelta(seconds=1)]
+    clicks = {"user": ["u", "v"], "item": ["i001", "i002"]}
+    models = [Recommender(LivePopularity(data, window=data.days(9))) for _ in range(2)]
+    models[0].observe({**clicks, "time": FORMS[form](late)})
+    models[1].observe({**clicks, "time": [second * UNITS[unit] for second in seconds(late)]})
+    scores = [model.adapt(["i003"]).scores for model in models]
+    assert torch.equal(*scores) and models[0]._histories.until == models[1]._histories.until
+
+
+def test_clicks_are_observed_on_dates() -> None:
+    dates = [date(2024, 5, 1) + timedelta(days=n) for n in range(5)]
+    recommender = Recommender(LivePopularity(of_times(pl.Series(dates)), window=9.0))
+    recommender.observe({"user": ["u"], "item": ["i001"], "time": [date(2024, 5, 9)]})
+    assert recommender._histories.until == pytest.approx((date(2024, 5, 9) - date(1970, 1, 1)).days)
+    with pytest.raises(ValueError, match="goes backwards"):
+        recommender.observe({"user": ["u"], "item": ["i001"], "time": ["2024-05-08"]})
+    with pytest.raises(ValueError, match="2024-05-40"):
+        recommender.observe({"user": ["u"], "item": ["i001"], "time": ["2024-05-40"]})

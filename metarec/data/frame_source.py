@@ -45,7 +45,7 @@ class Source:
     def blocks(self, columns: Sequence[str]) -> Iterator[pl.DataFrame]:
         """All rows of some columns, in their order."""
         if self.parts:
-            table: pl.LazyFrame = nw.to_native(self.table)  # type: ignore[assignment]
+            table: pl.LazyFrame = nw.to_native(self.table)
             with _reading(self.name):
                 rows = int(table.select(pl.len()).collect().item())
             for start in range(0, rows, BLOCK):

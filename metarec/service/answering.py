@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import cast
 
 from metarec.data.vocabulary import Id
 from metarec.functional.fusion import NotFiniteError
@@ -81,7 +82,7 @@ def answers(recommender: Recommender, jobs: Sequence[Job]) -> list[Answer | Valu
 def _named(job: Job, recommender: Recommender) -> Answer | ValueError:
     """The answer to someone whose clicks were observed."""
     try:
-        return _listed([job], recommender.user(str(job.user)).users)[0]
+        return _listed([job], recommender.user(cast(Id, job.user)).users)[0]
     except ValueError as error:
         return _alone(error)
 
