@@ -20,6 +20,7 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     monkeypatch.setattr(table, "BLOCK", request.param)
     monkeypatch.setattr(events, "FEW", 7)
     monkeypatch.setattr(events, "WAITING", 2)
+    monkeypatch.setattr(events, "PART", request.param)
     return int(request.param)
 
 

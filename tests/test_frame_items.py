@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +15,7 @@ import pytest
 import torch
 
 from frame_worlds import frame_of, parquet_of, random_rows, write_atomic
+from helpers import imported
 from metarec.data import Dataset, load_atomic
 
 ITEMS = pl.DataFrame(
@@ -99,3 +103,22 @@ def test_features_of_every_form(kind: str, numbers: bool, tmp_path: Path) -> Non
         expected = values[ids.index(name)] if name in ids else np.zeros(3)
         assert text.features[code].tolist() == expected.tolist() and bool(text.present[code]) == (name in ids)
     assert data.dropped["text: items without features"] == 1
+
+
+@pytest.mark.skipif(imported("pandas") is None, reason="without pandas")
+def test_the_example_from_a_frame_to_ten_titles() -> None:
+    folder = Path(__file__).parents[1] / "docs" / "examples"
+    program = folder / "from_pandas.py"
+    assert len([line for line in program.read_text(encoding="utf-8").splitlines() if line]) <= 10
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(program)],
+        env={**os.environ, "PYTHONPATH": str(folder.parents[1]), "OMP_NUM_THREADS": "1"},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    products = pl.read_csv(folder.parent / "data" / "frames" / "products.csv")
+    for product, name in products.select("product_id", "name").iter_rows():
+        assert (name in done.stdout) == (product not in (501, 502)) == (str(product) in done.stdout)
