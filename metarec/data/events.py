@@ -68,7 +68,7 @@ def read_events(
         ValueError: if the rows are not as described there, or there are none.
     """
     users, items = _Ids(), _Ids()
-    times: list[Times] = []
+    times = _Moments()
     start = rows = 0
     for block in blocks:
         rows += len(block)
@@ -76,15 +76,12 @@ def read_events(
         users.add(clicks.ids(columns.asked.user))
         items.add(clicks.ids(columns.asked.item))
         number = np.arange(start, start + len(clicks), dtype=np.int64)
-        times.append(number if columns.time is None else clicks.times(columns.time))
+        times.add(number if columns.time is None else clicks.times(columns.time))
         start += len(clicks)
     dropped = columns.finish()
-    try:
-        user_ids, user = users.encoded("user", whole_numbers=whole_numbers[0])
-        item_ids, item = items.encoded("item", known_items, whole_numbers=whole_numbers[1])
-    except ValueError as reason:
-        raise ValueError(f"{source}: {reason}") from None
-    time = _joined(times)
+    user_ids, user = users.encoded("user", whole_numbers=whole_numbers[0])
+    item_ids, item = items.encoded("item", known_items, whole_numbers=whole_numbers[1])
+    time = times.joined()
     if columns.time is not None:
         check_one_unit(time, f"{source}: column {columns.time!r}")
     counts = np.bincount(user, minlength=user_ids.size)
@@ -98,9 +95,9 @@ def read_events(
     return Events(user_ids, item_ids, user_of, items_in_order, time, numbered=numbered, rows=rows, dropped=dropped)
 
 
-def _joined(parts: list[Any]) -> NDArray[Any]:
-    """Arrays as one, in the type that holds them all; each is let go as it is copied."""
-    out = np.empty(sum(map(len, parts)), dtype=np.result_type(*{part.dtype for part in parts}))
+def _joined(parts: list[Codes]) -> Codes:
+    """Arrays as one; each is let go as it is copied."""
+    out = np.empty(sum(map(len, parts)), dtype=np.int32)
     at = 0
     parts.reverse()
     while parts:
@@ -151,8 +148,33 @@ class _Ids:
         codes = _joined(self._codes)
         for at in range(0, len(codes), PART):
             codes[at : at + PART] = code[codes[at : at + PART]]
-        texts = self._known.gather(order).to_list()
-        return Vocabulary.of_texts(texts, what, whole_numbers=whole_numbers), codes
+        ids = self._known.gather(order)
+        self._known = self._known.clear()
+        return Vocabulary.of_column(ids, what, whole_numbers=whole_numbers), codes
+
+
+class _Moments:
+    """Times that grow by blocks, held in half the memory where those of a block are within 2**32 units."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, NDArray[Any]]] = []
+
+    def add(self, time: Times) -> None:
+        first = int(time.min()) if time.dtype == np.int64 and len(time) else 0
+        near = time.dtype == np.int64 and int(time.max(initial=first)) - first < 1 << 32
+        self._parts.append((first, (time - first).astype(np.uint32)) if near else (0, time))
+
+    def joined(self) -> Times:
+        """All of them, int64 where all are whole; each block is let go as it is copied."""
+        whole = all(part.dtype != np.float64 for _, part in self._parts)
+        out = np.empty(sum(len(part) for _, part in self._parts), dtype=np.int64 if whole else np.float64)
+        at = 0
+        self._parts.reverse()
+        while self._parts:
+            first, part = self._parts.pop()
+            out[at : at + len(part)] = part if part.dtype != np.uint32 else part.astype(np.int64) + first
+            at += len(part)
+        return cast(Times, out)
 
 
 def _distinct(ids: pl.Series) -> tuple[pl.Series, Codes]:

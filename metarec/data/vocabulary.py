@@ -46,8 +46,9 @@ class Vocabulary:
     """
 
     def __init__(self, ids: Iterable[Id], what: str = "item") -> None:
-        self.ids: tuple[Any, ...] = _bare(tuple(ids))
-        self.what = what
+        self.ids = _bare(tuple(ids))
+        self.what, self._length = what, len(self.ids)
+        self._column: Any = None
         if not self.whole_numbers:
             check_text(self.ids, f"{what} id")
         distinct = set(self.ids)
@@ -56,6 +57,16 @@ class Vocabulary:
             raise ValueError(f"{what} id {twice!r} appears more than once in the vocabulary")
         if "" in distinct:
             raise ValueError(f"{what} id '' is empty (at position {self.ids.index('')}); give every {what} an id")
+
+    @classmethod
+    def of_column(cls, column: Any, what: str, *, whole_numbers: bool) -> Self:
+        """Of a polars column of distinct texts, which become ids when they are first asked for.
+
+        Those of a million users, which hardly anybody asks for, take a quarter of the memory until then.
+        """
+        out = cls.__new__(cls)
+        out.what, out._length, out._column, out.whole_numbers = what, len(column), column, whole_numbers
+        return out
 
     @classmethod
     def of_texts(cls, texts: Sequence[str], what: str = "item", *, whole_numbers: bool = False) -> Self:
@@ -71,8 +82,13 @@ class Vocabulary:
             raise ValueError(f"{what} id {odd!r} is not a whole number")
         return cls(map(int, texts), what)
 
+    @cached_property
+    def ids(self) -> tuple[Any, ...]:
+        """The ids, in the order of their codes."""
+        return tuple(map(int if self.whole_numbers else str, self._column.to_list()))
+
     def __len__(self) -> int:
-        return len(self.ids)
+        return self._length
 
     def __contains__(self, name: object) -> bool:
         return name in self._code
@@ -104,7 +120,7 @@ class Vocabulary:
     @property
     def size(self) -> int:
         """Rows of a table indexed by code: the ids and the padding row."""
-        return len(self.ids) + 1
+        return self._length + 1
 
     def encode(self, ids: Sequence[Id]) -> Ints:
         """Codes of external ids, (len(ids),) int64.
