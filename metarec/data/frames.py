@@ -127,6 +127,7 @@ class Clicks:
         for frame in self.source.blocks(self.columns.needed):
             block = FrameRows(self.source.name, self.types, frame, self.iso, start)
             start += len(frame)
+            self._check_ids(frame)
             there: NDArray[np.bool_] = np.ones(len(frame), dtype=np.bool_)
             for name in self.missing:
                 filled = block.filled(name)
@@ -136,6 +137,16 @@ class Clicks:
             yield block.filter(there)
         if not kept:
             raise ValueError(f"{self.source.name}: in each of {start:,} rows something is missing: {self.missing}")
+
+    def _check_ids(self, frame: pl.DataFrame) -> None:
+        """See that ids are of the type of the first rows, which a column of objects without values does not tell."""
+        for name in (self.asked.user, self.asked.item):
+            kind, first = frame[name].dtype, self.source.head[name].dtype
+            if kind != pl.Object and kind.is_numeric() != first.is_numeric():
+                raise ValueError(
+                    f"{self.source.name}: column {name!r} is {first} in the first rows, and {kind} as a whole; make it "
+                    "all text, or all whole numbers"
+                )
 
     def in_unit(self, events: Events) -> tuple[Any, float | None]:
         """The times, and how many of their units are a day, if the type of the column says it."""
