@@ -84,7 +84,7 @@ def expected(
         slopes = torch.autograd.grad(loss, trained, allow_unused=True) if loss.requires_grad else ()
         totals = [t if s is None else t + s for t, s in zip(totals, slopes or [None] * len(totals), strict=True)]
         with torch.no_grad():
-            scores = learner.rank(query[user : user + 1])[0]
+            scores = learner.score(query[user : user + 1])[0]
         weights = torch.cat([p.detach().flatten() for p in learner.encoder.parameters()])
         out.append((scores[0], loss.detach(), weights))
         for p, value in zip(shared, before, strict=True):
@@ -113,7 +113,7 @@ def expected_second(
         slopes = torch.autograd.grad(loss, trained, allow_unused=True, retain_graph=True)
         totals = [t if s is None else t + s for t, s in zip(totals, slopes, strict=True)]
         with torch.no_grad():
-            scores = functional_call(called, own, ("rank", query[user : user + 1]))[0]
+            scores = functional_call(called, own, ("score", query[user : user + 1]))[0]
         out.append((scores[0], loss.detach(), torch.cat([own[n].detach().flatten() for n in names])))
     return _named(out, totals)
 
@@ -124,7 +124,7 @@ def found(
     """The same from a MetaLearner."""
     with torch.no_grad():
         adapted = meta.adapt(support)
-        scores, weights = adapted.rank(query)[0], adapted.weights()
+        scores, weights = adapted.score(query)[0], adapted.weights()
     losses = meta.adapt(support).loss(query, meta.objectives[1])
     trained = _trained(learner)
     slopes = torch.autograd.grad(losses.sum(), trained, allow_unused=True) if losses.requires_grad else [None] * 99

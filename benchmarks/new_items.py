@@ -10,10 +10,10 @@ film, with at least two clicks before it, is one case: the earlier clicks are ad
 without what the user has clicked, and the film's rank counts. Clicks on films that the model knows are ranked too, for
 what the new ones cost them.
 
-The share of the places that new films get (``Recommender(new_share=)``) is chosen in a rehearsal: the upstream side is
-split once more. Compared with adding nothing to a score, known films may lose at most 1% of recall and of NDCG there
-with the model of each seed, since one model is deployed and not their mean. Of the shares that hold this bound the one
-that finds most new films is taken, or none if adding nothing finds as many.
+The share of the places that new films get (``Recommender(new_share=)``) is chosen by nested temporal validation: the
+upstream side is split once more. Compared with adding nothing to a score, known films may lose at most 1% of recall and
+of NDCG there with the model of each seed, since one model is deployed and not their mean. Of the shares that hold this
+bound the one that finds most new films is taken, or none if adding nothing finds as many.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BATCH = 256
 LEAST = 2  # clicks before the one that is asked for
 MOST = 3000  # cases of known items, drawn at random
 SHARES = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.12, 0.15, 0.2)
-COST = 0.01  # what the share may cost the known items in any rehearsal, of their recall and of their NDCG
+COST = 0.01  # what the share may cost the known items in any model of the validation, of their recall and of their NDCG
 SETTINGS: dict[str, Any] = {
     "dim": 32,
     "layers": 1,
@@ -243,11 +243,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     world = World(up, down)
     earlier = World(*mr.split_by_time(world.known, at=split_time(world.known, cold_users=0.2)))
     models: dict[str, list[mr.MML]] = {}
-    for name, where in (("rehearsal", earlier), ("whole", world)):
+    for name, where in (("nested_validation", earlier), ("whole", world)):
         kept = [options.models and options.models / f"{name}_{seed}.safetensors" for seed in range(options.seeds)]
         models[name] = [trained(where.known, seed, path) for seed, path in enumerate(kept)]
-    curves = {name: by_share(where, models[name]) for name, where in (("rehearsal", earlier), ("whole", world))}
-    share = chosen(curves["rehearsal"])
+    curves = {name: by_share(where, models[name]) for name, where in (("nested_validation", earlier), ("whole", world))}
+    share = chosen(curves["nested_validation"])
     found = compared(world, models["whole"], share)
     tables = {kind: {n: figures(r, world.cases[kind]) for n, r in by.items()} for kind, by in found.items()}
     nothing = {name: {"mean": 0.0, "standard_error": 0.0} for name in tables["new"]["random"]}
@@ -257,7 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "new_share": {
             "chosen": share,
             "cost_at_most": COST,
-            "rehearsal": curves["rehearsal"],
+            "nested_validation": curves["nested_validation"],
             "afterwards": curves["whole"],
         },
         "cases": len(world.cases["new"].target),
@@ -274,7 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, values in methods.items():
             shown = (f"{metric} {v['mean']:.4f}±{v['standard_error']:.4f}" for metric, v in values.items())
             print(f"{kind} {name:22}", *shown)
-    print(f"new_share {share}", *curves["rehearsal"].items(), sep="\n")
+    print(f"new_share {share}", *curves["nested_validation"].items(), sep="\n")
 
 
 def add(recommender: mr.Recommender, ids: list[str], catalog: mr.Catalog) -> None:

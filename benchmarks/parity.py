@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from metarec.comparison import compare
 from metarec.data import Dataset, EpisodeSampler, load_atomic
-from metarec.data.cutting import some_clicks, without_last
+from metarec.data.examples import filter_interactions, leave_last_out
 from metarec.files import write_json
 from metarec.functional.histories import seen_items
 from metarec.recipes import EASE, ItemKNN, sasrec
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Fit both sides, compare, write the JSON."""
     options = parse(arguments)
     whole = last_clicks(load_atomic(options.data), options.clicks + 1)
-    known = without_last(whole, 1, least=3)
+    known = leave_last_out(whole, 1, least=3)
     known = replace(known, warm=np.isin(np.arange(known.catalog.size), known.item))
     asked = targets(whole, known)
     theirs = Theirs(known, options)
@@ -86,7 +86,7 @@ def last_clicks(data: Dataset, clicks: int) -> Dataset:
     """Each user's last clicks."""
     after = np.repeat(data.offsets[1:], np.diff(data.offsets)) - np.arange(len(data))
     kept = after <= clicks
-    return some_clicks(data, kept)
+    return filter_interactions(data, kept)
 
 
 def targets(whole: Dataset, known: Dataset) -> dict[int, int]:

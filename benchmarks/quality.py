@@ -32,7 +32,7 @@ from quality_summary import Results, complete, summary
 
 from metarec.data import Dataset, load_atomic, split_by_time, split_time
 from metarec.data.atomic import find_modalities
-from metarec.data.cutting import some_clicks
+from metarec.data.examples import filter_interactions
 from metarec.datasets import PLANTED_SPLIT, movietweetings, planted
 from metarec.files import write_json
 from metarec.functional.histories import leaves_out_seen
@@ -149,7 +149,7 @@ def read(options: argparse.Namespace) -> Dataset:
         return data
     count = np.arange(len(data)) - np.repeat(data.offsets[:-1], np.diff(data.offsets))
     kept = count < options.first_clicks
-    return some_clicks(data, kept)
+    return filter_interactions(data, kept)
 
 
 def write(out: Path, runs: Sequence[Results], said: dict[str, object]) -> None:

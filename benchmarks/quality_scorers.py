@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from metarec.data import Dataset, EpisodeSampler
-from metarec.data.cutting import without_last
+from metarec.data.examples import leave_last_out
 from metarec.meta import MetaLearner
 from metarec.nn import ModalityLearner
 from metarec.recipes import mml, sasrec
@@ -205,7 +205,7 @@ def more_meta_learners(world: World, settings: Settings, seed: int) -> dict[str,
 
 def fitted_later(world: World, settings: Settings, seed: int) -> dict[str, Method]:
     """The methods that learn from other cold users' later clicks: reported apart, never compared with the others."""
-    known = without_last(world.down, 2, least=3)
+    known = leave_last_out(world.down, 2, least=3)
     both = joined(world.up, known)
     out: dict[str, Method] = {}
     for name, data in (("SASRec id, downstream only (down)", known), ("SASRec id, full_retrain", both)):

@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Load, split in time, rehearse and train, test, recommend."""
+    """Load, split in time, train with nested temporal validation, test, recommend."""
     data = load(options)
     up, down = mr.split_by_time(data, at=mr.split_time(data, cold_users=0.2))
     clicks = item_ids(data.catalog, options.clicks or usual_clicks(up))

@@ -1,4 +1,4 @@
-"""Asking a method what comes next: the ranks of one batch, and whose click it fails on."""
+"""Ranks of the targets of one evaluation batch, and the user whose scores cannot be ranked."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from metarec.data.cutting import clicked_before
 from metarec.data.dataset import Dataset
+from metarec.data.examples import clicked_before
 from metarec.data.sampler import EpisodeSampler
 from metarec.functional.ranking import ranks
 from metarec.model import Model, dense
@@ -21,7 +21,7 @@ WITHHELD = {"validation": 2, "test": 1, "serving": 1}  # last clicks that come a
 def ranked(
     method: Method, batch: EpisodeBatch, sampler: EpisodeSampler, last: int | None, *, exclude_seen: bool
 ) -> tuple[Tensor, ...]:
-    """User, target, rank, and whether the user has clicked the target before, of every query example.
+    """Rank the target of every query example: user, target, rank, and whether it is a repeat.
 
     Args:
         method: what is asked.

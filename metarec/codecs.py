@@ -1,4 +1,4 @@
-"""Who says the state of models whose classes do not say it themselves: learners are described part by part."""
+"""Codecs serialise models whose classes have no ``state()`` of their own: learners, part by part."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 
 class Codec(Protocol):
-    """Says the state of models of some classes, and builds them again."""
+    """Serialises models of some classes, and rebuilds them."""
 
     def state(self, model: Any) -> Any:
         """As :meth:`metarec.model.Model.state`."""
@@ -21,12 +21,12 @@ _CODECS: dict[type, Codec] = {}
 
 
 def add_codec(kind: type, codec: Codec) -> None:
-    """Let a codec say the state of a class's models, and of those of its subclasses."""
+    """Register a codec for a class and its subclasses."""
     _CODECS[kind] = codec
 
 
 def codec_of(kind: type) -> Codec | None:
-    """What says the state of a class's models; None if the class has a ``state`` of its own.
+    """The codec that serialises a class; None if the class has a ``state`` of its own.
 
     Example:
         >>> codec_of(int) is None

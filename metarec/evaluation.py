@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from metarec.asking import WITHHELD, ranked, whose
-from metarec.data.cutting import without_last
 from metarec.data.dataset import Dataset
+from metarec.data.examples import leave_last_out
 from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
 from metarec.functional.histories import check_exclude_seen, leaves_out_seen, rule_in_words
 from metarec.meta import MetaLearner
@@ -105,7 +105,7 @@ def evaluate(
     negatives = negatives_of(method) if negatives is None else negatives
     rows, refused = [], dict[str, int]()
     for position in range(positions):
-        rest = without_last(data, position, least=LEAST_CLICKS[part])
+        rest = leave_last_out(data, position, least=LEAST_CLICKS[part])
         if position and not len(rest):
             break
         sampler = EpisodeSampler(

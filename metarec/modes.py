@@ -1,4 +1,4 @@
-"""Models in evaluation mode for a while."""
+"""Evaluation mode as a context manager."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(method: object) -> Iterator[torch.device]:
-    """The device of the method; a module is in evaluation mode meanwhile, until the last of several threads is done."""
+    """Put a module in evaluation mode for a while, until the last of several threads is done; yields its device."""
     if not isinstance(method, nn.Module):
         yield torch.device("cpu")
         return

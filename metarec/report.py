@@ -1,4 +1,4 @@
-"""What an evaluation found: the rank of every click asked for, the metrics made from them, and tables of both."""
+"""Evaluation reports: the rank of every target, metrics with standard errors, and tables."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ METRICS: Mapping[str, Callable[[Tensor, int], Tensor]] = {"recall": recall_at, "
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """How a method ranked each user's next item, or several items of each user.
+    """Evaluation results of one method: the rank of each user's next item, or of several items, and metrics of them.
 
     The means are over the clicks asked for; their standard errors take the clicks of one user as one draw.
 

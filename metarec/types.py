@@ -212,7 +212,7 @@ class EpisodeBatch:
 
 @dataclass(frozen=True)
 class Scored:
-    """What a learner says of some examples.
+    """Scores of the whole catalogue for some examples, with the user states behind them.
 
     Attributes:
         scores: (..., Q, C), one score per candidate; over the whole catalogue C = I and column = item code.

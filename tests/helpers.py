@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
 import torch
 from torch import nn
 
@@ -98,11 +95,3 @@ def learner_of(encoder: nn.Module) -> ModalityLearner:
     learner = ModalityLearner(IdItems(ITEMS, DIM), encoder).double().eval()
     learner.items.weight.data.mul_(30)
     return learner
-
-
-def imported(name: str) -> Any:
-    """A library, or None where it is not there or not built for the installed numpy."""
-    try:
-        return importlib.import_module(name)
-    except ImportError:
-        return None

@@ -73,8 +73,8 @@ def maml(own: Any, **given: Any) -> MetaLearner:
 class Louder(ModalityLearner):
     """A learner of somebody's own, which does not say that its scores are products."""
 
-    def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
-        scores, state, active = super().rank(examples)
+    def score(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        scores, state, active = super().score(examples)
         return scores**3, state, active
 
 

@@ -118,7 +118,7 @@ def test_a_recommender_shows_what_the_model_can_rank(live: bool) -> None:
     users = recommender.adapt([["item3", "item14"], []])
     rows = {name: modality.features[1:].numpy() for name, modality in added().modalities.items()}
     if not live:
-        with pytest.raises(ValueError, match="'bare' has no vector in any modality"):
+        with pytest.raises(ValueError, match=r"'bare' .*modality"):
             recommender.add_items(["bare"])
     recommender.add_items(["new"], {name: row[:1] for name, row in rows.items()})
     assert len(users.recommend(k=41).ids[1]) == 41 and "new" in users.recommend(k=41).ids[0]

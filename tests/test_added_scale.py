@@ -12,7 +12,7 @@ from torch import Tensor
 from metarec.data import Catalog, Dataset, EpisodeSampler, Modality, Vocabulary
 from metarec.export import Scoring
 from metarec.io import load, save
-from metarec.recipes import MML, MMLConfig
+from metarec.recipes import MML, MMLConfig, Popularity
 from metarec.recipes.ensemble import Ensemble
 from metarec.recipes.fusing import FusedMethod
 from metarec.recommender import Recommender
@@ -133,6 +133,16 @@ def test_a_saved_model_knows_what_it_was_trained_with(tmp_path) -> None:
         Recommender(again).add_items(["x"], text=30 * TEXT[3:4])
 
 
+def test_an_ensemble_refuses_what_its_parts_would() -> None:
+    model = shaken(*WORLDS["default"])
+    ensemble = Ensemble({"popular": Popularity(UP), "MML": model}, UP)
+    assert {name: scale.length for name, scale in ensemble.scales.items()} == {
+        name: scale.length for name, scale in model.scales.items()
+    }
+    with pytest.raises(ValueError, match="another scale"):
+        Recommender(ensemble).add_items(["x"], text=30 * TEXT[3:4])
+
+
 @pytest.mark.parametrize("factor", [12, 100, 1e6, 1e20, -50])
 @pytest.mark.parametrize("name", ["text", "image"])
 def test_a_vector_on_another_scale_is_refused_with_the_number(name: str, factor: float) -> None:
@@ -144,9 +154,7 @@ def test_a_vector_on_another_scale_is_refused_with_the_number(name: str, factor:
     away = float((row - own.mean(0)).norm() / length)
     given[name][1] *= factor
     number = f"{away:.3g}".replace("+", r"\+")
-    with pytest.raises(
-        ValueError, match=rf"add_items: {name} of item 'b' is on another scale .*: {number} times as far"
-    ):
+    with pytest.raises(ValueError, match=rf"add_items: {name} of item 'b' .*another .*: {number} times as far"):
         recommender.add_items(["a", "b"], given)
     assert recommender.catalog is UP.catalog
 
@@ -154,9 +162,7 @@ def test_a_vector_on_another_scale_is_refused_with_the_number(name: str, factor:
 @pytest.mark.parametrize("factor", [1e-8, 0.01])
 def test_a_vector_of_nothing_is_refused(factor: float) -> None:
     recommender = Recommender(shaken(*WORLDS["default"]))
-    with pytest.raises(
-        ValueError, match=r"image of item 'b' is on another scale .* its length is .* none of theirs is below"
-    ):
+    with pytest.raises(ValueError, match=r"image of item 'b' .*another .* its length is .*theirs"):
         recommender.add_items(["a", "b"], text=TEXT[3:5], image={"b": factor * IMAGE[4]})
 
 
@@ -170,9 +176,9 @@ def test_vectors_of_about_the_scale_are_taken(factor: float) -> None:
 def test_a_modality_that_says_nothing_measures_nothing() -> None:
     image = Modality("image", torch.ones_like(IMAGE), torch.arange(OLD) > 0)
     data = replace(UP, catalog=Catalog(UP.catalog.items, {**UP.catalog.modalities, "image": image}))
-    with pytest.warns(UserWarning, match="'image': all 40 items have the same"):
+    with pytest.warns(UserWarning, match="'image': all 40 items"):
         recommender = Recommender(shaken(data, CONFIG))
-    with pytest.raises(ValueError, match="image of item 'a' cannot be measured: all items of training have the same"):
+    with pytest.raises(ValueError, match=r"image of item 'a' .*training"):
         recommender.add_items(["a"], text=TEXT[3:4], image=IMAGE[3:4])
     recommender.add_items(["a"], text=TEXT[3:4])
     assert recommender.adapt(["a", "item3"]).recommend(3)
@@ -216,5 +222,5 @@ def test_no_items_are_added_as_well() -> None:
 
 def test_a_model_of_ids_alone_says_that_it_takes_in_none() -> None:
     recommender = Recommender(shaken(UP, replace(CONFIG, modalities=())))
-    with pytest.raises(ValueError, match=r"item 'a' has no vector .*this model knows ids alone, and takes in no items"):
+    with pytest.raises(ValueError, match=r"item 'a' has no vector .*items"):
         recommender.add_items(["a"])

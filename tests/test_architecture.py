@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from matplotlib import pyplot as plt
 
-from test_house import LAYERS
+from layers import LAYERS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -39,15 +39,15 @@ def test_the_flow_is_the_one_that_a_user_types(drawn: ModuleType) -> None:
 
 def test_the_rows_of_rooms_are_layers(drawn: ModuleType) -> None:
     rows = drawn.levels()
-    height = {room: number for number, row in enumerate(rows) for room in row}
+    height = {package: number for number, row in enumerate(rows) for package in row}
     assert set(height) == set(LAYERS)
-    for room, imported in drawn.rooms().items():
-        assert imported <= LAYERS[room]
-        assert all(height[other] < height[room] for other in imported)
+    for package, imported in drawn.packages().items():
+        assert imported <= LAYERS[package]
+        assert all(height[other] < height[package] for other in imported)
 
 
 def test_rooms_in_a_circle_are_named(drawn: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drawn, "rooms", lambda: {"a": {"b"}, "b": {"a"}, "c": set()})
+    monkeypatch.setattr(drawn, "packages", lambda: {"a": {"b"}, "b": {"a"}, "c": set()})
     with pytest.raises(ValueError, match=re.escape("circle: ['a', 'b']")):
         drawn.levels()
 

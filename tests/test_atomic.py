@@ -78,9 +78,7 @@ def test_time_field_named_default_and_absent(tmp_path: Path) -> None:
     assert [i for _, i, _ in rows(load_atomic(tmp_path / "d", time_field="other"))] == ["a", "b", "c"]
     write(tmp_path / "e", "e.inter", "user_id:token\titem_id:token", "v\tc", "u\tb", "v\ta")
     assert rows(load_atomic(tmp_path / "e")) == [("u", "b", 1), ("v", "c", 0), ("v", "a", 2)]
-    with pytest.raises(
-        ValueError, match=r"e\.inter: no column 'when'; expected when:float in the tab-separated header, got user_id"
-    ):
+    with pytest.raises(ValueError, match=r"e\.inter: no column 'when'; .*float.*-separated header, got user_id"):
         load_atomic(tmp_path / "e", time_field="when")
 
 
@@ -93,7 +91,7 @@ def test_where_the_inter_file_may_be(tmp_path: Path, monkeypatch: pytest.MonkeyP
         data = load_atomic(path)
         assert (data.name, rows(data)) == ("x", [("u", "i", 1)])
     write(folder, "y.inter", INTER, "u\tj\t1")
-    with pytest.raises(FileNotFoundError, match=r"found \['x\.inter\.gz', 'y\.inter'\]; pass the file itself"):
+    with pytest.raises(FileNotFoundError, match=r"found \['x\.inter\.gz', 'y\.inter'\]; .*itself"):
         load_atomic(folder)
     write(folder, "odd [1].inter", INTER, "u\tk\t1")
     monkeypatch.chdir(folder)
@@ -126,30 +124,30 @@ def test_items_attributes_and_items_never_seen(tmp_path: Path) -> None:
             r"no column 'user_id'; expected user_id:token in the tab-separated header, got item_id:token",
         ),
         (["user_id:token\ttimestamp:float", "a\t1"], r"no column 'item_id'; expected item_id:token"),
-        (["user_id:token\titem_id:token\tuser_id:token", "a\t1\ta"], r"column 'user_id' appears twice in the header"),
-        (["user_id\titem_id:token", "a\t1"], r"header column 'user_id' is not name:type with type one of token, "),
+        (["user_id:token\titem_id:token\tuser_id:token", "a\t1\ta"], r"column 'user_id' appears"),
+        (["user_id\titem_id:token", "a\t1"], r"header column 'user_id' .*token, "),
         (["user_id:token\titem_id:str", "a\t1"], r"header column 'item_id:str' is not name:type"),
         (
             ["user_id:token,item_id:token", "a,1"],
-            r"the columns must be separated by tabs, but one column of the header is 'user_id:token,item_id:token'",
+            r"the .*separated.* 'user_id:token,item_id:token'",
         ),
         (
             ["user_id:float\titem_id:token", "1\t1"],
-            r"'user_id' has the wrong type; expected user_id:token .*user_id:fl",
+            r"'user_id' .*wrong.* user_id:token .*user_id:fl",
         ),
         (
             ["user_id:token\titem_id:token\ttimestamp:token", "a\t1\t1"],
-            r"column 'timestamp:token' looks like a time but is not read; pass load_atomic",
+            r"column 'timestamp:token' looks.* load_atomic",
         ),
-        ([INTER, "u\ti\t1", "", "u\ti\tsoon"], r"line 4, column 'timestamp': 'soon' is not a finite number"),
-        ([INTER, "u\ti\t1", "u\ti\t"], r"line 3, column 'timestamp': '' is not a finite number"),
-        ([INTER, "u\ti\tnan"], r"line 2, column 'timestamp': 'nan' is not a finite number"),
-        ([INTER, "u\ti\t1", "u\ti\tinf"], r"line 3, column 'timestamp': 'inf' is not a finite number"),
+        ([INTER, "u\ti\t1", "", "u\ti\tsoon"], r"line 4, column 'timestamp': 'soon' .*number"),
+        ([INTER, "u\ti\t1", "u\ti\t"], r"line 3, column 'timestamp': '' .*number"),
+        ([INTER, "u\ti\tnan"], r"line 2, column 'timestamp': 'nan' .*number"),
+        ([INTER, "u\ti\t1", "u\ti\tinf"], r"line 3, column 'timestamp': 'inf' .*number"),
         ([INTER, "u\ti\t1", "u\ti"], r"line 3 has 2 tab-separated fields, expected 3 as in the header \(user_id, item"),
         ([INTER, "u\ti\t1\t9", "u\ti\t2"], r"line 2 has 4 tab-separated fields, expected 3"),
-        ([INTER, "u\ti\t1", "u\t\t2"], r"line 3, column 'item_id': is empty, expected an id"),
+        ([INTER, "u\ti\t1", "u\t\t2"], r"line 3, column 'item_id': .*empty"),
         ([INTER, "\ti\t1"], r"line 2, column 'user_id': is empty"),
-        ([INTER], r"no interactions, only a header"),
+        ([INTER], r"no interactions"),
         ([""], r"header column '' is not name:type|the file is empty"),
     ],
 )
@@ -161,16 +159,12 @@ def test_bad_interactions(tmp_path: Path, lines: list[str], message: str) -> Non
 
 
 def test_files_missing_empty_or_not_text(tmp_path: Path) -> None:
-    with pytest.raises(
-        FileNotFoundError, match=r"nowhere: no such folder or file; expected a folder holding NAME\.inter"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: .*holding NAME\.inter"):
         load_atomic(tmp_path / "nowhere")
-    with pytest.raises(
-        FileNotFoundError, match=r"looked for .*\.inter, .*\.inter\.gz or a single other .*; found none"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"looked for .*\.inter, .*\.inter\.gz .*single .*; found none"):
         load_atomic(tmp_path)
     (tmp_path / "d.inter").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"d\.inter: the file is empty; expected a header"):
+    with pytest.raises(ValueError, match=r"d\.inter: .*header"):
         load_atomic(tmp_path)
     (tmp_path / "d.inter").write_bytes(b"user_id:token\titem_id:token\n\xff\xfe\tx\n")
     with pytest.raises(ValueError, match=r"d\.inter: not a UTF-8 text file"):
@@ -182,9 +176,7 @@ def test_files_missing_empty_or_not_text(tmp_path: Path) -> None:
 def test_bad_item_files(tmp_path: Path) -> None:
     write(tmp_path / "d", "d.inter", INTER, "u\tb\t1")
     write(tmp_path / "d", "d.item", "item_id:token\ttitle:token", "a\tA", "b\tB", "", "a\tC")
-    with pytest.raises(
-        ValueError, match=r"d\.item: line 5, column 'item_id': 'a' stands on line 2 already; keep one row"
-    ):
+    with pytest.raises(ValueError, match=r"d\.item: line 5, column 'item_id': 'a' stands on line 2 already"):
         load_atomic(tmp_path / "d")
     write(tmp_path / "d", "d.item", "id:token\ttitle:token", "a\tA")
     with pytest.raises(ValueError, match=r"d\.item: no column 'item_id'"):
@@ -218,5 +210,5 @@ def test_modalities_are_found_in_every_form_and_nothing_else_is(tmp_path: Path) 
     assert found == ("heat", "image", "smell", "sound", "tags", "taste", "text", "touch")
     assert tuple(sorted(load_atomic(folder, found).catalog.modalities)) == found  # load_atomic finds them too
     assert find_modalities(folder / "d.1.inter") == found
-    with pytest.raises(FileNotFoundError, match="no such folder or file"):
+    with pytest.raises(FileNotFoundError, match=r"no .*folder"):
         find_modalities(tmp_path / "none")

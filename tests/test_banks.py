@@ -25,11 +25,11 @@ from learner_worlds import (
 from metarec import ModalityLearner
 from metarec.functional import standardise
 from metarec.meta.bank import Bank, banks_of
-from metarec.meta.library import library
 from metarec.nn import AdaptiveFusion, IdItems, SequenceEncoder
 from metarec.recipes.anil import HeadLearner
 from metarec.recipes.fusing import FusedMethod
 from metarec.types import EpisodeBatch, Examples
+from optional import needs_kernel
 
 
 @pytest.mark.parametrize("alike", [True, False])
@@ -65,7 +65,7 @@ def test_learners_of_other_widths_and_kinds_are_apart() -> None:
     assert [bank.names for bank in banks_of(parts)] == [("a", "b"), ("wide",)]
 
 
-@pytest.mark.skipif(library() is None, reason="no compiled kernel here")
+@needs_kernel
 def test_learners_of_one_kind_share_a_call_of_the_kernel() -> None:
     same = {"a": maml(learner()), "b": maml(text_alone(context=False)), "c": maml(learner(seed=2)), "d": learner()}
     bank = Bank({**same, "e": learner(seed=1), "f": maml(learner(), steps=2), "g": maml(recurrent())})

@@ -7,15 +7,16 @@ import pytest
 import torch
 from torch import nn
 
+from evaluation_worlds import ITEMS, clicks_of, make_data, warm_only
 from metarec.data import EpisodeSampler, split_by_time
 from metarec.data.dataset import Dataset
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.evaluation import evaluate
 from metarec.nn import IdItems
 from metarec.recipes import EASE, ItemKNN, LivePopularity, sasrec
-from metarec.recipes.sasrec import SummedItems, every_click, gbce_loss
+from metarec.recipes.next_item import every_click
+from metarec.recipes.sasrec import SummedItems, gbce_loss
 from metarec.types import Method, Scored
-from test_evaluation import ITEMS, clicks_of, make_data
 
 
 def matrix(data: Dataset) -> np.ndarray:
@@ -23,12 +24,6 @@ def matrix(data: Dataset) -> np.ndarray:
     seen = np.zeros((data.users.size, data.catalog.size))
     seen[data.user, data.item] = 1
     return seen
-
-
-def warm_only(data: Dataset) -> Dataset:
-    """The clicks on items that are warm, as an upstream side has them."""
-    keep = data.warm[data.item]
-    return Dataset(data.users, data.catalog, data.user[keep], data.item[keep], data.time[keep], data.warm, "up")
 
 
 def score(method: Method, data: Dataset) -> tuple[list[list[int]], Scored]:
@@ -55,9 +50,9 @@ def test_ease_is_the_ridge_regression_of_each_item_on_all_others(items: int, mon
         np.testing.assert_allclose(row, sum(weight[item] for item in set(history)), atol=1e-5)
     assert found.known.nonzero().squeeze(1).tolist() == warm.tolist()
     assert found.active[:, 0].tolist() == [bool(np.isin(h, warm).any()) for h in histories]
-    with pytest.raises(ValueError, match="items must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"items .*least 1, got 0"):
         EASE(up, items=0)
-    with pytest.raises(ValueError, match="penalty must be above 0, got 0"):
+    with pytest.raises(ValueError, match=r"penalty .*0, got 0"):
         EASE(up, penalty=0)
 
 
@@ -185,7 +180,7 @@ def test_sasrec_learns_a_shared_rule_under_every_loss(objective: sasrec.Loss) ->
 
 
 def test_sasrec_needs_something_to_read() -> None:
-    with pytest.raises(ValueError, match="at least one of 'id' and the names of modalities"):
+    with pytest.raises(ValueError, match=r"'id' .*modalities"):
         sasrec.build(make_data(), ())
     with pytest.raises(ValueError, match="no modality 'smell'"):
         sasrec.build(make_data(), ("smell",))

@@ -69,7 +69,7 @@ def test_a_full_queue_refuses_at_once_and_takes_again_later():
         async with Batcher(worker, waiting=3) as batcher:
             task = asyncio.create_task(batcher.submit([1, 2]))
             await asyncio.sleep(0)
-            with pytest.raises(QueueFullError, match="2 users are waiting, and at most 3 may"):
+            with pytest.raises(QueueFullError, match=r"2 .*waiting.* 3 may"):
                 await batcher.submit([3, 4])
             one = asyncio.create_task(batcher.submit([3]))
             worker.gate.set()
@@ -140,5 +140,5 @@ def test_sizes_are_told_and_settings_checked():
 
     seen = []
     assert asyncio.run(story()) == "between" and seen == [3]
-    with pytest.raises(ValueError, match="max_batch and waiting must be at least 1"):
+    with pytest.raises(ValueError, match=r"max_batch .*waiting.* 1"):
         Batcher(lambda n: n, max_batch=0)

@@ -109,10 +109,10 @@ def test_gzipped_and_with_items_never_seen(tmp_path: Path) -> None:
     [
         (
             "u\t1\ti\tsoon",
-            r"line 405, column 'timestamp': 'soon' is not a finite number; expected a time in unix seconds, such as",
+            r"line 405, column 'timestamp': 'soon' .*seconds",
         ),
-        ("u\t1\t\t4", r"line 405, column 'item_id': is empty, expected an id"),
-        ("\t1\ti\t4", r"line 405, column 'user_id': is empty, expected an id"),
+        ("u\t1\t\t4", r"line 405, column 'item_id': .*empty"),
+        ("\t1\ti\t4", r"line 405, column 'user_id': .*empty"),
         ("u\t1\ti", r"line 405 has 3 tab-separated fields, expected 4 as in the header \(user_id, other, item_id"),
     ],
 )
@@ -129,12 +129,12 @@ def test_bytes_that_are_not_text_are_named_by_their_line(tmp_path: Path) -> None
     lines = random_lines(4, ["1"])
     path = tmp_path / "d.inter"
     path.write_bytes("\n".join([HEADER, *lines]).encode() + b"\nu\xff\t1\ti\t2\n")
-    with pytest.raises(ValueError, match=r"d\.inter: not a UTF-8 text file, plain or gzipped \(line 406: invalid"):
+    with pytest.raises(ValueError, match=r"d\.inter: not a UTF-8 .*gzipped \(line 406: invalid"):
         load_atomic(path)
 
 
 def test_a_gzipped_file_cut_short_is_damaged(tmp_path: Path) -> None:
     path = tmp_path / "d.inter.gz"
     path.write_bytes(gzip.compress("\n".join([HEADER, *random_lines(6, ["1"])]).encode())[:-40])
-    with pytest.raises(ValueError, match=r"d\.inter\.gz: the gzipped file is damaged \(.*\); write or copy it again"):
+    with pytest.raises(ValueError, match=r"d\.inter\.gz: .*damaged \(.*\); .*again"):
         load_atomic(path)

@@ -66,13 +66,11 @@ def test_days_as_the_times_themselves() -> None:
 @pytest.mark.parametrize("times", [(0, 1, 2), (0, 20_000, 40_000), (20_130_228, 20_130_301), (2013, 2014), (-5, 3)])
 def test_what_is_no_time_of_the_calendar_has_no_days(times: tuple[int, ...]) -> None:
     data = timed(*times)
-    with pytest.raises(
-        ValueError, match=rf"how long is a day\? Its times, from {times[0]} to {times[-1]}, are no unix"
-    ):
+    with pytest.raises(ValueError, match=rf"a day.*\? Its times, from {times[0]} to {times[-1]}, are no unix"):
         data.days(1)
     assert data.second == 1.0
     assert data.days(2, 10) == replace(data, day=10.0).days(2) == 20
-    with pytest.raises(ValueError, match="how long is a day"):
+    with pytest.raises(ValueError, match="a day"):
         mml_blend(data)
 
 
@@ -82,9 +80,9 @@ def test_a_few_odd_times_change_nothing() -> None:
 
 def test_a_day_that_the_times_contradict_is_warned_of(tweets: Dataset) -> None:
     data = replace(tweets, time=tweets.time * 1000)
-    with pytest.warns(UserWarning, match=r"day=86400 is given, but by its times a day has 8\.64e\+07 units"):
+    with pytest.warns(UserWarning, match=r"day=86400 .*times.* 8\.64e\+07 units"):
         assert data.days(1, 86_400) == 86_400
-    with pytest.raises(ValueError, match="day must be how many units of time are a day, or 0, got -1"):
+    with pytest.raises(ValueError, match=r"day .*units.* 0, got -1"):
         replace(data, day=-1.0)
 
 
@@ -93,7 +91,7 @@ def test_rows_in_order_have_no_days_on_either_side(tmp_path: Path) -> None:
     (tmp_path / "d.inter").write_text("\n".join(["user_id:token\titem_id:token", *rows]))
     data = load_atomic(tmp_path)
     for part in (data, *split_by_time(data, split_time(data, 0.5))):
-        with pytest.raises(ValueError, match="how long is a day"):
+        with pytest.raises(ValueError, match="a day"):
             part.days(1)
 
 
@@ -110,18 +108,14 @@ def file(path: Path, *times: object) -> Path:
 
 def test_two_units_in_one_column_are_refused(tmp_path: Path) -> None:
     path = file(tmp_path, *range(1_600_000_000, 1_600_000_005), 1_600_000_000_000)
-    told = (
-        r"d\.inter: column 'time': most times are unix seconds, but 1 are not, such as 1600000000000 \(milliseconds\)"
-    )
+    told = r"d\.inter: column 'time': .*seconds.* 1 .*such.* 1600000000000 \(milliseconds\)"
     with pytest.raises(ValueError, match=told):
         load_atomic(path)
 
 
 def test_two_units_half_and_half_are_refused(tmp_path: Path) -> None:
     path = file(tmp_path, *range(1_600_000_000, 1_600_000_005), *range(1_600_000_000_000, 1_600_000_000_005))
-    with pytest.raises(
-        ValueError, match=r"most times are unix milliseconds, but 5 are not, such as 1600000000 \(seconds"
-    ):
+    with pytest.raises(ValueError, match=r"most .*milliseconds.* 5 .*such.* 1600000000 \(seconds"):
         load_atomic(path)
 
 
@@ -142,7 +136,7 @@ def test_times_of_a_type_that_cannot_hold_them_are_refused(kind: type) -> None:
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf])
 def test_times_must_be_finite(wrong: float) -> None:
-    with pytest.raises(ValueError, match="data: the time of interaction 1 is"):
+    with pytest.raises(ValueError, match=r"data: .*interaction 1 is"):
         timed(1.5, wrong, kind=np.float64)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 import metarec as mr
 from metarec.__main__ import main
-from metarec.data.cutting import UNKNOWN, begun_after, on_catalog
+from metarec.data.examples import UNKNOWN, begun_after, on_catalog
 from tiny import DOWN, TWO_LEARNERS, WORLD, trained
 
 CLICKS = pl.DataFrame(

@@ -13,9 +13,9 @@ import polars as pl
 import pytest
 import torch
 
-from helpers import imported
 from metarec import MML, Recommender, Vocabulary
 from metarec.data.containers import plain
+from optional import imported
 from tiny import CONFIG, UP
 
 A, B = ["item3", "item14", "item15"], ["item7", "item8", "item9", "item14"]
@@ -206,9 +206,7 @@ def test_the_number_that_is_an_id_is_the_nearest() -> None:
 
 
 def test_a_string_is_no_sequence_of_ids() -> None:
-    with pytest.raises(
-        ValueError, match=r"item ids: expected a sequence of item ids, got the string 'ab'; write \['ab'\]"
-    ):
+    with pytest.raises(ValueError, match=r"item .*sequence.* 'ab'; write \['ab'\]"):
         Vocabulary("ab").encode("ab")
 
 
@@ -219,7 +217,7 @@ def test_sets_do_where_the_order_means_nothing(recommender: Recommender) -> None
     recommender.remove_items({"item1", "item2"})
     recommender.restore_items(name for name in ["item1"])
     assert recommender.catalog.hidden == {"item2"}
-    with pytest.raises(ValueError, match="add_items: expected a sequence of item ids, got a set, which has no order"):
+    with pytest.raises(ValueError, match=r"add_items: .* a set"):
         recommender.add_items({"n0", "n1"}, text=TEXT[1:3])  # type: ignore[arg-type]
 
 

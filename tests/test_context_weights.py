@@ -10,11 +10,11 @@ from torch import Tensor
 from metarec.recipes.candidates import candidate_scores
 from metarec.recipes.context_weights import ContextWeights
 from metarec.recipes.user_context import user_context
-from metarec.types import EpisodeBatch
+from metarec.types import EpisodeBatch, Examples
 from score_tables import EVERY, WARM, Table, random_weights, tables, users
 
 
-def standing(batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
+def standardised(batch: EpisodeBatch) -> tuple[Tensor, Tensor]:
     """(n, S, I) standardised scores of the tables, and which items they do not know."""
     z, unknown = [], []
     for part in tables().values():
@@ -30,7 +30,7 @@ def test_fitting_finds_the_weights_that_made_the_clicks() -> None:
     gap = batch.query.gap.log1p()  # type: ignore[union-attr]
     truth.usual.copy_(torch.stack([gap.mean(), gap.std()]))
     with torch.no_grad():
-        z, unknown = standing(batch)
+        z, unknown = standardised(batch)
         scores = truth.fuse(z, unknown, user_context(batch.query, WARM)[:, 0])
     seen = torch.zeros_like(scores, dtype=torch.bool).scatter(1, batch.query.history, value=True)
     seen[:, 0] = True
@@ -85,6 +85,32 @@ def test_weights_hardly_depend_on_which_items_are_sampled(monkeypatch: pytest.Mo
         weights.append(found.weight.detach())
     assert weights[0][0, 0] > 1
     torch.testing.assert_close(weights[1], weights[0], atol=0.1, rtol=0)
+
+
+def test_the_context_counts_what_each_query_may_read() -> None:
+    """Of a user without clicks nothing counts, and a gap below 0 is none."""
+    batch, one = users(40, seed=1), torch.ones(1, 1, dtype=torch.int64)
+    found = user_context(batch.query, WARM)
+    for row, history in enumerate(batch.query.history.tolist()):
+        read = [item for item in history if item]
+        cold = sum(not bool(WARM[item]) for item in read) / len(read)
+        gap = np.log1p(float(batch.query.gap[row, 0]))  # type: ignore[index]
+        assert found[row, 0].tolist() == pytest.approx([len(read), cold, gap])
+    for gap, expected in ((None, np.nan), (torch.zeros(1, 1), 0.0), (torch.full((1, 1), -5.0), 0.0)):
+        nobody = Examples(one * 0, one * 0, one, one.unsqueeze(2), torch.ones(1, 1), gap=gap)
+        assert user_context(nobody, WARM)[0, 0].tolist() == pytest.approx([1.0, 0.0, expected], nan_ok=True)
+
+
+def test_features_are_those_of_a_formula() -> None:
+    """The log of the gap is standardised and clipped to three deviations; what is not known is as usual."""
+    weights = random_weights()
+    mean, deviation = weights.usual.tolist()
+    for clicks, cold, gap in ((1.0, 0.0, mean), (7.0, 0.25, mean + deviation), (20.0, 1.0, 99.0), (3.0, 0.5, -99.0)):
+        z = min(3.0, max(-3.0, (gap - mean) / deviation))
+        expected = [1.0, np.log(clicks) - 1.5, cold, z, z * z - 1]
+        assert weights.features(torch.tensor([clicks, cold, gap])).tolist() == pytest.approx(expected, abs=1e-6)
+    unknown = weights.features(torch.tensor([3.0, 0.5, torch.nan])).tolist()
+    assert unknown == pytest.approx([1.0, np.log(3) - 1.5, 0.5, 0.0, 0.0])
 
 
 def test_weights_of_a_user_are_those_in_any_batch() -> None:

@@ -109,9 +109,9 @@ def test_a_method_is_copied(name: str, way: str) -> None:
 def test_a_copy_has_graphs_of_its_own() -> None:
     meta = model().training_meta("id")
     assert meta.graphs is not None
-    meta.graphs.recorded["a shape"] = None
+    meta.graphs.captured["a shape"] = None
     other = copy.deepcopy(meta)
-    assert other.graphs is not None and other.graphs is not meta.graphs and other.graphs.recorded == {}
+    assert other.graphs is not None and other.graphs is not meta.graphs and other.graphs.captured == {}
 
 
 def test_weights_are_averaged() -> None:

@@ -97,7 +97,7 @@ def test_moved(demo):
 
 
 def test_no_such_model(demo, tmp_path):
-    with pytest.raises(SystemExit, match=r"new_user_demo: .*gone: no such file"):
+    with pytest.raises(SystemExit, match=r"new_user_demo: .*file"):
         demo.main(["--model", str(tmp_path / "gone")])
 
 

@@ -162,7 +162,7 @@ def test_tensors_of_a_file_are_not_trusted(name: str, change: Any) -> None:
     with pytest.raises(ValueError, match="ensemble"):
         Ensemble.from_state(replace(told, tensors=tensors), UP.catalog, UP.warm)
     with pytest.raises(ValueError, match="ensemble"):
-        Ensemble.from_state(told, UP.catalog.grown(Catalog(Vocabulary(["x"]))), np.append(UP.warm, False))
+        Ensemble.from_state(told, UP.catalog.add_items(Catalog(Vocabulary(["x"]))), np.append(UP.warm, False))
     flat = {**told.tensors, "usual": torch.zeros(2)}
     with pytest.raises(ValueError, match="ensemble"):
         Ensemble.from_state(replace(told, tensors=flat), UP.catalog, UP.warm)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from metarec.data import EpisodeSampler, split_by_time
-from metarec.data.cutting import some_clicks
 from metarec.data.dataset import Dataset
+from metarec.data.examples import filter_interactions
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.recipes import EASE, MML, CoClicks, Ensemble, LivePopularity, MMLConfig, Popularity, Transitions, sasrec
 from metarec.recipes.components import Setup, of_groups
@@ -122,7 +122,7 @@ def live(data: Dataset) -> Ensemble:
 
 def test_live_counts_that_observe_are_those_counted_anew() -> None:
     at = float(np.quantile(WORLD.time, 0.9))
-    early, late = (some_clicks(WORLD, rows) for rows in (WORLD.time <= at, WORLD.time > at))
+    early, late = (filter_interactions(WORLD, rows) for rows in (WORLD.time <= at, WORLD.time > at))
     model, expected = live(early), live(WORLD)
     other = copy.copy(model)
     batch = next(EpisodeSampler(DOWN, part="serving", users_per_batch=5).epoch(0))

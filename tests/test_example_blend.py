@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 
+from example_files import write_world
 from metarec.data import load_atomic, split_by_time, split_time
-from test_example import write_world
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "mml_blend.py"
 
@@ -34,9 +34,9 @@ def test_from_files_to_a_list(
     assert "features: image, text" in printed and "toy: 79 users upstream, 20 cold users" in printed
     assert "Dataset(toy upstream: " in printed and "Dataset(toy downstream: " in printed  # with what was left out
     assert ("method (live)" if more else "method (upstream)") in printed
-    assert "someone new has clicked The item3, The item14" in printed
+    assert "The item3, The item14" in printed
     listed = [line.split(". ")[1] for line in printed.splitlines() if line[:3].strip().isdecimal()]
     assert len(set(listed)) == 10
     data = load_atomic(folder)
     share = split_by_time(data, at=split_time(data, cold_users=0.2))[0].repeat_share
-    assert f"seen items are kept in: {share:.1%} of the clicks are repeats, not less than 2%\n" in printed
+    assert f": {share:.1%} of the clicks" in printed

@@ -123,22 +123,18 @@ def test_missing_files_say_what_was_looked_for(tmp_path: Path) -> None:
     looked = (
         r"text\.npz, text\.pth, text\.pt, text\.npy, d\.text, text\.item, text\.tsv and a column text:float_seq in d\."
     )
-    with pytest.raises(FileNotFoundError, match=rf"no features for modality 'text'; looked for {looked}item"):
+    with pytest.raises(FileNotFoundError, match=rf"modality 'text'; looked for {looked}item"):
         load_atomic(tmp_path, ["text"])
-    with pytest.raises(FileNotFoundError, match=r"gone\.npz: no such feature file \(modality 'text'\)"):
+    with pytest.raises(FileNotFoundError, match=r"gone\.npz: .*feature.* \(modality 'text'\)"):
         load_atomic(tmp_path, {"text": tmp_path / "gone.npz"})
     np.save(tmp_path / "text.npy", FEAT)
-    with pytest.raises(
-        FileNotFoundError, match=r"text\.npy: needs the item ids .* in text\.ids\.txt .* or text\.ids\.npy"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"text\.npy: needs .* in text\.ids\.txt .* or text\.ids\.npy"):
         load_atomic(tmp_path, ["text"])
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_only_unknown_items(tmp_path: Path, form: Callable[[Path], Path]) -> None:
-    with pytest.raises(
-        ValueError, match=r"all 4 rows are of items that .* look like 'd', those of the data like 'tt1'"
-    ):
+    with pytest.raises(ValueError, match=r"all 4 .*items .* look like 'd', those.* 'tt1'"):
         load_modality("text", form(tmp_path), Vocabulary(["tt1", "tt2"]))
 
 
@@ -183,13 +179,13 @@ def test_bad_atomic_features(tmp_path: Path, lines: list[str], message: str) -> 
 @pytest.mark.parametrize(
     ("ids", "feat", "message"),
     [
-        (["a", "b"], [[1.0, 2], [3, np.nan]], r"row 1 \(item 'b'\), column 1: nan is not a finite float32"),
+        (["a", "b"], [[1.0, 2], [3, np.nan]], r"row 1 \(item 'b'\), column 1: .*finite float32"),
         (["a", "b"], [[1.0, 2], [1e300, 3]], r"row 1 \(item 'b'\), column 0: 1e\+300 is not a finite float32"),
         (["a", "b", "a"], [[1.0], [2], [3]], r"row 2: item 'a' has a row already"),
         (["a"], [[1.0], [2]], r"1 ids for 2 rows of features"),
-        (["a", "b"], [1.0, 2], r"expected features \(n,F\) of a float type, got \(2,\)"),
-        (["a", "b"], [[1], [2]], r"expected features \(n,F\) of a float type, got \(2, 1\) of int64"),
-        ([], np.zeros((0, 3)), r"expected features \(n,F\) of a float type, got \(0, 3\)"),
+        (["a", "b"], [1.0, 2], r"expected features \(n,F\) .*float.* \(2,\)"),
+        (["a", "b"], [[1], [2]], r"expected features \(n,F\) .*float.* \(2, 1\) of int64"),
+        ([], np.zeros((0, 3)), r"expected features \(n,F\) .*float.* \(0, 3\)"),
     ],
 )
 def test_bad_arrays(tmp_path: Path, ids: list[str], feat: ArrayLike, message: str) -> None:
@@ -244,13 +240,13 @@ class Trap:
         ([torch.ones(2)], r"expected \{item_id: tensor \(F,\)\} or .* got a <class 'list'>"),
         (torch.ones(2), r"got a <class 'torch\.Tensor'>"),
         ({}, r"got an empty <class 'dict'>"),
-        ({"a": torch.ones(2), "b": torch.ones(3)}, r"item 'b': got shape \(3,\), expected .* as long as that of 'a'"),
+        ({"a": torch.ones(2), "b": torch.ones(3)}, r"item 'b': got shape \(3,\), expected .*long.* 'a'"),
         ({"a": torch.ones(1, 2)}, r"item 'a': got shape \(1, 2\)"),
         ({"a": [1.0, 2.0]}, r"item 'a': got list"),
-        ({"item_id": ["a"], "embs": [[1.0, 2.0]]}, r"item 'item_id': got list, expected a tensor"),
+        ({"item_id": ["a"], "embs": [[1.0, 2.0]]}, r"item 'item_id': .*tensor"),
         ({"item_id": ["a"], "embs": torch.ones(2, 2)}, r"1 ids for 2 rows"),
         ({"item_id": ["a"], "embs": torch.full((1, 2), torch.nan)}, r"row 0 \(item 'a'\), column 0: nan"),
-        ({"a": torch.ones(2, dtype=torch.int64)}, r"of a float type, got \(1, 2\) of int64"),
+        ({"a": torch.ones(2, dtype=torch.int64)}, r"of .*float.* \(1, 2\) of int64"),
     ],
 )
 def test_bad_torch_files(tmp_path: Path, held: object, message: str) -> None:

@@ -81,10 +81,10 @@ def test_every_cut_is_noticed(small: Path) -> None:
     content = small.read_bytes()
     for length in range(len(content)):
         small.write_bytes(content[:length])
-        with pytest.raises(ValueError, match="small: not a whole metarec file"):
+        with pytest.raises(ValueError, match=r"small: .*whole"):
             read_tensors(small)
     small.write_bytes(content + b"\0")
-    with pytest.raises(ValueError, match="small: not a whole metarec file"):
+    with pytest.raises(ValueError, match=r"small: .*whole"):
         read_tensors(small)
 
 
@@ -107,21 +107,21 @@ def test_every_changed_byte_is_noticed_or_changes_nothing(small: Path) -> None:
 
 def test_another_format_version(small: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "READABLE", (3, 4))
-    with pytest.raises(ValueError, match="small: format version 2, this metarec reads versions 3 and 4"):
+    with pytest.raises(ValueError, match=r"small: format version 2, .*versions 3 and 4"):
         read_tensors(small)
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04zip", b"\x80\x02pickle", b"\xff" * 64])
 def test_other_files(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "other").write_bytes(content)
-    with pytest.raises(ValueError, match="other: not a whole metarec file"):
+    with pytest.raises(ValueError, match=r"other: .*whole"):
         read_tensors(tmp_path / "other")
 
 
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"metarec": "[]", "sha256": ""}])
 def test_safetensors_of_others(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "other", metadata)
-    with pytest.raises(ValueError, match=r"other: (not a whole metarec file|format version)"):
+    with pytest.raises(ValueError, match=r"other: (.*whole|format version)"):
         read_tensors(tmp_path / "other")
 
 

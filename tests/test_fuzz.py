@@ -14,7 +14,7 @@ from safetensors.torch import save as pack
 from metarec.files import checksum, read_tensors
 from metarec.io import load, save
 from metarec.recommender import Recommender
-from test_serving import HISTORIES, lively
+from serving_worlds import HISTORIES, lively
 from tiny import CONFIG, UP, same_weights
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -72,7 +72,7 @@ def test_hostile_settings(parts: Any, tmp_path: Path, case: str) -> None:
     "text", ["[" * 100_000, '{"a":' * 9999 + "1" + "}" * 9999, "9" * 9999, "null", '{"format": true}', "{}"]
 )
 def test_hostile_json(parts: Any, tmp_path: Path, text: str) -> None:
-    with pytest.raises(ValueError, match=r"mml: (not a whole metarec file|format version)"):
+    with pytest.raises(ValueError, match=r"mml: (.*whole|format version)"):
         load(sealed(tmp_path / "mml", parts[0], text))
 
 
@@ -95,7 +95,7 @@ TENSORS = {
 def test_hostile_tensors(parts: Any, tmp_path: Path, case: str) -> None:
     tensors, header = parts
     name, change = TENSORS[case]
-    with pytest.raises(ValueError, match="mml: its contents do not make an MML of this version"):
+    with pytest.raises(ValueError, match=r"mml: .*contents.* MML of this version"):
         load(sealed(tmp_path / "mml", {**tensors, name: change(tensors[name])}, json.dumps(header)))
 
 

@@ -149,7 +149,7 @@ def test_fewer_neighbours_than_asked_for():
     found = nearest_items(features, torch.tensor([False, True, True, False]), 3)
     assert found[1:].tolist() == [[2, 0, 0], [1, 0, 0], [2, 1, 0]]
     assert not nearest_items(features, torch.zeros(4, dtype=torch.bool), 2).any()
-    with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"k .*least 1, got 0"):
         nearest_items(features, torch.ones(4, dtype=torch.bool), 0)
 
 
@@ -254,5 +254,5 @@ class _Table(torch.nn.Module):
 
 
 def test_no_modality_is_refused():
-    with pytest.raises(ValueError, match="needs at least one modality to generate vectors from, got none"):
+    with pytest.raises(ValueError, match="at least one modality"):
         ColdItemGenerator(IdItems(3, 2), [], torch.arange(3) > 0, dim=2)

@@ -165,7 +165,7 @@ def test_graphs_give_the_same_gradients():
     for turn, given in enumerate((batch, batch, other, batch)):  # run, record and replay, replay with others, and again
         torch.testing.assert_close(meta_gradient(meta, given), expected, rtol=1e-4, atol=1e-5, msg=f"turn {turn}")
     if DEVICE == "cuda":
-        assert [graph is not None for graph in meta.graphs.recorded.values()] == [True]
+        assert [graph is not None for graph in meta.graphs.captured.values()] == [True]
         with torch.no_grad():
             for parameter in (*meta.learner.parameters(), *reference.learner.parameters()):
                 parameter.mul_(1.5)  # as an optimiser does: a graph reads the weights where they are

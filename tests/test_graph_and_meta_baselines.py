@@ -5,15 +5,14 @@ import copy
 import pytest
 import torch
 
+from evaluation_worlds import ITEMS, make_data, warm_only
 from metarec.data import EpisodeSampler, split_by_time
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.meta import MetaLearner
 from metarec.recipes import sasrec
 from metarec.recipes.lightgcn import LightGCN
 from metarec.recipes.metalearned import maml, reptile
-from metarec.recipes.sasrec import every_click
-from test_baselines import warm_only
-from test_evaluation import ITEMS, make_data
+from metarec.recipes.next_item import every_click
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])

@@ -148,7 +148,7 @@ def test_hostile_tensors_are_refused_before_anything_is_made(
     write_tensors(tmp_path / "mml", tensors, parts[1])
     monkeypatch.setattr("metarec.recipes.mml.MML.__init__", forbidden)
     monkeypatch.setattr("difflib.get_close_matches", forbidden)
-    with pytest.raises(ValueError, match="mml: its contents do not make an MML of this version"):
+    with pytest.raises(ValueError, match=r"mml: .*contents.* MML of this version"):
         load(tmp_path / "mml")
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import metarec
+from layers import LAYERS
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "metarec"
@@ -24,55 +25,6 @@ SOURCES = [
     ROOT / "setup.py",
 ]
 
-# What each room may import, itself aside. __init__.py may import them all.
-GROUND = {"types", "functional", "files"}
-MIDDLE = GROUND | {
-    "data",
-    "modes",
-    "versions",
-    "scoring",
-    "codecs",
-    "model",
-    "served",
-    "wrapped",
-    "nn",
-    "meta",
-    "distributed",
-}
-UPPER = MIDDLE | {"recipes", "evaluation", "report", "comparison"}
-LAYERS = {
-    "types": set(),
-    "files": set(),
-    "functional": {"types"},
-    "distributed": {"types"},
-    "data": GROUND,
-    "modes": set(),
-    "versions": set(),
-    "scoring": GROUND,
-    "codecs": set(),
-    "model": GROUND | {"codecs", "data", "scoring"},
-    "served": {"data", "model"},
-    "wrapped": GROUND | {"data", "modes", "scoring", "model", "nn"},
-    "nn": GROUND | {"modes", "versions", "data", "scoring", "model"},
-    "meta": GROUND | {"modes", "versions", "data", "scoring", "model", "nn"},
-    "datasets": {"types", "data"},
-    "recipes": MIDDLE,
-    "asking": GROUND | {"data", "model", "wrapped"},
-    "evaluation": MIDDLE | {"asking", "report"},
-    "report": MIDDLE,
-    "comparison": {"report"},
-    "plotting": {"files", "report"},
-    "reporting": UPPER | {"plotting"},
-    "serving": UPPER,
-    "saving": UPPER,
-    "io": UPPER | {"saving"},
-    "recommender": UPPER | {"serving", "io"},
-    "serialization": {"io"},
-    "encoders": {"types", "data"},
-    "export": UPPER | {"serving"},
-    "service": UPPER | {"recommender"},
-    "__main__": UPPER | {"recommender", "io", "export", "service"},
-}
 
 # The public names, by hand: adding or removing one is a decision, not an accident.
 PUBLIC = {
@@ -130,8 +82,8 @@ def imported(path: Path) -> Iterator[str]:
             yield ast.literal_eval(node.args[0])
 
 
-def room(dotted: str) -> str | None:
-    """The room of a metarec module: the part after the first dot."""
+def package_of(dotted: str) -> str | None:
+    """The package of a metarec module: the part after the first dot."""
     parts = dotted.split(".")
     return parts[1] if parts[0] == "metarec" and len(parts) > 1 else None
 
@@ -149,21 +101,37 @@ def run(code: str, cwd: Path) -> str:
 @pytest.mark.parametrize("path", [p for p in MODULES if p != PACKAGE / "__init__.py"], ids=name)
 def test_layers(path: Path) -> None:
     here = path.relative_to(PACKAGE).with_suffix("").parts[0]
-    assert here in LAYERS, f"{name(path)}: a new room; give it a place in LAYERS and in the README"
-    rooms = {place for place in map(room, imported(path)) if place in LAYERS}
-    assert rooms <= LAYERS[here] | {here}
-    assert "metarec" not in set(imported(path)) or rooms, f"{name(path)} imports the package's front door"
+    assert here in LAYERS, f"{name(path)}: a new package; give it a place in LAYERS and in the README"
+    packages = {place for place in map(package_of, imported(path)) if place in LAYERS}
+    assert packages <= LAYERS[here] | {here}
+    assert "metarec" not in set(imported(path)) or packages, f"{name(path)} imports metarec/__init__.py"
 
 
 def test_every_layer_exists() -> None:
-    rooms = {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
-    assert rooms - {"__init__", "__pycache__"} == set(LAYERS)
+    packages = {p.stem if p.is_file() else p.name for p in PACKAGE.iterdir() if p.suffix == ".py" or p.is_dir()}
+    assert packages - {"__init__", "__pycache__"} == set(LAYERS)
 
 
 def test_learn2learn_is_imported_in_one_file() -> None:
     importers = [path for path in MODULES if any(module.split(".")[0] == "learn2learn" for module in imported(path))]
     assert len(importers) == 1
     assert importers[0].parent == PACKAGE / "meta"
+
+
+def test_no_test_file_imports_another() -> None:
+    """Nor does a script that one starts: what is shared is in a module without tests."""
+    pattern = re.compile(r"""\b(?:from|import|import_module)\b[\s('"]+(?:tests\.|\.)*(test_\w+)""")
+    for path in sorted((ROOT / "tests").glob("*.py")):
+        wanted = pattern.findall(path.read_text(encoding="utf-8"))
+        assert [module for module in wanted if (ROOT / "tests" / f"{module}.py").is_file()] == [], name(path)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("test_*.py")), ids=name)
+def test_no_sentence_is_expected_of_a_message(path: Path) -> None:
+    """Names and numbers are; five plain words in a row are prose, which may be written better any day."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.keyword) and node.arg == "match":
+            assert not re.search(r"(\b[a-z]+[ ,;]+){4}[a-z]+\b", ast.unparse(node.value)), f"line {node.value.lineno}"
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:
@@ -257,11 +225,15 @@ def test_the_lowest_releases_are_those_setup_allows() -> None:
     assert {line.removesuffix(".0") for line in lowest if not line.startswith("#")} == wanted
 
 
-def test_the_extras_are_real() -> None:
+def test_learn2learn_is_real() -> None:
     import learn2learn
-    import torch_scatter
 
     assert learn2learn.algorithms.MAML
+
+
+def test_the_extras_are_real() -> None:
+    import torch_scatter
+
     assert torch_scatter.scatter_add
     skipped = [name(p) for p in SOURCES if p != Path(__file__) and "importorskip" in p.read_text(encoding="utf-8")]
     assert skipped == []

@@ -6,48 +6,17 @@ import copy
 
 import pytest
 import torch
-from learn2learn.algorithms import MAML
-from torch import Tensor
 
 from helpers import id_learner, one_user, ragged_episodes, text_learner
+from maml_loop import LENGTHS, LR, STEPS, close, gradients, loop
 from metarec.meta import MetaLearner
 from metarec.meta.compiled import CompiledUsers
 from metarec.nn import ColdItemGenerator, ModalityLearner
-from metarec.types import EpisodeBatch, Modality
-
-LENGTHS = [3, 9, 4, 6, 5]
-LR, STEPS = 0.05, 4
+from metarec.types import Modality
+from optional import learn2learn, needs_learn2learn
 
 
-def loop(learner: ModalityLearner, episodes: EpisodeBatch, adapts: str, objective: str, second_order: bool = False):
-    """Per-user adapted weights, per-user query losses and the meta-gradient of their mean, by learn2learn."""
-    weights, losses = [], []
-    for user in range(len(episodes)):
-        wrapped = learner if adapts == "all" else learner.encoder
-        maml = MAML(wrapped, lr=LR, first_order=not second_order, allow_unused=True).clone()
-        clone = (
-            maml
-            if adapts == "all"
-            else ModalityLearner(learner.items, maml, context=learner.context, candidates=learner.candidates)
-        )
-        support, query = one_user(episodes.support, user), one_user(episodes.query, user)
-        for _ in range(STEPS):
-            maml.adapt(clone.loss(support, objective).sum())
-        weights.append({name.removeprefix("module."): p for name, p in maml.named_parameters()})
-        losses.append(clone.loss(query, objective).sum())
-    learner.zero_grad()
-    torch.stack(losses).mean().backward()
-    return weights, torch.stack(losses).detach(), gradients(learner)
-
-
-def gradients(learner: torch.nn.Module) -> dict[str, Tensor]:
-    return {n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in learner.named_parameters()}
-
-
-def close(a: Tensor, b: Tensor) -> None:
-    torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
-
-
+@needs_learn2learn
 @pytest.mark.parametrize("engine", ["auto", "learn2learn"])
 @pytest.mark.parametrize("second_order", [False, True])
 @pytest.mark.parametrize("adapts", ["encoder", "all"])
@@ -78,6 +47,7 @@ def test_equals_the_loop_over_users(make, adapts, second_order, engine):
     assert all(torch.equal(v, learner.state_dict()[k]) for k, v in before.items())
 
 
+@needs_learn2learn
 @pytest.mark.parametrize("adapts", ["encoder", "all"])
 @pytest.mark.parametrize("make", [id_learner, text_learner])
 def test_adapted_scores_equal_the_loop(make, adapts):
@@ -86,7 +56,9 @@ def test_adapted_scores_equal_the_loop(make, adapts):
     scored = meta.adapt(episodes.support)(episodes.query)
     for user in range(len(episodes)):
         wrapped = copy.deepcopy(learner)
-        maml = MAML(wrapped if adapts == "all" else wrapped.encoder, lr=LR, allow_unused=True).clone()
+        maml = learn2learn.algorithms.MAML(
+            wrapped if adapts == "all" else wrapped.encoder, lr=LR, allow_unused=True
+        ).clone()
         clone = maml if adapts == "all" else ModalityLearner(wrapped.items, maml, context=wrapped.context)
         for _ in range(STEPS):
             maml.adapt(clone.loss(one_user(episodes.support, user)).sum())
@@ -118,6 +90,7 @@ def test_values_do_not_follow_later_training():
         close(value, before[name])
 
 
+@needs_learn2learn
 def test_touched_rows_equal_the_whole_tables_of_the_loop():
     learner, episodes = id_learner(), ragged_episodes(LENGTHS)
     expected, _, _ = loop(learner, episodes, "all", "bpr", False)
@@ -137,6 +110,7 @@ def test_touched_rows_equal_the_whole_tables_of_the_loop():
         close(scores[user], state.scores[0])
 
 
+@needs_learn2learn
 @pytest.mark.parametrize("objective", ["sampled_softmax", "softmax"])
 def test_other_objectives_equal_the_loop(objective):
     learner, episodes = id_learner(), ragged_episodes(LENGTHS)
@@ -254,18 +228,18 @@ def test_dropout_is_drawn_per_user():
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_users():
     learner, episodes = id_learner(), ragged_episodes(LENGTHS)
-    with pytest.raises(FloatingPointError, match=r"user codes \[.*\] is not finite .* lower the inner or outer"):
+    with pytest.raises(FloatingPointError, match=r"user codes \[.*\] is not finite .*outer"):
         MetaLearner(learner, lr=1e200, steps=3).backward(episodes)
 
 
 def test_bad_settings_are_refused():
     learner = id_learner()
-    with pytest.raises(ValueError, match="must not be negative, got steps=-1"):
+    with pytest.raises(ValueError, match=r"must .*negative.* steps=-1"):
         MetaLearner(learner, steps=-1)
     with pytest.raises(ValueError, match=r"engine must be .* got 'torch'"):
         MetaLearner(learner, engine="torch")
     with pytest.raises(ValueError, match="adapts must be 'encoder' or 'all', got 'items'"):
         MetaLearner(learner, adapts="items").adapt(ragged_episodes([4]).support)
     adapted = MetaLearner(learner).adapt(ragged_episodes([4]).support)
-    with pytest.raises(ValueError, match="adapted to 1 users, but got the examples of 2"):
+    with pytest.raises(ValueError, match=r"adapted to 1 .*examples.* 2"):
         adapted(ragged_episodes([4, 4]).query)

@@ -66,5 +66,5 @@ def test_it_wants_users_who_were_asked(personal: World) -> None:
     model, down = personal
     few = down.user == down.user[0]
     one = replace(down, user=down.user[few], item=down.item[few], time=down.time[few])
-    with pytest.raises(ValueError, match="expected at least two users with four clicks or more, got 1"):
+    with pytest.raises(ValueError, match=r"expected .*clicks.* 1"):
         select_inner_steps(model, one)

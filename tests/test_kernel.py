@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from helpers import id_learner, one_user, ragged_episodes
+from maml_loop import KERNEL_LENGTHS as LENGTHS
+from maml_loop import LR, STEPS, close, gradients, loop
 from metarec.meta import MetaLearner, compiled
 from metarec.meta.compiled import CompiledUsers
 from metarec.meta.kernel import KernelEncoder
@@ -16,10 +18,9 @@ from metarec.meta.library import library
 from metarec.meta.low_rank import LowRankUsers
 from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from metarec.types import EpisodeBatch
-from test_inner_loop import LR, STEPS, close, gradients, loop
+from optional import needs_kernel, needs_learn2learn
 
-pytestmark = pytest.mark.skipif(library() is None, reason="no C compiler when metarec was installed")
-LENGTHS = [3, 9, 4, 6, 11]  # the shortest and the longest that the learners of helpers.py take
+pytestmark = needs_kernel
 
 
 def spread(module: nn.Module, size: float = 0.3) -> nn.Module:
@@ -40,9 +41,9 @@ def encoder(dim: int = 8, length: int = 10, *, dropout: float = 0.0, **shape: in
 
 def as_graph(base: SequenceEncoder, users: int) -> KernelEncoder:
     """The encoder of so many users who have not taken a step."""
-    twin = KernelEncoder(base, users)
-    twin.mode = "graph"
-    return twin
+    copied = KernelEncoder(base, users)
+    copied.mode = "graph"
+    return copied
 
 
 def run(meta: MetaLearner, episodes: EpisodeBatch) -> tuple[dict[str, Tensor], Tensor, dict[str, Tensor]]:
@@ -53,6 +54,7 @@ def run(meta: MetaLearner, episodes: EpisodeBatch) -> tuple[dict[str, Tensor], T
     return meta.adapt(episodes.support).weights(), losses.detach(), gradients(meta.learner)
 
 
+@needs_learn2learn
 @pytest.mark.parametrize("context", [False, True])
 @pytest.mark.parametrize("objective", ["bpr", "sampled_softmax", "softmax"])
 def test_equals_learn2learns_loop(objective, context):
@@ -70,6 +72,7 @@ def test_equals_learn2learns_loop(objective, context):
             close(weights[f"encoder.{name}"][user], expected)
 
 
+@needs_learn2learn
 @pytest.mark.parametrize(
     "shape",
     [

@@ -6,15 +6,16 @@ import pytest
 import torch
 
 from helpers import id_learner, ragged_episodes
+from maml_loop import KERNEL_LENGTHS as LENGTHS
+from maml_loop import LR, STEPS, close
 from metarec.meta import MetaLearner, library
 from metarec.meta.compiled import CompiledUsers
 from metarec.meta.engine import InnerLoop
 from metarec.meta.kernel import KernelEncoder
 from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
-from test_inner_loop import LR, STEPS, close
-from test_kernel import LENGTHS
+from optional import needs_kernel
 
-pytestmark = pytest.mark.skipif(library.library() is None, reason="no C compiler when metarec was installed")
+pytestmark = needs_kernel
 
 LOOP = InnerLoop("bpr", steps=1, rate=LR)
 
@@ -26,7 +27,7 @@ def test_a_missing_or_broken_library_is_no_error(monkeypatch, tmp_path):
     broken.write_bytes(b"not a library")
     assert library._opened(broken) is None
     monkeypatch.setattr(library, "library", lambda: None)
-    with pytest.raises(RuntimeError, match="was not built; installing builds it where there is a C compiler"):
+    with pytest.raises(RuntimeError, match=r"was .*installing.* C compiler"):
         library.Pass(torch.zeros(()), {}, (), ())
 
 
@@ -69,17 +70,17 @@ def test_what_it_does_not_take():
 
 def test_bad_input_is_refused():
     base, keep = SequenceEncoder(8, max_length=4).double(), torch.ones(2, 4, dtype=torch.bool)
-    x, twin = torch.zeros(2, 5, 8, dtype=torch.float64), KernelEncoder(base, 2)
+    x, adapted = torch.zeros(2, 5, 8, dtype=torch.float64), KernelEncoder(base, 2)
     with pytest.raises(ValueError, match="history of 5 items, but max_length is 4"):
-        twin(x, torch.ones(2, 5, dtype=torch.bool))
-    with pytest.raises(ValueError, match="adapted to 2 users, but got the histories of 1"):
-        twin(x[:1, :4], keep[:1])
+        adapted(x, torch.ones(2, 5, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"adapted to 2 .*histories.* 1"):
+        adapted(x[:1, :4], keep[:1])
     for position in (-1, 4):
-        with pytest.raises(IndexError, match="positions must be from 0 to 3"):
-            twin(x[:, :4], keep, None, torch.tensor([[0], [position]]))
+        with pytest.raises(IndexError, match=r"positions .* 0 to 3"):
+            adapted(x[:, :4], keep, None, torch.tensor([[0], [position]]))
     stack = CompiledUsers(ModalityLearner(IdItems(12, 8).double().frozen(), base), 1)
     support = ragged_episodes([6]).support
-    with pytest.raises(RuntimeError, match="may read the encoder once in an inner step"):
+    with pytest.raises(RuntimeError, match=r"may .*encoder"):
         stack.step((stack("loss", support) + stack("loss", support)).sum(), 0.1)
 
 

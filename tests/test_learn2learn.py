@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 
-import learn2learn as l2l
 import pytest
 import torch
-from learn2learn.algorithms import GBML, MAML, MetaSGD
 from torch import Tensor, nn
 from torch.func import functional_call, grad
 
@@ -16,14 +14,17 @@ from helpers import DIM, ITEMS, id_learner, one_user, ragged_episodes, text_lear
 from metarec.functional import softmax
 from metarec.nn import AdaptiveFusion, ColdItemGenerator, ModalityLearner
 from metarec.types import EpisodeBatch, Examples, Modality
+from optional import learn2learn as l2l
+from optional import needs_learn2learn
 
+pytestmark = needs_learn2learn
 LENGTHS = [5, 9, 4]
 LR, STEPS = 0.05, 3
 WRAPPERS: dict[str, Callable[[nn.Module], nn.Module]] = {
-    "MAML": lambda module: MAML(module, lr=LR),
-    "MAML, first order": lambda module: MAML(module, lr=LR, first_order=True),
-    "MetaSGD": lambda module: MetaSGD(module, lr=LR),
-    "GBML": lambda module: GBML(module, transform=l2l.optim.ModuleTransform(scale), lr=LR),
+    "MAML": lambda module: l2l.algorithms.MAML(module, lr=LR),
+    "MAML, first order": lambda module: l2l.algorithms.MAML(module, lr=LR, first_order=True),
+    "MetaSGD": lambda module: l2l.algorithms.MetaSGD(module, lr=LR),
+    "GBML": lambda module: l2l.algorithms.GBML(module, transform=l2l.optim.ModuleTransform(scale), lr=LR),
 }
 
 

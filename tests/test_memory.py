@@ -10,7 +10,7 @@ from torch import nn
 
 from helpers import id_learner, ragged_episodes
 from metarec.meta import MetaLearner
-from metarec.meta.memory import chunk_sizes, free, halves, in_halves, users_in_budget
+from metarec.meta.memory import chunk_sizes, free, split_range, split_to_fit, users_in_budget
 from metarec.types import Examples
 
 
@@ -125,7 +125,7 @@ def test_halves_are_halved_again_until_they_fit(room, sizes):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return [10 * user for user in users]
 
-    made = list(in_halves(work, range(5), halves))
+    made = list(split_to_fit(work, range(5), split_range))
     assert tried == sizes
     assert [user for users, _ in made for user in users] == [0, 1, 2, 3, 4]
     assert all(found == [10 * user for user in users] for users, found in made)

@@ -118,9 +118,9 @@ def test_meta_sgd_learns_its_rates_and_refuses_what_is_not_finite() -> None:
     assert float((meta.rates()["relation"] - 0.1).abs().min()) > 0
     with torch.no_grad():
         meta.learner.items.weight[1:] = torch.inf
-    with pytest.raises(FloatingPointError, match=r"query loss of user codes .* lower the inner or outer"):
+    with pytest.raises(FloatingPointError, match=r"query .*codes .*outer"):
         meta.backward(next(EpisodeSampler(up, queries=0.5, negatives=0).epoch(0)))
-    with pytest.raises(ValueError, match="must not be negative, got steps=-1"):
+    with pytest.raises(ValueError, match=r"must .*negative.* steps=-1"):
         MetaSGD(id_learner(), steps=-1)
 
 

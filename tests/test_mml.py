@@ -244,10 +244,7 @@ def test_training_leaves_what_is_not_trained_alone():
 
 
 def first_losses() -> dict[str, float]:
-    """The first loss of every stage of a tiny training.
-
-    ``cd tests && python -c 'import test_mml; print(test_mml.first_losses())'`` prints what is pinned below.
-    """
+    """The first loss of every stage of a tiny training."""
     up, _ = split_by_time(planted(users=60, items=40, seed=0), at=PLANTED_SPLIT)
     config = replace(
         SMALL,

@@ -14,7 +14,7 @@ from metarec.functional import nearest_items, standardise_features
 from metarec.io import load, save
 from metarec.recipes import MML
 from metarec.recommender import Recommender
-from test_serving import HISTORIES, WORLDS, lively, some_without_features
+from serving_worlds import HISTORIES, WORLDS, ByHand, lively, some_without_features
 from tiny import CONFIG, UP
 
 TEXT, IMAGE = (UP.catalog[name].features for name in ("text", "image"))
@@ -59,7 +59,7 @@ def test_the_grown_model_is_the_one_built_from_the_whole_catalogue() -> None:
         for name, v in vectors.items()
     }
     grown = model.add_items(Catalog(Vocabulary(["a", "b", "c", "d"]), added))
-    catalog = model.catalog.grown(Catalog(Vocabulary(["a", "b", "c", "d"]), added))
+    catalog = model.catalog.add_items(Catalog(Vocabulary(["a", "b", "c", "d"]), added))
     built = MML(catalog, np.append(model.warm, [False] * 4), model.config, fitted=41)
     weights = {
         n: torch.cat([t, torch.zeros(4, t.shape[1])]) if n == "learners.id.items.items.weight" else t
@@ -110,13 +110,13 @@ def test_removed_items_are_hidden_and_come_back() -> None:
     recommender.remove_items(whole[:3])
     assert [r.id for r in user.recommend(k=33)] == whole[3:]
     assert recommender.adapt([whole[0], "item3"]).history[0] == whole[0], "a removed item can still be a click"
-    with pytest.warns(UserWarning, match="only 33 items are left for this user, where k=34"):
+    with pytest.warns(UserWarning, match=r"only 33 items.* k=34"):
         assert [r.id for r in user.recommend(k=34)] == whole[3:]
     recommender.restore_items(whole[:2])
     assert [r.id for r in user.recommend(k=35)] == [i for i in whole if i != whole[2]]
     with pytest.raises(ValueError, match="unknown item id 'itm1'"):
         recommender.remove_items(["itm1"])
-    with pytest.raises(ValueError, match=r"remove_items: expected a sequence of item ids, got the string 'item1'"):
+    with pytest.raises(ValueError, match=r"remove_items: .*sequence.* 'item1'"):
         recommender.remove_items("item1")
 
 
@@ -140,21 +140,21 @@ def test_a_saved_model_keeps_added_and_removed_items(tmp_path: Path) -> None:
     old = Recommender(lively(UP, CONFIG))
     assert len(old.load_users(tmp_path / "users")) == len(many), "the same weights without the new items"
     recommender.adapt([["n0", "item3"]]).save(tmp_path / "users")
-    with pytest.raises(ValueError, match="clicked items that this model does not have; add the items first"):
+    with pytest.raises(ValueError, match=r"clicked .*first"):
         old.load_users(tmp_path / "users")
 
 
 WRONG = {
-    "known": ({"ids": ["item3"], "text": TEXT[:1]}, r"item id 'item3' is in the catalogue already"),
+    "known": ({"ids": ["item3"], "text": TEXT[:1]}, r"item id 'item3' .*catalogue"),
     "twice": ({"ids": ["n", "n"], "text": TEXT[:2]}, r"item id 'n' appears more than once"),
-    "string": ({"ids": "n", "text": TEXT[:1]}, r"expected a sequence of item ids, got the string 'n'"),
+    "string": ({"ids": "n", "text": TEXT[:1]}, r"expected .*sequence.* 'n'"),
     "number": ({"ids": [3], "text": TEXT[:1]}, r"item id 3 is not a string"),
     "modality": ({"ids": ["n"], "audio": TEXT[:1]}, r"no modality 'audio'; it has \['image', 'text'\]"),
-    "rows": ({"ids": ["n", "m"], "text": TEXT[:1]}, r"text needs one vector for each of the 2 ids, got 1"),
+    "rows": ({"ids": ["n", "m"], "text": TEXT[:1]}, r"text .*vector.* 2 ids, got 1"),
     "width": ({"ids": ["n"], "text": IMAGE[:1]}, r"text of item 'n' must have shape \(24,\), got \(16,\)"),
-    "nan": ({"ids": ["n"], "text": [[0.0] * 23 + [float("nan")]]}, r"text of item 'n' is not finite in column 23"),
-    "none": ({"ids": ["n", "m"], "text": {"n": TEXT[1]}}, r"item 'm' has no vector in any modality"),
-    "other": ({"ids": ["n"], "text": {"m": TEXT[1]}}, r"text has a vector of 'm', which is not one of the new ids"),
+    "nan": ({"ids": ["n"], "text": [[0.0] * 23 + [float("nan")]]}, r"text of item 'n' .*column 23"),
+    "none": ({"ids": ["n", "m"], "text": {"n": TEXT[1]}}, r"item 'm' .*modality"),
+    "other": ({"ids": ["n"], "text": {"m": TEXT[1]}}, r"text .*vector.* 'm', .*ids"),
     "attribute": (
         {"ids": ["n"], "text": TEXT[1:2], "attributes": {"title": ["x"]}},
         r"attribute 'title' .*cluster",
@@ -172,9 +172,7 @@ def test_wrong_items_are_refused_and_change_nothing(case: str) -> None:
 
 
 def test_a_method_of_ones_own_takes_no_items_in() -> None:
-    from test_recommender import ByHand
-
-    with pytest.raises(TypeError, match="ByHand takes in no items"):
+    with pytest.raises(TypeError, match=r"ByHand .*items"):
         Recommender(ByHand("abc")).add_items(["d"])
 
 

@@ -81,7 +81,7 @@ def test_a_broken_fusion_is_named(name: str) -> None:
     fusion = AdaptiveFusion(3, 6)
     with torch.no_grad():
         fusion.get_parameter(name).flatten()[0] = torch.nan
-    with pytest.raises(ValueError, match=r"fusion's weight of the learners|the fused score"):
+    with pytest.raises(ValueError, match=r"fusion's .*learners|the fused score"):
         fusion(said())
 
 
@@ -129,7 +129,7 @@ def test_an_ensemble_names_the_method_and_the_user(value: float) -> None:
         model.adapt(batch.support)(batch.query)
     with pytest.raises(ValueError, match=message):
         candidate_scores(methods, torch.from_numpy(UP.warm), episodes.epoch(0))
-    with pytest.raises(ValueError, match=f"evaluating Ensemble on .*user '.*{what}0 "):
+    with pytest.raises(ValueError, match=rf"evaluating Ensemble on .*user '.*{what}0 "):
         evaluate(model, DOWN)
 
 
@@ -157,9 +157,9 @@ def poisoned(name: str, tensor: str, row: int | slice = slice(None)) -> MML:
 def test_every_path_of_a_model_names_the_learner(name: str) -> None:
     model = poisoned(name, "encoder.position")
     for method in (model, model.methods()["weight fusion"]):
-        with pytest.raises(ValueError, match=f"evaluating .*learner '{name}'.* is not finite"):
+        with pytest.raises(ValueError, match=rf"evaluating .*learner '{name}'.* is not finite"):
             evaluate(method, DOWN)
-    with pytest.raises(ValueError, match=f"user 0: the scores of learner '{name}' after adapting to .* are not finite"):
+    with pytest.raises(ValueError, match=rf"user 0: .*scores .*'{name}' after adapting to .* are not finite"):
         Recommender(model).adapt(HISTORIES)
     with pytest.raises(ValueError, match=f"learner '{name}': score nan"):
         select_inner_steps(model, UP)
@@ -167,9 +167,9 @@ def test_every_path_of_a_model_names_the_learner(name: str) -> None:
 
 def test_one_item_that_is_broken_is_named() -> None:
     model = poisoned("id", "items.items.weight", 3)
-    with pytest.raises(ValueError, match="learner 'id': the vector of item 'item2' is not finite"):
+    with pytest.raises(ValueError, match=r"learner 'id': .*vector.* 'item2' is not finite"):
         Recommender(model).adapt(HISTORIES)
-    with pytest.raises(ValueError, match="learner 'id': the vector of item"):
+    with pytest.raises(ValueError, match=r"learner 'id': .*vector"):
         evaluate(FusedMethod([model.meta("id")], names=["id"]), DOWN)
 
 
@@ -177,14 +177,14 @@ def test_a_learner_that_is_broken_for_one_user_alone_is_named() -> None:
     recommender = Recommender(MML.build(UP, CONFIG).eval())
     users = recommender.adapt(HISTORIES)
     users.state.tensors["state"][1, 2, 0] = torch.inf
-    with pytest.raises(ValueError, match="user 1: the state of learner 'text' is not finite"):
+    with pytest.raises(ValueError, match=r"user 1: .*state .*'text' is not finite"):
         users.recommend(3)
 
 
 @pytest.mark.parametrize(
     ("name", "what"),
     [
-        ("bias", r"the weight in the fusion of learners \['id', 'image', 'text'\]"),
+        ("bias", r"the .*learners \['id', 'image', 'text'\]"),
         ("scale", "the score .* of learner 'image'"),
     ],
 )

@@ -11,18 +11,19 @@ import polars as pl
 import pytest
 import torch
 
-from helpers import imported
 from metarec import Dataset, Recommender
 from metarec.data import split_by_time
-from metarec.data.cutting import some_clicks
+from metarec.data.examples import filter_interactions
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.model import Model
 from metarec.recipes import EASE, CoClicks, Ensemble, LivePopularity, Popularity, Transitions
+from metarec.serving.live import Histories
+from optional import imported
 
 DATA = planted(users=120, items=40)
 UP, DOWN = split_by_time(DATA, at=PLANTED_SPLIT)
-EARLY = some_clicks(DATA, DATA.time <= np.quantile(DATA.time, 0.8))
-LATE = some_clicks(DATA, DATA.time > np.quantile(DATA.time, 0.8))
+EARLY = filter_interactions(DATA, DATA.time <= np.quantile(DATA.time, 0.8))
+LATE = filter_interactions(DATA, DATA.time > np.quantile(DATA.time, 0.8))
 ORDER = np.argsort(LATE.time, kind="stable")
 CLICKS = {
     "user": LATE.users.decode(LATE.user[ORDER].tolist()),
@@ -137,3 +138,35 @@ def test_bad_clicks_are_named_and_change_nothing(change: dict[str, list[Any]], n
         recommender.user("u")
     assert recommender.observe(good).new_users == ("u", "v")
     assert recommender.observe({name: [] for name in good}).clicks == 0
+
+
+def test_the_last_clicks_of_each_user_are_those_of_a_loop() -> None:
+    histories, seen, until = Histories(3), dict[str, tuple[list[int], float]](), -np.inf
+    for first in range(0, len(LATE), 11):
+        rows = np.sort(ORDER[first : first + 11])
+        some = np.isin(np.arange(len(LATE)), rows)
+        known, done = set(seen), histories.extend(filter_interactions(LATE, some))
+        for row in rows:
+            name = LATE.users.ids[LATE.user[row] - 1]
+            own = [*seen.get(name, ([], 0.0))[0], int(LATE.item[row])]
+            seen[name] = own[-3:], float(LATE.time[row])
+            until = max(until, float(LATE.time[row]))
+        assert (done.clicks, done.users) == (len(rows), len(np.unique(LATE.user[rows]))) and histories.until == until
+        assert sorted(done.new_users) == sorted(set(seen) - known)
+    assert len(histories) == len(seen)
+    for name, (codes, last) in seen.items():
+        assert histories.of(name)[0].tolist() == codes and histories.of(name)[1] == last
+
+
+def test_users_who_ask_at_different_times_get_what_each_would_get_alone() -> None:
+    recommender = Recommender(ensemble(EARLY))
+    now = float(EARLY.time.max())
+    at, last = [now - 300.0, now - 20.0, now, now + 50.0], [now - 900.0, now - 20.0, now - 1.0, now - 70.0]
+    together = recommender.adapt(HISTORIES, at=at, last=last)
+    for user, own in enumerate(HISTORIES):
+        alone = recommender.adapt([own], at=at[user], last=last[user])
+        torch.testing.assert_close(together[user].scores, alone[0].scores, rtol=1e-5, atol=1e-5)
+    assert len({float(user.scores[5]) for user in together}) == len(HISTORIES)
+    for wrong in ([now], [[now] * 4], [now, now, now, float("nan")]):
+        with pytest.raises(ValueError, match="at must be"):
+            recommender.adapt(HISTORIES, at=wrong)  # type: ignore[arg-type]

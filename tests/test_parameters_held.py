@@ -92,7 +92,7 @@ def test_a_parameter_in_a_container_adapts_too(how, second_order, episodes):
 def test_a_layer_made_by_the_forward_pass_is_refused_until_it_is_there(second_order, episodes):
     learner = learner_of(Late())
     meta = MetaLearner(learner, lr=0.1, steps=2, second_order=second_order).eval()
-    with pytest.raises(TypeError, match=r"Late\.layer: made by the forward pass"):
+    with pytest.raises(TypeError, match=r"Late\.layer: .*forward"):
         meta.adapt(episodes.support)
     assert learner.encoder.layer is None
     learner.encoder.layer = nn.Linear(DIM, DIM).double()

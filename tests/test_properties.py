@@ -10,11 +10,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from metarec.data import Vocabulary
-from metarec.data.cutting import without_last
+from metarec.data.examples import leave_last_out
 from metarec.data.features import encode
 from metarec.functional import mrr_at, ndcg_at, ranks, recall_at
 from metarec.report import Report
-from test_split import EVENTS, Event, dataset, triples
+from split_events import EVENTS, Event, dataset, triples
 
 IDS = st.lists(st.text(min_size=1, max_size=8), min_size=1, max_size=20, unique=True)
 SCORES = st.lists(st.integers(-9, 9), min_size=2, max_size=30)
@@ -94,7 +94,7 @@ def test_the_means_of_a_report_are_those_of_its_halves(rows: list[tuple[int, int
 @given(EVENTS, st.integers(0, 4), st.integers(1, 4))
 def test_cutting_last_clicks_is_what_a_loop_does(events: list[Event], clicks: int, least: int) -> None:
     data = dataset(events)
-    kept = without_last(data, clicks, least=least)
+    kept = leave_last_out(data, clicks, least=least)
     if not clicks:
         assert kept is data
         return

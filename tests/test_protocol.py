@@ -6,12 +6,12 @@ import math
 import numpy as np
 import pytest
 
+from evaluation_worlds import ITEMS, Neighbours, clicks_of, make_data, scored
 from metarec.comparison import compare
-from metarec.data.cutting import without_last
+from metarec.data.examples import leave_last_out
 from metarec.evaluation import evaluate
 from metarec.report import Report, results_table
 from metarec.types import Examples, Scorer
-from test_evaluation import ITEMS, Neighbours, clicks_of, make_data, scored
 
 
 class Declared(Neighbours):
@@ -35,8 +35,8 @@ def test_a_figure_says_what_its_method_could_know() -> None:
     assert str(found).splitlines()[0].endswith("users, information: live")
     assert results_table({"a": found}).startswith("method (live)")
     silent = evaluate(Neighbours(), make_data())
-    assert silent.information == "later" and "for the method does not say until when it was fitted" in str(silent)
-    with pytest.raises(ValueError, match=r"Declared: information must be one of \['upstream', 'live', 'later'\], got"):
+    assert silent.information == "later" and "information: later" in str(silent)
+    with pytest.raises(ValueError, match=r"Declared: information.* \['upstream', 'live', 'later'\], got"):
         evaluate(Declared("everything"), make_data())
 
 
@@ -55,9 +55,7 @@ def test_a_method_fitted_on_later_clicks_of_cold_users_is_refused_or_marked(info
     data = make_data()
     start = float(data.time.min())
     assert evaluate(Declared(information, start - 1), data).info["fitted_until"] == start - 1
-    with pytest.raises(
-        ValueError, match=r"Declared was fitted on clicks until 0\.0, but made up begins at 0: .*'later'"
-    ):
+    with pytest.raises(ValueError, match=r"Declared .*clicks.* 0\.0, .*begins.* 0: .*'later'"):
         evaluate(Declared(information, start), data)
     marked = evaluate(Declared("later", start + 5), data)
     assert (marked.information, marked.info["fitted_until"]) == ("later", start + 5)
@@ -82,7 +80,7 @@ def test_several_positions_are_those_of_a_loop_over_shortened_users() -> None:
     users = len(set(found.user.tolist()))
     assert f"{users} users, {len(expected)} clicks" in str(found)
     assert len(evaluate(method, data, positions=99)) == sum(max(0, len(c) - 3) for _, c in clicks_of(data))
-    with pytest.raises(ValueError, match="positions must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"positions .*least 1, got 0"):
         evaluate(method, data, positions=0)
 
 
@@ -91,7 +89,7 @@ def test_clicks_that_have_not_come_yet_are_taken_from_the_end(clicks: int, least
     data = make_data()
     rest = {user: own[: len(own) - clicks] for user, own in clicks_of(data)}
     kept = {user: own for user, own in rest.items() if not clicks or len(own) >= least}
-    assert dict(clicks_of(without_last(data, clicks, least=least))) == {u: own for u, own in kept.items() if own}
+    assert dict(clicks_of(leave_last_out(data, clicks, least=least))) == {u: own for u, own in kept.items() if own}
 
 
 @pytest.mark.parametrize("clicks", [1, 2, 5])

@@ -154,7 +154,7 @@ def test_any_atomic_files_with_features_can_be_compared(tmp_path: Path) -> None:
     rows += [f"u{user}\ti{(user + click) % 7}\t{100 * user + click}" for user in range(10) for click in range(8)]
     (tmp_path / "toy.inter").write_text("\n".join(rows))
     options = ["--data", str(tmp_path / "toy.inter"), "--first-clicks", "5", "--day", "10", "--device", "cpu"]
-    with pytest.raises(ValueError, match="no item has features; put text"):
+    with pytest.raises(ValueError, match=r"no .*features"):
         quality.main(options)
     np.savez(tmp_path / "text.npz", ids=np.array([f"i{i}" for i in range(7)]), feat=np.eye(7, dtype=np.float32))
     world = quality.make_world(quality.parse(options), 0.3)

@@ -67,10 +67,10 @@ def test_a_score_that_is_not_finite_is_refused_only_where_it_takes_part() -> Non
 def test_wrong_input_is_named() -> None:
     with pytest.raises(ValueError, match=r"scores \(...,C\) and target \(...\), got \(2, 3\) and \(3,\)"):
         ranks(torch.zeros(2, 3), torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"target 3 at \(1,\) is outside the columns 0..2"):
+    with pytest.raises(ValueError, match=r"target 3 at \(1,\) .*columns 0..2"):
         ranks(torch.zeros(2, 3), torch.tensor([0, 3]))
     for metric in (recall_at, mrr_at, ndcg_at):
-        with pytest.raises(ValueError, match="k must be at least 1, got 0"):
+        with pytest.raises(ValueError, match=r"k .*least 1, got 0"):
             metric(torch.ones(2), 0)
 
 

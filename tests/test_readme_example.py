@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import learn2learn
 import pytest
 import torch
 
 import metarec as mr
+from optional import learn2learn, needs_learn2learn
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 MAIN, PARTS, SHIPS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[:3]
@@ -45,12 +47,18 @@ def write_hangzhou(folder: Path) -> None:
         (folder / f"hangzhou.{name}").write_text("\n".join([f"item_id:token\t{name}_emb:float_seq", *lines]))
 
 
-def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    write_hangzhou(tmp_path / "dataset" / "hangzhou")
-    monkeypatch.chdir(tmp_path)
-    names = run(MAIN, {}, SMALL)
-    *printed, last = capsys.readouterr().out.splitlines()
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
+    """Where the main example ran, its names, and what it printed."""
+    folder, printed = tmp_path_factory.mktemp("readme"), io.StringIO()
+    write_hangzhou(folder / "dataset" / "hangzhou")
+    with contextlib.chdir(folder), contextlib.redirect_stdout(printed):
+        return folder, run(MAIN, {}, SMALL), printed.getvalue()
 
+
+def test_the_example_runs(example: tuple[Path, dict[str, Any], str]) -> None:
+    folder, names, output = example
+    *printed, last = output.splitlines()
     data, up, down, model = (names[name] for name in ("data", "up", "down", "model"))
     assert len(up.user_codes) == 80 and len(down.user_codes) == 20 and len(data.catalog.items) == 120
     steps = [
@@ -66,9 +74,14 @@ def test_the_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert last == str(listed) and len({item.id for item in listed}) == 10
     assert up.repeat_share > 0.02, "so what was clicked is recommended again"
     assert {item.id for item in listed} <= set(data.catalog.items.ids)
-    assert (tmp_path / "mml.safetensors").is_file()
+    assert (folder / "mml.safetensors").is_file()
     assert mr.Recommender(names["again"]).adapt(["B004", "B017", "B101"]).recommend(k=10) == listed
 
+
+@needs_learn2learn
+def test_the_parts_alone_run_under_learn2learn(example: tuple[Path, dict[str, Any], str]) -> None:
+    _, names, _ = example
+    up = names["up"]
     wrapped = run(PARTS, names | {"learn2learn": learn2learn}, {})
     batch = next(mr.EpisodeSampler(up, seed=0).epoch(0))
     wrapped["maml"].eval()  # the same loss twice: no dropout

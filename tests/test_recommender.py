@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import FrozenInstanceError, replace
-from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from metarec.data import Catalog, Modality, Vocabulary, split_by_time
+from metarec.data import Catalog, Modality, split_by_time
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.evaluation import evaluate
 from metarec.recipes import MML
 from metarec.recipes.fusing import fused
 from metarec.recommender import Recommendation, Recommender
-from metarec.types import Examples, Scored
+from metarec.types import Examples
+from serving_worlds import ByHand
 from tiny import CONFIG, DOWN, UP, same_weights, trained
 
 CLICKS = ["item3", "item14", "item15", "item2"]
@@ -26,26 +25,6 @@ CLICKS = ["item3", "item14", "item15", "item2"]
 def model() -> MML:
     """Inner loss without negatives, so that no random number is left."""
     return trained(replace(CONFIG, objectives=("softmax", "softmax")))
-
-
-class ByHand:
-    """Scores 0, 1, 2, ... unless given; remembers what it was asked."""
-
-    def __init__(self, ids: str, scores: list[float] | None = None, known: list[int] | None = None) -> None:
-        self.catalog = Catalog(Vocabulary(ids))
-        self.warm = np.arange(self.catalog.size) > 0
-        self.config = SimpleNamespace(max_length=3, negatives=2)
-        self.scores = torch.tensor(scores if scores is not None else [float(i) for i in range(self.catalog.size)])
-        self.known = torch.tensor(known if known is not None else [1] * self.catalog.size) > 0
-        self.active = True
-
-    def adapt(self, support: Examples) -> ByHand:
-        self.support, self.grad = support, torch.is_grad_enabled()
-        return self
-
-    def __call__(self, query: Examples) -> Scored:
-        self.query = query
-        return Scored(self.scores.expand(1, 1, -1), torch.zeros(1, 1, 1), self.known, torch.tensor([[self.active]]))
 
 
 def pairs(items: list[Recommendation]) -> list[tuple[str, float]]:
@@ -140,7 +119,7 @@ def test_k_out_of_range() -> None:
     user = Recommender(ByHand("abcdef", known=[0, 1, 1, 1, 1, 1, 0])).adapt(["a", "a", "f"])
     assert len(user.recommend(k=4)) == 4 and len(user.recommend(k=5, exclude_seen=False)) == 5
     for k in (0, -1, 2.5, True, "3"):
-        with pytest.raises(ValueError, match=f"k must be a whole number of at least 1, got {k!r}"):
+        with pytest.raises(ValueError, match=rf"k .*number.* 1, got {k!r}"):
             user.recommend(k=k)  # type: ignore[arg-type]
 
 
@@ -150,12 +129,12 @@ def test_unknown_ids_are_named_with_the_nearest(model: MML) -> None:
 
 
 def test_one_string_is_no_history(model: MML) -> None:
-    with pytest.raises(ValueError, match=r"expected a sequence of item ids, got the string 'item3'; write \['item3'\]"):
+    with pytest.raises(ValueError, match=r"expected .*sequence.* 'item3'; write \['item3'\]"):
         Recommender(model).adapt("item3")
 
 
 def test_scores_that_are_not_finite_are_no_recommendation() -> None:
-    with pytest.raises(ValueError, match=r"the scores after adapting to \['a'\] are not finite"):
+    with pytest.raises(ValueError, match=r"the .*adapting.* \['a'\] are not finite"):
         Recommender(ByHand("abc", [0, 1, float("nan"), 2])).adapt(["a"])
 
 
@@ -171,5 +150,5 @@ def test_a_cold_item_without_features_is_neither_recommended_nor_a_history() -> 
     recommender = Recommender(MML.build(up, CONFIG))
     ranked = recommender.adapt(["item39", "item3"]).recommend(k=39, exclude_seen=False)
     assert sorted(item.id for item in ranked) == sorted(f"item{i}" for i in range(39))
-    with pytest.raises(ValueError, match=r"the model knows none of the items \['item39'\]: .* no features"):
+    with pytest.raises(ValueError, match=r"the .*items \['item39'\]: .* no features"):
         recommender.adapt(["item39"])

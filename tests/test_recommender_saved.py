@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from pathlib import Path
@@ -16,6 +17,7 @@ from metarec import (
     IdItems,
     MetaLearner,
     ModalityLearner,
+    Popularity,
     Recommender,
     SequenceEncoder,
     as_model,
@@ -111,9 +113,9 @@ def test_save_says_what_it_leaves_out(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_saved_or_loaded_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"save: .*ByCode, which is not registered"):
+    with pytest.raises(TypeError, match=r"save: .*ByCode, .*registered"):
         Recommender(as_model(ByCode(), UP)).save(tmp_path / "none")
-    with pytest.raises(TypeError, match=r"save: .* got Recommender; call its own save\(path\)"):
+    with pytest.raises(TypeError, match=r"save: .* got Recommender; .*save\(path\)"):
         save(Recommender(MML.build(UP, CONFIG)), tmp_path / "none")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
     changed(MML.build(UP, CONFIG)).save(tmp_path / "all")
@@ -122,15 +124,19 @@ def test_what_cannot_be_saved_or_loaded_is_refused(tmp_path: Path) -> None:
         said: dict[str, Any] = {**header, "new_share": share}
         del said["format"]
         write_tensors(tmp_path / "strange", tensors, said)
-        with pytest.raises(ValueError, match=r"strange: new_share must be a number between 0 and 1"):
+        with pytest.raises(ValueError, match=r"strange: new_share .*between 0 and 1"):
             Recommender.load(tmp_path / "strange")
     assert json.dumps(header["new_share"]) == "null"
 
 
 def test_what_does_not_name_its_items_is_refused_with_the_way_out() -> None:
     bare: Any = MetaLearner(ModalityLearner(IdItems(41, 8), SequenceEncoder(8)))
-    with pytest.raises(TypeError, match=r"MetaLearner does not say which items it scores; attach"):
+    with pytest.raises(TypeError, match=r"MetaLearner .*attach"):
         Recommender(bare)
+    half = copy.copy(Popularity(UP))
+    half.warm = None
+    with pytest.raises(TypeError, match=r"Popularity .*attach"):
+        Recommender(half)
     nothing: Any = torch.nn.Linear(2, 2)
-    with pytest.raises(TypeError, match="expected a model, got Linear, which has no adapt"):
+    with pytest.raises(TypeError, match=r"got Linear, .*adapt"):
         Recommender(nothing)

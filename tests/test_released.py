@@ -72,5 +72,5 @@ def test_every_user_comes_as_padded_prefixes(released: ModuleType, tmp_path: Pat
 
 def test_another_folder_is_refused(released: ModuleType, tmp_path: Path) -> None:
     users = importlib.import_module("inner_loop").make_users(1, 4, 20)
-    with pytest.raises(FileNotFoundError, match="expected a checkout with recbole"):
+    with pytest.raises(FileNotFoundError, match=r"expected .*checkout"):
         released.released_loop(tmp_path / "recbole", users, SHAPE, 5, 0.1)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metarec.data import Catalog, Dataset, Vocabulary, load_atomic, split_by_time, split_time
-from metarec.data.cutting import without_last
+from metarec.data.examples import leave_last_out
 from metarec.datasets import movietweetings
 
 
@@ -58,10 +58,10 @@ def test_every_interaction_is_on_a_side_or_counted():
 
 def test_clicks_that_are_cut_off_are_counted():
     data = made([1, 1, 1, 2], [1, 2, 3, 1], [1, 2, 3, 4])
-    once = without_last(data, 1, least=1)
+    once = leave_last_out(data, 1, least=1)
     assert (len(once), once.dropped) == (2, {"interactions cut off": 2})
-    assert without_last(once, 1, least=1).dropped == {"interactions cut off": 3}
-    assert without_last(data, 0, least=1).dropped == {}
+    assert leave_last_out(once, 1, least=1).dropped == {"interactions cut off": 3}
+    assert leave_last_out(data, 0, least=1).dropped == {}
 
 
 def test_doubled_rows_of_a_file_are_counted_over_all_its_blocks(tmp_path: Path):

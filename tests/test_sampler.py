@@ -216,26 +216,26 @@ def test_for_users_restricts_and_keeps_the_negatives() -> None:
     batch = next(some.for_users([4]).epoch(0))
     assert batch.user.tolist() == [4]
     assert set(batch.query.negatives.flatten().tolist()) == set(range(1, 10)) - {4}
-    with pytest.raises(ValueError, match="1 user codes are no users of this sampler, the first is 1"):
+    with pytest.raises(ValueError, match=r"1 .*sampler.* 1"):
         some.for_users([1, 4])
     with pytest.raises(ValueError, match="the first is 7"):
         EpisodeSampler(data, only=np.array([7]))
-    with pytest.raises(ValueError, match="no user can be sampled"):
+    with pytest.raises(ValueError, match=r"no .*sampled"):
         sampler.for_users([2])
 
 
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": -1}, "seed .*least 0, got -1"),
         ({"users_per_batch": 0}, "users_per_batch must be at least 1"),
         ({"max_length": 2}, "max_length must be at least 3, got 2"),
-        ({"negatives": -1}, "negatives must be at least 0"),
-        ({"part": "valid"}, "part must be one of .* got 'valid'"),
+        ({"negatives": -1}, "negatives .*least 0"),
+        ({"part": "valid"}, "part .*of .* got 'valid'"),
         ({"negative_sampling": "hard"}, "'uniform' or 'popularity', got 'hard'"),
-        ({"queries": 0}, "queries must be an int of at least 1 or a share"),
-        ({"queries": 1.0}, "queries must be an int of at least 1 or a share"),
-        ({"part": "test"}, "2 of 2 users are users with fewer than 4 clicks .the longest has 3.; give users with"),
+        ({"queries": 0}, "queries .*least 1 or a share"),
+        ({"queries": 1.0}, "queries .*least 1 or a share"),
+        ({"part": "test"}, "2 of 2 .*fewer.* 4 clicks .the longest has 3.; give users with"),
     ],
 )
 def test_bad_settings_are_refused(settings_: dict[str, Any], message: str) -> None:
@@ -245,11 +245,11 @@ def test_bad_settings_are_refused(settings_: dict[str, Any], message: str) -> No
 
 def test_no_negatives_need_no_warm_items_and_epochs_start_at_zero() -> None:
     data = dataset({1: [1, 2, 3]}, warm=[1])
-    with pytest.raises(ValueError, match="at least 2 warm items that can be drawn, got 1"):
+    with pytest.raises(ValueError, match=r"at least 2 .*drawn.* 1"):
         EpisodeSampler(data)
     sampler = EpisodeSampler(data, negatives=0)
     assert next(sampler.epoch(0)).support.negatives.shape == (1, 1, 0)
-    with pytest.raises(ValueError, match="epoch must be at least 0, got -1"):
+    with pytest.raises(ValueError, match=r"epoch .*least 0, got -1"):
         sampler.epoch(-1)
 
 

@@ -94,8 +94,8 @@ class Louder(ModalityLearner):
 
     linear = False
 
-    def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
-        found, state, active = super().rank(examples)
+    def score(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        found, state, active = super().score(examples)
         return 2 * found, state, active
 
 
@@ -185,14 +185,14 @@ def test_models_that_hold_themselves_are_refused(tmp_path: Path) -> None:
     for _ in range(9):
         wide = last_item({"a": wide, "b": wide})
     for each in (model, deep, wide):
-        with pytest.raises(ValueError, match="nested more than 16 deep, or more than 256"):
+        with pytest.raises(ValueError, match=r"nested more than 16 .*more.* 256"):
             save(each, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_parts_of_other_items_are_refused(tmp_path: Path) -> None:
     other = Popularity(UP)
-    other.catalog = UP.catalog.grown(type(UP.catalog)(type(UP.catalog.items)(["more"])))
+    other.catalog = UP.catalog.add_items(type(UP.catalog)(type(UP.catalog.items)(["more"])))
     with pytest.raises(ValueError, match="part 'b' scores other items"):
         save(Ensemble({"a": Popularity(UP), "b": other}, UP), tmp_path / "x")
     with pytest.raises(ValueError, match=r"attach\(upstream\)"):
@@ -267,6 +267,6 @@ def test_values_that_are_not_finite_are_named(tmp_path: Path) -> None:
         learner.encoder.position[0, 0] = float("nan")  # type: ignore[index, operator]
     with pytest.raises(ValueError, match=r"x: not written, as 'model\.0\.encoder\.position' holds nan"):
         save(learner, tmp_path / "x")
-    with pytest.raises(ValueError, match="is on the device meta, without values"):
+    with pytest.raises(ValueError, match="device meta"):
         save(plain("id").to("meta"), tmp_path / "x")
     assert list(tmp_path.iterdir()) == [] and CONFIG.dim == 8

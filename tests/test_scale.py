@@ -51,7 +51,7 @@ def test_features_of_any_type_of_number(kind: torch.dtype) -> None:
 def test_a_number_beyond_single_precision_is_refused() -> None:
     given = TEXT.double()
     given[3, 2] = 1e300
-    with pytest.raises(ValueError, match="'text': feature of item code 3, column 2 is not finite"):
+    with pytest.raises(ValueError, match=r"'text': feature.* 3, column 2 is not finite"):
         Modality("text", given, ROWS > 0)
 
 
@@ -133,27 +133,27 @@ def test_many_rows_of_one_kind_make_no_outliers_of_the_others(kind: str, share: 
 def test_a_stand_in_is_found_however_many_items_have_it(share: float) -> None:
     given = TEXT.clone()
     given[1 : 1 + round(40 * share)] = -1e6
-    with pytest.raises(ValueError, match=rf"'item0' .* and {round(40 * share) - 1} more items are .*leave out the row"):
+    with pytest.raises(ValueError, match=rf"'item0' .* and {round(40 * share) - 1} more items are .*leave"):
         features_of(given)
 
 
 SAME = {
-    "zeros": (torch.zeros_like(TEXT), None, "all 40 items have the same features"),
-    "constant": (torch.full_like(TEXT, 0.1), None, "all 40 items have the same features"),
-    "one item": (TEXT * (ROWS == 4).unsqueeze(1), ROWS == 4, "1 of the items has features"),
-    "none": (torch.zeros_like(TEXT), ROWS < 0, "0 of the items has features"),
+    "zeros": (torch.zeros_like(TEXT), None, "all 40 .*features"),
+    "constant": (torch.full_like(TEXT, 0.1), None, "all 40 .*features"),
+    "one item": (TEXT * (ROWS == 4).unsqueeze(1), ROWS == 4, "1 .*features"),
+    "none": (torch.zeros_like(TEXT), ROWS < 0, "0 .*features"),
 }
 
 
 @pytest.mark.parametrize("case", SAME)
 def test_features_that_tell_no_item_from_another_are_named(case: str) -> None:
     given, present, what = SAME[case]
-    with pytest.warns(UserWarning, match=f"modality 'text': {what}, .*leave the modality out"):
+    with pytest.warns(UserWarning, match=rf"modality 'text': {what}, .*modality"):
         assert not features_of(given, present).any()
 
 
 def test_a_column_that_leaves_nothing_of_the_others_is_named() -> None:
-    with pytest.warns(UserWarning, match="'text': column 3 varies over a thousand times as much as all others"):
+    with pytest.warns(UserWarning, match=r"'text': column 3 .*thousand"):
         features_of(torch.cat([TEXT[:, :3], 1e5 * TEXT[:, 3:4]], 1))
 
 

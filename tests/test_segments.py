@@ -111,7 +111,7 @@ def test_edges(name: str) -> None:
     assert function(none, torch.zeros(0, dtype=torch.int64), 3).tolist() == [[0, 0]] * 3
     with pytest.raises(ValueError, match=r"segment_\w+: expected values \(n, ...\) and index \(n,\), got \(3,\) and"):
         function(torch.ones(3), torch.zeros(2, dtype=torch.int64), 3)
-    with pytest.raises(ValueError, match="segments must not be negative, got -1"):
+    with pytest.raises(ValueError, match=r"segments .*negative.* -1"):
         function(torch.ones(0), torch.zeros(0, dtype=torch.int64), -1)
     for grad in (False, True):
         with pytest.raises((RuntimeError, IndexError), match="out of"):  # torch's own words

@@ -150,13 +150,13 @@ def test_no_pickle(model: MML, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_only_models_are_saved(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"save: .*x: not written: expected a model, got Linear"):
+    with pytest.raises(TypeError, match=r"save: .*written.* Linear"):
         save(torch.nn.Linear(1, 1), tmp_path / "x")  # type: ignore[arg-type]
     assert not (tmp_path / "x").exists()
 
 
 def test_no_such_file(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"none\.safetensors: no such file; save\(\)"):
+    with pytest.raises(FileNotFoundError, match=r"none\.safetensors: .*save\(\)"):
         load(tmp_path / "none.safetensors")
 
 
@@ -164,7 +164,7 @@ def test_no_such_file(tmp_path: Path) -> None:
 def test_a_file_cut_off(saved: Path, tmp_path: Path, share: float) -> None:
     content = saved.read_bytes()
     (tmp_path / "cut").write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ValueError, match="cut: not a whole metarec file"):
+    with pytest.raises(ValueError, match=r"cut: .*whole"):
         load(tmp_path / "cut")
 
 
@@ -194,13 +194,13 @@ def rewrite(saved: Path, path: Path, tensors: dict[str, Tensor | None], **header
 
 def test_another_version(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "READABLE", (7, 8))
-    with pytest.raises(ValueError, match=r"mml\.safetensors: format version 2, this metarec reads versions 7 and 8"):
+    with pytest.raises(ValueError, match=r"mml\.safetensors: format version 2, .*versions 7 and 8"):
         load(saved)
 
 
 def test_safetensors_of_something_else(tmp_path: Path) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "bert.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"bert\.safetensors: not a whole metarec file"):
+    with pytest.raises(ValueError, match=r"bert\.safetensors: .*whole"):
         load(tmp_path / "bert.safetensors")
 
 
@@ -213,7 +213,7 @@ def test_settings_that_it_does_not_know_or_take(saved: Path, tmp_path: Path) -> 
     config = read_tensors(saved)[1]["config"]
     with pytest.raises(ValueError, match=r"x: .*unknown settings \['depth'\]"):
         load(rewrite(saved, tmp_path / "x", {}, config={**config, "depth": 3}))
-    with pytest.raises(ValueError, match=r"x: .*MMLConfig: dim must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"x: .*MMLConfig: dim .*least 1, got 0"):
         load(rewrite(saved, tmp_path / "x", {}, config={**config, "dim": 0}))
 
 
@@ -223,7 +223,7 @@ def test_settings_that_it_does_not_know_or_take(saved: Path, tmp_path: Path) -> 
     ids=str,
 )
 def test_contents_that_make_no_model(saved: Path, tmp_path: Path, tensors: dict[str, Tensor | None]) -> None:
-    with pytest.raises(ValueError, match="x: its contents do not make an MML of this version"):
+    with pytest.raises(ValueError, match=r"x: .*contents.* MML of this version"):
         load(rewrite(saved, tmp_path / "x", tensors))
 
 

@@ -95,7 +95,7 @@ def test_the_items_of_a_filter_are_looked_for_once_and_again_in_another_catalogu
     first = attributes.allowed("genre", frozenset({"Drama"}))
     assert attributes.allowed("genre", frozenset({"Drama"})) is first
     more = Catalog(type(catalog.items)(["new"]), attributes={"genre": ["Drama"]})
-    assert Attributes(replace(catalog, modalities={}).grown(more)).allowed("genre", frozenset({"Drama"})) == {
+    assert Attributes(replace(catalog, modalities={}).add_items(more)).allowed("genre", frozenset({"Drama"})) == {
         *first,
         "new",
     }

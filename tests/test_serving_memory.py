@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metarec.data.histories import Clicks
-from metarec.meta.memory import halves
+from metarec.meta.memory import split_range
 from metarec.nn.linear_scores import LinearScores
 from metarec.recipes import MML
 from metarec.recommender import Recommender
@@ -100,7 +100,7 @@ def test_lists_are_made_with_halves(
 
 def test_halves_are_all_of_them_in_order() -> None:
     for count in range(2, 20):
-        first, second = halves(range(5, 5 + count))
+        first, second = split_range(range(5, 5 + count))
         assert [*first, *second] == list(range(5, 5 + count)) and 0 <= len(first) - len(second) <= 1
 
 

@@ -94,14 +94,14 @@ def test_negatives_are_the_users_own() -> None:
 
 def test_ids_are_encoded_when_they_are_asked_for_and_once_all_were_the_clicks_are_whole() -> None:
     histories, items = [["b", "a"], [], ["c", "a", "c"], ["b"]], Vocabulary("abc")
-    spelled = LazyHistories(histories, items)
-    got = spelled[np.array([2, 3])]
+    lazy = LazyHistories(histories, items)
+    got = lazy[np.array([2, 3])]
     assert got.codes.tolist() == [3, 1, 3, 2] and got.offsets.tolist() == [0, 3, 4]
-    assert spelled.clicks.codes.tolist() == [0, 0, 3, 1, 3, 2] and spelled.counts.tolist() == [2, 0, 3, 1]
-    assert spelled[np.array([1, 0])].codes.tolist() == [2, 1]
+    assert lazy.clicks.codes.tolist() == [0, 0, 3, 1, 3, 2] and lazy.counts.tolist() == [2, 0, 3, 1]
+    assert lazy[np.array([1, 0])].codes.tolist() == [2, 1]
     whole = Clicks.of(histories, items)
-    assert spelled.clicks.codes.tolist() == whole.codes.tolist() == [2, 1, 3, 1, 3, 2]
-    assert spelled.clicks.offsets.tolist() == whole.offsets.tolist() == [0, 2, 2, 5, 6]
+    assert lazy.clicks.codes.tolist() == whole.codes.tolist() == [2, 1, 3, 1, 3, 2]
+    assert lazy.clicks.offsets.tolist() == whole.offsets.tolist() == [0, 2, 2, 5, 6]
     wrong = LazyHistories([["a"], ["x"], ["a", "y"]], items)
     assert wrong[np.array([0])].codes.tolist() == [1]
     with pytest.raises(ValueError, match="user 1: unknown item id 'x'"):

@@ -16,7 +16,7 @@ from metarec.data.histories import Clicks
 from metarec.recipes import MML
 from metarec.recommender import Recommender
 from metarec.types import Examples
-from test_serving import HISTORIES, WORLDS, lively
+from serving_worlds import HISTORIES, WORLDS, lively
 from tiny import CONFIG, UP
 
 
@@ -32,7 +32,7 @@ def test_an_update_equals_a_fresh_adaptation(adapts: str) -> None:
     one = recommender.adapt(HISTORIES[0]).update(["item5"]).update(["item6", "item7"])
     again = recommender.adapt([*HISTORIES[0], "item5", "item6", "item7"])
     assert one.history == again.history and one.recommend(k=5) == again.recommend(k=5)
-    with pytest.raises(ValueError, match="update: expected clicks for each of the 6 users, got 1 sequences"):
+    with pytest.raises(ValueError, match=r"update: .*clicks.* 6 users, got 1 sequences"):
         recommender.adapt(HISTORIES).update([["item1"]])
 
 
@@ -88,7 +88,7 @@ def test_with_kept_weights_an_update_goes_on_with_the_steps(
             for history in (HISTORIES[number], HISTORIES[number] + more[number]):
                 support, query = recommender._states.current().support(Clicks.of([history], model.catalog.items))
                 weights = stepped(model, name, weights, support)
-            state, _ = under(weights, model.learner(name), "stand", query)
+            state, _ = under(weights, model.learner(name), "encode_queries", query)
             assert torch.allclose(found.state.tensors["state"][number, position], state[0, 0], atol=5e-5), (
                 number,
                 name,
@@ -101,5 +101,5 @@ def test_with_kept_weights_an_update_goes_on_with_the_steps(
 
 def test_weights_are_kept_of_encoders_alone() -> None:
     every = Recommender(lively(UP, replace(CONFIG, test_adapts="all")))
-    with pytest.raises(ValueError, match=r"keep_weights: this model adapts item rows too \(test_adapts='all'\)"):
+    with pytest.raises(ValueError, match=r"keep_weights: .*adapts.* \(test_adapts='all'\)"):
         every.adapt(HISTORIES, keep_weights=True)

@@ -67,7 +67,7 @@ def test_no_row_is_an_empty_answer() -> None:
 
 @pytest.mark.parametrize("k", [-1, 5])
 def test_more_than_there_are_is_refused(k: int) -> None:
-    with pytest.raises(ValueError, match=f"top_k: k must be between 0 and the 4 columns, got {k}"):
+    with pytest.raises(ValueError, match=rf"top_k: k .* 0 and the 4 columns, got {k}"):
         top_k(torch.zeros(2, 4), k)
 
 

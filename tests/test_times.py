@@ -68,9 +68,9 @@ def test_serving_adapts_to_every_click_that_is_known(length: int) -> None:
 
 
 def test_short_histories_are_for_serving_alone() -> None:
-    with pytest.raises(ValueError, match="max_length must be at least 3, got 2"):
+    with pytest.raises(ValueError, match=r"max_length .*least 3, got 2"):
         EpisodeSampler(clicks(), part="test", max_length=2)
-    with pytest.raises(ValueError, match="max_length must be at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"max_length .*least 1, got 0"):
         EpisodeSampler(clicks(), part="serving", max_length=0)
 
 

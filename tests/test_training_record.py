@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import metarec
 from metarec.data import Catalog, Dataset, EpisodeSampler, Vocabulary, split_by_time
-from metarec.data.cutting import some_clicks
+from metarec.data.examples import filter_interactions
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.evaluation import evaluate
 from metarec.files import read_tensors, write_tensors
@@ -166,12 +166,12 @@ def test_what_saw_the_time_of_the_cold_users_is_refused(models: dict[str, tuple[
         assert (report.information, report.info["fitted_until"]) == ("upstream", UP.time.max()), way
         assert report.info["untrained"] == [], way
     for method in ways(name, leaked).values():
-        with pytest.raises(ValueError, match=rf"was fitted on clicks until {DATA.time.max()}(\.0)?, but planted"):
+        with pytest.raises(ValueError, match=rf"until {DATA.time.max()}(\.0)?, but planted"):
             evaluate(method, DOWN)
 
 
 def test_of_several_trainings_the_latest_click_counts() -> None:
-    early = some_clicks(UP, UP.time < np.median(UP.time))
+    early = filter_interactions(UP, UP.time < np.median(UP.time))
     for first, second in ((early, UP), (UP, early)):
         learner = of_ids(UP)
         for data in (first, second):
@@ -187,7 +187,7 @@ def test_an_ensemble_fitted_to_later_clicks_knows_them() -> None:
         episodes = list(EpisodeSampler(data, part="serving").epoch(0))
         model.weights.fit(candidate_scores(methods, warm, episodes, exclude_seen=False), iterations=2)
         assert model.fitted_until == data.time.max()
-        with pytest.raises(ValueError, match="Ensemble was fitted on clicks until") if refused else nullcontext():
+        with pytest.raises(ValueError, match=r"Ensemble .*until") if refused else nullcontext():
             assert evaluate(model, DOWN).information == "upstream"
     timeless = [replace(batch, query=replace(batch.query, time=None, gap=None)) for batch in episodes]
     model = Ensemble(methods, UP)
@@ -222,12 +222,12 @@ def test_a_model_says_what_of_it_is_not_trained() -> None:
     model = MML.build(UP, CONFIG)
     training = mml.train(model, EpisodeSampler(UP))
     assert (model.trained, model.fitted_until) == ((), None)
-    with pytest.warns(UserWarning, match=r"MML is not trained at all: it lacks .*fusion; a training is a generator"):
+    with pytest.warns(UserWarning, match=r"MML .*lacks .*fusion"):
         report = evaluate(model, DOWN)
     assert report.information == "upstream" and set(report.info["untrained"]) == set(STAGES)
-    with pytest.warns(UserWarning, match="MML is not trained at all"):
+    with pytest.warns(UserWarning, match=r"MML .*trained"):
         Recommender(model)
-    with pytest.warns(UserWarning, match="ModalityLearner is not trained at all: it lacks training"):
+    with pytest.warns(UserWarning, match=r"ModalityLearner .*training"):
         evaluate(of_ids(UP), DOWN)
     for step in training:
         if step.stage == "text generator":
@@ -235,7 +235,7 @@ def test_a_model_says_what_of_it_is_not_trained() -> None:
     assert set(model.trained) == set(STAGES) - {"text generator", "fusion"}
     assert model.fitted_until == UP.time.max()
     for method, lacks in ((model, "text generator, fusion"), (as_model(model.meta("text"), UP), "text generator")):
-        with pytest.warns(UserWarning, match=f"is not trained to the end: it lacks {lacks}; "):
+        with pytest.warns(UserWarning, match=rf"is .*trained.* {lacks}; "):
             assert f"not trained: {lacks}" in str(evaluate(method, DOWN))
     for whole in (model.meta("id"), model.meta("text", generator=False)):
         assert record_of(whole).untrained == (), "each part knows of itself"

@@ -192,19 +192,19 @@ def test_a_damaged_checkpoint_is_refused(started: Path) -> None:
     content, draw = started.read_bytes(), random.Random(0)
     for length in (0, 7, 100, len(content) // 2, len(content) - 1):
         started.write_bytes(content[:length])
-        refused(started, r"run\.safetensors: not a whole metarec file")
+        refused(started, r"run\.safetensors: .*whole")
     for _ in range(20):
         damaged = bytearray(content)
         damaged[draw.randrange(len(content) // 2, len(content))] ^= 1 << draw.randrange(8)
         started.write_bytes(damaged)
-        refused(started, r"run\.safetensors: the checksum does not match")
+        refused(started, r"run\.safetensors: .*checksum")
 
 
 def test_models_and_checkpoints_are_not_taken_for_each_other(started: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"got None; a training checkpoint is read by train"):
+    with pytest.raises(ValueError, match=r"got None; .*checkpoint"):
         load(started)
     save(MML.build(UP, CONFIG), tmp_path / "model")
-    refused(tmp_path / "model", "model: not a checkpoint of a training; choose another file")
+    refused(tmp_path / "model", "model: .*checkpoint")
 
 
 def test_a_sampler_of_other_items_is_refused(tmp_path: Path) -> None:

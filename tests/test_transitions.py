@@ -114,7 +114,7 @@ def test_what_cannot_be_counted_is_refused():
         Vocabulary(["u", "v"], "user"), Catalog(Vocabulary(["a"])), np.array([1, 2]), np.array([1, 1]),
         np.array([1, 2]), np.array([False, True]), "alone",
     )  # fmt: skip
-    with pytest.raises(ValueError, match="alone has no user with two clicks"):
+    with pytest.raises(ValueError, match=r"alone .*clicks"):
         Transitions(alone)
     for given in ({"half_life": 0, "live": True}, {"half_life": 5.0}):
         with pytest.raises(ValueError, match="expected a half-life above 0, and live, got"):

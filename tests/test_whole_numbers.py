@@ -17,7 +17,7 @@ def recommender():
 
 @pytest.mark.parametrize("users", [0, -1, True, 1.5, "2", None])
 def test_pieces_of_a_stream_refuse(recommender, users):
-    with pytest.raises(ValueError, match=r"stream: users must be a whole number of at least 1, got"):
+    with pytest.raises(ValueError, match=r"stream: users .* 1, got"):
         next(recommender.stream(USERS, users=users))
 
 

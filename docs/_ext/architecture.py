@@ -95,8 +95,8 @@ def data_flow(colours: Colours) -> Figure:
     return figure
 
 
-def rooms() -> dict[str, set[str]]:
-    """The rooms of the package, each with the other rooms whose names it imports, anywhere in its files."""
+def packages() -> dict[str, set[str]]:
+    """The packages of the library, each with the other packages whose names it imports, anywhere in its files."""
     names = {path.stem for path in PACKAGE.iterdir() if path.is_dir() or path.suffix == ".py"} - {"__pycache__"}
     found: dict[str, set[str]] = {name: set() for name in names - {"__init__"}}
     for path in PACKAGE.rglob("*.py"):
@@ -109,16 +109,16 @@ def rooms() -> dict[str, set[str]]:
 
 
 def levels() -> list[list[str]]:
-    """The rooms in rows from the ground up: each imports rooms of lower rows alone.
+    """The packages in rows from the ground up: each imports packages of lower rows alone.
 
     Raises:
-        ValueError: if rooms import each other in a circle.
+        ValueError: if packages import each other in a circle.
     """
-    left, done, rows = rooms(), set[str](), list[list[str]]()
+    left, done, rows = packages(), set[str](), list[list[str]]()
     while left:
         row = sorted(name for name, needs in left.items() if needs <= done)
         if not row:
-            raise ValueError(f"these rooms import each other in a circle: {sorted(left)}")
+            raise ValueError(f"these packages import each other in a circle: {sorted(left)}")
         rows.append(row)
         done |= set(row)
         left = {name: needs for name, needs in left.items() if name not in done}
@@ -126,7 +126,7 @@ def levels() -> list[list[str]]:
 
 
 def layers(colours: Colours) -> Figure:
-    """The rooms, each above all that it imports."""
+    """The packages, each above all that it imports."""
     rows = levels()
     most = max(map(len, rows))
     figure, axes = canvas(5.6, 0.45 * len(rows), columns=most, rows=0.8 * len(rows))

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import portable_plots
 import quality_plots
 import speed_plots
 from matplotlib.figure import Figure
 
-PLOTS: Mapping[str, Callable[[Mapping[str, str]], Figure]] = {**speed_plots.PLOTS, **quality_plots.PLOTS}
+PLOTS: Mapping[str, Callable[[Mapping[str, str]], Figure]] = {
+    **speed_plots.PLOTS,
+    **quality_plots.PLOTS,
+    **portable_plots.PLOTS,
+}

@@ -24,7 +24,7 @@ from sphinx.pycode import ModuleAnalyzer
 import metarec
 
 MOCKED = ["triton"]  # for the kernels of metarec.meta.gpu
-GROUPS = {  # heading -> the rooms of the package whose public names stand under it
+GROUPS = {  # heading -> the packages of the library whose public names stand under it
     "Data": ("data",),
     "Parts": ("nn",),
     "Meta-learning": ("meta",),
@@ -61,7 +61,7 @@ def write_pages(app: Sphinx) -> None:
 
 def overview() -> str:
     """Every public name with the first line of its docstring, under the headings of ``GROUPS``."""
-    heading = {room: group for group, rooms in GROUPS.items() for room in rooms}
+    heading = {package: group for group, packages in GROUPS.items() for package in packages}
     lines: dict[str, list[str]] = {group: [f".. rubric:: {group}", ""] for group in GROUPS}
     for name in PUBLIC:
         thing = getattr(metarec, name)

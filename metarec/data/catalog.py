@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -63,8 +64,8 @@ class Catalog:
         """I, the rows of any item table: the items and the padding row."""
         return self.items.size
 
-    def grown(self, added: Catalog) -> Catalog:
-        """This catalogue followed by other items; the codes of its own stay as they are.
+    def add_items(self, added: Catalog) -> Catalog:
+        """A catalogue with more items at its end; this one, and the codes of its items, stay as they are.
 
         Args:
             added: modalities and attributes that it does not have are missing for its items.
@@ -73,7 +74,7 @@ class Catalog:
             ValueError: if an id is in both, or ``added`` has a modality that this one lacks or of another width.
 
         Example:
-            >>> more = Catalog(Vocabulary("ab")).grown(Catalog(Vocabulary("c")))
+            >>> more = Catalog(Vocabulary("ab")).add_items(Catalog(Vocabulary("c")))
             >>> more.items.ids, more.size
             (('a', 'b', 'c'), 4)
         """
@@ -87,3 +88,8 @@ class Catalog:
             {name: (*own, *added.attributes.get(name, [""] * more)) for name, own in self.attributes.items()},
             self.hidden,
         )
+
+    def grown(self, added: Catalog) -> Catalog:
+        """Deprecated: :meth:`add_items`."""
+        warnings.warn("Catalog.grown() is now add_items()", DeprecationWarning, stacklevel=2)
+        return self.add_items(added)

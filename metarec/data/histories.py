@@ -1,4 +1,4 @@
-"""Clicks of many users without a list per user."""
+"""Ragged click histories of many users: one array of item codes with offsets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from metarec.data.vocabulary import Id, Ints, Vocabulary
 
 @dataclass(frozen=True, eq=False)
 class Clicks:
-    """The clicks of B users in time order, one after the other.
+    """Ragged click histories of B users: item codes in time order, one user after the other.
 
     Attributes:
         codes: (n,) int64 item codes.

@@ -1,4 +1,4 @@
-"""The next batches made ready while one is in use."""
+"""Prefetch batches in a background thread."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ END: Final = _End()
 
 
 def prefetched(batches: Iterable[T], ahead: int = 2) -> Iterator[T]:
-    """The same batches in the same order, made by one background thread while earlier ones are in use.
+    """Prefetch batches, in the same order: one background thread makes them while earlier ones are in use.
 
     An error met while a batch is made is raised where that batch would have come. The thread starts with the first
     batch asked for and ends with the last, or when the iterator is closed.

@@ -1,4 +1,4 @@
-"""Users as tasks: what each learns from (support) and what it is judged on (query)."""
+"""Sample users as meta-learning tasks: support and query sets."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from metarec.data.cutting import check_mass, cut_examples, make_line
 from metarec.data.dataset import Dataset, Ints
+from metarec.data.examples import build_examples, check_sampling_weights, cumulative_weights
 from metarec.data.support import SupportMaker
 from metarec.types import EpisodeBatch
 
@@ -96,7 +96,7 @@ class EpisodeSampler:
             _check_known(self.only, self.data.user_codes, self.data.name)
         self._check_users()
         if self.negatives:
-            check_mass(self._mass, self.data.name)
+            check_sampling_weights(self._weights, self.data.name)
 
     def __len__(self) -> int:
         """Batches of one epoch."""
@@ -162,12 +162,12 @@ class EpisodeSampler:
             known, first, last = self._spans(n)
             cuts = ((np.zeros_like(n), known), (first, last))
             support, query = (
-                cut_examples(
+                build_examples(
                     self.data.item,
                     start[users],
                     a,
                     b,
-                    line=self._line,
+                    cumulative=self._cumulative,
                     negatives=self.negatives,
                     rng=rng,
                     time=self.data.time,
@@ -211,17 +211,17 @@ class EpisodeSampler:
         return SupportMaker(self.data.warm, self.negatives, self.max_length)
 
     @cached_property
-    def _mass(self) -> Ints:
-        """(I,) how often each item is drawn as a negative, relative to the others."""
+    def _weights(self) -> Ints:
+        """(I,) sampling weights of the negatives."""
         warm = self.data.warm.astype(np.int64)
         if self.negative_sampling == "uniform":
             return warm
         return warm * np.bincount(self.data.item, minlength=len(warm))
 
     @cached_property
-    def _line(self) -> Ints:
-        """(I + 1,) the points of the items of which negatives are drawn."""
-        return make_line(self._mass)
+    def _cumulative(self) -> Ints:
+        """(I + 1,) cumulative sampling weights of the negatives."""
+        return cumulative_weights(self._weights)
 
     def _check_users(self) -> None:
         if not self.users:

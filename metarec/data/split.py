@@ -1,4 +1,4 @@
-"""The split in time: users known at a moment, and users who come later."""
+"""Temporal split: users known at a moment upstream, cold users who come later downstream."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def split_by_time(data: Dataset, at: float, *, min_interactions: int = 4) -> tup
 
 
 def split_time(data: Dataset, cold_users: float = 0.2) -> int | float:
-    """The latest time after which at least this share of the users have their first interaction.
+    """Choose the split time: the latest after which at least this share of users has its first interaction.
 
     Args:
         data: interactions with times.

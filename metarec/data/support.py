@@ -1,4 +1,4 @@
-"""What a user is adapted to: every click after the first is an example, the click to come is asked for."""
+"""Support and query sets of served users: every click after the first is an example, the next one is asked for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from metarec.types import Examples
 
 
 class SupportMaker:
-    """Makes support examples whose negatives depend on the user's own clicks alone, not on who else is adapted to.
+    """Builds support and query sets from histories; a user's negatives depend on its own clicks alone.
 
     Args:
         warm: (I,) bool, items that may be negatives.
@@ -78,7 +78,7 @@ def _examples(arrays: Sequence[NDArray[np.generic]]) -> Examples:
 
 
 def sent(examples: Examples, device: torch.device) -> Examples:
-    """Support or query on another device; on the way to a GPU, nobody waits for what it is still busy with."""
+    """Move a support or query set to another device; copies to a GPU do not block."""
     if device.type != "cuda":
         return examples.to(device)
     return examples.each(lambda t: t.pin_memory().to(device, non_blocking=True))  # pragma: no cover

@@ -1,4 +1,4 @@
-"""A synthetic world with a dial: how much the next click depends on who clicks."""
+"""A synthetic data set with a dial: how much the next click depends on who clicks."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def planted(
     shuffle_features: bool = False,
     seed: int = 0,
 ) -> Dataset:
-    """Users who each follow a hidden rule, which a few of their clicks give away.
+    """Synthetic clicks of users who each follow a hidden rule, which a few of their clicks give away.
 
     The i-th item belongs to cluster ``i % 10`` (``catalog.attributes["cluster"]``). A user's rule is a
     permutation of the clusters in cycles of 2, 3 and 5; the next click is a uniform item of the cluster that

@@ -1,4 +1,4 @@
-"""Bringing the scores of several learners onto one scale and adding them, without a parameter per candidate."""
+"""Late fusion: standardise the scores of several learners and take their weighted mean."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FLAT = 1e-6  # a deviation that is this small against the mean is its rounding
 
 
 class NotFiniteError(ValueError):
-    """A model gives something that is no number: the fault is the model's, not of who asks it."""
+    """A model's scores, states or weights are NaN or infinite: the model is at fault, not the request."""
 
 
 def standardise(scores: Tensor, known: Tensor, fitted: int | None = None) -> Tensor:
@@ -72,7 +72,7 @@ def fuse(scores: Tensor, weights: Tensor, known: Tensor) -> Tensor:
 def fuse_scored(
     scored: Sequence[Scored], weights: Tensor, scale: Tensor | None = None, names: Sequence[str] | None = None
 ) -> Tensor:
-    """What several learners say as one: standardised, scaled, weighed.
+    """Fuse several learners' scores: standardise, scale, take the weighted mean.
 
     Args:
         scored: of M learners, over the same candidates.
@@ -101,7 +101,7 @@ def fuse_scored(
 
 
 def check_scores(scored: Scored, name: str) -> None:
-    """See that the scores of what is known are numbers.
+    """Check that the scores of known items are finite.
 
     Args:
         scored: of one method.

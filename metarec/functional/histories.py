@@ -1,4 +1,4 @@
-"""What an example may read of its user's history."""
+"""Masks over histories: positions an example may read, seen items, and the rule that excludes them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ REPEATS = 0.02  # share of repeats from which on what a user has clicked is reco
 
 
 def readable(examples: Examples) -> Tensor:
-    """(B, S, L) bool, the positions of the history that each example may read, padding included.
+    """Causal mask (B, S, L): the positions of the history that each example may read, padding included.
 
     Example:
         >>> clicks = Examples(torch.tensor([[3, 1, 2]]), torch.tensor([[0, 1]]), torch.tensor([[1, 2]]),
@@ -24,7 +24,7 @@ def readable(examples: Examples) -> Tensor:
 
 
 def seen_items(examples: Examples, items: int) -> Tensor:
-    """(B, S, I) bool, the items of the history that each example may read; never the padding.
+    """Mask of seen items (B, S, I): those of the history that each example may read; never the padding.
 
     Args:
         examples: of B users.
@@ -43,7 +43,7 @@ def seen_items(examples: Examples, items: int) -> Tensor:
 
 
 def leaves_out_seen(repeat_share: float | None) -> bool:
-    """The one rule on items that a user has clicked: they are left out where fewer than ``REPEATS`` clicks are repeats.
+    """Whether seen items are excluded from lists by default: where fewer than ``REPEATS`` of the clicks are repeats.
 
     Evaluation, recommendation, the fitting of blends, examples and benchmarks ask this, so that what is evaluated is
     what is served. A few doubled rows do not turn it.
@@ -59,7 +59,7 @@ def leaves_out_seen(repeat_share: float | None) -> bool:
 
 
 def check_exclude_seen(what: str, exclude_seen: object) -> None:
-    """Refuse what says neither yes nor no, nor leaves it to the rule.
+    """Check that ``exclude_seen`` is True, False or None.
 
     Args:
         what: is asked, to begin the message with.
@@ -73,7 +73,7 @@ def check_exclude_seen(what: str, exclude_seen: object) -> None:
 
 
 def rule_in_words(exclude_seen: bool, repeat_share: float | None) -> str:
-    """One line on what becomes of seen items, and why.
+    """Describe in one line whether seen items are excluded, and why.
 
     Args:
         exclude_seen: whether they are left out.

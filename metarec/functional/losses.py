@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 26}  # products that are held at once
 
 
 def bpr(positive: Tensor, negatives: Tensor) -> Tensor:
@@ -76,8 +81,67 @@ def softmax_among(positive: Tensor, candidates: Tensor, included: Tensor) -> Ten
         >>> softmax_among(torch.zeros(2), torch.zeros(2, 3), torch.tensor([True, False]))  # log 3, log 4
         tensor([1.0986, 1.3863])
     """
-    others = candidates.logsumexp(-1)
+    return softmax_beside(positive, candidates.logsumexp(-1), included)
+
+
+def softmax_beside(positive: Tensor, others: Tensor, included: Tensor) -> Tensor:
+    """Cross-entropy of the target beside candidates of whom the log-sum-exp is known.
+
+    Args:
+        positive: (...) scores of the targets.
+        others: (...) log-sum-exp of the candidates' scores.
+        included: (...) bool, whether the target is among the candidates.
+
+    Returns:
+        (...) loss per example.
+
+    Example:
+        >>> softmax_beside(torch.zeros(1), torch.zeros(1), torch.tensor([False]))  # log 2
+        tensor([0.6931])
+    """
     return torch.where(included, others, torch.logaddexp(others, positive)) - positive
+
+
+class _LogSumExp(torch.autograd.Function):
+    """``(state @ vectors.T).logsumexp(-1)``, a block of states at a time, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, state: Tensor, vectors: Tensor) -> Tensor:
+        ctx.rows = max(1, AT_ONCE.get(state.device.type, 1 << 26) // max(1, len(vectors)))
+        found = [(part @ vectors.T).logsumexp(-1) for part in state.split(ctx.rows)]
+        out = torch.cat(found) if found else state.new_empty(0)
+        ctx.save_for_backward(state, vectors, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+        state, vectors, out = ctx.saved_tensors
+        of_state, of_vectors = torch.empty_like(state), torch.zeros_like(vectors)
+        blocks = zip(*(tensor.split(ctx.rows) for tensor in (state, out, grads[0], of_state)), strict=True)
+        for part, total, grad, into in blocks:
+            share = (part @ vectors.T).sub_(total.unsqueeze(-1)).exp_().mul_(grad.unsqueeze(-1))
+            torch.mm(share, vectors, out=into)
+            of_vectors.addmm_(share.T, part)
+        return of_state, of_vectors
+
+
+def logsumexp_of_products(state: Tensor, vectors: Tensor) -> Tensor:
+    """Log-sum-exp of the products of states and vectors, which are never all held at once; one derivative.
+
+    Args:
+        state: (n, D).
+        vectors: (C, D).
+
+    Returns:
+        (n,).
+
+    Example:
+        >>> logsumexp_of_products(torch.zeros(1, 2), torch.ones(3, 2))  # log 3
+        tensor([1.0986])
+    """
+    out: Tensor = _LogSumExp.apply(state, vectors)  # type: ignore[no-untyped-call]
+    return out
 
 
 def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:

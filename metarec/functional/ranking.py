@@ -1,4 +1,4 @@
-"""Where the target stands among the candidates, and what that is worth.
+"""Ranks of targets and ranking metrics: top-k, recall, MRR, NDCG.
 
 One relevant candidate per example: recall is then the hit rate, and the ideal DCG is 1.
 """

@@ -1,4 +1,4 @@
-"""Features of any origin on one scale, measured so that neither their unit nor a few wrong rows decide it."""
+"""Robust standardisation of item features: neither their unit nor a few outlier rows decide the scale."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NUMBERS = 1 << 18  # in double precision at once: what a cache holds
 
 @dataclass(frozen=True, eq=False)
 class FeatureScale:
-    """How far the items of a modality stand from their mean; other rows are measured by it.
+    """Mean and scale by which the features of a modality are standardised, those of items added later too.
 
     Attributes:
         mean: (F,) float64 column means, outliers left out.

@@ -1,10 +1,10 @@
-"""Text of strangers, fit for a terminal, a log and an error."""
+"""Escape untrusted text for a terminal, a log and an error."""
 
 from __future__ import annotations
 
 
 def printable(text: str, most: int = 1000) -> str:
-    r"""A text with every character that is not printable escaped, cut to a length.
+    r"""Escape every character that is not printable, and truncate to a length.
 
     What cannot be printed are control characters, so the codes that steer terminals, line breaks, marks that turn the
     direction of writing, and lone surrogates, which no encoding takes.

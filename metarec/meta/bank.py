@@ -137,7 +137,7 @@ class Bank:
             more["weights"] = split_weights(model, given[:, number])
         still = vars(type(model)).get("plain_sgd") and not model.steps and not keep_weights
         found = model.learner if still and number in self.alone else model.adapt(support, **more)
-        state, active = found.stand(query)
+        state, active = found.encode_queries(query)
         out = {"state": state.flatten(0, 1), "active": active.flatten()}
         if self.moves_rows:
             own = moves_rows(model) and not still

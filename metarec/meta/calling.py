@@ -1,4 +1,4 @@
-"""Calls a module with other tensors in place of its own, and leaves it as it was."""
+"""Functional calls: run a module's methods with other parameters and buffers, and leave it as it was."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _ONE_AT_A_TIME = threading.RLock()
 
 
 def exclusive(module: nn.Module) -> AbstractContextManager[Any]:
-    """Held while a module's parameters are read, of which a call in another thread may have put others in place."""
+    """Lock of a module's parameters, against functional calls in other threads."""
     return nullcontext() if self_contained(module) else _ONE_AT_A_TIME
 
 
 class Substituted:
-    """Calls methods of a module as if some of its parameters and buffers were others.
+    """Functional calls of a module's methods, with some of its parameters and buffers substituted.
 
     The tensors go into a copy of the module tree, so that no other caller reads them. Only where a copy might lead back
     to the original (a hook, a function as an attribute) do they go into the original itself: one call at a time, after

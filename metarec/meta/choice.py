@@ -1,4 +1,4 @@
-"""Which engine takes the inner steps: asked here and nowhere else."""
+"""Choose the engine of the inner loop: here and nowhere else."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FASTEST_FIRST: tuple[type[Engine], ...] = (CompiledUsers, LowRankUsers, VmapUser
 def choose(
     view: nn.Module, loop: InnerLoop, start: Mapping[str, Tensor], engine: Literal["auto", "learn2learn"] = "auto"
 ) -> type[Engine]:
-    """The fastest engine that computes exactly what a view computes; learn2learn's only where it is asked for.
+    """Choose the fastest engine that computes exactly what a view computes; learn2learn's only where it is asked for.
 
     Args:
         view: one user's task.

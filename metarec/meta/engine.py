@@ -1,4 +1,4 @@
-"""The interface of the engines that take the inner steps, and the inner loop that they are asked to run."""
+"""Interface of the engines of the inner loop, and its settings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Rate = float | Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """SGD on each user's own support loss.
+    """Settings of the inner loop: SGD on each user's own support loss.
 
     Attributes:
         objective: the inner loss, by the learner's name for it.
@@ -35,7 +35,7 @@ class InnerLoop:
 
 
 class Engine(Protocol):
-    """The weights of B users, which take their inner steps at once.
+    """Adapted weights of B users, who take their inner SGD steps in one batch.
 
     A user's weights are its own, so the sum of the users' losses has each user's gradient. Users can be continued: the
     :meth:`weights` of some are the ``start`` of others.
@@ -130,7 +130,7 @@ def takes_plain_steps(view: nn.Module, loop: InnerLoop, start: Mapping[str, Tens
 
 
 def one_rate(rate: Rate, second_order: bool = False) -> float:
-    """The step size, for engines that take first-order steps of one size.
+    """The inner learning rate as one number, for engines that take first-order steps of one size.
 
     Raises:
         ValueError: if there are several sizes, or second order is asked for.

@@ -1,4 +1,4 @@
-"""Meta-gradients of small batches as CUDA graphs: one launch for thousands of kernels."""
+"""CUDA graphs of meta-gradients, for small batches: one launch for thousands of kernels."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ _LOG = logging.getLogger("metarec")
 
 MULTIPLE = 4  # lengths are padded to multiples of it, so that fewer shapes occur
 MOST = 64  # shapes that are kept; further ones run without a graph
-SHARE = 1 / 8  # of the free memory, what a batch may need to be recorded; larger ones gain little
+SHARE = 1 / 8  # of the free memory, what a batch may need to be captured; larger ones gain little
 
 Gradients = tuple[Tensor, list[Tensor], list[Tensor]]  # losses (B,), parameters, gradients of the losses' sum
 
 
 class Trained(Protocol):
-    """What is recorded: a :class:`~metarec.meta.MetaLearner`."""
+    """What is captured: the gradients of a :class:`~metarec.meta.MetaLearner`."""
 
     learner: torch.nn.Module
 
@@ -33,19 +33,19 @@ class Trained(Protocol):
 
 
 class Graphs:
-    """The graphs of one meta-learner by the shape of the batch. A shape is recorded when it comes the second time."""
+    """CUDA graphs of one meta-learner by batch shape. A shape is captured when it comes the second time."""
 
     def __init__(self) -> None:
-        self.recorded: dict[Hashable, Recorded | None] = {}
-        self.refused: set[Hashable] = set()  # shapes that could not be recorded
+        self.captured: dict[Hashable, CapturedGraph | None] = {}
+        self.refused: set[Hashable] = set()  # shapes that could not be captured
         self.pool: Any = None  # one memory pool for all: they run one after another
 
     def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
-        """A copy records its own: a graph reads the weights that it was recorded with."""
+        """A copy captures its own: a graph reads the weights that it was captured with."""
         return Graphs, ()
 
     def gradients(self, meta: Trained, part: EpisodeBatch, need: int) -> Gradients | None:
-        """What a graph finds for a batch that needs so many bytes; None if it should run without."""
+        """Replay a graph for a batch that needs so many bytes; None if it should run without one."""
         return self._replayed(meta, part, need) if part.user.device.type == "cuda" else None
 
     def _replayed(self, meta: Trained, part: EpisodeBatch, need: int) -> Gradients | None:  # pragma: no cover
@@ -57,14 +57,14 @@ class Graphs:
         )
         if key in self.refused:
             return None
-        if key not in self.recorded:
-            if len(self.recorded) < MOST and need < SHARE * free(part.user.device):
-                self.recorded[key] = None
+        if key not in self.captured:
+            if len(self.captured) < MOST and need < SHARE * free(part.user.device):
+                self.captured[key] = None
             return None
-        graph = self.recorded[key]
+        graph = self.captured[key]
         if graph is None:
             try:
-                graph = self.recorded[key] = Recorded(meta, part, self.pool)
+                graph = self.captured[key] = CapturedGraph(meta, part, self.pool)
             except RuntimeError as error:
                 self.refused.add(key)
                 _LOG.warning("%d users run without a CUDA graph, which takes longer: %s", len(part), error)
@@ -73,18 +73,18 @@ class Graphs:
         return graph.replayed(part)
 
 
-class Recorded:  # pragma: no cover
-    """One shape's graph, its inputs and its results, which the next replay overwrites."""
+class CapturedGraph:  # pragma: no cover
+    """A captured CUDA graph of one shape, with its static inputs and outputs; the next replay overwrites those."""
 
     def __init__(self, meta: Trained, part: EpisodeBatch, pool: Any) -> None:
         self.part = EpisodeBatch(part.user, _copied(part.support), _copied(part.query))
         self.graph = torch.cuda.CUDAGraph()
-        # Other threads, which fetch the next batches, may go on using the GPU while this one records.
+        # Other threads, which fetch the next batches, may go on using the GPU while this one captures.
         with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.found = meta.gradients(self.part)
 
     def replayed(self, part: EpisodeBatch) -> Gradients:
-        """What it finds for other users, padded to its shape."""
+        """Replay it for other users, padded to its shape."""
         for mine, given in zip(_tensors(self.part), _tensors(part), strict=True):
             mine.copy_(given)
         self.graph.replay()
@@ -92,7 +92,7 @@ class Recorded:  # pragma: no cover
 
 
 def padded(part: EpisodeBatch, longest: int | None) -> EpisodeBatch:
-    """The same episodes with histories and examples padded to multiples; histories to ``longest`` at most.
+    """Pad histories and examples to multiples, so that fewer shapes occur; histories to ``longest`` at most.
 
     Histories stay as they are where nobody says how long they may be.
     """

@@ -14,8 +14,9 @@ from metarec.meta.adapting import AdaptingModel
 from metarec.meta.choice import choose
 from metarec.meta.engine import Engine, InnerLoop, Rate
 from metarec.meta.graphs import Gradients, Graphs
-from metarec.meta.memory import bytes_per_user, chunk_sizes, in_halves
+from metarec.meta.memory import bytes_per_user, chunk_sizes, split_to_fit
 from metarec.meta.users import Adapted, Learner, check_objectives
+from metarec.nn.former import FormerNames, accept_former_names
 from metarec.types import EpisodeBatch, Examples
 
 FROZEN = (
@@ -85,6 +86,8 @@ class MetaLearner(AdaptingModel, nn.Module):
         if engine not in ("auto", "native", "learn2learn"):
             raise ValueError(f"MetaLearner: engine must be 'auto', 'native' or 'learn2learn', got {engine!r}")
         check_objectives(learner, objectives)
+        if not isinstance(learner, FormerNames):
+            accept_former_names(type(learner))
         if engine == "learn2learn" and importlib.util.find_spec("learn2learn") is None:
             raise ModuleNotFoundError("learn2learn is not installed: `make extras` installs it, or use engine='auto'")
         self.learner: Any = learner
@@ -178,7 +181,7 @@ class MetaLearner(AdaptingModel, nn.Module):
         return total / len(episodes)
 
     def _gradients(self, part: EpisodeBatch, need: int) -> Iterator[tuple[Tensor, Gradients]]:
-        """User codes with their losses and gradients, in halves where the GPU's memory turns out too small."""
+        """User codes with their losses and gradients, split in two after an out-of-memory error of the GPU."""
 
         def work(users: EpisodeBatch) -> Gradients:
             found = None
@@ -186,7 +189,7 @@ class MetaLearner(AdaptingModel, nn.Module):
                 found = self.graphs.gradients(self, users, need * len(users) // len(part))
             return found or self.gradients(users)
 
-        for users, found in in_halves(work, part, lambda users: users.chunks(-(-len(users) // 2))):
+        for users, found in split_to_fit(work, part, lambda users: users.chunks(-(-len(users) // 2))):
             yield users.user, found
 
     def gradients(self, part: EpisodeBatch) -> Gradients:

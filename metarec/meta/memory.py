@@ -1,4 +1,4 @@
-"""How many users fit into a memory budget, and what is done when fewer did."""
+"""Micro-batches of users by a memory budget, and batches split after an out-of-memory error."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Bytes = Callable[[nn.Module, Examples, int], int]
 
 
 def bytes_per_user(view: nn.Module, support: Examples, graph_steps: int) -> int:
-    """What adapting one user takes.
+    """Memory of one user's inner loop, in bytes.
 
     Counts ``COPIES`` of the adapting weights (one more per inner step kept for second order), and the activations of
     one forward and backward pass per kept step.
@@ -39,7 +39,7 @@ def bytes_per_user(view: nn.Module, support: Examples, graph_steps: int) -> int:
 def users_in_budget(
     view: nn.Module, support: Examples, graph_steps: int, budget: int | None = None, each: Bytes = bytes_per_user
 ) -> int:
-    """Users that can be adapted at once.
+    """Batch size that a memory budget allows: users adapted at once.
 
     Args:
         view: one user's task.
@@ -59,7 +59,7 @@ def users_in_budget(
 def chunk_sizes(
     view: nn.Module, support: Examples, graph_steps: int, budget: int | None = None, each: Bytes = bytes_per_user
 ) -> list[int]:
-    """Users to adapt at once, chunk by chunk, as many as fit by the longest history of each chunk.
+    """Micro-batch sizes: users to adapt at once, as many as fit by the longest history of each chunk.
 
     Where longer histories come first, as the sampler puts them, later chunks are larger. If all fit at once, nothing is
     looked at but shapes: no GPU is waited for.
@@ -85,16 +85,16 @@ def chunk_sizes(
     return sizes
 
 
-def in_halves(work: Callable[[T], R], users: T, split: Callable[[T], Iterable[T]]) -> Iterator[tuple[T, R]]:
-    """What is made of some users, in halves where the GPU's memory turns out too small; the log says so.
+def split_to_fit(work: Callable[[T], R], users: T, split: Callable[[T], Iterable[T]]) -> Iterator[tuple[T, R]]:
+    """Results for a batch of users, split in two after each out-of-memory error of the GPU; the log says so.
 
     Args:
-        work: makes something of users that fit into memory.
-        users: to begin with.
-        split: two halves of users.
+        work: computes the result for users that fit into memory.
+        users: the whole batch.
+        split: splits a batch in two.
 
     Yields:
-        users, and what was made of them, in order.
+        parts of the batch with their results, in order.
 
     Raises:
         torch.OutOfMemoryError: if one user alone is too many.
@@ -108,19 +108,19 @@ def in_halves(work: Callable[[T], R], users: T, split: Callable[[T], Iterable[T]
     if found is not None:
         yield users, found[0]
         return
-    _LOG.warning("out of memory with %d users at once: going on with halves", len(users))
+    _LOG.warning("out of memory with %d users at once: split in two", len(users))
     torch.cuda.empty_cache()
-    for half in split(users):
-        yield from in_halves(work, half, split)
+    for part in split(users):
+        yield from split_to_fit(work, part, split)
 
 
-def halves(users: range) -> tuple[range, range]:
-    """Two halves of consecutive users."""
+def split_range(users: range) -> tuple[range, range]:
+    """Split a range of consecutive users in two."""
     middle = -(-len(users) // 2)
     return users[:middle], users[middle:]
 
 
 def free(device: torch.device) -> int:
-    """Bytes of a GPU that nobody uses or that torch keeps for reuse."""
+    """Free GPU memory in bytes, with what torch's caching allocator can reuse."""
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + kept

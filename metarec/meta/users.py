@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metarec.meta.engine import Engine
+from metarec.nn.former import FormerNames
 from metarec.types import Examples, Scored
 
 OBJECTIVES = ("bpr", "sampled_softmax", "softmax")  # of a learner that does not say otherwise
@@ -21,12 +22,12 @@ class Learner(Protocol):
         """Mean loss of each user's examples."""
         ...
 
-    def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
-        """Catalogue scores, states, and whether the history is known at all."""
+    def score(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        """Score the catalogue: scores, user states, and whether the history has a known item."""
         ...
 
-    def stand(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """States, and whether the history is known at all."""
+    def encode_queries(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Encode the history up to each query: user states, and whether it has a known item."""
         ...
 
     def task_view(self, adapts: Any) -> nn.Module:
@@ -34,7 +35,7 @@ class Learner(Protocol):
         ...
 
 
-class Adapted:
+class Adapted(FormerNames):
     """Adapted weights of B users, as values: calling it scores those users' examples.
 
     Attributes:
@@ -54,17 +55,17 @@ class Adapted:
         Raises:
             ValueError: if the examples are not of the B users that were adapted.
         """
-        scores, state, active = self.rank(examples)
+        scores, state, active = self.score(examples)
         return Scored(scores, state, self.known, active, self.fitted)
 
-    def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
-        """Catalogue scores (B, Q, I), states (B, Q, D) and whether the history is known at all (B, Q)."""
-        scores, state, active = (torch.cat(parts) for parts in zip(*self._each("rank", examples), strict=True))
+    def score(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        """Score the catalogue: scores (B, Q, I), user states (B, Q, D), has a known history (B, Q)."""
+        scores, state, active = (torch.cat(parts) for parts in zip(*self._each("score", examples), strict=True))
         return scores, state, active
 
-    def stand(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """States (B, Q, D) and whether the history is known at all (B, Q), without scoring the catalogue."""
-        state, active = (torch.cat(parts) for parts in zip(*self._each("stand", examples), strict=True))
+    def encode_queries(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Encode the history up to each query: user states (B, Q, D), has a known history (B, Q)."""
+        state, active = (torch.cat(parts) for parts in zip(*self._each("encode_queries", examples), strict=True))
         return state, active
 
     def loss(self, examples: Examples, objective: str = "bpr") -> Tensor:

@@ -1,4 +1,4 @@
-"""Copies of modules for serving: in evaluation mode, wide enough, and out of reach of later training."""
+"""Frozen copies of modules for serving: in evaluation mode, in single precision, out of reach of later training."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T", bound=nn.Module)
 
 
 def wide(part: T) -> T:
-    """A part in single precision where it was in half, in which steps diverge and a CPU is slow; changed in place.
+    """Convert half precision to single, in place: in half, inner steps diverge and a CPU is slow.
 
     Example:
         >>> wide(nn.Linear(2, 2).half()).weight.dtype, wide(nn.Linear(2, 2).double()).weight.dtype
@@ -27,28 +27,28 @@ def wide(part: T) -> T:
 
 
 def evaluated(module: T) -> T:
-    """The same module in evaluation mode, its tensors shared; the one given stays in the mode it is in.
+    """A copy in evaluation mode that shares its tensors; the given module stays in the mode it is in.
 
     Example:
         >>> layer = nn.Dropout()
         >>> evaluated(layer).training, layer.training
         (False, True)
     """
-    twin = copy.copy(module)
-    twin.training = False
-    twin._modules = {name: part and evaluated(part) for name, part in module._modules.items()}
-    return twin
+    out = copy.copy(module)
+    out.training = False
+    out._modules = {name: part and evaluated(part) for name, part in module._modules.items()}
+    return out
 
 
 @torch.no_grad()
 def as_table(items: Items) -> TableItems:
-    """Items as a table of numbers, the vectors that they have in evaluation mode."""
+    """Precompute item vectors in evaluation mode, as a table."""
     table = evaluated(items).table()  # type: ignore[type-var]
     return wide(TableItems(table.detach().clone(), items.known.clone()))
 
 
 def check_vectors(name: str, vectors: Tensor, known: Tensor, ids: Sequence[str] | None = None) -> None:
-    """See that the item vectors of a learner are numbers.
+    """Check that the item vectors of a learner are finite.
 
     Args:
         name: of the learner, for messages.

@@ -1,4 +1,4 @@
-"""One ranking from several learners, weighted by what each user's states look like."""
+"""Adaptive late fusion: several learners' scores, weighted by each user's states."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from metarec.types import Scored
 
 
 class AdaptiveFusion(nn.Module):
-    """Weighs several learners' scores for each user, by what the learners' states look like.
+    """Gated late fusion: several learners' scores, with weights per user from the learners' states.
 
     ``a = softmax_m(MLP(LN(state_m)) + b_m)``; fused score = sum_m a_m * scale_m * standardised score_m.
 

@@ -1,4 +1,4 @@
-"""Vectors for items that training has never seen, from their features and those of their nearest items."""
+"""Cold-start item embeddings, generated from features and the nearest warm items."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def warm_neighbours(modalities: Sequence[Modality], warm: Tensor, k: int) -> Ten
 
 
 class ColdItemGenerator(nn.Module):
-    """Stands in front of items: a generated vector for a cold item, the item's own vector otherwise.
+    """Generates the vectors of cold items from their features; warm items keep their own.
 
     Per modality ``e_i = W f_i + sum_k a_k W f_k`` over the K nearest warm items k of i by the dot product of all
     features, averaged over the modalities that the item has. ``a = softmax_k(leaky_relu(v . [W f_i ; W f_k]))``.

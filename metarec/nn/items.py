@@ -1,4 +1,4 @@
-"""Item vectors: a trained table, projected features, or a table computed beforehand.
+"""Item embeddings: a trained table, projected features, or a precomputed table.
 
 Every class here answers the same four questions: the vectors of some ids, the scores of a state against the whole
 catalogue, which items it knows, and ``frozen()``, the same items with their vectors computed once.
@@ -18,7 +18,7 @@ from metarec.types import Modality
 
 
 class Items(Protocol):
-    """What a learner needs of its items.
+    """Interface of item embeddings.
 
     A class whose vectors are the same at every call says ``deterministic = True``; without it, each loss computes the
     whole catalogue once, so that history, target and candidates are of one draw.
@@ -49,7 +49,7 @@ class Items(Protocol):
 
 
 def drawn_once(items: Items) -> Items:
-    """Items whose vectors are the same at every call: a deterministic module itself, any other one frozen.
+    """Draw stochastic item embeddings once, so that all lookups of a loss agree; deterministic ones stay as they are.
 
     A subclass that overrides ``forward`` or ``frozen`` of a deterministic class must say so again.
 

@@ -13,8 +13,9 @@ from metarec.data.dataset import Catalog
 from metarec.functional import losses
 from metarec.functional.attention import rows
 from metarec.functional.scaling import FeatureScale
+from metarec.nn.add_items import larger, standardised_by_name, with_catalog
+from metarec.nn.former import FormerNames
 from metarec.nn.frozen import as_table, wide
-from metarec.nn.growing import larger, standardised_by_name, with_catalog
 from metarec.nn.items import Items, drawn_once
 from metarec.nn.tabled import LearnerModel
 from metarec.nn.touched import TouchedRows
@@ -31,8 +32,8 @@ TOLD = (
 )  # of its items, besides their vectors
 
 
-class ModalityLearner(LearnerModel, nn.Module):
-    """Scores the next item of each example by ``state . item vector``.
+class ModalityLearner(FormerNames, LearnerModel, nn.Module):
+    """A sequential recommender of one modality: scores the next item by ``user state . item vector``.
 
     Args:
         items: where item vectors come from (:class:`IdItems`, :class:`FeatureItems`, :class:`ColdItemGenerator`, or
@@ -54,7 +55,9 @@ class ModalityLearner(LearnerModel, nn.Module):
     """
 
     broadcasts = ()  # examples may have any leading dimensions; so may the parameters of what is inside
-    linear = True  # scores are products of what stand() gives with item vectors; see metarec.nn.tabled.is_linear
+    linear = (
+        True  # scores are products of what encode_queries() gives with item vectors; see metarec.nn.tabled.is_linear
+    )
     objectives = ("bpr", "sampled_softmax", "softmax")
     candidates: Tensor
     fitted: int | None = None  # items that scores are measured by, the first so many; all by default
@@ -146,20 +149,20 @@ class ModalityLearner(LearnerModel, nn.Module):
         context = None if self.context is None else self.context(history)
         return x, history > 0, context, examples.position, vectors.unflatten(-2, among.shape[-2:]), examples.weight
 
-    def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
-        """Catalogue scores (..., S, I), states (..., S, D) and whether the history is known at all (..., S)."""
-        state, active = self.stand(examples)
+    def score(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        """Score the catalogue: scores (..., S, I), user states (..., S, D), has a known history (..., S)."""
+        state, active = self.encode_queries(examples)
         return self.items.scores(state), state, active
 
-    def stand(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """States (..., S, D) and whether the history is known at all (..., S): what scores follow from."""
+    def encode_queries(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Encode the history up to each query: user states (..., S, D), has a known history (..., S)."""
         history = examples.history
         seen = (self.items.known[history] & (history > 0)).cumsum(-1)
         return self.states(examples), seen.gather(-1, examples.position) > 0
 
     def forward(self, examples: Examples) -> Scored:
         """Scores of the whole catalogue for each example."""
-        scores, state, active = self.rank(examples)
+        scores, state, active = self.score(examples)
         return Scored(scores, state, self.items.known, active, self.fitted)
 
     def adapt(self, support: Examples) -> ModalityLearner:
@@ -171,7 +174,7 @@ class ModalityLearner(LearnerModel, nn.Module):
 
         Raises:
             TypeError: if its items take in no more, which are named.
-            ValueError: if it has no catalogue, or as for :meth:`Catalog.grown <metarec.Catalog.grown>`.
+            ValueError: if it has no catalogue, or as for :meth:`Catalog.add_items <metarec.Catalog.add_items>`.
         """
         catalog = larger(self, added)
         return with_catalog(self, catalog, standardised_by_name(catalog, self.scales))

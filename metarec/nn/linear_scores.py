@@ -24,7 +24,7 @@ AT_ONCE = 1 << 22  # scores whose moments are computed at once
 
 @dataclass(frozen=True, eq=False)
 class LinearScores:
-    """Scores of N users against the catalogue; see the module.
+    """Dot-product scores of N users, of several learners fused into one matrix product; see the module.
 
     Attributes:
         tables: the items.
@@ -249,5 +249,5 @@ def _moved(
     before = (vectors * state.unsqueeze(2)).sum(-1) - centre.unsqueeze(-1)
     count, measured = tables.count.clamp(min=1), corrections * (rows < tables.fitted)
     shift = measured.sum(-1) / count
-    grown = (measured * (2 * before + measured)).sum(-1) / count
-    return centre + shift, variance + grown - shift**2, corrections
+    spread = (measured * (2 * before + measured)).sum(-1) / count
+    return centre + shift, variance + spread - shift**2, corrections

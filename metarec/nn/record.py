@@ -1,4 +1,4 @@
-"""What a method says of itself: until when it saw clicks, which stages of its training are done, how much it reads.
+"""Training records of models: until when they saw clicks, which stages are done, how long a history they read.
 
 The training stands as plain attributes on the trained parts themselves, so it goes where the weights go: into copies,
 and into whatever is put around the parts. ``fitted_until`` is the time of the last click seen, ``trained`` and
@@ -19,7 +19,7 @@ INFORMATION = ("upstream", "live", "later")  # what each knows, the next knows t
 
 @dataclass(frozen=True)
 class Record:
-    """What a method and its parts say of their training.
+    """The training record of a model and its parts.
 
     Attributes:
         information: what the method could know, see :func:`metarec.evaluate`.

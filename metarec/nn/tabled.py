@@ -144,7 +144,7 @@ class FrozenLearner:
             raise ValueError(
                 f"keep_weights: {type(self.learner).__name__} has no weights of a user's own; adapt by a MetaLearner"
             )
-        state, active = self.learner.stand(query.to(self.tables.rows.device))
+        state, active = self.learner.encode_queries(query.to(self.tables.rows.device))
         return UserState({"active": active.flatten().unsqueeze(1), "state": state.flatten(0, 1).unsqueeze(1)})
 
 

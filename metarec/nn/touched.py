@@ -1,4 +1,4 @@
-"""Item rows that adapt per user, without a table per user."""
+"""Sparse per-user updates of an embedding table: only the rows that a user touches."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from metarec.types import Examples
 
 
 class TouchedRows(nn.Module):
-    """A shared table plus one user's own correction of the rows it touches.
+    """A shared embedding table plus one user's sparse update of the rows it touches.
 
     ``vector(i) = items(i) + delta[slot of i]`` where ``touched[slot] == i``. The delta starts at zero and gets the
     gradient that row i of the table would have had, so adapting it is adapting the table; memory is (U, D) per user.

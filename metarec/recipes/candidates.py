@@ -68,6 +68,18 @@ class CandidateScores:
         """Some of the clicks only; ``rows`` is an (n,) bool mask or a slice."""
         return replace(self, **{name: getattr(self, name)[rows] for name in COLUMNS})
 
+    def ndcg(self, scores: Tensor, length: int = 10) -> Tensor:
+        """(n,) NDCG of the targets by scores (n, C); a candidate that stands for several items counts so often.
+
+        Ties are broken at random on average: a tied item counts half.
+        """
+        scores = scores.masked_fill(self.unknown.all(1), -torch.inf)
+        own = scores.gather(1, self.target[:, None])
+        above = (scores > own).double() + 0.5 * (scores == own).double()
+        above.scatter_(1, self.target[:, None], 0)
+        rank = 1 + (above * self.log_importance.double().exp()).sum(1)
+        return torch.where((rank <= length) & own.squeeze(1).isfinite(), 1 / (1 + rank).log2(), 0)
+
     def split(self, size: int) -> Iterator[CandidateScores]:
         """So many clicks at a time."""
         for start in range(0, len(self.z), size):
@@ -76,7 +88,12 @@ class CandidateScores:
 
 @torch.no_grad()
 def candidate_scores(
-    models: Mapping[str, Method], warm: Tensor, episodes: Iterable[EpisodeBatch], *, exclude_seen: bool = True
+    models: Mapping[str, Method],
+    warm: Tensor,
+    episodes: Iterable[EpisodeBatch],
+    *,
+    exclude_seen: bool = True,
+    most: int = CANDIDATES,
 ) -> CandidateScores:
     """Score the queries of some users, and sampled candidates, with every model.
 
@@ -86,6 +103,7 @@ def candidate_scores(
             candidate.
         episodes: the users.
         exclude_seen: leave what a user has clicked out of the candidates, and clicks on it out of the targets.
+        most: candidates of a click; of a larger catalogue, a sample.
 
     Raises:
         ValueError: if there is no query, or a score is not finite.
@@ -94,7 +112,7 @@ def candidate_scores(
     asked = {name: as_model(method) for name, method in models.items()}
     rows, until = [], -math.inf
     for batch in episodes:
-        rows.append(_rows(asked, warm, batch.to(warm.device), draw, exclude_seen=exclude_seen))
+        rows.append(_rows(asked, warm, batch.to(warm.device), (draw, most), exclude_seen=exclude_seen))
         time = batch.query.time
         until = max(until, math.inf if time is None else float(time.max()))
     if not rows or not sum(len(found[0]) for found in rows):
@@ -103,7 +121,12 @@ def candidate_scores(
 
 
 def _rows(
-    models: Mapping[str, Model], warm: Tensor, batch: EpisodeBatch, draw: torch.Generator, *, exclude_seen: bool
+    models: Mapping[str, Model],
+    warm: Tensor,
+    batch: EpisodeBatch,
+    sample: tuple[torch.Generator, int],
+    *,
+    exclude_seen: bool,
 ) -> tuple[Tensor, ...]:
     """The ``COLUMNS`` of the real queries of one batch."""
     query, real = batch.query, batch.query.weight > 0
@@ -119,7 +142,7 @@ def _rows(
     target = query.target[real]
     allowed = ~seen[real]
     allowed[:, 0] = False
-    candidate, log_importance = _candidates(z, allowed, target, draw)
+    candidate, log_importance = _candidates(z, allowed, target, *sample)
     z = z.gather(2, candidate[:, None].expand(-1, len(models), -1))
     user = batch.user[:, None].expand_as(real)[real]
     column = (candidate == target[:, None]).int().argmax(-1)
@@ -127,17 +150,17 @@ def _rows(
     return user, column, z, silent, user_context(query, warm)[real], log_importance
 
 
-def _candidates(z: Tensor, allowed: Tensor, target: Tensor, draw: torch.Generator) -> tuple[Tensor, Tensor]:
+def _candidates(z: Tensor, allowed: Tensor, target: Tensor, draw: torch.Generator, most: int) -> tuple[Tensor, Tensor]:
     """Codes (n, C) of the candidates of n clicks, the target among them, and their log importance weights."""
     n, models, size = z.shape
-    if size <= CANDIDATES:
+    if size <= most:
         every = torch.arange(size, device=z.device).expand(n, -1)
         return every, torch.where(allowed, 0.0, NEVER)
-    best = top_k(z.masked_fill(~allowed[:, None], -torch.inf), CANDIDATES // (2 * models))[1]
+    best = top_k(z.masked_fill(~allowed[:, None], -torch.inf), most // (2 * models))[1]
     key = torch.rand(n, size, generator=draw, device=z.device).scatter(1, best.flatten(1), 2.0)
     key = key.scatter(1, target[:, None], 2.0).masked_fill(~allowed, -1.0)
     others = ((key >= 0) & (key < 2)).sum(-1, keepdim=True)
-    taken, candidate = key.topk(CANDIDATES, -1)
+    taken, candidate = key.topk(most, -1)
     drawn = (taken >= 0) & (taken < 2)
     share = (others / drawn.sum(-1, keepdim=True)).log()
     return candidate, torch.where(drawn, share, torch.where(taken < 0, NEVER, 0.0))

@@ -1,4 +1,4 @@
-"""What a checkpoint of a training holds, and that it fits the training that reads it."""
+"""Training checkpoints, and the check that one fits the training that resumes from it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TINY = 1e-18  # squares of smaller numbers may be lost
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where a training is.
+    """A training checkpoint: weights, optimiser state and progress.
 
     Attributes:
         settings: what must be the same for the training to go on, by name.

@@ -17,14 +17,16 @@ from metarec.recipes import mml, sasrec
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.ease import EASE
 from metarec.recipes.inner_steps import select_inner_steps, with_inner_steps
+from metarec.recipes.itemknn import ItemKNN
 from metarec.recipes.mml import MML
 from metarec.recipes.nested_validation import validation_split
+from metarec.recipes.own_clicks import OwnClicks
 from metarec.recipes.popularity import LivePopularity, Popularity
 from metarec.recipes.transitions import CoClicks, Transitions
 from metarec.types import Method, Progress
 
 CLICKS = 5  # last clicks of each validation user
-Group = Literal["meta", "plain", "sum", "counts", "live"]
+Group = Literal["meta", "plain", "sum", "counts", "more", "repeats", "live"]
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,9 @@ class Component:
     Attributes:
         name: of the model, or of the kind.
         group: ``"meta"`` for MML's learners, ``"plain"`` for a SASRec each of ids and of every modality, ``"sum"`` for
-            one of all of them, ``"counts"`` for what is counted upstream, ``"live"`` for what is counted until the
-            moment of the question.
+            one of all of them, ``"counts"`` for what is counted upstream, ``"more"`` for further such counts,
+            ``"repeats"`` for those that speak where people click again, ``"live"`` for what is counted until the moment
+            of the question.
         fit: the models by name.
         members: what ensembles are made of, from the fitted models; they themselves by default.
     """
@@ -165,6 +168,9 @@ COMPONENTS = (
     _count("EASE", lambda setup: EASE(setup.data, penalty=500.0, device=torch.device(setup.device))),
     _count("transitions", lambda setup: Transitions(setup.data).to(setup.device)),
     _count("co-clicks", lambda setup: CoClicks(setup.data).to(setup.device)),
+    _count("EASE, light", lambda setup: EASE(setup.data, penalty=100.0, device=torch.device(setup.device)), "more"),
+    _count("item neighbours", lambda setup: ItemKNN(setup.data, device=setup.device), "more"),
+    _count("own clicks", lambda setup: OwnClicks(setup.data, seed=setup.seed), "repeats"),
     _count("popularity, live decay", _decayed, "live"),
     _count("transitions, live", _live_transitions, "live"),
     _count("co-clicks, live", lambda setup: CoClicks(setup.every_click, live=True).to(setup.device), "live"),

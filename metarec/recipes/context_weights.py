@@ -2,12 +2,12 @@
 
 The fused score of item i is ``sum_s w_s z_si + b_s [s does not know i]``, where z is model s's standardised score. Each
 of w and b is linear in features of the context: a constant, the log of the clicks so far, the share of them on items
-unseen upstream, and the time since the last click (its log, standardised, and the square of that). An item that a model
-does not know therefore gets a learned score of its own, in place of the lowest one.
+unseen upstream, and the time since the last click (its log, standardised, and the square of that); a weight that would
+be negative is 0. An item that a model does not know therefore gets a learned score of its own, in place of the lowest.
 
 The log-likelihood of real clicks is dominated by low-ranked targets, so the weights minimise the generalised
 cross-entropy (q = 0.4), which a low-ranked target hardly moves (Zhang and Sabuncu, "Generalized Cross Entropy Loss",
-NeurIPS 2018).
+NeurIPS 2018). The weights are shrunk toward equal ones that are the same for everybody.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from metarec.recipes.candidates import CandidateScores
 
 AT_ONCE = 512  # clicks whose loss is computed at once
 FEATURES = 5  # of the context
-PENALTY = 1e-3  # of the squared weights
+PENALTY = 1e-3  # of the squared distance from equal weights
 FARTHEST = 3.0  # standard deviations that the log of the gap is clipped to
 
 
@@ -84,20 +84,25 @@ class ContextWeights(nn.Module):
         for column in each.unbind(1)[1:]:
             total = total + column
         weight, unknown = total.chunk(2, 1)
-        return weight, unknown
+        return weight.clamp(min=0), unknown
 
     def fuse(self, z: Tensor, unknown: Tensor, context: Tensor) -> Tensor:
         """(n, S, C) and (n, S, C) bool, with contexts (n, 3), to fused scores (n, C)."""
         features = self.features(context)
-        weight, missing = (features @ self.weight).unsqueeze(-2), (features @ self.unknown).unsqueeze(-2)
-        return (weight @ z + missing @ unknown.to(z.dtype)).squeeze(-2)
+        weight, missing = (features @ self.weight).clamp(min=0), features @ self.unknown
+        return (weight.unsqueeze(-2) @ z + missing.unsqueeze(-2) @ unknown.to(z.dtype)).squeeze(-2)
+
+    def distance(self) -> Tensor:
+        """() squared distance from equal weights for everybody and nothing for unknown items."""
+        apart = self.weight[0] - self.weight[0].mean()
+        return (apart**2).sum() + (self.weight[1:] ** 2).sum() + (self.unknown**2).sum()
 
     def fit(self, seen: CandidateScores, *, penalty: float = PENALTY, top: float = 0.4, iterations: int = 40) -> None:
         """Minimise the generalised cross-entropy of real clicks by L-BFGS.
 
         Args:
             seen: of clicks that no model was fitted on, from :func:`candidate_scores`, of these models at least.
-            penalty: of the squared weights.
+            penalty: of the squared distance from equal weights.
             top: q of the loss ``(1 - p^q) / q``, p the probability of a click; 0 for the log-likelihood.
             iterations: of L-BFGS.
 
@@ -115,7 +120,7 @@ class ContextWeights(nn.Module):
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = penalty * torch.stack([(p**2).sum() for p in own]).sum()
+            loss = penalty * self.distance()
             loss.backward()
             for part in seen.split(AT_ONCE):
                 scores = self.fuse(part.z, part.unknown, part.context) + part.log_importance

@@ -1,4 +1,4 @@
-"""What models of counts share: what they keep of a user, more items, and what they read of a file."""
+"""Base of count-based models: user states that are histories, added items, and serialisation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _lock = threading.Lock()  # one thread moves counts on at a time
 
 
 class Counted(Protocol):
-    """What was counted: a value."""
+    """Immutable counts, which give new ones for later clicks."""
 
     def followed_by(self, clicks: Dataset) -> Self:
         """What is counted with later clicks too."""
@@ -38,7 +38,7 @@ class Counted(Protocol):
 
 
 class Counts(Model):
-    """A model without weights of a user's own: all that it keeps of a user is what it reads of the history.
+    """A base for count-based models, whose user state is the history that they read.
 
     Live counts keep the time that is asked about, NaN where it is not told, which means after all clicks counted until
     the scores are made; so a state that was made before others clicked does not grow old.
@@ -146,7 +146,7 @@ class Counts(Model):
             ValueError: if an id is there already, or the items have a modality that the catalogue lacks.
         """
         out = self.copied()
-        out.catalog = self.catalog.grown(added)
+        out.catalog = self.catalog.add_items(added)
         out.warm = np.pad(self.warm, (0, len(added.items)))
         out.fitted = self.fitted or len(self.warm)
         out._grow(out.catalog.size)

@@ -23,6 +23,7 @@ from metarec.model import Model, Saved, register
 from metarec.nn.record import INFORMATION, longest_history, record_of
 from metarec.recipes.context_weights import ContextWeights
 from metarec.recipes.ensemble_scores import EnsembleScores, weighted_sum
+from metarec.recipes.fit_report import FitReport
 from metarec.recipes.stacked_learners import Stacking
 from metarec.recipes.user_context import user_context
 from metarec.scoring import UserState
@@ -64,6 +65,7 @@ class Ensemble(Model, nn.Module):
     """
 
     _stacking: Stacking
+    report: FitReport | None = None  # of the fit that chose it
 
     def __init__(
         self, parts: Mapping[str, Method], upstream: Dataset | None = None, *, weights: ContextWeights | None = None
@@ -198,7 +200,7 @@ class Ensemble(Model, nn.Module):
         """
         if self.catalog is None:
             raise ValueError("add_items: the ensemble has no catalogue; give it upstream=")
-        catalog = self.catalog.grown(added)
+        catalog = self.catalog.add_items(added)
         out = self._with(
             {name: _each(name, "add_items", part.add_items, added) for name, part in self._members.items()}
         )
@@ -237,7 +239,9 @@ class Ensemble(Model, nn.Module):
 
     def state(self) -> Saved:
         """Names, the fitted weights, and the parts."""
-        return replace(self.weights.state(), parts=dict(self._members))
+        own = self.weights.state()
+        told = {} if self.report is None else {"report": self.report.to_dict()}
+        return replace(own, settings={**own.settings, **told}, parts=dict(self._members))
 
     @classmethod
     def from_state(cls, saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Self:
@@ -253,6 +257,8 @@ class Ensemble(Model, nn.Module):
             raise ValueError(f"ensemble: expected parts of {catalog.size} catalogue rows, got {sizes}")
         out = cls({name: parts[name] for name in weights.names}, weights=weights)
         out.catalog, out.warm = catalog, warm
+        if (told := saved.settings.get("report")) is not None:
+            out.report = FitReport.of(told)
         return out
 
 

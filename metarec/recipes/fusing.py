@@ -265,7 +265,7 @@ def _adapted_users(metas: Sequence[MetaLearner], sampler: EpisodeSampler) -> _Us
 
     @torch.no_grad()
     def adapted(part: EpisodeBatch) -> list[Tensor]:
-        states, active = zip(*(meta.adapt(part.support).stand(part.query) for meta in metas), strict=True)
+        states, active = zip(*(meta.adapt(part.support).encode_queries(part.query) for meta in metas), strict=True)
         return [*states, *active]
 
     for batch in sampler.epoch(0):

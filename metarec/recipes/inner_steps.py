@@ -11,18 +11,14 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from metarec.data.dataset import Dataset
-from metarec.functional.fusion import check_scores
-from metarec.functional.histories import leaves_out_seen, seen_items
-from metarec.functional.ranking import ndcg_at, ranks
+from metarec.functional.histories import leaves_out_seen
 from metarec.recipes.mml import MML, device_of
 from metarec.recipes.nested_validation import last_clicks
-from metarec.types import EpisodeBatch, Method
+from metarec.recipes.validation import ranked
 
-LENGTH = 10  # of the list whose NDCG is looked at
 ERRORS = 2.0  # standard errors that a gain must exceed
 
 
@@ -76,42 +72,20 @@ def select_inner_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[s
     for name in model.learners:
         ways = model.meta(name), with_inner_steps(model, 0).meta(name)
         try:
-            found = [_gains(name, *ways, batch, exclude_seen=leave_out) for batch in batches]
+            moved, still = (ranked(way, batches, exclude_seen=leave_out, name=name).by_user() for way in ways)
         except ValueError as error:
             raise ValueError(f"select_inner_steps: learner {name!r} on {users.name}: {error}") from error
-        user, gain = (torch.cat(column) for column in zip(*found, strict=True)) if found else (torch.empty(0),) * 2
-        out[name] = model.config.steps(name) if _is_significant(user, gain) else 0
+        out[name] = model.config.steps(name) if _is_significant(moved - still) else 0
     model.train(training)
     return out
 
 
-@torch.no_grad()
-def _gains(
-    name: str, adapted: Method, still: Method, batch: EpisodeBatch, *, exclude_seen: bool
-) -> tuple[Tensor, Tensor]:
-    """User (n,) and gain of NDCG (n,) of each query of one batch."""
-    query, real = batch.query, batch.query.weight > 0
-    scored = [method.adapt(batch.support)(query) for method in (adapted, still)]
-    for one in scored:
-        check_scores(one, name)
-    seen = seen_items(query, scored[0].scores.shape[-1]) & exclude_seen
-    real = real & ~seen.gather(-1, query.target.unsqueeze(-1)).squeeze(-1)  # a list without seen items has none of them
-    allowed = ~seen
-    allowed[..., 0] = False
-    known = [s.scores.masked_fill(~s.known, torch.finfo(s.scores.dtype).min) for s in scored]
-    moved, stood = (ndcg_at(ranks(scores, query.target, allowed=allowed), LENGTH) for scores in known)
-    return batch.user[:, None].expand_as(real)[real], (moved - stood)[real]
-
-
-def _is_significant(user: Tensor, gain: Tensor) -> bool:
-    """Whether users gain on average, by more than two standard errors over users (clicks of one user are averaged).
+def _is_significant(gain: Tensor) -> bool:
+    """Whether users (U,) gain on average, by more than two standard errors.
 
     Raises:
         ValueError: if there are fewer than two users.
     """
-    own, count = user.unique(return_counts=True)
-    if len(own) < 2:
-        raise ValueError(f"select_inner_steps: expected at least two users with four clicks or more, got {len(own)}")
-    each = torch.zeros(len(own), dtype=torch.float64, device=gain.device)
-    each = each.index_add(0, torch.searchsorted(own, user), gain.double()) / count
-    return bool(each.mean() > ERRORS * each.std() / len(own) ** 0.5)
+    if len(gain) < 2:
+        raise ValueError(f"select_inner_steps: expected at least two users with four clicks or more, got {len(gain)}")
+    return bool(gain.mean() > ERRORS * gain.std() / len(gain) ** 0.5)

@@ -8,19 +8,26 @@ towards the adapted ones.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from metarec.data.sampler import EpisodeSampler
 from metarec.meta import MetaLearner
 from metarec.nn import record
-from metarec.recipes.sasrec import every_click
+from metarec.recipes.next_item import every_click
 from metarec.recipes.training import TrainingRun
 from metarec.types import Progress
 
 
-def maml(meta: MetaLearner, sampler: EpisodeSampler, *, epochs: int = 10, lr: float = 1e-3) -> Iterator[Progress]:
+def maml(
+    meta: MetaLearner,
+    sampler: EpisodeSampler,
+    *,
+    epochs: int = 10,
+    lr: float = 1e-3,
+    after: Callable[[int], bool] | None = None,
+) -> Iterator[Progress]:
     """Outer steps of Adam on the query loss at the adapted weights.
 
     Args:
@@ -28,6 +35,7 @@ def maml(meta: MetaLearner, sampler: EpisodeSampler, *, epochs: int = 10, lr: fl
         sampler: users as tasks; give it ``queries=0.5`` to learn from half of every user's clicks.
         epochs: over the users.
         lr: outer learning rate.
+        after: called with the number of epochs done after each; where it returns True, the training is over.
     """
     device = next(meta.parameters()).device
     run = TrainingRun(meta, seed=sampler.seed, settings={})
@@ -41,6 +49,7 @@ def maml(meta: MetaLearner, sampler: EpisodeSampler, *, epochs: int = 10, lr: fl
         sampler.epoch,
         sampler.users,
         lambda batch: meta.backward(batch.to(device)),
+        after,
     )
     meta.eval()
 

@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from metarec.data.dataset import Catalog, Dataset
 from metarec.functional.losses import softmax_among, weighted_mean
 from metarec.nn import IdItems, record
-from metarec.nn.growing import larger
+from metarec.nn.add_items import larger
+from metarec.nn.former import FormerNames
 from metarec.nn.items import more_items
 from metarec.nn.learner import TOLD
 from metarec.types import Examples
@@ -27,7 +28,7 @@ from metarec.types import Examples
 Loss = Literal["margin", "softmax"]
 
 
-class TransitionLearner(nn.Module):
+class TransitionLearner(FormerNames, nn.Module):
     """Scores item j after item i by ``-|i + r - j|^2``, r the user's own vector.
 
     Only r adapts. Make it a method by ``MetaLearner(learner, lr=..., steps=1, objectives=...)`` and
@@ -76,14 +77,14 @@ class TransitionLearner(nn.Module):
         out.catalog, out.warm = catalog, np.append(self.warm, np.zeros(len(added.items), dtype=np.bool_))
         return out
 
-    def stand(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """Where the next item is expected, ``i + r`` (..., S, D), and whether item i is known (..., S)."""
+    def encode_queries(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Encode each query: user states ``i + r`` (..., S, D) for the last item i, has a known history (..., S)."""
         last = examples.history.gather(-1, examples.position)
         return self.items(last) + self.relation, self.items.known[last]
 
-    def rank(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
-        """Catalogue scores (..., S, I), states (..., S, D) and whether the last item is known (..., S)."""
-        state, active = self.stand(examples)
+    def score(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
+        """Score the catalogue: scores (..., S, I), user states (..., S, D), has a known history (..., S)."""
+        state, active = self.encode_queries(examples)
         table = self.items.table()
         return nearness(state @ table.T, table.square().sum(-1)), state, active
 
@@ -93,7 +94,7 @@ class TransitionLearner(nn.Module):
         Raises:
             ValueError: if the objective is not one of the two.
         """
-        state, _ = self.stand(examples)
+        state, _ = self.encode_queries(examples)
         target = self.items(examples.target)
         positive = nearness((state * target).sum(-1), target.square().sum(-1))
         if objective == "softmax":

@@ -25,6 +25,7 @@ from metarec.recipes.config import MMLConfig
 from metarec.recipes.features import joined, scales_of, standardised
 from metarec.recipes.fusing import fusion_users, train_fusion
 from metarec.recipes.mml_parts import LearnersByModality
+from metarec.recipes.next_item import CPU_USERS, backward_softmax
 from metarec.recipes.training import TrainingRun, settings_of, stages_of, training_only
 from metarec.types import EpisodeBatch, Modality, Progress
 
@@ -183,8 +184,11 @@ def warm_up(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun) ->
     every_click = replace(sampler, queries=config.max_length)
 
     def backward(batch: EpisodeBatch) -> float:
+        batch = batch.to(device_of(model))
+        if config.objectives[1] == "softmax":
+            return backward_softmax(learner, batch, lambda part: part.query)
         total = 0.0
-        for part in batch.to(device_of(model)).chunks(16 if device_of(model).type == "cpu" else len(batch)):
+        for part in batch.chunks(CPU_USERS if device_of(model).type == "cpu" else len(batch)):
             loss = learner.task_view("encoder").loss(part.query, config.objectives[1]).sum() / len(batch)
             loss.backward()
             total += float(loss.detach())

@@ -1,4 +1,4 @@
-"""What recommends best to cold users in our comparison: an ensemble of MML's learners and plain counts.
+"""Ensemble of MML's learners and item counts: the best on cold users in our comparison.
 
 MML's adapted learners (with generators) know what items look and read like, and serve cold items; a SASRec of ids and
 features summed is the best single learner of warm ones; counts know what goes with what from the first click on. The
@@ -39,7 +39,7 @@ def mml_blend(
     device: torch.device | str = "cpu",
     components: Iterable[Component] | None = None,
 ) -> Ensemble:
-    """A trained ensemble of MML and counts; evaluate, save and serve it, or look at its ``members()``.
+    """Train an ensemble of MML and item counts; evaluate, save and serve it, or look at its ``members()``.
 
     Args:
         upstream: the upstream side of a split.

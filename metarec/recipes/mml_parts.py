@@ -12,7 +12,7 @@ from metarec.data.dataset import Catalog, Dataset
 from metarec.functional.scaling import FeatureScale
 from metarec.meta import MetaLearner
 from metarec.nn import ColdItemGenerator, ModalityLearner
-from metarec.nn.growing import larger, standardised_by_name, with_catalog
+from metarec.nn.add_items import larger, standardised_by_name, with_catalog
 from metarec.nn.learner import TOLD
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.fusing import FusedMethod, FusedModel
@@ -42,7 +42,7 @@ class LearnersByModality(FusedModel, nn.Module):
                 by the features that the model was built with.
 
         Raises:
-            ValueError: as for :meth:`Catalog.grown <metarec.Catalog.grown>`.
+            ValueError: as for :meth:`Catalog.add_items <metarec.Catalog.add_items>`.
         """
         catalog = larger(self, added)
         modalities = standardised_by_name(catalog, self.scales)

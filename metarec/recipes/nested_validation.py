@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from metarec.data import Dataset, EpisodeSampler, split_by_time, split_time
-from metarec.data.cutting import some_clicks, without_last
+from metarec.data.examples import filter_interactions, leave_last_out
 from metarec.functional.histories import leaves_out_seen
 from metarec.recipes.candidates import candidate_scores
 from metarec.recipes.context_weights import PENALTY, ContextWeights
@@ -121,7 +121,7 @@ def validation_split(upstream: Dataset, cold_users: float = COLD_USERS, *, most:
     earlier, later = split_by_time(upstream, at=split_time(upstream, cold_users))
     if len(later.user_codes) > most:
         drawn = np.random.default_rng(0).choice(later.user_codes, most, replace=False)
-        later = some_clicks(later, np.isin(later.user, drawn))
+        later = filter_interactions(later, np.isin(later.user, drawn))
     return earlier, later
 
 
@@ -132,6 +132,22 @@ def last_clicks(data: Dataset, clicks: int, *, users_per_batch: int | None = Non
     """
     users_per_batch = users_per_batch or min(256, max(1, SCORES // data.catalog.size))
     for taken in range(clicks):
-        rest = without_last(data, taken, least=4)
+        rest = leave_last_out(data, taken, least=4)
         if len(rest):
             yield from EpisodeSampler(rest, part="serving", users_per_batch=users_per_batch).epoch(0)
+
+
+def at_most(batches: list[EpisodeBatch], clicks: int) -> list[EpisodeBatch]:
+    """Batches of so many clicks at most, those of users drawn at random where there are more."""
+    total = sum(int((batch.query.weight > 0).sum()) for batch in batches)
+    if total <= clicks:
+        return batches
+    rng = np.random.default_rng(0)
+    users = np.unique(np.concatenate([batch.user.cpu().numpy() for batch in batches]))
+    kept = torch.from_numpy(rng.permutation(users)[: max(1, int(len(users) * clicks / total))])
+    out = []
+    for batch in batches:
+        rows = torch.isin(batch.user.cpu(), kept).nonzero().squeeze(-1).to(batch.user.device)
+        if len(rows):
+            out.append(EpisodeBatch(batch.user[rows], batch.support[rows], batch.query[rows]))
+    return out

@@ -1,4 +1,4 @@
-"""Counts of what was clicked after what: sums for the present, which move on, and single pairs for the past."""
+"""Incremental item-to-item counts: running sums for the present, single pairs for any moment of the past."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LONGEST = 256  # half-lives after which weights are measured from another time, 
 
 @dataclass(frozen=True, eq=False)
 class PairCounts:
-    """What a model of pairs has counted: a value, which gives another one for more clicks.
+    """Immutable item-to-item counts, which give new ones for later clicks.
 
     Attributes:
         rule: which pairs count.

@@ -1,4 +1,4 @@
-"""The baselines that everything must beat: what most users clicked, ever, lately, or just now."""
+"""Popularity baselines: most clicked ever, recently, or in a window before each moment."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ class WindowCounts:
     window: float
     half_life: float
     counts: Floats
-    left: int = 0
+    left: int
 
     @classmethod
     def of(cls, log: ClickLog, window: float, half_life: float, items: int) -> Self:

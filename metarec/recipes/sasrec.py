@@ -8,7 +8,7 @@ are the full softmax (Klenitskiy and Vasilev, RecSys 2023), the sampled softmax,
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, cast
 
 import torch
@@ -22,11 +22,11 @@ from metarec.functional.scaling import FeatureScale
 from metarec.nn import FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder, TableItems, record
 from metarec.nn.items import drawn_once, more_items
 from metarec.recipes.features import scales_of, standardised
+from metarec.recipes.next_item import CPU_USERS, backward_softmax, every_click
 from metarec.recipes.training import TrainingRun
 from metarec.types import EpisodeBatch, Examples, Modality, Progress
 
 Loss = Literal["softmax", "sampled_softmax", "bpr", "gbce"]
-CPU_USERS = 16  # users of one pass on a CPU: what its caches hold
 
 
 class SummedItems(nn.Module):
@@ -148,6 +148,7 @@ def train(
     users_per_batch: int = 128,
     negatives: int = 64,
     seed: int = 0,
+    after: Callable[[int], bool] | None = None,
 ) -> Iterator[Progress]:
     """Ordinary next-item training on every click of every user; Adam.
 
@@ -161,6 +162,7 @@ def train(
         users_per_batch: B.
         negatives: of a click, for the losses that sample them.
         seed: of batches, negatives and dropout.
+        after: called with the number of epochs done after each; where it returns True, the training is over.
     """
     sampler = EpisodeSampler(
         data,
@@ -173,6 +175,8 @@ def train(
     candidates = int(learner.candidates.sum())
 
     def backward(batch: EpisodeBatch) -> float:
+        if objective == "softmax":
+            return backward_softmax(learner, batch.to(device))
         total = 0.0
         for part in batch.chunks(CPU_USERS if device.type == "cpu" else len(batch)):
             examples = every_click(part.to(device))
@@ -188,18 +192,9 @@ def train(
     record.begin(learner, data.time.max().item())
     learner.train()
     yield from run.stage(
-        f"SASRec {objective}", epochs, learner.parameters(), lr, sampler.epoch, sampler.users, backward
+        f"SASRec {objective}", epochs, learner.parameters(), lr, sampler.epoch, sampler.users, backward, after
     )
     learner.eval()
-
-
-def every_click(batch: EpisodeBatch) -> Examples:
-    """Support and query as one: every click of a user after the first is asked for from those before it."""
-    both = (batch.support, batch.query)
-    return Examples(
-        batch.query.history,
-        *(torch.cat([getattr(e, name) for e in both], 1) for name in ("position", "target", "negatives", "weight")),
-    )
 
 
 def gbce_loss(learner: ModalityLearner, examples: Examples, rate: float, *, calibration: float = 0.75) -> Tensor:

@@ -107,6 +107,7 @@ class TrainingRun:
         batches: Callable[[int, slice], Iterator[EpisodeBatch]],
         users: int,
         backward: Callable[[EpisodeBatch], float],
+        after: Callable[[int], bool] | None = None,
     ) -> Iterator[Progress]:
         """Train some parameters with Adam for some epochs, or for what is left of them.
 
@@ -118,6 +119,7 @@ class TrainingRun:
             batches: the batches of an epoch, of which a process asks for its own users: ``sampler.epoch``.
             users: in one epoch.
             backward: adds the gradient of a batch's loss and returns the loss.
+            after: called with the number of epochs done after each; where it returns True, the stage is over.
 
         Raises:
             ValueError: if the checkpoint has epochs or an optimizer's state that this stage does not have.
@@ -153,6 +155,8 @@ class TrainingRun:
                     f"epoch {epoch + 1} of stage {name!r} left weights that are not finite; {LOWER}"
                 )
             self._save(name, epoch + 1, optimizer)
+            if after is not None and after(epoch + 1):
+                break
         self.finish(name)
 
     def reseed(self, name: str, epoch: int) -> None:

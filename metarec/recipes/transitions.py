@@ -1,4 +1,4 @@
-"""Baselines and parts of ensembles: what others clicked soon after, or beside, what this user clicked."""
+"""Item-to-item counts: first-order transitions (Markov chain) and co-clicks within a window."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ class Transitions(Counts, nn.Module):
 
 @register
 class CoClicks(Transitions):
-    """Scores an item by how often it was clicked beside the user's last clicks, before or after (log of a sum).
+    """Co-occurrence counts: scores an item by clicks beside the user's last ones, before or after (log of a sum).
 
     ``score_i = log(least + sum_r FORGET^r n(x_r, i) / sqrt((c(x_r) + FEW) (c(i) + FEW)))``, where n(x, i) is how often
     users clicked i at most ``REACH`` clicks from x, and c the clicks of an item. What everybody clicks is not close to

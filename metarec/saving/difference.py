@@ -1,4 +1,4 @@
-"""Whether a module is what its description makes: only such a module can be built again from a file."""
+"""Compare a module with the one rebuilt from its description: only if they agree can it be saved."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RECORDS = ("training", "fitted_until", "trained", "untrained", "made", "repeat_s
 _PLAIN = (bool, int, float, str, tuple, type(None))
 
 
-def difference(model: nn.Module, twin: nn.Module) -> str:
+def difference(model: nn.Module, rebuilt: nn.Module) -> str:
     """How a module differs from the one that its description makes, in words; "" if it does not.
 
     Weights may have any values. Compared are the parts and their classes, the names and shapes of the weights, hooks,
@@ -20,24 +20,24 @@ def difference(model: nn.Module, twin: nn.Module) -> str:
 
     Args:
         model: the module.
-        twin: as it would be built; its weights may be on the device ``meta``.
+        rebuilt: as it would be built; its weights may be on the device ``meta``.
     """
     kinds = {t.dtype for t in model.state_dict().values()}
     if len(kinds) > 1:
         return f"its weights are of several types, {sorted(map(str, kinds))}"
     for kind in kinds:
-        twin.to(kind)
-    mine, theirs = (dict(each.named_modules(remove_duplicate=False)) for each in (model, twin))
+        rebuilt.to(kind)
+    mine, theirs = (dict(each.named_modules(remove_duplicate=False)) for each in (model, rebuilt))
     for name in _both(mine, theirs):
         if problem := _odd_name(name, mine, theirs, "part") or _odd_part(name, mine[name], theirs[name]):
             return problem
-    own, expected = model.state_dict(), twin.state_dict()
+    own, expected = model.state_dict(), rebuilt.state_dict()
     for name in _both(own, expected):
         if problem := _odd_name(name, own, expected, "weight"):
             return problem
         if own[name].shape != expected[name].shape:
             return f"weight {name!r} is {tuple(own[name].shape)}, its settings make {tuple(expected[name].shape)}"
-    return _odd_buffer(model, twin)
+    return _odd_buffer(model, rebuilt)
 
 
 def _both(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterable[str]:
@@ -51,16 +51,16 @@ def _odd_name(name: str, mine: Mapping[str, Any], theirs: Mapping[str, Any], wha
     return f"its settings make {'no' if name in mine else 'a'} {what} {name!r} ({kind})"
 
 
-def _odd_part(name: str, part: nn.Module, twin: nn.Module) -> str:
+def _odd_part(name: str, part: nn.Module, rebuilt: nn.Module) -> str:
     """How a part differs from the one that would be built, its own parts and weights aside."""
-    if type(part) is not type(twin):
-        got, expected = (f"{type(each).__module__}.{type(each).__qualname__}" for each in (part, twin))
+    if type(part) is not type(rebuilt):
+        got, expected = (f"{type(each).__module__}.{type(each).__qualname__}" for each in (part, rebuilt))
         return f"part {name!r} is a {got}, its settings make a {expected}"
     if part._forward_hooks or part._forward_pre_hooks:
         return f"part {name!r} has a forward hook, which a file cannot hold"
-    for key in _both(vars(part), vars(twin)):
+    for key in _both(vars(part), vars(rebuilt)):
         value = vars(part).get(key)
-        usual = vars(twin)[key] if key in vars(twin) else getattr(type(twin), key, value)
+        usual = vars(rebuilt)[key] if key in vars(rebuilt) else getattr(type(rebuilt), key, value)
         if key not in RECORDS and not (isinstance(value, Tensor) or key.startswith("__")) and _differs(value, usual):
             return f"part {name!r} has {key}={value!r}, its settings make {usual!r}"
     return ""
@@ -83,8 +83,8 @@ def _same_function(value: object, usual: object) -> bool:
     return value is usual or (code is not None and code is getattr(usual, "__code__", None))
 
 
-def _odd_buffer(model: nn.Module, twin: nn.Module) -> str:
-    expected = dict(twin.named_buffers(remove_duplicate=False))
+def _odd_buffer(model: nn.Module, rebuilt: nn.Module) -> str:
+    expected = dict(rebuilt.named_buffers(remove_duplicate=False))
     own = dict(model.named_buffers(remove_duplicate=False))
     pairs = {(id(b), id(expected[name])): name for name, b in own.items() if name in expected}
     for name in pairs.values():

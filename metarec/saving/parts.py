@@ -1,4 +1,4 @@
-"""Modules as plain JSON and back: which class, which settings, which parts.
+"""Serialise modules as plain JSON, and rebuild them: class, settings, parts.
 
 A :class:`Kind` knows the modules of one class. :class:`Describing` goes through a module from the outside in and keeps
 the tensors that no settings can say; :class:`Reading` goes through what a file says and believes none of it.
@@ -54,7 +54,7 @@ def knows(cls: type) -> Kind | None:
 
 
 class Describing:
-    """Goes through a module and says what it is made of.
+    """Serialises a module as plain JSON, part by part.
 
     Args:
         world: gives the catalogue's features, which are not said again.
@@ -125,7 +125,7 @@ def _same(usual: Modality, features: Tensor, present: Tensor) -> bool:
 
 
 class Reading:
-    """Goes through what a file says of a module.
+    """Rebuilds a module from its description in a file, and checks every setting.
 
     Args:
         world: gives the catalogue.

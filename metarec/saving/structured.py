@@ -1,4 +1,4 @@
-"""The state of learners: what their parts are, as plain JSON, and their weights."""
+"""Serialise learners: their parts as plain JSON, and their weights."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 class Structured:
-    """Says a module as a description and tensors, and builds one that is compared with the first before it is saved."""
+    """Codec of learners: a description and tensors, rebuilt and compared with the original before saving."""
 
     def state(self, model: Any) -> Saved:
         """Settings and parts of a module, its weights, and tensors that neither settings nor catalogue make.
@@ -33,8 +33,8 @@ class Structured:
         if empty := [name for name, tensor in weights.items() if tensor.is_meta]:
             raise ValueError(f"weight {empty[0]!r} is on the device meta, without values")
         said = Describing(world, kept).whole(model)
-        twin = quietly(Reading(world, {**weights, **kept}, said).module)
-        if problem := difference(model, twin):
+        rebuilt = quietly(Reading(world, {**weights, **kept}, said).module)
+        if problem := difference(model, rebuilt):
             raise ValueError(problem)
         return Saved({name: said[name] for name in ("settings", "parts")}, {**weights, **kept})
 

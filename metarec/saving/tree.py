@@ -25,7 +25,7 @@ _FIELDS = {"class", "settings", "parts", "frozen", "records"}
 
 @dataclass(eq=False)
 class Packing:
-    """Goes through a model, its parts first.
+    """Serialises a tree of models, parts first.
 
     Attributes:
         nodes: what is said of each model.

@@ -1,4 +1,4 @@
-"""What the models of one file have in common: the catalogue, its standardised features, and shared weights."""
+"""State that the models of one file share: the catalogue, its standardised features, and tied weights."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metarec.data.histories import Clicks, LazyHistories
 from metarec.functional.fusion import NotFiniteError
-from metarec.meta.memory import halves, in_halves
+from metarec.meta.memory import split_range, split_to_fit
 from metarec.scoring import UserState
 from metarec.serving.ranking import pieces
 from metarec.serving.state import State
@@ -86,7 +86,7 @@ def encoded(state: State, asked: Asked) -> UserState:
     order, without = order[counts[order] > 0], np.flatnonzero(counts == 0)
     kind, parts = state.device.type, []
     for some in pieces(len(order), 1 if len(order) <= FEW[kind] else USERS[kind]):
-        parts += [s for _, s in in_halves(lambda p: asked.encode(state, order[p.start : p.stop]), some, halves)]
+        parts += [s for _, s in split_to_fit(lambda p: asked.encode(state, order[p.start : p.stop]), some, split_range)]
     if len(without):
         parts.append(_empty(state, asked, without))
     if not parts:

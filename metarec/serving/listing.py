@@ -16,7 +16,7 @@ from metarec.data.containers import plain
 from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
 from metarec.data.vocabulary import Id
-from metarec.meta.memory import halves, in_halves
+from metarec.meta.memory import split_range, split_to_fit
 from metarec.scoring import Scores
 from metarec.serving.lists import Recommendations
 from metarec.serving.ranking import USERS, best, columns_for, ordered, pieces
@@ -115,7 +115,7 @@ def listed(
         values = values.float().masked_fill(over, -torch.inf)
         return codes.masked_fill(over, 0).cpu(), values.cpu()
 
-    lists = [own for some in pieces(len(clicks), most) for _, own in in_halves(work, some, halves)]
+    lists = [own for some in pieces(len(clicks), most) for _, own in split_to_fit(work, some, split_range)]
     width = max(codes.shape[1] for codes, _ in lists)
     codes = torch.cat([F.pad(own, (0, width - own.shape[1])) for own, _ in lists])
     values = torch.cat([F.pad(own, (0, width - own.shape[1]), value=-torch.inf) for _, own in lists])

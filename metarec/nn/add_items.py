@@ -1,4 +1,4 @@
-"""Learners take in items that training has never seen, without training."""
+"""Add items to trained learners without training: cold items, known by their features."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def larger(owner: Any, added: Catalog) -> Catalog:
     """The catalogue of a model followed by more items.
 
     Raises:
-        ValueError: if the model has none, or as for :meth:`Catalog.grown <metarec.Catalog.grown>`.
+        ValueError: if the model has none, or as for :meth:`Catalog.add_items <metarec.Catalog.add_items>`.
     """
     catalog: Catalog | None = owner.catalog
     if catalog is None:
         raise ValueError(f"add_items: {type(owner).__name__} does not say which items it has; attach(upstream) first")
-    return catalog.grown(added)
+    return catalog.add_items(added)
 
 
 def standardised_by_name(catalog: Catalog, scales: Mapping[str, FeatureScale] | None) -> dict[str, Modality]:
@@ -63,5 +63,5 @@ def with_catalog(learner: T, catalog: Catalog, modalities: Mapping[str, Modality
     vars(out).update(_found=[], fitted=old.fitted or len(old.candidates), catalog=catalog)
     if old.warm is not None:
         out.warm = np.append(old.warm, np.zeros(catalog.size - len(old.warm), dtype=np.bool_))
-    grown: T = out
-    return grown
+    added: T = out
+    return added

@@ -1,4 +1,4 @@
-"""Examples cut from columns of clicks, and the negatives they are compared with."""
+"""Next-item examples with sampled negatives from columns of clicks, and filters of interactions: leave-last-out."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ CUT = "interactions cut off"
 UNKNOWN = "interactions with items that the model does not have"
 
 
-def cut_examples(
+def build_examples(
     item: Ints,
     start: Ints,
     first: Ints,
     last: Ints,
     *,
-    line: Ints,
+    cumulative: Ints,
     negatives: int,
     rng: np.random.Generator,
     time: Times | None = None,
     second: float = 1.0,
     own: slice = slice(None),
 ) -> Examples:
-    """Examples at positions first..last-1 of the users whose clicks begin at ``start`` of the column ``item``.
+    """Build next-item examples at positions first..last-1 of users whose clicks begin at ``start`` of ``item``.
 
     The history holds at least the first click, so that no row is padding alone.
 
@@ -39,12 +39,13 @@ def cut_examples(
         start: (B,) where the users' clicks begin.
         first: (B,) first position.
         last: (B,) one past the last position.
-        line: (I + 1,) item i lies on the points line[i]..line[i + 1] - 1; a negative is where a random point falls.
+        cumulative: (I + 1,) cumulative sampling weights of the items, see :func:`cumulative_weights`; negatives are
+            drawn by them.
         negatives: N.
         rng: draws the negatives.
         time: (n,) times of all clicks, if known.
         second: how many units of ``time`` are a second; the gaps are in seconds.
-        own: the users whose examples are wanted; negatives are drawn as if they were all.
+        own: build the examples of these users only; negatives are drawn as for all.
     """
     column = np.arange(max(1, int(last.max())))
     position = first[:, None] + np.arange(max(1, int((last - first).max())))
@@ -52,12 +53,12 @@ def cut_examples(
     position = np.where(real, position, 0)
     following = np.where(real, start[:, None] + position + 1, 0)
     target = np.where(real, item[following], 0)
-    point = _draw_points(target, line, negatives, rng)
+    point = _draw_points(target, cumulative, negatives, rng)
     start, last, position, real = start[own], last[own], position[own], real[own]
     following, target, point = following[own], target[own], point[own]
     read = np.where(column < np.maximum(last, 1)[:, None], start[:, None] + column, -1)
     history = np.where(read >= 0, item[read], 0)
-    drawn = (np.searchsorted(line, point, side="right") - 1).astype(np.int64) * real[..., None]
+    drawn = (np.searchsorted(cumulative, point, side="right") - 1).astype(np.int64) * real[..., None]
     arrays = (history, position, target, drawn, real.astype(np.float32))
     examples = Examples(*(torch.from_numpy(a) for a in arrays))
     if time is None:
@@ -67,40 +68,45 @@ def cut_examples(
     return replace(examples, time=torch.from_numpy(clicked), gap=torch.from_numpy(gap))
 
 
-def _draw_points(target: Ints, line: Ints, n: int, rng: np.random.Generator) -> Ints:
-    """(..., n) random points of the line, never the target's: they are cut out."""
-    first = line[target][..., None]
-    own = line[target + 1][..., None] - first
-    point: Ints = rng.integers(0, np.maximum(line[-1] - own, 1), size=(*target.shape, n))
+def _draw_points(target: Ints, cumulative: Ints, n: int, rng: np.random.Generator) -> Ints:
+    """(..., n) random points below the total weight, none within the target's own interval."""
+    first = cumulative[target][..., None]
+    own = cumulative[target + 1][..., None] - first
+    point: Ints = rng.integers(0, np.maximum(cumulative[-1] - own, 1), size=(*target.shape, n))
     point += own * (point >= first)
     return point
 
 
-def make_line(mass: Ints) -> Ints:
-    """(I + 1,) a line on which each item has as many points as its ``mass`` (I,); see ``cut_examples``."""
-    return np.append(0, np.cumsum(mass))
+def cumulative_weights(weights: Ints) -> Ints:
+    """(I + 1,) cumulative sampling weights: a random point in [c[i], c[i + 1]) draws item i.
+
+    Example:
+        >>> cumulative_weights(np.array([0, 2, 1])).tolist()
+        [0, 0, 2, 3]
+    """
+    return np.append(0, np.cumsum(weights))
 
 
-def check_mass(mass: Ints, name: str) -> None:
-    """Refuse items of which no negative can be drawn for every target.
+def check_sampling_weights(weights: Ints, name: str) -> None:
+    """Check that a negative can be sampled for every target.
 
     Raises:
         ValueError: if fewer than 2 items can be drawn.
     """
-    if np.count_nonzero(mass) < 2:
+    if np.count_nonzero(weights) < 2:
         raise ValueError(
-            f"{name}: negatives need at least 2 warm items that can be drawn, got {np.count_nonzero(mass)}; "
+            f"{name}: negatives need at least 2 warm items that can be drawn, got {np.count_nonzero(weights)}; "
             "take more data, or negatives=0 with a loss over the whole catalogue"
         )
 
 
-def without_last(data: Dataset, clicks: int, *, least: int) -> Dataset:
-    """The data as if each user's last clicks had not come yet; users with fewer than ``least`` left drop out.
+def leave_last_out(data: Dataset, clicks: int, *, least: int) -> Dataset:
+    """Leave each user's last interactions out, for nested validation; users with fewer than ``least`` left drop out.
 
     Example:
         >>> from metarec.datasets import planted
         >>> data = planted(users=60, items=40)
-        >>> len(data) - len(without_last(data, 2, least=1))
+        >>> len(data) - len(leave_last_out(data, 2, least=1))
         120
     """
     if not clicks:
@@ -108,11 +114,11 @@ def without_last(data: Dataset, clicks: int, *, least: int) -> Dataset:
     counts = np.diff(data.offsets)
     left = np.where(counts - clicks >= least, counts - clicks, 0)
     kept = np.arange(len(data)) - np.repeat(data.offsets[:-1], counts) < np.repeat(left, counts)
-    return some_clicks(data, kept)
+    return filter_interactions(data, kept)
 
 
-def some_clicks(data: Dataset, kept: NDArray[np.bool_]) -> Dataset:
-    """The data with some of the clicks only, the others counted in ``dropped``; ``kept`` is an (n,) mask."""
+def filter_interactions(data: Dataset, kept: NDArray[np.bool_]) -> Dataset:
+    """Keep the interactions of an (n,) mask; those left out are counted in ``dropped``."""
     count = data.dropped.get(CUT, 0) + int((~kept).sum())
     dropped = {**data.dropped, CUT: count} if count else data.dropped
     return replace(data, user=data.user[kept], item=data.item[kept], time=data.time[kept], dropped=dropped)
@@ -152,11 +158,11 @@ def begun_after(data: Dataset, time: float) -> Dataset:
         >>> len(late.user_codes), bool(late.time.min() > PLANTED_SPLIT)
         (12, True)
     """
-    return some_clicks(data, np.repeat(data.time[data.offsets[:-1]] > time, np.diff(data.offsets)))
+    return filter_interactions(data, np.repeat(data.time[data.offsets[:-1]] > time, np.diff(data.offsets)))
 
 
 def clicked_before(data: Dataset, users: Ints, withheld: int, last: int | None = None) -> tuple[Ints, Ints]:
-    """What users have clicked before their last clicks.
+    """Histories before the last interactions, of some users.
 
     Args:
         data: the clicks.

@@ -1,0 +1,122 @@
+"""The stages of a fit: what is done is kept in a folder, and the time that is left is watched."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from metarec.files import read_tensors, write_tensors
+from metarec.types import Progress
+
+SEARCH = 0.5  # share of the budget in which everything is chosen; what is chosen is fitted again in the rest
+
+
+@dataclass(frozen=True)
+class FitProgress:
+    """Where a fit stands.
+
+    Attributes:
+        stage: what is being done.
+        done: share of all work, about.
+        seconds_left: about.
+        step: of the training that is under way, if one is.
+    """
+
+    stage: str
+    done: float
+    seconds_left: float
+    step: Progress | None = None
+
+
+class Stages:
+    """Goes through the stages of a fit.
+
+    Args:
+        folder: where the results of stages are kept, None for nowhere.
+        key: says what is fitted on what.
+        budget: minutes.
+        on_progress: told of every step.
+
+    Raises:
+        ValueError: if the folder is that of another fit, or the budget is not above 0.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None,
+        key: str,
+        *,
+        budget: float | None,
+        on_progress: Callable[[FitProgress], None] | None,
+    ) -> None:
+        if budget is not None and not budget > 0:
+            raise ValueError(f"fit: budget must be above 0 minutes, got {budget}")
+        self.folder, self.key, self.on_progress = None if folder is None else Path(folder), key, on_progress
+        self.began, self.seconds = time.monotonic(), float("inf") if budget is None else budget * 60
+        self._weights: dict[str, float] = {}
+        self._finished = 0.0
+
+    def plan(self, stages: Mapping[str, float]) -> None:
+        """Say what is to come, and how much work each is beside the others."""
+        self._weights |= stages
+
+    def begin(self, stage: str) -> None:
+        """Say what is being done."""
+        self._tell(stage, None)
+
+    def step(self, stage: str, step: Progress) -> None:
+        """Say what the training of a stage has done."""
+        self._tell(stage, step)
+
+    def finish(self, stage: str) -> None:
+        """Say that a stage is done."""
+        self._finished += self._weights.get(stage, 0.0)
+
+    def elapsed(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self.began
+
+    def search_is_over(self, *, share: float = 1.0) -> bool:
+        """Whether a share of the time for choosing is spent."""
+        return self.elapsed() > self.seconds * SEARCH * share
+
+    def is_over(self) -> bool:
+        """Whether the budget is spent."""
+        return self.elapsed() > self.seconds
+
+    def kept(
+        self, stage: str, make: Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any]]]
+    ) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+        """Tensors and plain data of a stage: from the folder, or made and kept there.
+
+        Raises:
+            ValueError: if the folder is that of another fit, or a file is damaged.
+        """
+        self.begin(stage)
+        path = None if self.folder is None else self.folder / f"{re.sub('[^a-z0-9]+', '-', stage.lower())}.safetensors"
+        if path is not None and path.exists():
+            found, header = read_tensors(path)
+            if header.get("key") != self.key or header.get("stage") != stage:
+                raise ValueError(f"{path}: kept by a fit of other data or settings; give another folder or delete it")
+            self.finish(stage)
+            return found, json.loads(header["told"])
+        tensors, told = make()
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_tensors(path, tensors, {"key": self.key, "stage": stage, "told": json.dumps(told)})
+        self.finish(stage)
+        return tensors, told
+
+    def _tell(self, stage: str, step: Progress | None) -> None:
+        if self.on_progress is None:
+            return
+        done = self._finished / max(1e-9, sum(self._weights.values()))
+        left = self.elapsed() * (1 - done) / done if done else float("nan")
+        self.on_progress(FitProgress(stage, done, min(left, max(0.0, self.seconds - self.elapsed())), step))

@@ -1,0 +1,174 @@
+"""A learner whose training and adaptation are chosen by validation, and which is then trained again on everything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from metarec.data import Dataset
+from metarec.meta import MetaLearner
+from metarec.nn import ModalityLearner, record
+from metarec.recipes import sasrec
+from metarec.recipes.adaptation import AdaptationSearch, Tried, best_of
+from metarec.recipes.components import Setup
+from metarec.recipes.early_stopping import EarlyStopping
+from metarec.recipes.fit_stages import Stages
+from metarec.recipes.nested_validation import at_most
+from metarec.recipes.validation import ranked
+from metarec.types import EpisodeBatch, Method, Progress
+
+EPOCHS = 200  # at most
+STEPS = 16  # optimizer steps that an epoch should have
+BATCH = (16, 128)  # users of a batch, at least and at most
+DROP = 0.2  # probability with which one of several inputs is left out for an item
+TRAINING, ADAPTING = 10.0, 6.0  # how much work a training, and trying procedures, is beside other stages
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a learner is judged by.
+
+    Attributes:
+        earlier: the clicks that it is trained on meanwhile.
+        batches: users whom nothing is trained on, on its device.
+        exclude_seen: leave what a user has clicked out of lists.
+    """
+
+    earlier: Dataset
+    batches: list[EpisodeBatch]
+    exclude_seen: bool
+
+
+class FittedLearner:
+    """A SASRec of some inputs.
+
+    Args:
+        inputs: ``"id"`` and names of modalities.
+        setup: with the whole upstream side as data.
+        validation: the earlier part, and users who come after it.
+        stages: of the fit.
+        adapts: whether procedures that adapt it to users are tried.
+        share: of the time for choosing that is spent when this one is chosen.
+
+    Attributes:
+        name: of the learner.
+        epochs: of its training.
+        tried: procedures, and what they gave.
+    """
+
+    def __init__(
+        self,
+        inputs: Sequence[str],
+        setup: Setup,
+        validation: Validation,
+        stages: Stages,
+        *,
+        adapts: bool,
+        share: float,
+    ) -> None:
+        self.inputs, self.setup, self.validation, self.stages = tuple(inputs), setup, validation, stages
+        self.adapts, self.share = adapts, share
+        self.name = "SASRec " + "+".join(inputs)
+        self.epochs = 0
+        self.tried: tuple[Tried, ...] = ()
+        stages.plan({f"{self.name}: training": TRAINING, f"{self.name}: on everything": TRAINING})
+        if adapts:
+            stages.plan({f"{self.name}: adapting": ADAPTING})
+
+    def search(self) -> Method:
+        """Trained on the earlier part until it serves the validation users best, and adapting as it pays."""
+        learner, data = self._untrained(self.validation.earlier), self.validation.earlier
+
+        def trained() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+            stopping = EarlyStopping(
+                learner,
+                lambda: ranked(
+                    learner, self.validation.batches, exclude_seen=self.validation.exclude_seen, name=self.name
+                ),
+                steps=-(-len(data.user_codes) // _batch(data)),
+                out_of_time=lambda: self.stages.search_is_over(share=0.7 * self.share),
+            )
+            self._go("training", self._train(learner, data, EPOCHS, after=stopping))
+            stopping.restore()
+            return learner.state_dict(), {"epochs": stopping.best, "curve": stopping.curve}
+
+        weights, told = self.stages.kept(f"{self.name}: training", trained)
+        _take(learner, weights, "SASRec softmax", data)
+        self.epochs = int(told["epochs"])
+        return self._adapting(learner) if self.adapts else learner
+
+    def _adapting(self, learner: ModalityLearner) -> Method:
+        data = self.validation.earlier
+        search = AdaptationSearch(
+            learner,
+            data,
+            at_most(self.validation.batches, 500),
+            exclude_seen=self.validation.exclude_seen,
+            seed=self.setup.seed,
+            out_of_time=lambda: self.stages.search_is_over(share=0.9 * self.share),
+        )
+
+        def searched() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+            self._go("adapting", search())
+            trained = search.best is not None and search.best.epochs
+            return search.model.state_dict() if trained else {}, {"tried": [one.told() for one in search.tried]}
+
+        weights, told = self.stages.kept(f"{self.name}: adapting", searched)
+        self.tried = tuple(Tried.of(one) for one in told["tried"])
+        best = best_of(self.tried)
+        if best is None:
+            return learner
+        meta = best.procedure.around(learner)
+        if best.epochs:
+            _take(meta, weights, "MAML", data)
+        return meta
+
+    def whole(self) -> Method:
+        """Trained on the whole upstream side as it was chosen to be."""
+        data, best = self.setup.data, best_of(self.tried)
+        learner = self._untrained(data)
+        model: ModalityLearner | MetaLearner = learner if best is None else best.procedure.around(learner)
+
+        def over(epoch: int) -> bool:
+            return self.stages.is_over()
+
+        def trained() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+            self._go("on everything", self._train(learner, data, self.epochs, after=over))
+            if best is not None and best.epochs and isinstance(model, MetaLearner):
+                meta_training = best.procedure.train(model, data, best.epochs, seed=self.setup.seed, after=over)
+                self._go("on everything", meta_training)
+            return learner.state_dict(), {}
+
+        _take(learner, self.stages.kept(f"{self.name}: on everything", trained)[0], "SASRec softmax", data)
+        return model
+
+    def _untrained(self, data: Dataset) -> ModalityLearner:
+        drop = DROP if len(self.inputs) > 1 else 0.0
+        return sasrec.build(data, self.inputs, drop_inputs=drop, seed=self.setup.seed).to(self.setup.device)
+
+    def _train(
+        self, learner: ModalityLearner, data: Dataset, epochs: int, *, after: Callable[[int], bool]
+    ) -> Iterator[Progress]:
+        users, seed = _batch(data), self.setup.seed
+        return sasrec.train(learner, data, epochs=epochs, users_per_batch=users, seed=seed, after=after)
+
+    def _go(self, stage: str, training: Iterator[Progress]) -> None:
+        for step in training:
+            self.stages.step(f"{self.name}: {stage}", step)
+
+
+def _batch(data: Dataset) -> int:
+    return int(np.clip(len(data.user_codes) // STEPS, *BATCH))
+
+
+def _take(model: ModalityLearner | MetaLearner, weights: Mapping[str, Tensor], stage: str, data: Dataset) -> None:
+    """Give a model the weights of a stage, whether they were made now or kept."""
+    model.load_state_dict(dict(weights))
+    record.begin(model, data.time.max().item())
+    record.begin_stage(model, stage)
+    record.finish(model, stage)
+    model.eval()

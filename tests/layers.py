@@ -1,0 +1,51 @@
+"""Which package of the library may import which: the table that tests and drawings are held to."""
+
+# What each package may import, itself aside. __init__.py may import them all.
+GROUND = {"types", "functional", "files"}
+MIDDLE = GROUND | {
+    "data",
+    "modes",
+    "versions",
+    "scoring",
+    "codecs",
+    "model",
+    "served",
+    "wrapped",
+    "nn",
+    "meta",
+    "distributed",
+}
+UPPER = MIDDLE | {"recipes", "evaluation", "report", "comparison"}
+LAYERS = {
+    "types": set(),
+    "files": set(),
+    "functional": {"types"},
+    "distributed": {"types"},
+    "data": GROUND,
+    "modes": set(),
+    "versions": set(),
+    "scoring": GROUND,
+    "codecs": set(),
+    "model": GROUND | {"codecs", "data", "scoring"},
+    "served": {"data", "model"},
+    "wrapped": GROUND | {"data", "modes", "scoring", "model", "nn"},
+    "nn": GROUND | {"modes", "versions", "data", "scoring", "model"},
+    "meta": GROUND | {"modes", "versions", "data", "scoring", "model", "nn"},
+    "datasets": {"types", "data"},
+    "recipes": MIDDLE,
+    "asking": GROUND | {"data", "model", "wrapped"},
+    "evaluation": MIDDLE | {"asking", "report"},
+    "report": MIDDLE,
+    "comparison": {"report"},
+    "plotting": {"files", "report"},
+    "reporting": UPPER | {"plotting"},
+    "serving": UPPER,
+    "saving": UPPER,
+    "io": UPPER | {"saving"},
+    "recommender": UPPER | {"serving", "io"},
+    "serialization": {"io"},
+    "encoders": {"types", "data"},
+    "export": UPPER | {"serving"},
+    "service": UPPER | {"recommender"},
+    "__main__": UPPER | {"recommender", "io", "export", "service"},
+}
