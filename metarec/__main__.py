@@ -14,8 +14,8 @@ from typing import Any, NoReturn, TypeVar
 import torch
 
 from metarec import __version__
-from metarec.data.examples import begun_after, on_catalog
 from metarec.data.dataset import Dataset
+from metarec.data.examples import begun_after, on_catalog
 from metarec.data.vocabulary import WHOLE
 from metarec.evaluation import evaluate
 from metarec.files import replace_file
