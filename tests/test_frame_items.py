@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from frame_worlds import frame_of, parquet_of, random_rows, write_atomic
-from helpers import imported
 from metarec.data import Dataset, load_atomic
+from optional import imported
 
 ITEMS = pl.DataFrame(
     {

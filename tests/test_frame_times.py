@@ -97,7 +97,7 @@ def test_fractions_are_kept_and_whole_floats_become_whole_numbers() -> None:
 
 def test_a_column_of_datetimes_is_found_by_its_values() -> None:
     frame = pl.DataFrame({"user": [1, 1], "item": ["b", "a"], "x": [datetime(2024, 1, 2), datetime(2024, 1, 1)]})
-    with pytest.warns(UserWarning, match="'x' is taken for the time"):
+    with pytest.warns(UserWarning, match="'x' is taken"):
         assert Dataset.from_frame(frame).item.tolist() == [1, 2]
 
 

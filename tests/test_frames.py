@@ -11,8 +11,8 @@ import polars as pl
 import pytest
 
 from frame_worlds import NAMES, by_loop, codes_of, frame_of, parquet_of, random_rows, write_atomic
-from helpers import imported
 from metarec.data import Dataset, Vocabulary, events, frame_source, load_atomic
+from optional import imported
 
 Make = Callable[[pl.DataFrame, Path], Any]
 

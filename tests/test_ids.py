@@ -103,11 +103,11 @@ def test_other_ids_are_refused(given: list[Any], message: str, both: tuple[Recom
 def test_changes_in_another_type_are_refused(both: tuple[Recommender, Recommender]) -> None:
     text, numbers = both
     vector = UP.catalog["text"].features[1:2]
-    with pytest.raises(ValueError, match="'5' is not a whole number"):
+    with pytest.raises(ValueError, match="'5' .* whole number"):
         numbers.add_items(["5"], text=vector)
     with pytest.raises(ValueError, match="5 is not a string"):
         text.add_items([5], text=vector)
-    with pytest.raises(ValueError, match="item '5' is not a whole number"):
+    with pytest.raises(ValueError, match="item '5' .* whole number"):
         numbers.observe({"user": ["u"], "item": ["5"], "time": [1e9]})
     with pytest.raises(ValueError, match="user True is not"):
         numbers.observe({"user": [True], "item": B[:1], "time": [1e9]})
@@ -136,7 +136,7 @@ def test_packed_ids_are_unpacked(ids: list[Any]) -> None:
 
 @pytest.mark.parametrize("text", ["", "01", "-0", "+1", "1.0", "x", " 1", "1 ", "\u0661", "--1", "1_0"])
 def test_damaged_numbers_are_refused(text: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is not a whole number"):
+    with pytest.raises(ValueError, match="whole number"):
         unpack_ids("x", pack_strings("x.numbers", ["3", text]))
     save(MML.build(NUMBERED, CONFIG), tmp_path / "model")
     tensors, header = read_tensors(tmp_path / "model")
