@@ -210,12 +210,12 @@ def test_columns_of_pandas_that_have_no_names_of_their_own() -> None:
         Dataset.from_frame(pd.DataFrame(rows).set_index("user_id"))
     with pytest.raises(ValueError, match="'wer' is in the index"):
         Dataset.from_frame(pd.DataFrame(rows).rename(columns={"user_id": "wer"}).set_index("wer"), user="wer")
-    with pytest.raises(ValueError, match=r"columns must be text, got 0 \(int\)"):
+    with pytest.raises(ValueError, match=r"columns .* text, got 0 \(int\)"):
         Dataset.from_frame(pd.DataFrame(np.ones((3, 3))))
-    with pytest.raises(ValueError, match=r"two columns have one name.*'user_id'"):
+    with pytest.raises(ValueError, match=r"columns .* name.*'user_id'"):
         Dataset.from_frame(pd.DataFrame(np.ones((3, 3)), columns=["user_id", "user_id", "item_id"]))
     late = pd.DataFrame({"user_id": [None] * 1000 + [7], "item_id": range(1001)}).astype({"user_id": object})
-    with pytest.raises(ValueError, match=r"'user_id' is Null in the first rows, and (Int|Float)64"):
+    with pytest.raises(ValueError, match=r"'user_id' is Null .*, and (Int|Float)64"):
         Dataset.from_frame(late)
     mixed = pd.DataFrame({"user_id": [1, "ann", 2.5], "item_id": [1, 2, 3]})
     with pytest.raises(ValueError, match="row 1, column 'user_id': 'ann' is str, but '1' is int"):

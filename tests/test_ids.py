@@ -103,18 +103,16 @@ def test_other_ids_are_refused(given: list[Any], message: str, both: tuple[Recom
 def test_changes_in_another_type_are_refused(both: tuple[Recommender, Recommender]) -> None:
     text, numbers = both
     vector = UP.catalog["text"].features[1:2]
-    with pytest.raises(ValueError, match="'5' .* whole number"):
+    with pytest.raises(ValueError, match=r"'5' .* whole number"):
         numbers.add_items(["5"], text=vector)
     with pytest.raises(ValueError, match="5 is not a string"):
         text.add_items([5], text=vector)
-    with pytest.raises(ValueError, match="item '5' .* whole number"):
+    with pytest.raises(ValueError, match=r"item '5' .* whole number"):
         numbers.observe({"user": ["u"], "item": ["5"], "time": [1e9]})
     with pytest.raises(ValueError, match="user True is not"):
         numbers.observe({"user": [True], "item": B[:1], "time": [1e9]})
     model = LivePopularity(NUMBERED, window=60.0)
-    with pytest.raises(
-        ValueError, match=rf"user id 'u' is str, but those known, such as {NUMBERED.users.ids[0]}, are int"
-    ):
+    with pytest.raises(ValueError, match=rf"user id 'u' is str, .* {NUMBERED.users.ids[0]}, are int"):
         Recommender(model).observe({"user": ["u"], "item": B[:1], "time": [1e9]})
 
 
@@ -142,7 +140,7 @@ def test_damaged_numbers_are_refused(text: str, tmp_path: Path) -> None:
     tensors, header = read_tensors(tmp_path / "model")
     texts = [text, *map(str, NUMBERED.catalog.items.ids[1:])]
     write_tensors(tmp_path / "model", {**tensors, **pack_strings("items.numbers", texts)}, header)
-    with pytest.raises(ValueError, match=r"model: its contents do not make .*whole number"):
+    with pytest.raises(ValueError, match=r"model: its contents .*whole number"):
         load(tmp_path / "model")
 
 
