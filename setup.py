@@ -51,6 +51,7 @@ setup(
     install_requires=[
         "torch>=2.11",
         "numpy>=1.26.4",
+        "narwhals>=2.0",
         "polars>=1.30",
         "safetensors>=0.8",
         "tqdm>=4.66",
@@ -75,7 +76,7 @@ setup(
         "export": ["onnx>=1.18", "onnxruntime>=1.21", "onnxscript>=0.3"],
         "demo": ["streamlit>=1.40"],
         # With the extra serve, whose modules have pages too.
-        "docs": ["furo>=2025.9", "latex2mathml>=3.78", "myst-parser>=5", "sphinx>=9"],
+        "docs": ["furo>=2025.9", "latex2mathml>=3.78", "myst-parser>=5", "pandas>=3", "sphinx>=9"],
         # What runs examples/tour.ipynb.
         "notebook": ["ipykernel>=7", "nbclient>=0.11"],
         # The tools that compile learn2learn and torch-scatter.

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 
 from metarec import __version__
+from metarec.data.dataset import Dataset
+from metarec.data.examples import begun_after, on_catalog
+from metarec.data.vocabulary import WHOLE
+from metarec.evaluation import evaluate
+from metarec.files import replace_file
 from metarec.functional.text import printable
 from metarec.io import load
+from metarec.nn.record import record_of
+from metarec.recommender import Recommender
 
 Number = TypeVar("Number", int, float)
 
@@ -97,12 +106,126 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=count, default=1, metavar="N", help="processes, each with the whole model")
     serve.set_defaults(run=_serve)
 
+    _add_readers(commands.add_parser, style)
     export = commands.add_parser("export", help="the scoring path of a saved model as ONNX", formatter_class=style)
     export.add_argument("model", type=Path, help="a file that metarec.save wrote")
     export.add_argument("path", type=Path, help="the ONNX file")
     export.add_argument("--k", type=count, help="put out the best k items instead of all scores")
     export.set_defaults(run=_export)
     return parser
+
+
+def _add_readers(add_parser: Callable[..., argparse.ArgumentParser], style: type[argparse.HelpFormatter]) -> None:
+    """The commands that read clicks."""
+    evaluate = add_parser(
+        "evaluate", help="rank what users clicked next, who came after training", formatter_class=style
+    )
+    recommend = add_parser("recommend", help="lists for users, from their clicks", formatter_class=style)
+    count = _number(int, 1)
+    for command in (evaluate, recommend):
+        command.add_argument("model", type=Path, help="a file that metarec.save or Recommender.save wrote")
+        may_be_missing = "?" if command is recommend else None
+        command.add_argument("clicks", type=Path, nargs=may_be_missing, help="Parquet or CSV, a row for each click")
+        for name in ("user", "item", "time"):
+            command.add_argument(f"--{name}", metavar="COLUMN", help=f"the column of {name}s; found by its name")
+        command.add_argument(
+            "--device", type=_device, default="cpu", help="where the model runs: cpu, cuda, cuda:1 ..."
+        )
+    add = evaluate.add_argument
+    add("--k", type=count, nargs="+", default=[5, 10, 20], help="lengths of the lists that the metrics are about")
+    parts = ("test", "validation", "serving")
+    add("--part", choices=parts, default="test", help="rank each user's last click, or the one before it")
+    add("--out", type=Path, metavar="FILE", help=".json for all there is, .csv or .parquet for the metrics")
+    evaluate.set_defaults(run=_evaluate)
+    add = recommend.add_argument
+    add("--history", nargs="+", metavar="ID", help="in place of clicks: what one user clicked, oldest first")
+    add("--k", type=count, default=10, help="length of the lists")
+    add("--out", type=Path, metavar="FILE", help=".csv, .parquet or .json; printed as CSV if there is none")
+    recommend.set_defaults(run=_recommend)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    write = _writer(options.out)
+    model = load(options.model, device=options.device)
+    until, data = record_of(model).fitted_until, _clicks(options, model)
+    report = evaluate(model, data if until is None else _begun_after(data, until), k=options.k, part=options.part)
+    sys.stdout.write(f"{report}\n")
+    if options.out is not None and options.out.suffix == ".json":
+        report.to_json(options.out)
+    elif options.out is not None:
+        write(report.to_frame())
+
+
+def _recommend(options: argparse.Namespace) -> None:
+    write = _writer(options.out)
+    if (options.clicks is None) == (options.history is None):
+        raise ValueError("expected a file of clicks, or --history and ids")
+    recommender = Recommender.load(options.model, device=options.device)
+    items = recommender.catalog.items
+    if options.history is not None:
+        history = [int(name) if items.whole_numbers and WHOLE.fullmatch(name) else name for name in options.history]
+        write(recommender.adapt([history]).recommend(k=options.k).to_frame())
+        return
+    data = _clicks(options, recommender.model)
+    ends = zip(data.offsets[:-1].tolist(), data.offsets[1:].tolist(), strict=True)
+    histories = (items.decode(data.item[start:end].tolist()) for start, end in ends)
+    names, frames = data.users.decode(data.user_codes.tolist()), []
+    for users in recommender.stream(histories):
+        frames.append(users.recommend(k=options.k).to_frame(names[: len(users)]))
+        del names[: len(users)]
+    write(importlib.import_module("polars").concat(frames))
+
+
+def _clicks(options: argparse.Namespace, model: Any) -> Dataset:
+    """The clicks of a file, on the items of a model.
+
+    Raises:
+        ValueError: if no item is the model's.
+    """
+    read = Dataset.from_frame(options.clicks, user=options.user, item=options.item, time=options.time)
+    data = on_catalog(read, model.catalog, model.warm)
+    if not len(data):
+        raise ValueError(
+            f"{options.clicks}: no click is on an item of the model; its ids look like {model.catalog.items.ids[:3]}, "
+            f"those of the file like {read.catalog.items.ids[:3]}"
+        )
+    return data
+
+
+def _begun_after(data: Dataset, until: float) -> Dataset:
+    """Those who came after training.
+
+    Raises:
+        ValueError: if nobody did.
+    """
+    late = begun_after(data, until)
+    if not len(late):
+        first, last = data.time.min(), data.time.max()
+        raise ValueError(
+            f"no user began after {until}, until when the model was fitted; the times of the clicks are from {first} "
+            f"to {last}: are they in the unit of the training data?"
+        )
+    return late
+
+
+def _writer(path: Path | None) -> Callable[[Any], object]:
+    """What writes a frame to a file, by its ending, or as CSV to the standard output.
+
+    Raises:
+        ValueError: if the ending is another.
+    """
+    if path is None:
+        return lambda frame: sys.stdout.write(frame.write_csv())
+    ways = {".csv": "write_csv", ".parquet": "write_parquet", ".json": "write_json"}
+    if path.suffix not in ways:
+        raise ValueError(f"{path}: expected a file that ends in {', '.join(ways)}")
+    return lambda frame: replace_file(path, _bytes(frame, ways[path.suffix]))
+
+
+def _bytes(frame: Any, write: str) -> bytes:
+    file = io.BytesIO()
+    getattr(frame, write)(file)
+    return file.getvalue()
 
 
 def _serve(options: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from metarec.data.histories import Clicks, LazyHistories
 from metarec.data.new_clicks import click_data
 from metarec.data.new_items import Vectors, new_items
 from metarec.data.observed import Histories, Observed
+from metarec.data.vocabulary import Id
 from metarec.io import read_model, write_model
 from metarec.model import Model
 from metarec.nn.record import longest_history, record_of
@@ -38,7 +39,8 @@ class Recommender(Answers):
     What does not depend on the user is computed once, at the first call and again after the model's numbers or its
     catalogue have changed; after a part of it was exchanged or hooked, make a new one. Runs where the model is and in
     evaluation mode; the model is left as it was. The same clicks give the same list, whoever else is adapted to at the
-    same time. Any number of threads may call it; each call sees one catalogue and one set of weights. Ids are strings,
+    same time. Any number of threads may call it; each call sees one catalogue and one set of weights. Ids are those of
+    the data, text or whole numbers,
     in any container that has an order (lists, arrays, columns of pandas, polars or Arrow, generators): by position,
     never by label.
 
@@ -85,15 +87,15 @@ class Recommender(Answers):
 
     @overload
     def adapt(  # type: ignore[overload-overlap]
-        self, history: Sequence[str], *, keep_weights: bool = False, at: When = None, last: When = None
+        self, history: Sequence[Id], *, keep_weights: bool = False, at: When = None, last: When = None
     ) -> User: ...
     @overload
     def adapt(
-        self, history: Sequence[Sequence[str]], *, keep_weights: bool = False, at: When = None, last: When = None
+        self, history: Sequence[Sequence[Id]], *, keep_weights: bool = False, at: When = None, last: When = None
     ) -> Users: ...
     def adapt(
         self,
-        history: Sequence[str] | Sequence[Sequence[str]],
+        history: Sequence[Id] | Sequence[Sequence[Id]],
         *,
         keep_weights: bool = False,
         at: When = None,
@@ -130,7 +132,7 @@ class Recommender(Answers):
         )
         return User(users) if one else users
 
-    def user(self, user: str, *, at: float | None = None) -> User:
+    def user(self, user: Id, *, at: float | None = None) -> User:
         """A user whose clicks were observed, adapted to them; see :meth:`observe`.
 
         Args:
@@ -153,7 +155,8 @@ class Recommender(Answers):
 
         Args:
             clicks: a frame, or a mapping of columns, ``user`` (ids, known or not), ``item`` (known ids) and ``time``
-                (numbers in the units of the data, none before the last click that is known).
+                (numbers in the units of the data, or datetimes, dates or ISO text; none before the last click that is
+                known).
 
         Returns:
             How many clicks of how many users, and which users are new.
@@ -165,12 +168,12 @@ class Recommender(Answers):
         return self._states.change(lambda state: self._observed(state, clicks))
 
     def _observed(self, state: State, clicks: Any) -> Observed:
-        data = click_data(clicks, state.catalog, self._histories.until)
+        data = click_data(clicks, state.catalog, self._histories.until, state.model.second)
         if len(data):
             state.model.observe(data)
         return self._histories.extend(data)
 
-    def stream(self, histories: Iterable[Sequence[str]], *, users: int = 4096) -> Iterator[Users]:
+    def stream(self, histories: Iterable[Sequence[Id]], *, users: int = 4096) -> Iterator[Users]:
         """Adapt to any number of users in pieces, with memory for one piece.
 
         Args:
@@ -188,7 +191,7 @@ class Recommender(Answers):
 
     def add_items(
         self,
-        ids: Sequence[str],
+        ids: Sequence[Id],
         vectors: Mapping[str, Vectors] | None = None,
         *,
         attributes: Mapping[str, Sequence[str]] | None = None,

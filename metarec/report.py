@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,36 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec.files import write_json
+from metarec.functional.means import Metric, clustered_mean
 from metarec.functional.ranking import mrr_at, ndcg_at, recall_at
+
+if TYPE_CHECKING:
+    import polars as pl
 
 NONE = np.zeros(0, dtype=np.bool_)  # repeats of a report that names none, whatever its length
 SLICES = (("cold", "warm"), ("repeated", "new"))  # shown where there is any of the first
 METRICS: Mapping[str, Callable[[Tensor, int], Tensor]] = {"recall": recall_at, "mrr": mrr_at, "ndcg": ndcg_at}
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A mean over users and its standard error.
-
-    Attributes:
-        mean: the mean; NaN where there is no user.
-        se: sample standard deviation / sqrt(users); NaN with fewer than two users.
-
-    Example:
-        >>> print(Metric(0.1234, 0.0051))
-        .123±.005
-    """
-
-    mean: float
-    se: float
-
-    def __str__(self) -> str:
-        mean, se = ("-" if math.isnan(value) else f"{value:.3f}".removeprefix("0") for value in (self.mean, self.se))
-        return f"{mean}±{se}" if mean != "-" else mean
-
-    def to_dict(self) -> dict[str, float | None]:
-        """``{"mean": ..., "se": ...}``, with None for NaN, which JSON cannot say."""
-        return {name: None if math.isnan(value) else value for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +112,7 @@ class Report:
     def on(self, users: NDArray[np.bool_]) -> dict[str, Metric]:
         """The metrics of some rows only; ``users`` is an (n,) bool mask."""
         names = [f"{name}@{k}" for name in METRICS for k in self.k]
-        return {name: _mean(self.values(name)[users], self.user[users]) for name in names}
+        return {name: clustered_mean(self.values(name)[users], self.user[users]) for name in names}
 
     @cached_property
     def metrics(self) -> dict[str, Metric]:
@@ -181,6 +160,32 @@ class Report:
         """Each slice's number of rows, as ``"users"``, and its metrics, as plain values."""
         plain = {name: {n: m.to_dict() for n, m in metrics.items()} for name, metrics in self.slices.items()}
         return {name: {"users": int(self.rows[name].sum()), **metrics} for name, metrics in plain.items()}
+
+    def to_frame(self) -> pl.DataFrame:
+        """The metrics as a polars frame, a row for each.
+
+        Returns:
+            Columns ``slice`` (``"all"``, ``"cold"``, ``"warm"``, ``"repeated"``, ``"new"``), ``metric``, ``k``,
+            ``mean``, ``se`` (null where there are too few users) and ``users``, the rows of the slice.
+
+        Example:
+            >>> one = np.array([1, 2])
+            >>> frame = Report(one, one, np.array([1.0, 4.0]), one > 2, k=(2,)).to_frame()
+            >>> frame.columns, frame.row(0)
+            (['slice', 'metric', 'k', 'mean', 'se', 'users'], ('all', 'recall', 2, 0.5, 0.5, 2))
+        """
+        import polars as pl
+
+        parts = {"all": (self.metrics, len(self))}
+        parts |= {name: (metrics, int(self.rows[name].sum())) for name, metrics in self.slices.items()}
+        rows = [
+            {"slice": part, "metric": name.partition("@")[0], "k": int(name.partition("@")[2])}
+            | metric.to_dict()
+            | {"users": users}
+            for part, (metrics, users) in parts.items()
+            for name, metric in metrics.items()
+        ]
+        return pl.DataFrame(rows, schema_overrides={"mean": pl.Float64, "se": pl.Float64})
 
     def to_json(self, path: str | Path) -> None:
         """Write :meth:`to_dict` to a file, which is either whole or not there.
@@ -286,14 +291,3 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of equal length as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
-
-
-def _mean(values: NDArray[np.float64], user: NDArray[np.int64]) -> Metric:
-    """Mean over rows; the rows of one user are one cluster of the standard error."""
-    mean = float(values.mean()) if len(values) else math.nan
-    _, group = np.unique(user, return_inverse=True)
-    clusters = int(group.max(initial=-1)) + 1
-    if clusters < 2:
-        return Metric(mean, math.nan)
-    sums = np.bincount(group, values - mean, minlength=clusters)
-    return Metric(mean, math.sqrt(clusters / (clusters - 1) * float((sums**2).sum())) / len(values))

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 
 from metarec.files import write_json
+from metarec.functional.means import Metric
 from metarec.plotting import plot_results
-from metarec.report import Metric, Report, text_table
+from metarec.report import Report, text_table
 
 __all__ = ["compare_runs", "load_results", "plot_results", "write_results"]
 

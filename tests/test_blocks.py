@@ -20,6 +20,7 @@ def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> in
     monkeypatch.setattr(table, "BLOCK", request.param)
     monkeypatch.setattr(events, "FEW", 7)
     monkeypatch.setattr(events, "WAITING", 2)
+    monkeypatch.setattr(events, "PART", request.param)
     return int(request.param)
 
 
@@ -52,7 +53,11 @@ def random_lines(seed: int, times: list[str]) -> list[str]:
 
 @pytest.mark.usefixtures("block")
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
-@pytest.mark.parametrize("times", [["3", "14", "1.0e1"], ["-2", "0.5", "7", "9.0"]], ids=["whole", "fractions"])
+@pytest.mark.parametrize(
+    "times",
+    [["3", "14", "1.0e1"], ["-2", "0.5", "7", "9.0"], ["-7", "4294967288", "4294967289", "9000000000000000000"]],
+    ids=["whole", "fractions", "far apart"],
+)
 def test_the_rows_of_a_loop_whatever_the_block(tmp_path: Path, times: list[str], end: str) -> None:
     lines = random_lines(len(times), times)
     data = load_atomic(write(tmp_path / "d.inter", lines, end))

@@ -215,3 +215,14 @@ def test_runs_with_other_settings_are_lines_of_their_own(tmp_path: Path) -> None
         ["d", "at=10,preset=x", "2", ".625±.375"],  # the mean of 1 and 1/4
         ["d", "at=10,preset=y", "1", ".500±-"],
     ]
+
+
+def test_a_report_as_a_frame_has_every_metric_of_every_slice() -> None:
+    report = make_report(1, 2, 20, 4)
+    rows = {(row["slice"], f"{row['metric']}@{row['k']}"): row for row in report.to_frame().iter_rows(named=True)}
+    expected = {"all": report.metrics, **report.slices}
+    assert set(rows) == {(part, name) for part, metrics in expected.items() for name in metrics}
+    for (part, name), row in rows.items():
+        metric = expected[part][name]
+        assert (row["mean"], row["se"]) == tuple(metric.to_dict().values())
+        assert row["users"] == {"all": 4, "cold": 1, "warm": 3, "repeated": 0, "new": 4}[part]

@@ -39,12 +39,12 @@ def fields(value: object) -> dict[str, Any]:
 
 
 HOSTILE = {
-    "clicks of numbers": ("/recommend", {"clicks": [1] * MANY}, "clicks.0: "),
-    "one number among ids": ("/recommend", {"clicks": ["item1"] * 99 + [1] * MANY}, "clicks.99: "),
+    "clicks of fractions": ("/recommend", {"clicks": [1.5] * MANY}, "clicks.0: "),
+    "one fraction among ids": ("/recommend", {"clicks": ["item1"] * 99 + [1.5] * MANY}, "clicks.99: "),
     "allow of nulls": ("/recommend", {"clicks": [], "allow": [None] * MANY}, "allow.0: "),
     "everything ill-typed": (
         "/recommend",
-        {name: [0] * 5000 for name in ("clicks", "allow", "deny", "candidates")} | {"k": "x", "exclude_seen": 1},
+        {name: [0.5] * 5000 for name in ("clicks", "allow", "deny", "candidates")} | {"k": "x", "exclude_seen": 1},
         "and 3 more",
     ),
     "unknown fields": ("/recommend", {"clicks": [], **fields(1)}, "f0: Extra inputs are not permitted"),
@@ -57,7 +57,7 @@ HOSTILE = {
     "titles of numbers": ("/items/add", {"ids": [], "vectors": {}, "attributes": {"t": [1] * MANY}}, "attributes.t.0:"),
     "columns of numbers": ("/items/add", {"ids": [], "vectors": {}, "attributes": fields(1)}, "attributes.f0: "),
     "bad new ids": ("/items/add", {"ids": ["\0"] * MANY, "vectors": {}}, "ids.0: "),
-    "ids to remove": ("/items/remove", {"ids": [1] * MANY}, "ids.0: "),
+    "ids to remove": ("/items/remove", {"ids": [1.5] * MANY}, "ids.0: "),
 }
 MODELS = {
     "/recommend": schema.RecommendRequest,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from metarec.data.table import Table
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
+LOOKED_AT = 1 << 16  # bytes by which the columns are told apart
 ARRAYS = ("npz", "pth", "pt", "npy")
 
 
@@ -74,8 +75,9 @@ def load_atomic(
         >>> data.catalog.items.decode(data.item), data.time.tolist()
         (['a', 'b', 'b'], [7, 8, 9])
     """
-    from metarec.data.columns import Asked
+    from metarec.data.columns import Asked, Columns
     from metarec.data.events import read_events
+    from metarec.data.table import read_blocks
 
     if isinstance(modalities, str):
         raise ValueError(f"modalities must be names, got the string {modalities!r}; write ({modalities!r},)")
@@ -83,7 +85,9 @@ def load_atomic(
     name = inter.name.removesuffix(".gz").removesuffix(".inter")
     item_table = _read_items(inter.parent, name)
     known = [] if item_table is None else [item_table.unique_ids("item_id")]
-    events = read_events(inter, Asked(time_field, positive, ignore), known)
+    columns = Columns(next(read_blocks(inter, LOOKED_AT)), Asked(time_field, positive, ignore))
+    events = read_events(inter, columns, read_blocks(inter), known)
+    unread = {f"values of column {column!r}, which is not read": events.rows for column in columns.unread}
     found, dropped = _modalities(modalities, inter.parent, name, events.items, item_table)
     warm = np.zeros(events.items.size, dtype=np.bool_)
     warm[events.item] = True
@@ -96,7 +100,7 @@ def load_atomic(
         events.time,
         warm,
         name,
-        events.dropped | dropped,
+        events.dropped | unread | dropped,
         0.0 if events.numbered else None,
     )
 
@@ -174,18 +178,12 @@ def _read_items(folder: Path, name: str) -> Table | None:
 
 def _attributes(table: Table | None, items: Vocabulary) -> dict[str, list[str]]:
     """The item file's columns other than features, one string per item of the vocabulary."""
-    import polars as pl
-
-    from metarec.data.features import encode
+    from metarec.data.features import by_item
 
     if table is None:
         return {}
-    row = np.full(len(items), -1)
-    row[encode(table.ids("item_id"), items) - 1] = np.arange(len(table))
-    where = pl.Series(row)
-    where = where.set(where < 0, None)
     names = [name for name, kind in table.types.items() if kind != "float_seq" and name != "item_id"]
-    return {n: table.column(n, table.types[n]).gather(where).fill_null("").to_list() for n in names}
+    return by_item(table.ids("item_id"), {name: table.column(name, table.types[name]) for name in names}, items)
 
 
 def _modalities(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
-
 import numpy as np
 from numpy.typing import NDArray
+
+from metarec.data.warned import warn
 
 Times = NDArray[np.int64] | NDArray[np.float64]
 
@@ -71,8 +71,7 @@ def check_one_unit(time: Times, where: str) -> None:
             f"{where}: most times are unix {unit}, but {len(odd)} are not, such as {mixed} ({unit_of(mixed)}); "
             f"write all of them in {unit}"
         )
-    warnings.warn(
+    warn(
         f"{where}: most times are unix {unit}, but {len(odd)} lie outside 1973 to 2103, such as {odd[0]}; they are "
-        "taken as they are: correct these rows, or leave them out",
-        stacklevel=4,
+        "taken as they are: correct these rows, or leave them out"
     )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
-from metarec.data.clock import told_day, unit_of
-from metarec.data.table import Table
+from metarec.data.clock import Times, told_day, unit_of
+from metarec.data.warned import warn
 
 # The words of a column's name that say what it may be.
 TIME = re.compile(
@@ -33,7 +34,14 @@ NO = ("false", "no", "none", "f", "n")
 
 @dataclass(frozen=True)
 class Asked:
-    """What the caller of ``load_atomic`` says of the columns; see there.
+    """What the caller of ``load_atomic`` or ``Dataset.from_frame`` says of the columns; see there.
+
+    Attributes:
+        time_field, positive, ignore: as they were given.
+        user, item: the columns of the ids.
+        call: what was called, for messages, as are the next two.
+        time_word: its argument that names the time.
+        time_form: what a time looks like there.
 
     Raises:
         ValueError: if an argument is of another form.
@@ -42,6 +50,11 @@ class Asked:
     time_field: str | None = None
     positive: Mapping[str, float] = field(default_factory=dict)
     ignore: Sequence[str] = ()
+    user: str = "user_id"
+    item: str = "item_id"
+    call: str = "load_atomic"
+    time_word: str = "time_field"
+    time_form: str = "a number, of type float in the header"
 
     def __post_init__(self) -> None:
         if isinstance(self.ignore, str):
@@ -57,11 +70,46 @@ class Asked:
             )
 
 
+class Rows(Protocol):
+    """Some rows of a table of interactions: of an atomic file, or of a frame."""
+
+    @property
+    def path(self) -> object:
+        """Where they come from, for messages."""
+
+    @property
+    def types(self) -> Mapping[str, str]:
+        """Column -> one of token, token_seq, float, float_seq."""
+
+    def __len__(self) -> int: ...
+
+    def said(self, name: str) -> str:
+        """A column as messages show it."""
+
+    def column(self, name: str, kind: str) -> pl.Series:
+        """A column as text."""
+
+    def ids(self, name: str) -> pl.Series:
+        """A column of ids as text."""
+
+    def numbers(self, name: str) -> NDArray[np.float64]:
+        """(n,) a column of numbers."""
+
+    def times(self, name: str) -> Times:
+        """(n,) a column of times."""
+
+    def filter(self, kept: NDArray[np.bool_]) -> Self:
+        """Some of the rows; ``kept`` is an (n,) mask."""
+
+
+R = TypeVar("R", bound=Rows)
+
+
 class Columns:
-    """The columns of one file as they are read, and counts of what they leave out.
+    """The columns of one table as they are read, and counts of what they leave out.
 
     Args:
-        block: the first rows of the file.
+        block: the first rows of the table.
         asked: what the caller says of them.
 
     Attributes:
@@ -73,14 +121,14 @@ class Columns:
             not there.
     """
 
-    def __init__(self, block: Table, asked: Asked) -> None:
+    def __init__(self, block: Rows, asked: Asked) -> None:
         self.path, self.asked = block.path, asked
         self.dropped: dict[str, int] = {}
         for name in (*asked.positive, *asked.ignore):
             block.column(name, block.types.get(name, "float"))
-        taken = {"user_id", "item_id", *asked.positive, *asked.ignore}
+        taken = {asked.user, asked.item, *asked.positive, *asked.ignore}
         self._free = {name: kind for name, kind in block.types.items() if name not in taken}
-        self._refuse_lists()
+        self._refuse_lists(block)
         self.time = asked.time_field or self._find_time(block)
         self._free.pop(self.time or "", None)
         self._labels = [n for n in self._free if _says(n, LABEL)] if not asked.positive else []
@@ -88,7 +136,7 @@ class Columns:
         self._kept = self._rows = 0
         self._largest = dict.fromkeys(asked.positive, -np.inf)
 
-    def clicks(self, block: Table) -> Table:
+    def clicks(self, block: R) -> R:
         """The rows of a block that are clicks."""
         self._rows += len(block)
         for name in self._labels:
@@ -122,25 +170,36 @@ class Columns:
         if zeros:
             name = next(iter(zeros))
             told = ", ".join(f"{column!r} ({count:,} of {self._rows:,} rows)" for column, count in zeros.items())
-            warnings.warn(
+            warn(
                 f"{self.path}: every row is taken for a click, also where a column says 0 or less: {told}; pass "
-                f"load_atomic(..., positive={{{name!r}: 1}}) to keep the rows from 1 on, or ignore=({name!r},) for all",
-                stacklevel=4,
+                f"{self.asked.call}(..., positive={{{name!r}: 1}}) to keep the rows from 1 on, or "
+                f"ignore=({name!r},) for all"
             )
-        unread = {f"values of column {name!r}, which is not read": self._rows for name in self._free}
-        return {what: count for what, count in (self.dropped | unread).items() if count}
+        return {what: count for what, count in self.dropped.items() if count}
 
-    def _refuse_lists(self) -> None:
+    @property
+    def needed(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        time = () if self.time is None else (self.time,)
+        return tuple(dict.fromkeys((self.asked.user, self.asked.item, *time, *self.asked.positive, *self._labels)))
+
+    @property
+    def unread(self) -> tuple[str, ...]:
+        """The columns of which nothing is kept, but for those that the caller ignores."""
+        return tuple(self._free)
+
+    def _refuse_lists(self, block: Rows) -> None:
         for name, kind in self._free.items():
-            if _says(name, LIST) or (kind.endswith("_seq") and _says(name, ITEM)):
+            if (_says(name, LIST) and kind != "float") or (kind.endswith("_seq") and _says(name, ITEM)):
                 raise ValueError(
-                    f"{self.path}: column '{name}:{kind}' looks like a list of clicks, as in files that were split "
+                    f"{self.path}: column {block.said(name)} looks like a list of clicks, as in files that were split "
                     "before; expected one click a row: give the file from before the split, or write one row for each "
                     f"click of a list; ignore=({name!r},) reads the file without this column"
                 )
 
-    def _find_time(self, block: Table) -> str | None:
+    def _find_time(self, block: Rows) -> str | None:
         """The time column, by its name or else by its values."""
+        call = f"{self.asked.call}(..., {self.asked.time_word}"
         floats = [name for name, kind in self._free.items() if kind == "float"]
         like = [name for name, kind in self._free.items() if not kind.endswith("_seq") and _says(name, TIME)]
         named = [name for name in floats if name in like and not _says(name, LASTING)]
@@ -148,20 +207,18 @@ class Columns:
         if len(found) > 1:
             raise ValueError(
                 f"{self.path}: more than one column looks like the time: {', '.join(map(repr, found))}; pass "
-                f"load_atomic(..., time_field={found[0]!r}) or another, or ignore=(...) those that are not"
+                f"{call}={found[0]!r}) or another, or ignore=(...) those that are not"
             )
         if found and not named:
-            warnings.warn(
+            warn(
                 f"{self.path}: column {found[0]!r} is taken for the time, as its values are times of the calendar; "
-                f"pass load_atomic(..., time_field={found[0]!r}) to say so, or ignore=({found[0]!r},)",
-                stacklevel=5,
+                f"pass {call}={found[0]!r}) to say so, or ignore=({found[0]!r},)"
             )
         if like and not found:
-            kind = block.types[like[0]]
             raise ValueError(
-                f"{self.path}: column '{like[0]}:{kind}' looks like a time but is not read; pass "
-                f"load_atomic(..., time_field={like[0]!r}) if it is the time of the click, as a number, of type float "
-                f"in the header; or ignore=({like[0]!r},) if not: the order of the rows is then the order in time"
+                f"{self.path}: column {block.said(like[0])} looks like a time but is not read; pass "
+                f"{call}={like[0]!r}) if it is the time of the click, as {self.asked.time_form}; or "
+                f"ignore=({like[0]!r},) if not: the order of the rows is then the order in time"
             )
         return found[0] if found else None
 
@@ -172,7 +229,7 @@ def _says(name: str, what: re.Pattern[str]) -> bool:
     return any(what.fullmatch(word.lower()) for word in [*words, "".join(words)])
 
 
-def _calendar(block: Table, name: str) -> bool:
+def _calendar(block: Rows, name: str) -> bool:
     """Whether a column holds unix times in one unit."""
     number = block.column(name, "float").str.strip_chars().cast(pl.Float64, strict=False).fill_null(0.0).to_numpy()
     return told_day(number) > 1 and unit_of(number.min()) == unit_of(number.max()) is not None

@@ -92,7 +92,7 @@ def check_labels(values: Any, ids: Sequence[str], what: str) -> None:
         )
 
 
-def unknown_id(ids: Sequence[Any], known: Mapping[str, int], what: str) -> NoReturn:
+def unknown_id(ids: Sequence[Any], known: Mapping[Any, int], what: str) -> NoReturn:
     """Say which of some ids is not known.
 
     Args:
@@ -103,16 +103,19 @@ def unknown_id(ids: Sequence[Any], known: Mapping[str, int], what: str) -> NoRet
     Raises:
         ValueError: always, naming the first id that is not known and the nearest ones that are.
     """
-    position, name = next((i, n) for i, n in enumerate(ids) if not isinstance(n, str) or n not in known)
-    if isinstance(name, str):
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    position, name = next((i, n) for i, n in enumerate(ids) if not isinstance(n, str | int) or n not in known)
+    kind = type(next(iter(known), ""))
+    texts, said = {str(other): other for other in known}, _said(name)
+    if type(name) is kind:
+        near = difflib.get_close_matches(said, texts, n=3, cutoff=0.5)
         problem = f"unknown {what} id {name!r} (at position {position})"
     else:
-        said = _said(name)
-        inside = sorted((other for other in known if said in other), key=len)[:3] if said else []
-        near = inside or difflib.get_close_matches(said, known, n=3, cutoff=0.5)
-        problem = f"{what} ids are strings, got {name!r} of type {type(name).__name__} (at position {position})"
-    hint = f"nearest known ids: {', '.join(map(repr, near))}" if near else f"known ids look like {tuple(known)[:3]}"
+        inside = sorted((other for other in texts if said in other), key=len)[:3] if said else []
+        near = inside or difflib.get_close_matches(said, texts, n=3, cutoff=0.5)
+        kinds = "strings" if kind is str else "whole numbers"
+        problem = f"{what} ids are {kinds}, got {name!r} of type {type(name).__name__} (at position {position})"
+    nearest = ", ".join(repr(texts[text]) for text in near)
+    hint = f"nearest known ids: {nearest}" if near else f"known ids look like {tuple(known)[:3]}"
     raise ValueError(f"{problem}; {hint}")
 
 

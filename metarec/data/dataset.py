@@ -1,4 +1,4 @@
-"""Catalogue and interactions as frozen values."""
+"""Interactions as a frozen value."""
 
 from __future__ import annotations
 
@@ -7,99 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from metarec.data.catalog import Catalog
 from metarec.data.clock import DAYS, Times, told_day
-from metarec.data.vocabulary import Ints, Vocabulary, check_text
-from metarec.types import Modality
+from metarec.data.vocabulary import Ints, Vocabulary
 
 __all__ = ["Catalog", "Dataset", "Ints", "Vocabulary"]
-
-
-@dataclass(frozen=True)
-class Catalog:
-    """The items: their ids, their modality features and, where the item file gives them, their attributes.
-
-    Attributes:
-        items: the item vocabulary.
-        modalities: name -> Modality, rows in the order of the vocabulary.
-        attributes: column name -> one string per item id (``""`` where missing), e.g. titles.
-        hidden: ids of items that are not to be recommended any more.
-
-    Raises:
-        ValueError: if a modality or attribute does not have one row per item, a value of an attribute is no text, or
-            a hidden id is not known.
-
-    Example:
-        >>> catalog = Catalog(Vocabulary(["B004", "B017"]), attributes={"title": ["Alien", "Heat"]})
-        >>> catalog.size, catalog.attributes["title"][catalog.items.encode(["B017"])[0] - 1]
-        (3, 'Heat')
-    """
-
-    items: Vocabulary
-    modalities: Mapping[str, Modality] = field(default_factory=dict)
-    attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    hidden: frozenset[str] = frozenset()
-
-    def __post_init__(self) -> None:
-        for name, modality in self.modalities.items():
-            if len(modality.features) != self.items.size:
-                raise ValueError(f"modality {name!r} has {len(modality.features)} rows, expected {self.items.size}")
-        for name, column in self.attributes.items():
-            if len(column) != len(self.items):
-                raise ValueError(f"attribute {name!r} has {len(column)} values, expected {len(self.items)}")
-            if not isinstance(self.attributes, MappingProxyType):  # those of another catalogue were checked there
-                check_text(column, f"attribute {name!r}")
-        self.items.encode(sorted(self.hidden))
-        object.__setattr__(self, "modalities", MappingProxyType(dict(self.modalities)))
-        object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
-
-    def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
-        """How :mod:`copy` and :mod:`pickle` make another one."""
-        return type(self), (self.items, dict(self.modalities), dict(self.attributes), self.hidden)
-
-    def __getitem__(self, modality: str) -> Modality:
-        if modality not in self.modalities:
-            raise ValueError(f"the catalogue has no modality {modality!r}; it has {sorted(self.modalities)}")
-        return self.modalities[modality]
-
-    @property
-    def size(self) -> int:
-        """I, the rows of any item table: the items and the padding row."""
-        return self.items.size
-
-    def add_items(self, added: Catalog) -> Catalog:
-        """A catalogue with more items at its end; this one, and the codes of its items, stay as they are.
-
-        Args:
-            added: modalities and attributes that it does not have are missing for its items.
-
-        Raises:
-            ValueError: if an id is in both, or ``added`` has a modality that this one lacks or of another width.
-
-        Example:
-            >>> more = Catalog(Vocabulary("ab")).add_items(Catalog(Vocabulary("c")))
-            >>> more.items.ids, more.size
-            (('a', 'b', 'c'), 4)
-        """
-        for name, modality in added.modalities.items():
-            if modality.dim != self[name].dim:
-                raise ValueError(f"modality {name!r}: expected {self[name].dim} columns, got {modality.dim}")
-        more = len(added.items)
-        return Catalog(
-            Vocabulary((*self.items.ids, *added.items.ids), self.items.what),
-            {name: own.followed_by(added.modalities.get(name), more) for name, own in self.modalities.items()},
-            {name: (*own, *added.attributes.get(name, [""] * more)) for name, own in self.attributes.items()},
-            self.hidden,
-        )
-
-    def grown(self, added: Catalog) -> Catalog:
-        """Deprecated: :meth:`add_items`."""
-        warnings.warn("Catalog.grown() is now add_items()", DeprecationWarning, stacklevel=2)
-        return self.add_items(added)
 
 
 @dataclass(frozen=True)
@@ -169,16 +86,87 @@ class Dataset:
                 f"{self.name}: the time of interaction {row} is {self.time[row]}, expected a finite number"
             )
 
+    @classmethod
+    def from_frame(
+        cls,
+        clicks: Any,
+        items: Any = None,
+        *,
+        features: Mapping[str, Any] = MappingProxyType({}),
+        user: str | None = None,
+        item: str | None = None,
+        time: str | None = None,
+        title: str | None = None,
+        positive: Mapping[str, float] = MappingProxyType({}),
+        ignore: Sequence[str] = (),
+    ) -> Self:
+        """Interactions, items and their features from frames or files of columns.
+
+        A frame is one of pandas, polars (lazy too), Arrow, DuckDB or any other library that narwhals knows, in any
+        order of rows and under any index; or the path of a Parquet file (a folder or pattern of them) or a CSV file,
+        of which only the columns that are needed are read, a Parquet file some rows at a time.
+
+        Every row is a click, but for ``positive``. Ids are text or whole numbers, and come back so; in CSV they are
+        text. Codes depend on the ids sorted as text, not on the order of the rows: they are those of ``load_atomic``
+        on the same data. Times are datetimes (UTC where they have a zone), dates, ISO text or numbers, and keep their
+        unit; ``day`` says which it is. Rows without a user, an item or a time are left out and counted in ``dropped``.
+
+        Args:
+            clicks: one row a click.
+            items: one row an item: its id, a title, and whatever else there is, kept as text in
+                ``catalog.attributes``; the values of a list stand side by side.
+            features: name of a modality -> vectors: an array with a row for each row of ``items``, a mapping from id
+                to vector, a frame or file with the ids and a column of vectors or columns of numbers, or a feature
+                file that ``load_atomic`` reads.
+            user: the column of users; by default the one that is called like it: ``user_id``, ``userId``,
+                ``customer_id``, ``visitorid`` ...
+            item: the column of items, here and in ``items``; by default ``item_id``, ``product_id``, ``movieId``,
+                ``asin`` ...
+            time: the column of times; by default the one that is called like a time or, failing that, holds times of
+                the calendar; where there is none, the order of the rows is the order in time.
+            title: the column of titles in ``items``, which becomes the attribute ``title``; by default ``title``,
+                ``name`` ...
+            positive: column -> least value of a click, e.g. ``{"rating": 4}``; other rows are left out.
+            ignore: columns of the clicks to pass over, whatever they look like.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            TypeError: if something is neither a frame nor a path.
+            ValueError: if a column is missing or could be two things, or a value is not what its column should hold;
+                names the frame, the column, the row and the value.
+
+        Example:
+            >>> import polars as pl
+            >>> clicks = pl.DataFrame({"userId": [7, 7, 12], "sku": ["b", "a", "b"], "when": ["2024-05-01"] * 3})
+            >>> data = Dataset.from_frame(clicks, pl.DataFrame({"sku": ["a", "b"], "name": ["Alien", "Heat"]}))
+            >>> data
+            Dataset(data: 3 interactions, 2 users, 2 items, modalities [])
+            >>> data.users.decode(data.user), data.catalog.attributes["title"]
+            ([12, 7, 7], ['Alien', 'Heat'])
+        """
+        from metarec.data.frames import Named, read_frames
+
+        return cls(**read_frames(clicks, items, features, Named(user, item, time, title), positive, ignore))
+
     def __len__(self) -> int:
         return len(self.user)
 
     def __repr__(self) -> str:
         twice = f", {self.duplicates:,} of them duplicates" if self.duplicates else ""
-        out = f", left out {dict(self.dropped)}" if self.dropped else ""
+        again = f", {self.repeat_share:.1%} repeats" if self.repeat_share else ""
+        left = {what: self._with_share(what, count) for what, count in self.dropped.items()}
+        out = f", left out {left}" if left else ""
         return (
-            f"Dataset({self.name}: {len(self):,} interactions{twice}, {len(self.user_codes):,} users, "
+            f"Dataset({self.name}: {len(self):,} interactions{twice}{again}, {len(self.user_codes):,} users, "
             f"{len(self.catalog.items):,} items, modalities {sorted(self.catalog.modalities)}{out})"
         )
+
+    def _with_share(self, what: str, count: int) -> int | str:
+        """A count, and its share where it is one of rows that could have been clicks."""
+        if not what.startswith("rows with"):
+            return count
+        rows = len(self) + sum(more for name, more in self.dropped.items() if name.startswith("rows with"))
+        return f"{count:,} ({count / rows:.1%})"
 
     def days(self, count: float, day: float | None = None) -> float:
         """How long so many days are, in the units of ``time``: for windows and half-lives.

@@ -1,11 +1,11 @@
-"""The interactions of an atomic file, read block by block so that only codes of them are ever held as a whole."""
+"""Interactions, read block by block so that only codes of them are ever held as a whole."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import polars as pl
@@ -13,12 +13,12 @@ import torch
 from numpy.typing import NDArray
 
 from metarec.data.clock import Times, check_one_unit
-from metarec.data.columns import Asked, Columns
-from metarec.data.dataset import Ints, Vocabulary
-from metarec.data.table import Table, read_blocks
+from metarec.data.columns import Columns, Rows
+from metarec.data.vocabulary import Ints, Vocabulary
 
-LOOKED_AT = 1 << 16  # bytes by which the columns are told apart
-WAITING = 4
+WAITING = 2
+PART = 1 << 18  # rows that are sorted at a time, or a PARTS-th of all
+PARTS = 32
 FEW = 1 << 19  # ids that may wait in any case
 Codes = NDArray[np.int32]
 
@@ -34,6 +34,7 @@ class Events:
         item: (n,) int64 item codes.
         time: (n,) int64 where all times are whole numbers, and float64 otherwise.
         numbered: whether the times only number the rows.
+        rows: how many rows there were.
         dropped: what of the file was left out and how much of it.
     """
 
@@ -43,44 +44,67 @@ class Events:
     item: Ints
     time: Times
     numbered: bool
+    rows: int
     dropped: dict[str, int]
 
 
-def read_events(path: Path, asked: Asked, known_items: Sequence[pl.Series] = ()) -> Events:
-    """Read an ``.inter`` file; see ``load_atomic``.
+def read_events(
+    source: Path | str,
+    columns: Columns,
+    blocks: Iterable[Rows],
+    known_items: Sequence[pl.Series] = (),
+    whole_numbers: tuple[bool, bool] = (False, False),
+) -> Events:
+    """Interactions as codes; see ``load_atomic`` and ``Dataset.from_frame``.
 
     Args:
-        path: the file.
-        asked: what the caller says of the columns.
-        known_items: columns of item ids that the vocabulary is to hold too.
+        source: where they come from, for messages.
+        columns: which columns are read.
+        blocks: the rows, some at a time.
+        known_items: columns of item ids, as text, that the vocabulary is to hold too.
+        whole_numbers: whether the ids of users, and those of items, are whole numbers.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if the file is not as ``load_atomic`` describes it, or holds no interactions.
+        ValueError: if the rows are not as described there, or there are none.
     """
     users, items = _Ids(), _Ids()
-    times: list[Times] = []
-    start = 0
-    columns = Columns(next(read_blocks(path, LOOKED_AT)), asked)
-    for block in read_blocks(path):
+    times = _Moments()
+    start = rows = 0
+    for block in blocks:
+        rows += len(block)
         clicks = columns.clicks(block)
-        users.add(clicks.ids("user_id"))
-        items.add(clicks.ids("item_id"))
-        times.append(_times(clicks, columns.time, start))
+        users.add(clicks.ids(columns.asked.user))
+        items.add(clicks.ids(columns.asked.item))
+        number = np.arange(start, start + len(clicks), dtype=np.int64)
+        times.add(number if columns.time is None else clicks.times(columns.time))
         start += len(clicks)
     dropped = columns.finish()
-    try:
-        user_ids, user = users.encoded("user")
-        item_ids, item = items.encoded("item", known_items)
-    except ValueError as reason:
-        raise ValueError(f"{path}: {reason}") from None
-    time = cast(Times, np.concatenate(times))
-    times.clear()
+    user_ids, user = users.encoded("user", whole_numbers=whole_numbers[0])
+    item_ids, item = items.encoded("item", known_items, whole_numbers=whole_numbers[1])
+    time = times.joined()
     if columns.time is not None:
-        check_one_unit(time, f"{path}: column {columns.time!r}")
-    order = _order(user, time)
-    rows = (user[order].astype(np.int64), item[order].astype(np.int64), time[order])
-    return Events(user_ids, item_ids, *rows, numbered=columns.time is None, dropped=dropped)
+        check_one_unit(time, f"{source}: column {columns.time!r}")
+    counts = np.bincount(user, minlength=user_ids.size)
+    order = _order(user, time, counts)
+    del user
+    time = cast(Times, time[order])
+    items_in_order = _gathered(item, order)
+    del item, order
+    user_of = np.repeat(np.arange(user_ids.size), counts)
+    numbered = columns.time is None
+    return Events(user_ids, item_ids, user_of, items_in_order, time, numbered=numbered, rows=rows, dropped=dropped)
+
+
+def _joined(parts: list[Codes]) -> Codes:
+    """Arrays as one; each is let go as it is copied."""
+    out = np.empty(sum(map(len, parts)), dtype=np.int32)
+    at = 0
+    parts.reverse()
+    while parts:
+        part = parts.pop()
+        out[at : at + len(part)] = part
+        at += len(part)
+    return out
 
 
 class _Ids:
@@ -111,7 +135,7 @@ class _Ids:
         self._codes[first:] = [own[code] for own, code in zip(places, self._codes[first:], strict=True)]
         self._waiting.clear()
 
-    def encoded(self, what: str, others: Sequence[pl.Series] = ()) -> tuple[Vocabulary, Codes]:
+    def encoded(self, what: str, others: Sequence[pl.Series] = (), *, whole_numbers: bool) -> tuple[Vocabulary, Codes]:
         """The sorted vocabulary of these and other ids, and the codes of the rows, which are held no longer."""
         rows = len(self._codes)
         for ids in others:
@@ -120,9 +144,37 @@ class _Ids:
         order = self._known.arg_sort().to_numpy()
         code = np.empty(len(order), dtype=np.int32)
         code[order] = np.arange(1, len(order) + 1)
-        codes = code[np.concatenate(self._codes[:rows])]
-        self._codes.clear()
-        return Vocabulary(self._known.gather(order).to_list(), what), codes
+        del self._codes[rows:]
+        codes = _joined(self._codes)
+        for at in range(0, len(codes), PART):
+            codes[at : at + PART] = code[codes[at : at + PART]]
+        ids = self._known.gather(order)
+        self._known = self._known.clear()
+        return Vocabulary.of_column(ids, what, whole_numbers=whole_numbers), codes
+
+
+class _Moments:
+    """Times that grow by blocks, held in half the memory where those of a block are within 2**32 units."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[int, NDArray[Any]]] = []
+
+    def add(self, time: Times) -> None:
+        first = int(time.min()) if time.dtype == np.int64 and len(time) else 0
+        near = time.dtype == np.int64 and int(time.max(initial=first)) - first < 1 << 32
+        self._parts.append((first, (time - first).astype(np.uint32)) if near else (0, time))
+
+    def joined(self) -> Times:
+        """All of them, int64 where all are whole; each block is let go as it is copied."""
+        whole = all(part.dtype != np.float64 for _, part in self._parts)
+        out = np.empty(sum(len(part) for _, part in self._parts), dtype=np.int64 if whole else np.float64)
+        at = 0
+        self._parts.reverse()
+        while self._parts:
+            first, part = self._parts.pop()
+            out[at : at + len(part)] = part if part.dtype != np.uint32 else part.astype(np.int64) + first
+            at += len(part)
+        return cast(Times, out)
 
 
 def _distinct(ids: pl.Series) -> tuple[pl.Series, Codes]:
@@ -135,29 +187,24 @@ def _distinct(ids: pl.Series) -> tuple[pl.Series, Codes]:
     return values.cast(pl.String), place[code]
 
 
-def _times(events: Table, field: str | None, start: int) -> Times:
-    """(n,) times in full precision; the row number, from ``start``, where there is no time column."""
-    if field is None:
-        return np.arange(start, start + len(events), dtype=np.int64)
-    text = events.column(field, "float").str.strip_chars()
-    whole = text.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
-    if not whole.null_count():
-        return whole.to_numpy()
-    number = text.cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy()
-    bad = np.flatnonzero(~np.isfinite(number))
-    if len(bad):
-        row = int(bad[0])
-        raise events.error(
-            row, field, f"{text[row]!r} is not a finite number; expected a time in unix seconds, such as 1362062838"
-        )
-    if (number == np.floor(number)).all():
-        whole = whole.fill_null(pl.Series(number).cast(pl.Int64, strict=False))
-    return number if whole.null_count() else whole.to_numpy()
-
-
-def _order(user: Codes, time: Times) -> Ints:
-    """(n,) the rows by user, then time, ties as they were: two stable sorts, of which torch has the fast ones."""
-    by_time = torch.sort(torch.from_numpy(time), stable=True).indices
-    by_user = torch.sort(torch.from_numpy(user)[by_time], stable=True).indices
-    order: Ints = by_time[by_user].numpy()
+def _order(user: Codes, time: Times, counts: Ints) -> NDArray[Any]:
+    """(n,) the rows by user, then time, ties as they were: some users at a time, so that little is held beside it."""
+    first = np.append(0, np.cumsum(counts))
+    order = np.empty(len(user), dtype=np.int32 if len(user) < 1 << 31 else np.int64)
+    part, start = max(PART, len(user) // PARTS), 0
+    while start < len(counts):
+        stop = max(start + 1, int(np.searchsorted(first, first[start] + part, side="right")) - 1)
+        rows = np.flatnonzero((user >= start) & (user < stop))
+        by_time = torch.sort(torch.from_numpy(time[rows]), stable=True).indices
+        by_user = torch.sort(torch.from_numpy(user[rows])[by_time], stable=True).indices
+        order[first[start] : first[stop]] = rows[by_time[by_user].numpy()]
+        start = stop
     return order
+
+
+def _gathered(codes: Codes, order: NDArray[Any]) -> Ints:
+    """Codes in another order, as int64."""
+    out = np.empty(len(order), dtype=np.int64)
+    for at in range(0, len(order), PART):
+        out[at : at + PART] = codes[order[at : at + PART]]
+    return out

@@ -8,11 +8,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metarec.data.catalog import Catalog
 from metarec.data.clock import Times
 from metarec.data.dataset import Dataset, Ints
 from metarec.types import Examples
 
 CUT = "interactions cut off"
+UNKNOWN = "interactions with items that the model does not have"
 
 
 def build_examples(
@@ -120,6 +122,43 @@ def filter_interactions(data: Dataset, kept: NDArray[np.bool_]) -> Dataset:
     count = data.dropped.get(CUT, 0) + int((~kept).sum())
     dropped = {**data.dropped, CUT: count} if count else data.dropped
     return replace(data, user=data.user[kept], item=data.item[kept], time=data.time[kept], dropped=dropped)
+
+
+def on_catalog(data: Dataset, catalog: Catalog, warm: NDArray[np.bool_]) -> Dataset:
+    """The same clicks under the codes of another catalogue; those on items that it does not have are left out.
+
+    Args:
+        data: the clicks; ids are compared as text.
+        catalog: the items of a model.
+        warm: (I,) which of them it has seen.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> data, part = planted(users=60, items=40), planted(users=60, items=30).catalog
+        >>> there = on_catalog(data, part, np.ones(31, dtype=bool))
+        >>> there.catalog.size, len(data) - len(there) == there.dropped[UNKNOWN] == int((data.item > 30).sum())
+        (31, True)
+    """
+    code = {text: number for number, text in enumerate(catalog.items.texts, start=1)}
+    texts = data.catalog.items.texts
+    known = np.fromiter((code.get(text, 0) for text in texts), dtype=np.int64, count=len(texts))
+    item = np.append(0, known)[data.item]
+    kept, count = item > 0, int((item == 0).sum())
+    dropped = {**data.dropped, UNKNOWN: count} if count else data.dropped
+    user, time = data.user[kept], data.time[kept]
+    return replace(data, catalog=catalog, warm=warm, dropped=dropped, user=user, item=item[kept], time=time)
+
+
+def begun_after(data: Dataset, time: float) -> Dataset:
+    """The clicks of the users whose first click is later than a time.
+
+    Example:
+        >>> from metarec.datasets import PLANTED_SPLIT, planted
+        >>> late = begun_after(planted(users=60, items=40), PLANTED_SPLIT)
+        >>> len(late.user_codes), bool(late.time.min() > PLANTED_SPLIT)
+        (12, True)
+    """
+    return filter_interactions(data, np.repeat(data.time[data.offsets[:-1]] > time, np.diff(data.offsets)))
 
 
 def clicked_before(data: Dataset, users: Ints, withheld: int, last: int | None = None) -> tuple[Ints, Ints]:

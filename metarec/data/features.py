@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarec.data.dataset import Vocabulary
 from metarec.data.table import Table, read_table
-from metarec.data.vocabulary import check_text
+from metarec.data.vocabulary import Vocabulary, check_text
+from metarec.data.warned import warn
 from metarec.types import Modality
 
 
@@ -30,7 +29,7 @@ class FeatureRows:
         values: (n, F) float32, finite.
     """
 
-    source: Path
+    source: Path | str
     ids: pl.Series
     values: NDArray[np.float32]
 
@@ -98,10 +97,9 @@ def align(name: str, rows: FeatureRows, items: Vocabulary) -> tuple[Modality, di
         raise ValueError(f"{rows.source}: every row of a known item is zeros, which are taken for missing features")
     unknown, missing = int((~known).sum()), len(items) - int(given.sum())
     if 2 * unknown > len(codes) and 2 * missing > len(items):
-        warnings.warn(
+        warn(
             f"{rows.source}: {unknown:,} of {len(codes):,} rows are of items that the data do not have, and "
-            f"{missing:,} of {len(items):,} items have no features{_both(rows, items, codes)}",
-            stacklevel=5,
+            f"{missing:,} of {len(items):,} items have no features{_both(rows, items, codes)}"
         )
     features = torch.zeros(items.size, rows.values.shape[1])
     present = torch.zeros(items.size, dtype=torch.bool)
@@ -131,8 +129,17 @@ def encode(ids: pl.Series, vocabulary: Vocabulary) -> NDArray[np.int64]:
 
     The column form of ``Vocabulary.encode``.
     """
-    codes = ids.cast(pl.Enum(vocabulary.ids), strict=False).to_physical().cast(pl.Int64) + 1
+    codes = ids.cast(pl.Enum(vocabulary.texts), strict=False).to_physical().cast(pl.Int64) + 1
     return codes.fill_null(0).to_numpy()
+
+
+def by_item(ids: pl.Series, columns: Mapping[str, pl.Series], items: Vocabulary) -> dict[str, list[str]]:
+    """Columns of text, one value per id, as attributes of all items of the vocabulary; ``""`` where there is none."""
+    row = np.full(len(items), -1)
+    row[encode(ids, items) - 1] = np.arange(len(ids))
+    where = pl.Series(row)
+    where = where.set(where < 0, None)
+    return {name: column.gather(where).fill_null("").to_list() for name, column in columns.items()}
 
 
 def table_features(table: Table, name: str) -> FeatureRows:
@@ -178,7 +185,7 @@ def _read_npz(path: Path) -> FeatureRows:
             ids, feat = _names(arrays["ids"]), arrays["feat"]
     except Exception as reason:  # whatever the parsers raise on what is no such file
         raise _not_read(path, reason, "np.savez(path, ids=np.asarray(ids, dtype=str), feat=feat)") from None
-    return _checked(path, ids, feat)
+    return checked_rows(path, ids, feat)
 
 
 def _read_npy(path: Path) -> FeatureRows:
@@ -191,7 +198,7 @@ def _read_npy(path: Path) -> FeatureRows:
         ids = _names(lines)
     except Exception as reason:
         raise _not_read(path, reason, "np.save(path, feat), and the ids as text") from None
-    return _checked(path, ids, feat)
+    return checked_rows(path, ids, feat)
 
 
 def _array(path: Path) -> NDArray[Any]:
@@ -215,7 +222,7 @@ def _read_torch(path: Path) -> FeatureRows:
         names, values = _names(ids), (feat.detach().float() if feat.is_floating_point() else feat).numpy()
     except Exception as reason:
         raise _not_read(path, reason, form) from None
-    return _checked(path, names, values)
+    return checked_rows(path, names, values)
 
 
 def _stack(rows: dict[Any, Any]) -> Tensor:
@@ -235,8 +242,12 @@ def _names(ids: Sequence[Any] | NDArray[Any]) -> pl.Series:
     return pl.Series("item_id", names, dtype=pl.String)
 
 
-def _checked(path: Path, names: pl.Series, feat: NDArray[Any]) -> FeatureRows:
-    """Ids, and features as finite float32, one row each."""
+def checked_rows(path: Path | str, names: pl.Series, feat: NDArray[Any]) -> FeatureRows:
+    """Ids, and features as finite float32, one row each.
+
+    Raises:
+        ValueError: if an id is empty or has two rows, or the features are not (n,F), of a float type and finite.
+    """
     if feat.ndim != 2 or not np.issubdtype(feat.dtype, np.floating) or 0 in feat.shape:
         raise ValueError(f"{path}: expected features (n,F) of a float type, got {feat.shape} of {feat.dtype}")
     if len(names) != len(feat):

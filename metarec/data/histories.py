@@ -9,7 +9,7 @@ from itertools import chain
 import numpy as np
 
 from metarec.data.containers import plain_rows
-from metarec.data.vocabulary import Ints, Vocabulary
+from metarec.data.vocabulary import Id, Ints, Vocabulary
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +30,7 @@ class Clicks:
     offsets: Ints
 
     @classmethod
-    def of(cls, histories: Sequence[Sequence[str]], items: Vocabulary) -> Clicks:
+    def of(cls, histories: Sequence[Sequence[Id]], items: Vocabulary) -> Clicks:
         """Encode external ids.
 
         Raises:
@@ -106,7 +106,7 @@ class LazyHistories:
         ([3], [0, 0, 3])
     """
 
-    def __init__(self, histories: Sequence[Sequence[str]], items: Vocabulary) -> None:
+    def __init__(self, histories: Sequence[Sequence[Id]], items: Vocabulary) -> None:
         self.histories, self.items = plain_rows(histories, "adapt"), items
         self.counts: Ints = np.fromiter(map(len, self.histories), dtype=np.int64, count=len(self.histories))
         offsets = _offsets(self.counts)
@@ -123,7 +123,7 @@ class LazyHistories:
         self.clicks.codes[self.clicks.places(users, offsets)] = codes
         return Clicks(codes, offsets)
 
-    def encoded(self, histories: Iterable[Sequence[str]]) -> Ints:
+    def encoded(self, histories: Iterable[Sequence[Id]]) -> Ints:
         """The codes of some users' ids, one user after the other."""
         try:
             return self.items.encode(list(chain.from_iterable(histories)))
@@ -137,7 +137,7 @@ def _offsets(counts: Ints) -> Ints:
     return np.append(0, np.cumsum(counts))
 
 
-def _blame(histories: Sequence[Sequence[str]], items: Vocabulary) -> None:
+def _blame(histories: Sequence[Sequence[Id]], items: Vocabulary) -> None:
     """Raises the error of the first history with an unknown id, naming its user."""
     for number, history in enumerate(histories):
         try:

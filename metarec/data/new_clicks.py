@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta
 from difflib import get_close_matches
 from typing import Any
 
@@ -11,18 +14,20 @@ from numpy.typing import NDArray
 
 from metarec.data.containers import plain
 from metarec.data.dataset import Catalog, Dataset, Vocabulary
-from metarec.data.vocabulary import Ints
+from metarec.data.vocabulary import Id, Ints
 
 COLUMNS = ("user", "item", "time")
+ISO = re.compile(r"\d{4}-\d\d-\d\d")
 
 
-def click_data(clicks: Any, catalog: Catalog, since: float | None) -> Dataset:
+def click_data(clicks: Any, catalog: Catalog, since: float | None, second: float = 1.0) -> Dataset:
     """New clicks as a data set of the model's items, checked.
 
     Args:
         clicks: a frame, or a mapping of columns ``user``, ``item`` and ``time``.
         catalog: the items.
         since: the time of the last click that is known; None for none.
+        second: how many units of the model's times are a second, for datetimes, dates and ISO text.
 
     Raises:
         ValueError: if a column is missing or of another length, an id is not known or no text, or a time is no
@@ -33,10 +38,12 @@ def click_data(clicks: Any, catalog: Catalog, since: float | None) -> Dataset:
         raise ValueError(
             f"observe: expected as many users as items and times, got {len(user)}, {len(item)}, {len(when)}"
         )
+    kinds = {"user": str | int, "item": int if catalog.items.whole_numbers else str}
     for name, column in (("user", user), ("item", item)):
-        if strange := next((value for value in column if not isinstance(value, str)), None):
-            raise ValueError(f"observe: {name} {strange!r} is not a string; ids are text")
-    codes, time = _codes(item, catalog), _times(when)
+        if strange := [value for value in column if isinstance(value, bool) or not isinstance(value, kinds[name])]:
+            wanted = "a whole number" if kinds[name] is int else "a string"
+            raise ValueError(f"observe: {name} {strange[0]!r} is not {wanted}; ids are of the type of the data's")
+    codes, time = _codes(item, catalog), _times([_moment(value, second) for value in when])
     if len(time) and since is not None and time.min() < since:
         first = int(np.argmax(time < since))
         raise ValueError(
@@ -53,17 +60,32 @@ def _column(clicks: Any, name: str) -> Sequence[Any]:
         column = clicks[name]
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise ValueError(f"observe: expected columns {list(COLUMNS)}, {name!r} is missing") from error
+    if getattr(getattr(column, "dtype", None), "kind", "") == "M" and isinstance(column, np.ndarray):
+        column = column.astype("datetime64[us]")  # of nanoseconds numpy would make numbers
     return plain(column, f"observe: {name}")
 
 
-def _codes(item: Sequence[str], catalog: Catalog) -> Ints:
+def _codes(item: Sequence[Id], catalog: Catalog) -> Ints:
     if strange := list(dict.fromkeys(name for name in item if name not in catalog.items)):
-        near = get_close_matches(strange[0], catalog.items.ids[:100_000], n=3)
+        near = get_close_matches(str(strange[0]), [str(name) for name in catalog.items.ids[:100_000]], n=3)
         raise ValueError(
             f"observe: {len(strange)} item ids are not known, the first is {strange[0]!r}"
             f"{f'; near it are {near}' if near else ''}; add_items takes new ones in"
         )
     return catalog.items.encode(item)
+
+
+def _moment(value: Any, second: float) -> Any:
+    """A datetime, a date or ISO text in the unit of the model's times, in UTC where it has no zone; else the value."""
+    if isinstance(value, str) and ISO.match(value):
+        with suppress(ValueError):
+            value = datetime.fromisoformat(value)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day, tzinfo=UTC)
+    if not isinstance(value, datetime):
+        return value
+    since = (value if value.tzinfo else value.replace(tzinfo=UTC)) - datetime(1970, 1, 1, tzinfo=UTC)
+    return since // timedelta(microseconds=1) * (second / 1e6)
 
 
 def _times(when: Sequence[Any]) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from metarec.data.containers import bare, check_labels, plain
 from metarec.data.dataset import Catalog, Vocabulary
+from metarec.data.vocabulary import Id
 from metarec.functional.scaling import FeatureScale
 from metarec.types import Modality
 
@@ -20,7 +21,7 @@ Vectors = Any  # array-like (n, F), or a mapping from id to array-like (F,)
 def new_items(
     known: Catalog,
     scales: Mapping[str, FeatureScale],
-    ids: Sequence[str],
+    ids: Sequence[Id],
     vectors: Mapping[str, Vectors],
     attributes: Mapping[str, Sequence[str]],
 ) -> Catalog:
@@ -37,10 +38,11 @@ def new_items(
         ValueError: see :meth:`Recommender.add_items <metarec.Recommender.add_items>`.
     """
     names = Vocabulary(map(bare, plain(ids, "add_items")), known.items.what)
+    kind, wrong = (int, "is not a whole number") if known.items.whole_numbers else (str, "is not a string")
     for name in names.ids:
-        if not isinstance(name, str) or name in known.items:
+        if type(name) is not kind or name in known.items:
             why = "is in the catalogue already; restore_items shows a removed one again" if name in known.items else ""
-            raise ValueError(f"add_items: item id {name!r} {why or 'is not a string'}")
+            raise ValueError(f"add_items: item id {name!r} {why or wrong}")
     modalities = {}
     for name, given in vectors.items():
         if name not in scales:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from metarec.data.dataset import Dataset, Ints
+from metarec.data.vocabulary import Id
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Observed:
 
     clicks: int
     users: int
-    new_users: tuple[str, ...]
+    new_users: tuple[Any, ...]
 
 
 class Histories:
@@ -34,7 +36,7 @@ class Histories:
     def __init__(self, length: int) -> None:
         self.length = length
         self.until: float | None = None
-        self._of: dict[str, tuple[Ints, float]] = {}
+        self._of: dict[Id, tuple[Ints, float]] = {}
 
     def __contains__(self, user: object) -> bool:
         return user in self._of
@@ -42,7 +44,7 @@ class Histories:
     def __len__(self) -> int:
         return len(self._of)
 
-    def of(self, user: str) -> tuple[Ints, float]:
+    def of(self, user: Id) -> tuple[Ints, float]:
         """Item codes of a user's last clicks in time order, and the time of the last.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -14,6 +14,8 @@ from typing import BinaryIO
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
+
+from metarec.data.clock import Times
 
 TYPES = ("token", "token_seq", "float", "float_seq")
 SEVERAL = re.compile(rf":({'|'.join(TYPES)})[\s,;|]+\w")  # a column that holds a whole other one
@@ -91,6 +93,18 @@ class Table:
             raise self.error(int(bad[0]), name, f"{text[int(bad[0])]!r} is not a finite number")
         return number
 
+    def times(self, name: str) -> Times:
+        """(n,) the times in a float column, in full precision.
+
+        Raises:
+            ValueError: if there is no such column, or a cell is not a finite number.
+        """
+        return times_of_text(self.column(name, "float").str.strip_chars(), lambda row, why: self.error(row, name, why))
+
+    def said(self, name: str) -> str:
+        """A column as messages show it."""
+        return f"'{name}:{self.types[name]}'"
+
     def filter(self, kept: NDArray[np.bool_]) -> Table:
         """Some of the rows; ``kept`` is an (n,) mask."""
         rows = pl.Series(kept)
@@ -99,6 +113,29 @@ class Table:
     def error(self, row: int, column: str, problem: str) -> ValueError:
         """The error that says which cell is wrong and why."""
         return ValueError(f"{self.path}: line {self.lines[row]}, column {column!r}: {problem}")
+
+
+def times_of_text(text: pl.Series, error: Callable[[int, str], ValueError]) -> Times:
+    """(n,) times that are written as numbers, whole ones as int64.
+
+    Args:
+        text: without blanks around it.
+        error: makes the error of a row and a problem.
+
+    Raises:
+        ValueError: if one is not a finite number.
+    """
+    whole = text.str.replace(r"\.0*$", "").cast(pl.Int64, strict=False)
+    if not whole.null_count():
+        return whole.to_numpy()
+    number = text.cast(pl.Float64, strict=False).fill_null(float("nan")).to_numpy()
+    bad = np.flatnonzero(~np.isfinite(number))
+    if len(bad):
+        row = int(bad[0])
+        raise error(row, f"{text[row]!r} is not a finite number; expected a time in unix seconds, such as 1362062838")
+    if (number == np.floor(number)).all():
+        whole = whole.fill_null(pl.Series(number).cast(pl.Int64, strict=False))
+    return number if whole.null_count() else whole.to_numpy()
 
 
 def read_table(path: Path) -> Table:

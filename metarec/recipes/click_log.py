@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec.data.dataset import Catalog, Dataset, Ints, Vocabulary
-from metarec.files import expect_tensor, pack_strings, unpack_strings
+from metarec.data.vocabulary import Id, pack_ids, unpack_ids
+from metarec.files import expect_tensor
 
 Floats = NDArray[np.float64]
 T = TypeVar("T", bound=np.generic)
@@ -40,7 +41,7 @@ class _Store:
 
     def __init__(self, item: Ints, time: Floats, before: Ints, users: Vocabulary, last: Ints) -> None:
         self.item, self.time, self.before, self.used = item, time, before, len(item)
-        self.users, self.added, self.last = users, dict[str, int](), last
+        self.users, self.added, self.last = users, dict[Id, int](), last
 
     def fork(self, size: int) -> _Store:
         """A store of its own with the first so many clicks."""
@@ -56,14 +57,14 @@ class _Store:
             last[late] = self.before[last[late]]
         return last
 
-    def codes(self, ids: Sequence[str]) -> Ints:
+    def codes(self, ids: Sequence[Id]) -> Ints:
         """Codes of users; those who are new get the next."""
         known = iter(self.users.encode([name for name in ids if name in self.users]).tolist())
         out = [next(known) if name in self.users else self._code(name) for name in ids]
         self.last = _roomy(self.last, self.users.size + len(self.added), -1)
         return np.array(out, dtype=np.int64)
 
-    def _code(self, name: str) -> int:
+    def _code(self, name: Id) -> int:
         return self.added.setdefault(name, self.users.size + len(self.added))
 
     def append(self, user: Ints, item: Ints, time: Floats) -> None:
@@ -176,6 +177,7 @@ class ClickLog:
             )
         if not len(clicks):
             return self
+        _check_kind(self._store, clicks.users)
         with _lock:
             store = self._store if self._store.used == self.size else self._store.fork(self.size)
             own = store.codes([clicks.users.ids[code - 1] for code in clicks.user_codes.tolist()])
@@ -192,7 +194,7 @@ class ClickLog:
         ids = [*store.users.ids, *store.added]
         codes = np.flatnonzero(last >= 0)
         out |= {"before": torch.from_numpy(self.before.copy()), "last": torch.from_numpy(last[codes])}
-        return out | pack_strings("users", [ids[code - 1] for code in codes.tolist()])
+        return out | pack_ids("users", [ids[code - 1] for code in codes.tolist()])
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor], items: int, *, users: bool = True) -> Self:
@@ -210,9 +212,19 @@ class ClickLog:
             return cls(_Store(item, time, np.full(len(item), -1), Vocabulary([], "user"), np.full(1, -1)), len(item))
         before = expect_tensor(tensors, "before", torch.int64, 1).numpy()
         last = expect_tensor(tensors, "last", torch.int64, 1).numpy()
-        ids = Vocabulary(unpack_strings("users", tensors), "user")
+        ids = unpack_ids("users", tensors, "user")
         _check_chains(before, last, len(item), len(ids))
         return cls(_Store(item, time, before, ids, np.append(-1, last)), len(item))
+
+
+def _check_kind(store: _Store, users: Vocabulary) -> None:
+    """See that the ids of new clicks' users are text where those known are, and whole numbers where those are."""
+    known = next(iter(store.users.ids or store.added), None)
+    if known is not None and type(known) is not type(users.ids[0]):
+        raise ValueError(
+            f"observe: user id {users.ids[0]!r} is {type(users.ids[0]).__name__}, but those known, such as {known!r}, "
+            f"are {type(known).__name__}; give all users' ids in the type of the data"
+        )
 
 
 def _check_chains(before: Ints, last: Ints, clicks: int, users: int) -> None:

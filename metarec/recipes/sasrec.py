@@ -172,21 +172,12 @@ def train(
         max_length=learner.encoder.position.shape[0] if isinstance(learner.encoder, SequenceEncoder) else 50,
     )
     device = next(learner.parameters()).device
-    candidates = int(learner.candidates.sum())
 
     def backward(batch: EpisodeBatch) -> float:
+        batch = batch.to(device)
         if objective == "softmax":
-            return backward_softmax(learner, batch.to(device))
-        total = 0.0
-        for part in batch.chunks(CPU_USERS if device.type == "cpu" else len(batch)):
-            examples = every_click(part.to(device))
-            if objective == "gbce":
-                loss = gbce_loss(learner, examples, negatives / max(1, candidates - 1))
-            else:
-                loss = learner.loss(examples, objective)
-            (loss.sum() / len(batch)).backward()
-            total += float(loss.detach().sum()) / len(batch)
-        return total
+            return backward_softmax(learner, batch)
+        return _backward_sampled(learner, batch, objective, negatives)
 
     run = TrainingRun(learner, seed=seed, settings={})
     record.begin(learner, data.time.max().item())
@@ -195,6 +186,20 @@ def train(
         f"SASRec {objective}", epochs, learner.parameters(), lr, sampler.epoch, sampler.users, backward, after
     )
     learner.eval()
+
+
+def _backward_sampled(learner: ModalityLearner, batch: EpisodeBatch, objective: Loss, negatives: int) -> float:
+    """Add the gradient of a loss against drawn negatives, the mean over users; returns the loss."""
+    total, candidates = 0.0, int(learner.candidates.sum())
+    for part in batch.chunks(CPU_USERS if batch.user.device.type == "cpu" else len(batch)):
+        examples = every_click(part)
+        if objective == "gbce":
+            loss = gbce_loss(learner, examples, negatives / max(1, candidates - 1))
+        else:
+            loss = learner.loss(examples, objective)
+        (loss.sum() / len(batch)).backward()
+        total += float(loss.detach().sum()) / len(batch)
+    return total
 
 
 def gbce_loss(learner: ModalityLearner, examples: Examples, rate: float, *, calibration: float = 0.75) -> Tensor:

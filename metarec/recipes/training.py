@@ -131,12 +131,7 @@ class TrainingRun:
         record.begin_stage(self.model, name)
         parameters = list(parameters)
         optimizer = torch.optim.Adam(parameters, lr=lr)
-        start = 0
-        if self._current[0] == name:
-            start = self._current[1]
-            self._load_optimizer(optimizer, parameters)
-            if start > epochs:
-                raise ValueError(f"{self.checkpoint}: epoch {start} of {epochs} of stage {name!r}; take another copy")
+        start = self._start(name, epochs, optimizer, parameters)
         for epoch in range(start, epochs):
             self.reseed(name, epoch)
             began, seen = time.perf_counter(), 0
@@ -158,6 +153,16 @@ class TrainingRun:
             if after is not None and after(epoch + 1):
                 break
         self.finish(name)
+
+    def _start(self, name: str, epochs: int, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> int:
+        """Epochs that the checkpoint has of a stage; the optimizer goes on from there."""
+        if self._current[0] != name:
+            return 0
+        start = self._current[1]
+        self._load_optimizer(optimizer, parameters)
+        if start > epochs:
+            raise ValueError(f"{self.checkpoint}: epoch {start} of {epochs} of stage {name!r}; take another copy")
+        return start
 
     def reseed(self, name: str, epoch: int) -> None:
         """Start the random numbers of one epoch."""
@@ -247,4 +252,4 @@ def fingerprint(sampler: EpisodeSampler) -> str:
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     for name, modality in data.catalog.modalities.items():
         tensors |= {f"{name}.features": modality.features.cpu(), f"{name}.present": modality.present.cpu()}
-    return checksum(tensors, "\n".join(data.catalog.items.ids))[:16]
+    return checksum(tensors, "\n".join(data.catalog.items.texts))[:16]

@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarec.data.dataset import Catalog, Vocabulary
+from metarec.data.catalog import Catalog
+from metarec.data.vocabulary import pack_ids, unpack_ids
 from metarec.files import expect_tensor, pack_strings, unpack_strings
 from metarec.saving.parts import names
 from metarec.types import Modality
@@ -23,8 +24,8 @@ def pack_catalog(catalog: Catalog, warm: NDArray[Any]) -> tuple[dict[str, Any], 
         "modalities": list(catalog.modalities),
         "attributes": list(catalog.attributes),
     }
-    tensors = {"warm": torch.from_numpy(warm), **pack_strings("items", catalog.items.ids)}
-    tensors |= pack_strings("hidden", sorted(catalog.hidden))
+    tensors = {"warm": torch.from_numpy(warm), **pack_ids("items", catalog.items.ids)}
+    tensors |= pack_ids("hidden", sorted(catalog.hidden))
     for name, modality in catalog.modalities.items():
         tensors |= {f"modality.{name}.features": modality.features, f"modality.{name}.present": modality.present}
     for name, column in catalog.attributes.items():
@@ -52,12 +53,13 @@ def unpack_catalog(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> 
     attributes = {
         name: unpack_strings(f"attribute.{name}", tensors) for name in names(header["attributes"], "attributes")
     }
-    ids, hidden = unpack_strings("items", tensors), unpack_strings("hidden", tensors) if header["format"] > 1 else []
-    if not set(hidden) <= set(ids):  # before a catalogue looks for the nearest ids
-        raise ValueError("hidden ids are not those of items")
     if not isinstance(header["items"], str):
         raise ValueError(f"items must be a name, got {header['items']!r}")
-    catalog = Catalog(Vocabulary(ids, header["items"]), modalities, attributes, frozenset(hidden))
+    items = unpack_ids("items", tensors, header["items"])
+    hidden = unpack_ids("hidden", tensors, header["items"]).ids if header["format"] > 1 else ()
+    if not set(hidden) <= set(items.ids):  # before a catalogue looks for the nearest ids
+        raise ValueError("hidden ids are not those of items")
+    catalog = Catalog(items, modalities, attributes, frozenset(hidden))
     warm = expect_tensor(tensors, "warm", torch.bool, 1)
     if len(warm) != catalog.size or bool(warm[0]):
         raise ValueError(f"warm {tuple(warm.shape)} does not fit {catalog.size} rows, or has the padding")

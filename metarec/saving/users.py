@@ -32,7 +32,7 @@ def fingerprint(model: Model) -> str:
         }
     own["warm"] = torch.from_numpy(np.asarray(model.warm)[:fitted])
     settings = repr(getattr(model, "config", type(model).__name__))
-    return checksum(own, "\n".join((settings, *model.catalog.items.ids[: fitted - 1])))
+    return checksum(own, "\n".join((settings, *model.catalog.items.texts[: fitted - 1])))
 
 
 def _weights(model: Model, prefix: str = "") -> Iterator[tuple[str, Tensor]]:

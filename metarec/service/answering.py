@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from typing import cast
 
+from metarec.data.vocabulary import Id
 from metarec.functional.fusion import NotFiniteError
 from metarec.recommender import Recommendation, Recommender, Users
 
@@ -22,9 +24,9 @@ class Filters:
     """
 
     exclude_seen: bool | None = None
-    allow: frozenset[str] | None = None
-    deny: frozenset[str] = frozenset()
-    candidates: frozenset[str] | None = None
+    allow: frozenset[Id] | None = None
+    deny: frozenset[Id] = frozenset()
+    candidates: frozenset[Id] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,10 +40,10 @@ class Job:
         user: in place of clicks, one whose clicks were observed.
     """
 
-    clicks: tuple[str, ...]
+    clicks: tuple[Id, ...]
     k: int
     filters: Filters
-    user: str | None = None
+    user: Id | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def answers(recommender: Recommender, jobs: Sequence[Job]) -> list[Answer | Valu
 def _named(job: Job, recommender: Recommender) -> Answer | ValueError:
     """The answer to someone whose clicks were observed."""
     try:
-        return _listed([job], recommender.user(str(job.user)).users)[0]
+        return _listed([job], recommender.user(cast(Id, job.user)).users)[0]
     except ValueError as error:
         return _alone(error)
 

@@ -132,7 +132,12 @@ def _made(recommender: Recommender, kind: str, fields: Any) -> dict[str, Any]:
         seen = recommender.observe(fields)
         return {"clicks": seen.clicks, "new_users": list(seen.new_users)}
     if kind == "add":
-        recommender.add_items(fields["ids"], fields["vectors"], attributes=fields["attributes"])
+        given = {str(name): name for name in fields["ids"]}  # JSON's objects have keys of text
+        vectors = {
+            name: {given.get(item, item): vector for item, vector in own.items()}
+            for name, own in fields["vectors"].items()
+        }
+        recommender.add_items(fields["ids"], vectors, attributes=fields["attributes"])
     else:
         {"remove": recommender.remove_items, "restore": recommender.restore_items}[kind](fields["ids"])
     return {"items": len(recommender.catalog.items), "removed": len(recommender.catalog.hidden)}

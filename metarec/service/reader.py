@@ -10,6 +10,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from metarec.data.dataset import Catalog
+from metarec.data.vocabulary import Id
 from metarec.functional.text import printable
 from metarec.service.answering import Filters, Job
 from metarec.service.limits import Limits
@@ -114,7 +115,7 @@ class Reader:
         check_size("users", request.users, self.limits.users)
         return self._jobs(request, request.users, [f"users.{i}." for i in range(len(request.users))])
 
-    def check_ids(self, name: str, ids: Collection[str]) -> None:
+    def check_ids(self, name: str, ids: Collection[Id]) -> None:
         """Refuse too many ids, and unknown ones, naming the nearest known.
 
         Raises:
@@ -123,7 +124,8 @@ class Reader:
         check_size(name, ids, self.limits.ids)
         unknown = next((i for i in ids if i not in self.items), None)
         if unknown is not None:
-            near = ", ".join(map(short, self._near(unknown)))
+            texts = self._near(str(unknown))
+            near = ", ".join(map(short, map(int, texts) if self.items.whole_numbers else texts))
             raise ValueError(f"{name}: unknown item id {short(unknown)}; nearest known ids: {near}")
 
     def check_clicks(self, request: ClicksRequest) -> None:
@@ -139,7 +141,7 @@ class Reader:
 
     @cached_property
     def _alphabet(self) -> list[str]:
-        return sorted(self.items.ids)
+        return sorted(self.items.texts)
 
     def _near(self, unknown: str) -> list[str]:
         place = bisect(self._alphabet, unknown)

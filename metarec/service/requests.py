@@ -12,11 +12,12 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    GetCoreSchemaHandler,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
 )
-from pydantic_core import PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from metarec.service.answering import Answer
 
@@ -36,7 +37,9 @@ def _entry_by_entry(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     return out
 
 
-def _new_id(text: str) -> str:
+def _new_id(text: str | int) -> str | int:
+    if isinstance(text, int):
+        return text
     if not text.strip():
         raise PydanticCustomError("id", "Input should be an id, got nothing or blanks")
     if text != text.strip():
@@ -59,8 +62,25 @@ def _clean(text: str, most: int) -> str:
 
 # A hostile body has as many faults as bytes; making an error of each takes seconds. The first one says enough.
 _FIRST = Field(fail_fast=True)
-Ids = Annotated[list[str], _FIRST]
-NewId = Annotated[str, AfterValidator(_new_id)]
+Words = Annotated[list[str], _FIRST]
+
+
+class _AnId:
+    """The schema of an id: text, or a whole number where those of the model are."""
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        kinds: list[CoreSchema | tuple[CoreSchema, str]] = [
+            core_schema.str_schema(strict=True),
+            core_schema.int_schema(strict=True),
+        ]
+        said = "Input should be a valid string, or a whole number"
+        return core_schema.union_schema(kinds, mode="left_to_right", custom_error_type="id", custom_error_message=said)
+
+
+AnId = Annotated[Any, _AnId]
+Ids = Annotated[list[AnId], _FIRST]
+NewId = Annotated[AnId, AfterValidator(_new_id)]
 NewIds = Annotated[list[NewId], _FIRST]
 NewTexts = Annotated[list[Annotated[str, AfterValidator(_new_text)]], _FIRST]
 Dict = Annotated[dict[str, T], WrapValidator(_entry_by_entry)]
@@ -87,10 +107,10 @@ class _Wanted(_Strict):
     )
     allow: Ids | None = Field(None, description="Only these ids.")
     deny: Ids = Field([], description="None of these ids.")
-    filter: Dict[Ids] | None = Field(
+    filter: Dict[Words] | None = Field(
         None, description="By attribute, values of which an item must have one: as its text, or as a word of it."
     )
-    attributes: Ids | None = Field(
+    attributes: Words | None = Field(
         None, description="Attributes shown with each item; unset, the title if the catalogue has titles."
     )
 
@@ -106,7 +126,7 @@ class UserClicks(_Strict):
     model_config = ConfigDict(json_schema_extra=_clicks_or_user)
 
     clicks: Ids = Field(description="Ids of what the user clicked, oldest first. [] gives the unadapted ranking.")
-    user: str | None = Field(None, description="In place of clicks: a user whose clicks were told to /clicks.")
+    user: AnId | None = Field(None, description="In place of clicks: a user whose clicks were told to /clicks.")
     candidates: Ids | None = Field(None, description="Score these ids only, for this user.")
 
     @model_validator(mode="before")
@@ -129,7 +149,7 @@ class Click(_Strict):
     """One click."""
 
     user: NewId = Field(description="Who clicked: any id, known or not.")
-    item: str
+    item: AnId
     time: float = Field(description="In the units of the model's data; none before the last click that is known.")
 
 
@@ -156,7 +176,7 @@ class ItemsRequest(_Strict):
 class Item(BaseModel):
     """One entry of a list."""
 
-    id: str
+    id: str | int
     score: float = Field(description="Comparable within one user's list, not between users.")
     attributes: dict[str, str] | None = Field(None, description="Those that were asked for.")
 
@@ -187,7 +207,7 @@ class ClicksResponse(BaseModel):
     """What was taken in."""
 
     clicks: int
-    new_users: list[str] = Field(description="Users of whom no click was known before.")
+    new_users: list[str | int] = Field(description="Users of whom no click was known before.")
 
 
 class HealthResponse(BaseModel):

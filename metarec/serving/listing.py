@@ -13,12 +13,13 @@ from torch.nn import functional as F
 from metarec.data.containers import plain, whole
 from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
+from metarec.data.vocabulary import Id
 from metarec.meta.memory import split_range, split_to_fit
 from metarec.scoring import Scores
 from metarec.serving.lists import Recommendations
 from metarec.serving.ranking import USERS, best, columns_for, ordered, pieces
 
-Ids = Collection[str]
+Ids = Collection[Id]
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,9 +36,9 @@ class Wanted:
 
     k: int
     exclude_seen: bool
-    allow: Sequence[str] | None
-    deny: Sequence[str] | None
-    candidates: Sequence[Sequence[str]] | None
+    allow: Sequence[Id] | None
+    deny: Sequence[Id] | None
+    candidates: Sequence[Sequence[Id]] | None
 
     @classmethod
     def of(
@@ -118,7 +119,7 @@ def listed(
     width = max(codes.shape[1] for codes, _ in lists)
     codes = torch.cat([F.pad(own, (0, width - own.shape[1])) for own, _ in lists])
     values = torch.cat([F.pad(own, (0, width - own.shape[1]), value=-torch.inf) for _, own in lists])
-    return Recommendations(codes.numpy(), values.numpy(), catalog.items)
+    return Recommendations(codes.numpy(), values.numpy(), catalog.items, catalog.attributes.get("title"))
 
 
 def _from_catalogue(
@@ -157,7 +158,7 @@ def _taken(user: Tensor, item: Tensor, allowed: Tensor, users: int) -> Tensor:
     return torch.zeros(users, dtype=torch.int64, device=allowed.device).index_add_(0, pair // len(allowed), counted)
 
 
-def _codes(ids: Collection[str], catalog: Catalog, name: str) -> Tensor:
+def _codes(ids: Collection[Id], catalog: Catalog, name: str) -> Tensor:
     try:
         return torch.from_numpy(catalog.items.encode(list(ids)))
     except ValueError as error:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metarec.data.dataset import Ints, Vocabulary
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @dataclass(frozen=True, repr=False)
@@ -19,11 +22,11 @@ class Recommendation:
     """One entry of a ranked list.
 
     Attributes:
-        id: the item's external id.
+        id: the item's external id, text or a whole number as the data have it.
         score: comparable within one user's list, not between users.
     """
 
-    id: str
+    id: Any
     score: float
 
     def __repr__(self) -> str:
@@ -40,6 +43,7 @@ class Recommendations:
         codes: (B, K) int64 item codes, best first; 0, which is no item, after the end of a list.
         scores: (B, K) float32; minus infinity after the end of a list.
         items: the vocabulary of the codes.
+        titles: one per item of the vocabulary, if the catalogue has them.
 
     Example:
         >>> scores = np.array([[0.5, 0.25], [0.5, -np.inf]], dtype=np.float32)
@@ -53,6 +57,7 @@ class Recommendations:
     codes: Ints
     scores: NDArray[np.float32]
     items: Vocabulary
+    titles: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -74,6 +79,50 @@ class Recommendations:
         real = self.codes > 0
         names[real] = self.items.decode(self.codes[real].tolist())
         return names
+
+    def to_frame(self, users: Sequence[Any] | None = None) -> pl.DataFrame:
+        """All lists as one polars frame: a row for each user and item, best first.
+
+        Args:
+            users: what to call the users, one each; by default they are numbered from 0.
+
+        Returns:
+            Columns ``user``, ``rank`` (from 1), ``item`` (the external id), ``title`` (if the catalogue has titles) and
+            ``score``.
+
+        Raises:
+            ValueError: if there is not one name per user.
+
+        Example:
+            >>> lists = Recommendations(np.array([[2, 1]]), np.array([[0.5, 0.25]], np.float32), Vocabulary([7, 12]))
+            >>> lists.to_frame(["ann"]).rows()
+            [('ann', 1, 12, 0.5), ('ann', 2, 7, 0.25)]
+        """
+        import polars as pl
+
+        if users is not None and len(users) != len(self):
+            raise ValueError(f"to_frame: expected a name for each of {len(self)} users, got {len(users)}")
+        user, place = np.nonzero(self.codes > 0)
+        codes = self.codes[user, place].tolist()
+        columns = {
+            "user": user if users is None else [users[row] for row in user.tolist()],
+            "rank": place + 1,
+            "item": pl.Series(self.items.decode(codes), dtype=self._id_type),
+            "title": None
+            if self.titles is None
+            else pl.Series([self.titles[code - 1] for code in codes], dtype=pl.String),
+            "score": self.scores[user, place],
+        }
+        return pl.DataFrame({name: column for name, column in columns.items() if column is not None})
+
+    @property
+    def _id_type(self) -> type[pl.DataType] | None:
+        """The type of the ids in a frame; None for numbers that are too large for the usual one."""
+        import polars as pl
+
+        if not self.items.whole_numbers:
+            return pl.String
+        return pl.Int64 if min(self.items.ids) >= -(2**63) and max(self.items.ids) < 2**63 else None
 
     def __getitem__(self, user: int) -> list[Recommendation]:
         """The list of one user."""

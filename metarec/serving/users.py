@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from metarec.data.containers import plain
 from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
+from metarec.data.vocabulary import Id
 from metarec.functional.histories import check_exclude_seen, leaves_out_seen
 from metarec.saving.users import read_users, write_users
 from metarec.scoring import UserState
@@ -36,7 +37,7 @@ class Answers:
         return self._states.current().catalog
 
     @property
-    def learners(self) -> tuple[str, ...]:
+    def learners(self) -> tuple[Any, ...]:
         """Names of the learners that :attr:`User.weights` is about."""
         return tuple(self._states.current().model.learners)
 
@@ -71,7 +72,7 @@ class Answers:
         with torch.no_grad():
             return state.scores(users.state).approximate(0, state.catalog.size)
 
-    def updated(self, users: Users, clicks: Sequence[Sequence[str]]) -> Users:
+    def updated(self, users: Users, clicks: Sequence[Sequence[Id]]) -> Users:
         """As :meth:`Users.update`."""
         state = self._of(users)
         clicks = plain(clicks, "update")
@@ -185,7 +186,7 @@ class Users:
         found = rank(self, k, exclude_seen=exclude_seen, allow=allow, deny=deny, candidates=candidates)
         return found.say_if_short(int(k))
 
-    def update(self, clicks: Sequence[Sequence[str]]) -> Users:
+    def update(self, clicks: Sequence[Sequence[Id]]) -> Users:
         """The same users after more clicks, one sequence per user (empty where there are none).
 
         Users with new clicks take their inner steps on their whole history; the others are as they were. The steps
@@ -223,7 +224,7 @@ class User:
         return f"User({len(self.history)} clicks{last})"
 
     @cached_property
-    def history(self) -> tuple[str, ...]:
+    def history(self) -> tuple[Any, ...]:
         """The external ids of the clicks, in time order."""
         return tuple(self.users.recommender.catalog.items.decode(self.users.clicks.codes.tolist()))
 
@@ -271,7 +272,7 @@ class User:
         found = rank(self.users, k, exclude_seen=exclude_seen, allow=allow, deny=deny, candidates=own)
         return found.say_if_short(int(k))[0]
 
-    def update(self, clicks: Sequence[str]) -> User:
+    def update(self, clicks: Sequence[Id]) -> User:
         """The same user after more clicks; see :meth:`Users.update`."""
         return self.users.update([clicks])[0]
 

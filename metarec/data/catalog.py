@@ -1,0 +1,95 @@
+"""The items as a frozen value."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, Self
+
+from metarec.data.vocabulary import Vocabulary, check_text
+from metarec.types import Modality
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """The items: their ids, their modality features and, where the item file gives them, their attributes.
+
+    Attributes:
+        items: the item vocabulary.
+        modalities: name -> Modality, rows in the order of the vocabulary.
+        attributes: column name -> one string per item id (``""`` where missing), e.g. titles.
+        hidden: ids of items that are not to be recommended any more.
+
+    Raises:
+        ValueError: if a modality or attribute does not have one row per item, a value of an attribute is no text, or
+            a hidden id is not known.
+
+    Example:
+        >>> catalog = Catalog(Vocabulary(["B004", "B017"]), attributes={"title": ["Alien", "Heat"]})
+        >>> catalog.size, catalog.attributes["title"][catalog.items.encode(["B017"])[0] - 1]
+        (3, 'Heat')
+    """
+
+    items: Vocabulary
+    modalities: Mapping[str, Modality] = field(default_factory=dict)
+    attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    hidden: frozenset[Any] = frozenset()
+
+    def __post_init__(self) -> None:
+        for name, modality in self.modalities.items():
+            if len(modality.features) != self.items.size:
+                raise ValueError(f"modality {name!r} has {len(modality.features)} rows, expected {self.items.size}")
+        for name, column in self.attributes.items():
+            if len(column) != len(self.items):
+                raise ValueError(f"attribute {name!r} has {len(column)} values, expected {len(self.items)}")
+            if not isinstance(self.attributes, MappingProxyType):  # those of another catalogue were checked there
+                check_text(column, f"attribute {name!r}")
+        self.items.encode(list(self.hidden))
+        object.__setattr__(self, "modalities", MappingProxyType(dict(self.modalities)))
+        object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
+
+    def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
+        """How :mod:`copy` and :mod:`pickle` make another one."""
+        return type(self), (self.items, dict(self.modalities), dict(self.attributes), self.hidden)
+
+    def __getitem__(self, modality: str) -> Modality:
+        if modality not in self.modalities:
+            raise ValueError(f"the catalogue has no modality {modality!r}; it has {sorted(self.modalities)}")
+        return self.modalities[modality]
+
+    @property
+    def size(self) -> int:
+        """I, the rows of any item table: the items and the padding row."""
+        return self.items.size
+
+    def add_items(self, added: Catalog) -> Catalog:
+        """A catalogue with more items at its end; this one, and the codes of its items, stay as they are.
+
+        Args:
+            added: modalities and attributes that it does not have are missing for its items.
+
+        Raises:
+            ValueError: if an id is in both, or ``added`` has a modality that this one lacks or of another width.
+
+        Example:
+            >>> more = Catalog(Vocabulary("ab")).add_items(Catalog(Vocabulary("c")))
+            >>> more.items.ids, more.size
+            (('a', 'b', 'c'), 4)
+        """
+        for name, modality in added.modalities.items():
+            if modality.dim != self[name].dim:
+                raise ValueError(f"modality {name!r}: expected {self[name].dim} columns, got {modality.dim}")
+        more = len(added.items)
+        return Catalog(
+            Vocabulary((*self.items.ids, *added.items.ids), self.items.what),
+            {name: own.followed_by(added.modalities.get(name), more) for name, own in self.modalities.items()},
+            {name: (*own, *added.attributes.get(name, [""] * more)) for name, own in self.attributes.items()},
+            self.hidden,
+        )
+
+    def grown(self, added: Catalog) -> Catalog:
+        """Deprecated: :meth:`add_items`."""
+        warnings.warn("Catalog.grown() is now add_items()", DeprecationWarning, stacklevel=2)
+        return self.add_items(added)

@@ -1,0 +1,162 @@
+"""Frames -> vocabularies, catalogue and codes, the way atomic files go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from metarec.data.catalog import Catalog
+from metarec.data.columns import Asked, Columns
+from metarec.data.events import Events, read_events
+from metarec.data.frame_items import Items, features_of, read_items
+from metarec.data.frame_rows import FORM, FrameRows, day_of, is_iso, kinds_of, whole_seconds
+from metarec.data.frame_source import Source, find_column, open_source
+
+CALL = "Dataset.from_frame"
+USER = (
+    *("userid", "user", "customerid", "customer", "clientid", "visitorid", "visitor", "memberid", "reviewerid"),
+    *("accountid", "personid", "uid", "sessionid"),
+)
+"""What columns of users are called, in lower case and letters alone, the likeliest first."""
+ITEM = (
+    *("itemid", "item", "productid", "product", "articleid", "article", "movieid", "filmid", "songid", "trackid"),
+    *("bookid", "isbn", "asin", "sku", "newsid", "videoid", "gameid", "contentid", "goodsid", "iid"),
+)
+
+
+@dataclass(frozen=True)
+class Named:
+    """What the caller says of the columns; None where the names of the columns are to tell."""
+
+    user: str | None
+    item: str | None
+    time: str | None
+    title: str | None
+
+
+def read_frames(
+    clicks: Any, items: Any, features: Mapping[str, Any], named: Named, positive: Mapping[str, float], ignore: Any
+) -> dict[str, Any]:
+    """The fields of a data set; see ``Dataset.from_frame``."""
+    source = open_source(clicks, "clicks")
+    asked = Asked(
+        named.time,
+        positive,
+        ignore,
+        find_column(source, named.user, USER, "user", CALL),
+        find_column(source, named.item, ITEM, "item", CALL),
+        CALL,
+        "time",
+        FORM,
+    )
+    if named.time is not None:
+        find_column(source, named.time, (), "time", CALL)
+    if not len(source.head):
+        raise ValueError(f"{source.name}: no rows, only the columns {list(source.columns)[:20]}")
+    rows = Clicks(source, asked)
+    known = None if items is None else read_items(open_source(items, "items"), rows.asked.item, ITEM, named.title)
+    events = rows.events(known)
+    modalities, lost = features_of(features, events.items, known, (asked.item, *ITEM[:2]))
+    warm = np.zeros(events.items.size, dtype=np.bool_)
+    warm[events.item] = True
+    attributes = {} if known is None else known.attributes(events.items)
+    time, day = rows.in_unit(events)
+    return {
+        "users": events.users,
+        "catalog": Catalog(events.items, modalities, attributes),
+        "user": events.user,
+        "item": events.item,
+        "time": time,
+        "warm": warm,
+        "name": _name(Path(clicks)) if isinstance(clicks, str | Path) else "data",
+        "dropped": {**events.dropped, **({} if known is None else known.dropped), **lost},
+        "day": day,
+    }
+
+
+def _name(path: Path) -> str:
+    """That of a file without its ending, or of the folder that a pattern is of."""
+    return path.parent.name if "*" in path.name else path.name.partition(".")[0]
+
+
+class Clicks:
+    """The rows of a table of clicks.
+
+    Args:
+        source: the table.
+        asked: what the caller says of its columns.
+    """
+
+    def __init__(self, source: Source, asked: Asked) -> None:
+        self.source, self.asked, head = source, asked, source.head
+        self.types = kinds_of(head)
+        self.iso = frozenset(column.name for column in head if is_iso(column))
+        first = FrameRows(source.name, self.types, head, self.iso)
+        self.columns = Columns(first, asked)
+        self.missing = dict.fromkeys(self.columns.needed[: 3 if self.columns.time else 2], 0)
+        self.missing |= dict.fromkeys(asked.positive, 0)
+
+    def events(self, items: Items | None) -> Events:
+        """All clicks as codes.
+
+        Raises:
+            ValueError: if a value is not what its column should hold, or ids of items are of two types.
+        """
+        user, item = (whole_numbers(self.source.head[name]) for name in (self.asked.user, self.asked.item))
+        if items is not None and items.whole_numbers != item:
+            kinds = {True: "whole numbers", False: "text"}
+            raise ValueError(
+                f"{items.name}: ids of items are {kinds[items.whole_numbers]}, but in {self.source.name} they are "
+                f"{kinds[item]}; make both the same"
+            )
+        known = [] if items is None else [items.ids]
+        events = read_events(self.source.name, self.columns, self._blocks(), known, (user, item))
+        missing = {f"rows without {name}": count for name, count in self.missing.items() if count}
+        unread = {"columns that are not read": len(self.columns.unread)} if self.columns.unread else {}
+        return replace(events, dropped={**missing, **events.dropped, **unread})
+
+    def _blocks(self) -> Iterator[FrameRows]:
+        """The rows in which nothing is missing; the others are counted."""
+        start = kept = 0
+        for frame in self.source.blocks(self.columns.needed):
+            block = FrameRows(self.source.name, self.types, frame, self.iso, start)
+            start += len(frame)
+            self._check_ids(frame)
+            there: NDArray[np.bool_] = np.ones(len(frame), dtype=np.bool_)
+            for name in self.missing:
+                filled = block.filled(name)
+                self.missing[name] += int((there & ~filled).sum())
+                there &= filled
+            kept += int(there.sum())
+            yield block.filter(there)
+        if not kept:
+            raise ValueError(f"{self.source.name}: in each of {start:,} rows something is missing: {self.missing}")
+
+    def _check_ids(self, frame: pl.DataFrame) -> None:
+        """See that ids are of the type of the first rows, which a column of objects without values does not tell."""
+        for name in (self.asked.user, self.asked.item):
+            kind, first = frame[name].dtype, self.source.head[name].dtype
+            if kind != pl.Object and kind.is_numeric() != first.is_numeric():
+                raise ValueError(
+                    f"{self.source.name}: column {name!r} is {first} in the first rows, and {kind} as a whole; make it "
+                    "all text, or all whole numbers"
+                )
+
+    def in_unit(self, events: Events) -> tuple[Any, float | None]:
+        """The times, and how many of their units are a day, if the type of the column says it."""
+        if self.columns.time is None:
+            return events.time, 0.0
+        if self.columns.time in self.iso:
+            return whole_seconds(events.time)
+        return events.time, day_of(self.source.head[self.columns.time])
+
+
+def whole_numbers(column: pl.Series) -> bool:
+    """Whether ids of a column are whole numbers."""
+    return column.dtype.is_numeric()
