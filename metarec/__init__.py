@@ -14,7 +14,7 @@ from metarec.nn import (
     ModalityLearner,
     SequenceEncoder,
 )
-from metarec.recipes import MML, MMLConfig, Popularity
+from metarec.recipes import MML, MMLConfig, Popularity, fit
 from metarec.recommender import Recommender
 from metarec.report import Report
 from metarec.scoring import UserState
@@ -52,6 +52,7 @@ __all__ = [
     "datasets",
     "distributed",
     "evaluate",
+    "fit",
     "functional",
     "load",
     "load_atomic",

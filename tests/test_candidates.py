@@ -1,5 +1,6 @@
 """Candidate scores against loops over users and items, and samples against the whole catalogue."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -32,13 +33,10 @@ def test_what_is_observed_is_what_the_methods_say() -> None:
     assert torch.equal(half.unknown, whole.unknown[:4, [2, 0]])
 
 
-def test_of_a_large_catalogue_the_best_are_candidates_and_some_for_all_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_a_large_catalogue_the_best_are_candidates_and_some_for_all_others() -> None:
     methods, batch = tables(), users(40)
     every = candidate_scores(methods, WARM, [batch])
-    monkeypatch.setattr(
-        "metarec.recipes.candidates.CANDIDATES", 16
-    )  # the two best of each of three methods, and the target
-    some = candidate_scores(methods, WARM, batch.chunks(7))
+    some = candidate_scores(methods, WARM, batch.chunks(7), most=16)  # the two best of each of three, and the target
     assert some.z.shape == (len(every.z), 3, 16) and torch.equal(some.context, every.context)
     for row in range(len(every.z)):
         candidates = [code for column in some.z[row].T for code in _same(column, every.z[row].T)]
@@ -54,3 +52,32 @@ def test_of_a_large_catalogue_the_best_are_candidates_and_some_for_all_others(mo
 
 def _same(column: Tensor, columns: Tensor) -> list[int]:
     return (columns == column).all(1).nonzero().squeeze(1).tolist()
+
+
+def test_ndcg_is_that_of_all_items_where_all_are_candidates() -> None:
+    methods, batch = tables(), users(40)
+    seen = candidate_scores(methods, WARM, [batch])
+    draw = torch.Generator().manual_seed(1)
+    scores = torch.randn(seen.z.shape[0], seen.z.shape[2], generator=draw).mul(4).round()  # with ties
+    for row, found in enumerate(seen.ndcg(scores)):
+        allowed = (seen.log_importance[row] == 0) & ~seen.unknown[row].all(0)
+        own = scores[row, seen.target[row]]
+        others = scores[row][allowed & (torch.arange(scores.shape[1]) != seen.target[row])]
+        rank = 1 + float((others > own).sum()) + 0.5 * float((others == own).sum())
+        known = not bool(seen.unknown[row].all(0)[seen.target[row]])
+        assert float(found) == pytest.approx(1 / np.log2(1 + rank) if rank <= 10 and known else 0.0)
+
+
+def test_a_candidate_counts_for_the_items_that_it_stands_for() -> None:
+    methods, batch = tables(), users(40)
+    some = candidate_scores(methods, WARM, [batch], most=16)
+    scores = some.z[:, 0]
+    for row, found in enumerate(some.ndcg(scores)):
+        worth = some.log_importance[row].double().exp()
+        above = (scores[row] > scores[row, some.target[row]]) & ~some.unknown[row].all(0)
+        assert above[some.target[row]] == 0
+        tied = (scores[row] == scores[row, some.target[row]]) & ~some.unknown[row].all(0)
+        tied[some.target[row]] = False
+        rank = 1 + float(worth[above].sum()) + 0.5 * float(worth[tied].sum())
+        known = not bool(some.unknown[row].all(0)[some.target[row]])
+        assert float(found) == pytest.approx(1 / np.log2(1 + rank) if rank <= 10 and known else 0.0)

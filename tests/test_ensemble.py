@@ -37,7 +37,7 @@ def written_out(batch: EpisodeBatch, *, context: bool = True) -> np.ndarray:
         features = [1.0, math.log(len(clicks)) - 1.5, cold, z, z**2 - 1][: 5 if context else 1]
         expected = np.zeros(SIZE)
         for s, part in enumerate(tables().values()):
-            weight = sum(f * w for f, w in zip(features, weights.weight[:, s].tolist(), strict=True))
+            weight = max(0.0, sum(f * w for f, w in zip(features, weights.weight[:, s].tolist(), strict=True)))
             missing = sum(f * w for f, w in zip(features, weights.unknown[:, s].tolist(), strict=True))
             raw, known = part.table[clicks[-1]].double().numpy(), part.known.numpy()
             own = (raw - raw[known].mean()) / raw[known].std()

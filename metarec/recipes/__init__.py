@@ -5,11 +5,14 @@ from metarec.recipes.blend import Blend, paying_steps, with_steps
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.ease import EASE
 from metarec.recipes.ensemble import Ensemble
+from metarec.recipes.fit import fit
+from metarec.recipes.fit_report import FitReport
 from metarec.recipes.inner_steps import select_inner_steps, with_inner_steps
 from metarec.recipes.itemknn import ItemKNN
 from metarec.recipes.mml import MML
 from metarec.recipes.mml_blend import mml_blend
 from metarec.recipes.nested_validation import fit_by_nested_validation
+from metarec.recipes.own_clicks import OwnClicks
 from metarec.recipes.popularity import LivePopularity, Popularity
 from metarec.recipes.transitions import CoClicks, Transitions
 
@@ -19,11 +22,14 @@ __all__ = [
     "Blend",
     "CoClicks",
     "Ensemble",
+    "FitReport",
     "ItemKNN",
     "LivePopularity",
     "MMLConfig",
+    "OwnClicks",
     "Popularity",
     "Transitions",
+    "fit",
     "fit_by_nested_validation",
     "mml",
     "mml_blend",
