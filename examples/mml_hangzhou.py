@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -34,7 +33,7 @@ from metarec.evaluation import choose_steps
 from metarec.functional.histories import leaves_out_seen, rule_in_words
 from metarec.recipes.config import PRESETS, SPLIT_TIME
 from metarec.report import results_table
-from metarec.reporting import plot_results, write_results
+from metarec.reporting import plot_results, split_counts, write_results
 
 HANGZHOU = Path("dataset/hangzhou")
 FILMS = ("The Matrix (1999)", "Inception (2010)", "Alien (1979)")
@@ -151,7 +150,7 @@ def prepare(options: argparse.Namespace) -> Job:
     folder = options.out or Path("runs") / f"{data.name}-{preset}-seed{options.seed}"
     job = Job(up, down, at, preset, config, exclude_seen, clicks, options.seed, options.device, folder)
     print(f"preset {preset}, split at {at:,}, seed {job.seed}, device {job.device}, results in {folder}")
-    print("\n".join(f"  {what}: {count:,}" for what, count in counts(job).items()))
+    print("\n".join(f"  {what}: {count:,}" for what, count in split_counts(job.up, job.down).items()))
     print(rule_in_words(exclude_seen, share))
     return job
 
@@ -165,19 +164,6 @@ def load(options: argparse.Namespace) -> mr.Dataset:
     found = find_modalities(path) if options.modalities is None else options.modalities
     print(f"data: {path}, " + (f"features: {', '.join(found)}" if found else "no features: item ids only"))
     return mr.load_atomic(path, modalities=found)
-
-
-def counts(job: Job) -> dict[str, int]:
-    """What is in both sides of the split, and what was dropped on the way."""
-    found = {}
-    for name, side in (("upstream", job.up), ("downstream", job.down)):
-        found[f"{name} users"] = len(side.user_codes)
-        found[f"{name} items"] = len(np.unique(side.item))
-        found[f"{name} interactions"] = len(side)
-        found |= {f"{name} interactions that are duplicates": count for count in (side.duplicates,) if count}
-    found["cold items"] = len(job.up.cold_items)
-    found["downstream interactions with cold items"] = int((~job.down.warm[job.down.item]).sum())
-    return found | {f"dropped: {what}": n for side in (job.up, job.down) for what, n in side.dropped.items()}
 
 
 def titles(catalog: mr.Catalog) -> Sequence[str]:
@@ -279,7 +265,7 @@ def record(job: Job, reports: dict[str, mr.Report], seconds: dict[str, float]) -
         reports,
         dataset=job.up.name.removesuffix(" upstream"),
         split={"at": job.at},
-        counts=counts(job),
+        counts=split_counts(job.up, job.down),
         seed=job.seed,
         seconds=seconds,
         device=job.device,

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if unknown:
             raise ValueError(f"unknown arguments: {' '.join(unknown)}; see metarec {options.command} --help")
         options.run(options)
-    except (OSError, ValueError, TypeError, ModuleNotFoundError, torch.cuda.OutOfMemoryError) as error:
+    except (OSError, ValueError, TypeError, ModuleNotFoundError, FloatingPointError, torch.OutOfMemoryError) as error:
         _refuse(f"metarec {options.command}", str(error))
 
 
@@ -106,6 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--workers", type=count, default=1, metavar="N", help="processes, each with the whole model")
     serve.set_defaults(run=_serve)
 
+    _add_fit(commands.add_parser("fit", help="choose and train a model for your data", formatter_class=style))
     _add_readers(commands.add_parser, style)
     export = commands.add_parser("export", help="the scoring path of a saved model as ONNX", formatter_class=style)
     export.add_argument("model", type=Path, help="a file that metarec.save wrote")
@@ -113,6 +114,39 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--k", type=count, help="put out the best k items instead of all scores")
     export.set_defaults(run=_export)
     return parser
+
+
+def _add_fit(fit: argparse.ArgumentParser) -> None:
+    """The command that makes a model."""
+    add = fit.add_argument
+    add("clicks", type=Path, help="Parquet or CSV, a row for each click; or a folder of atomic files, or NAME.inter")
+    add("--out", type=Path, required=True, metavar="FILE", help="the model; results.json and fit.png go beside it")
+    add("--items", type=Path, metavar="FILE", help="Parquet or CSV, a row for each item: its id, a title, others")
+    several = "vectors of items; of atomic files, all that are found"
+    add("--features", type=_feature, nargs="+", default=[], metavar="NAME=FILE", help=several)
+    _add_columns(add)
+    when = fit.add_mutually_exclusive_group()
+    share = "of the users, the last to start, who are not trained on"
+    when.add_argument("--cold-users", type=_number(float, 0.01, 0.9), default=0.2, metavar="SHARE", help=share)
+    when.add_argument("--split", metavar="TIME", help="last moment that is trained on, as a date or as in the clicks")
+    add("--budget", type=_number(float, 0.01), metavar="MINUTES", help="that it may take, about; none: as it pays")
+    add("--folder", type=Path, metavar="DIR", help="keeps what is done; the same command goes on from there")
+    add("--seed", type=_number(int, 0), default=0, help="of weights and draws")
+    fit.set_defaults(run=_fit)
+
+
+def _feature(text: str) -> tuple[str, Path]:
+    """The name of a modality and its file."""
+    name, _, file = text.partition("=")
+    if not name or not file:
+        raise argparse.ArgumentTypeError(f"expected NAME=FILE, as in text=text.npz, got '{printable(text, 60)}'")
+    return name, Path(file)
+
+
+def _add_columns(add: Callable[..., object]) -> None:
+    for name in ("user", "item", "time"):
+        add(f"--{name}", metavar="COLUMN", help=f"the column of {name}s; found by its name")
+    add("--device", type=_device, default="cpu", help="where the model runs: cpu, cuda, cuda:1 ...")
 
 
 def _add_readers(add_parser: Callable[..., argparse.ArgumentParser], style: type[argparse.HelpFormatter]) -> None:
@@ -126,11 +160,7 @@ def _add_readers(add_parser: Callable[..., argparse.ArgumentParser], style: type
         command.add_argument("model", type=Path, help="a file that metarec.save or Recommender.save wrote")
         may_be_missing = "?" if command is recommend else None
         command.add_argument("clicks", type=Path, nargs=may_be_missing, help="Parquet or CSV, a row for each click")
-        for name in ("user", "item", "time"):
-            command.add_argument(f"--{name}", metavar="COLUMN", help=f"the column of {name}s; found by its name")
-        command.add_argument(
-            "--device", type=_device, default="cpu", help="where the model runs: cpu, cuda, cuda:1 ..."
-        )
+        _add_columns(command.add_argument)
     add = evaluate.add_argument
     add("--k", type=count, nargs="+", default=[5, 10, 20], help="lengths of the lists that the metrics are about")
     parts = ("test", "validation", "serving")
@@ -142,6 +172,12 @@ def _add_readers(add_parser: Callable[..., argparse.ArgumentParser], style: type
     add("--k", type=count, default=10, help="length of the lists")
     add("--out", type=Path, metavar="FILE", help=".csv, .parquet or .json; printed as CSV if there is none")
     recommend.set_defaults(run=_recommend)
+
+
+def _fit(options: argparse.Namespace) -> None:
+    from metarec.fit_command import fit_files
+
+    fit_files(options)
 
 
 def _evaluate(options: argparse.Namespace) -> None:

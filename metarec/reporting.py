@@ -13,14 +13,17 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 import torch
 
+from metarec.data import Dataset
 from metarec.files import write_json
 from metarec.functional.means import Metric
 from metarec.plotting import plot_results
+from metarec.recipes import FitReport
 from metarec.report import Report, text_table
 
-__all__ = ["compare_runs", "load_results", "plot_results", "write_results"]
+__all__ = ["compare_runs", "load_results", "plot_results", "split_counts", "write_results"]
 
 KEYS = ("dataset", "split", "counts", "seed", "versions", "machine", "seconds", "users", "methods", "cold_items")
 
@@ -36,6 +39,7 @@ def write_results(
     seconds: Mapping[str, float],
     device: torch.device | str = "cpu",
     settings: Mapping[str, object] | None = None,
+    fitted: FitReport | None = None,
 ) -> None:
     """Write the ``results.json`` of a run; the file is either whole or as it was.
 
@@ -49,6 +53,7 @@ def write_results(
         seconds: stage -> how long it took.
         device: where the models ran.
         settings: what else must be equal for two runs to be averaged, e.g. ``{"preset": "hangzhou"}``.
+        fitted: what :func:`metarec.fit` tried and chose, if it made the model.
 
     Raises:
         TypeError: if ``split`` or ``settings`` holds something that JSON cannot.
@@ -78,7 +83,32 @@ def write_results(
         "slices": {name: report.slices_to_dict() for name, report in reports.items()},
         "seen_items": {name: report.info.get("rule") for name, report in reports.items()},
     }
-    write_json(path, results)
+    write_json(path, results if fitted is None else results | {"fitted": fitted.to_dict()})
+
+
+def split_counts(up: Dataset, down: Dataset) -> dict[str, int]:
+    """What is on both sides of a split, and what was dropped on the way.
+
+    Args:
+        up: the upstream side.
+        down: the downstream side.
+
+    Example:
+        >>> from metarec.data import split_by_time
+        >>> from metarec.datasets import PLANTED_SPLIT, planted
+        >>> counts = split_counts(*split_by_time(planted(users=60, items=40), at=PLANTED_SPLIT))
+        >>> counts["upstream users"], counts["downstream users"], counts["cold items"]
+        (48, 12, 4)
+    """
+    found = {}
+    for name, side in (("upstream", up), ("downstream", down)):
+        found[f"{name} users"] = len(side.user_codes)
+        found[f"{name} items"] = len(np.unique(side.item))
+        found[f"{name} interactions"] = len(side)
+        found |= {f"{name} interactions that are duplicates": count for count in (side.duplicates,) if count}
+    found["cold items"] = len(up.cold_items)
+    found["downstream interactions with cold items"] = int((~up.warm[down.item]).sum())
+    return found | {f"dropped: {what}": n for side in (up, down) for what, n in side.dropped.items()}
 
 
 def load_results(path: str | Path) -> dict[str, Any]:

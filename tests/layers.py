@@ -47,5 +47,6 @@ LAYERS = {
     "encoders": {"types", "data"},
     "export": UPPER | {"serving"},
     "service": UPPER | {"recommender"},
-    "__main__": UPPER | {"recommender", "io", "export", "service"},
+    "fit_command": UPPER | {"io", "reporting"},
+    "__main__": UPPER | {"recommender", "io", "export", "service", "fit_command"},
 }

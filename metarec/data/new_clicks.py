@@ -43,7 +43,7 @@ def click_data(clicks: Any, catalog: Catalog, since: float | None, second: float
         if strange := [value for value in column if isinstance(value, bool) or not isinstance(value, kinds[name])]:
             wanted = "a whole number" if kinds[name] is int else "a string"
             raise ValueError(f"observe: {name} {strange[0]!r} is not {wanted}; ids are of the type of the data's")
-    codes, time = _codes(item, catalog), _times([_moment(value, second) for value in when])
+    codes, time = _codes(item, catalog), _times([moment(value, second) for value in when])
     if len(time) and since is not None and time.min() < since:
         first = int(np.argmax(time < since))
         raise ValueError(
@@ -75,7 +75,7 @@ def _codes(item: Sequence[Id], catalog: Catalog) -> Ints:
     return catalog.items.encode(item)
 
 
-def _moment(value: Any, second: float) -> Any:
+def moment(value: Any, second: float) -> Any:
     """A datetime, a date or ISO text in the unit of the model's times, in UTC where it has no zone; else the value."""
     if isinstance(value, str) and ISO.match(value):
         with suppress(ValueError):
