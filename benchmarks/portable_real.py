@@ -23,7 +23,7 @@ import torch
 from machine import ROOT
 
 from metarec.data import Catalog, Dataset, Vocabulary
-from metarec.data.cutting import some_clicks
+from metarec.data.examples import filter_interactions
 from metarec.datasets import movietweetings
 from metarec.encoders import TextEncoder
 from metarec.files import replace_file
@@ -57,7 +57,7 @@ def movielens() -> Dataset:
     texts = {item: f"{title} ({year}). {genres}" for item, title, year, genres in zip(ids, *told, strict=True) if title}
     data = _dataset("ml-100k", clicks.select(user="user_id", item="item_id", time="timestamp"), texts=texts)
     count = np.arange(len(data)) - np.repeat(data.offsets[:-1], np.diff(data.offsets))
-    return some_clicks(data, count < 12)
+    return filter_interactions(data, count < 12)
 
 
 def groceries() -> Dataset:
