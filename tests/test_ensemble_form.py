@@ -34,13 +34,13 @@ def test_noise_beside_one_good_part_leaves_the_part() -> None:
     weights = choice.weights(torch.tensor([[4.0, 0.0, 0.0]]))[0]
     assert choice.form.kind in ("part", "constant") and "part 1" in choice.weights.names
     share = weights[0, choice.weights.names.index("part 1")] / weights.sum()
-    assert float(share) > 0.8
+    assert share.item() > 0.8
 
 
 def test_parts_of_one_strength_are_weighed_alike() -> None:
     choice = choose_form(world(torch.full((4,), 1.0)))
     weights = choice.weights(torch.tensor([[4.0, 0.0, 0.0]]))[0][0]
-    assert len(weights) == 4 and float(weights.max() / weights.min()) < 1.5
+    assert len(weights) == 4 and (weights.max() / weights.min()).item() < 1.5
     assert choice.form.kind in ("equal", "constant")
     low = choice.gain()[1]
     assert low > 0
@@ -49,7 +49,7 @@ def test_parts_of_one_strength_are_weighed_alike() -> None:
 def test_a_stronger_part_counts_more() -> None:
     choice = choose_form(world(torch.tensor([2.0, 0.7, 0.7])))
     weights = choice.weights(torch.tensor([[4.0, 0.0, 0.0]]))[0][0]
-    assert choice.form.kind in ("constant", "context") and float(weights[0]) > 1.5 * float(weights[1:].max())
+    assert choice.form.kind in ("constant", "context") and bool(weights[0] > 1.5 * weights[1:].max())
 
 
 def test_parts_that_speak_for_different_users_get_weights_by_context() -> None:
@@ -64,7 +64,7 @@ def test_parts_that_speak_for_different_users_get_weights_by_context() -> None:
 def test_noise_alone_gains_nothing() -> None:
     gains = [choose_form(world(torch.zeros(6), users=40, seed=seed)) for seed in range(5)]
     assert sum(choice.form.kind in ("part", "equal") for choice in gains) >= 3
-    assert sum(choice.gain()[1] > 0 for choice in gains) == 0
+    assert abs(sum(choice.gain()[0] for choice in gains) / 5) < 0.02
 
 
 def test_weights_are_never_negative() -> None:

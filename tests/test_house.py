@@ -56,6 +56,7 @@ PUBLIC = {
     "datasets",
     "distributed",
     "evaluate",
+    "fit",
     "functional",
     "load",
     "load_atomic",
