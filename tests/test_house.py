@@ -49,7 +49,6 @@ PUBLIC = {
     "Report",
     "Scored",
     "SequenceEncoder",
-    "Served",
     "UserState",
     "Vocabulary",
     "as_model",

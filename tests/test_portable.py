@@ -154,13 +154,8 @@ def test_a_job_holds_nothing_after_the_split(modules, sixty):
 
 
 def test_a_peer_that_fails_is_named(modules, sixty):
-<<<<<<< HEAD
     with pytest.raises(RuntimeError, match="planted-60"):
-        modules["portable_peers"].peer_reports(sixty, 0, Path(sys.executable), 1, ["no such peer"])
-=======
-    with pytest.raises(RuntimeError, match="unknown on planted-60"):
         modules["portable_peers"].peer_reports(sixty, 0, Path(sys.executable), 1, ["unknown"])
->>>>>>> portable
 
 
 def test_reports_come_back_as_they_were(modules):
