@@ -172,9 +172,9 @@ def _dataset(
     if levels is not None:
         made["category"] = _levels([levels.get(thing, ()) for thing in things.ids])
     catalog = Catalog(things, made)
-    user, item, when = (column[order] for column in (*codes, time))
+    clicker, clicked, when = (column[order] for column in (*codes, time))
     warm = np.arange(catalog.size) > 0
-    return Dataset(people, catalog, user=user, item=item, time=when, warm=warm, name=name, day=day)
+    return Dataset(people, catalog, user=clicker, item=clicked, time=when, warm=warm, name=name, day=day)
 
 
 def _texts(name: str, texts: Sequence[str]) -> Modality:
