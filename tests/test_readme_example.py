@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -16,7 +18,7 @@ import metarec as mr
 from optional import learn2learn, needs_learn2learn
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-MAIN, PARTS, SHIPS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[:3]
+FIT, MAIN, PARTS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[:3]
 SMALL = {
     '"cuda"': '"cpu"',
     "dim=64, inner_steps=5": "dim=8, inner_steps=5, warmup_epochs=1, generator_epochs=1, fusion_epochs=2",
@@ -92,18 +94,37 @@ def test_the_parts_alone_run_under_learn2learn(example: tuple[Path, dict[str, An
     assert torch.isfinite(own.module(batch.query).scores).all()
 
 
-def test_what_wins_is_what_ships(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_hangzhou(tmp_path / "dataset" / "hangzhou")
+QUICK = "mr.MMLConfig(dim=8, layers=1, warmup_epochs=1, epochs=1, generator_epochs=1, fusion_epochs=1)"
+
+
+def write_columns(folder: Path) -> np.ndarray:
+    """The planted world as the Parquet and feature files of the example; the vector of a new item."""
+    data = mr.datasets.planted(users=200, items=120)
+    names = [f"B{item - 1:03}" for item in data.item.tolist()]
+    later = 1631289599 - mr.datasets.PLANTED_SPLIT
+    clicks = {"user_id": data.user, "item_id": names, "timestamp": data.time + later}
+    ids, vectors = [f"B{item:03}" for item in range(120)], data.catalog["text"].features[1:].numpy()
+    pl.DataFrame(clicks).write_parquet(folder / "clicks.parquet")
+    pl.DataFrame({"item_id": ids, "title": [f"thing {name}" for name in ids]}).write_parquet(folder / "items.parquet")
+    np.savez(folder / "text.npz", ids=np.array(ids), feat=vectors)
+    return vectors[4:5]
+
+
+@pytest.mark.parametrize(
+    "made", ["mr.fit(up, budget=0.03)", f"mr.recipes.mml_blend(up, {QUICK}, sasrec_epochs=1, live=data)"]
+)
+def test_what_wins_is_what_ships(
+    made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vectors = write_columns(tmp_path)
     monkeypatch.chdir(tmp_path)
-    data = mr.load_atomic("dataset/hangzhou", modalities=("text", "image"))
-    up, _ = mr.split_by_time(data, at=1631289599)
-    vectors = {f"{name}_vectors": modality.features[5:6].numpy() for name, modality in data.catalog.modalities.items()}
-    quick = "mr.MMLConfig(dim=8, layers=1, warmup_epochs=1, epochs=1, generator_epochs=1, fusion_epochs=1)"
-    changes = {"mml_blend(up)": f"mml_blend(up, {quick}, sasrec_epochs=1, live=data)"}
-    names = run(SHIPS, {"mr": mr, "up": up, "data": data, **vectors}, changes)
-    shop = names["shop"]
+    names = run(FIT, {"text_vectors": vectors}, {"mr.fit(up)": made})
+    model, shop = names["model"], names["shop"]
+    printed = capsys.readouterr().out
+    assert printed == f"{model.report}\n{mr.evaluate(model, names['down'])}\n"
+    assert len(names["down"].user_codes) == 40 and names["data"].catalog.attributes["title"][7] == "thing B007"
     clicks = [["B004", "B017"], ["B004", "B017", "B101"]]
-    first = mr.Recommender(names["best"]).adapt(clicks).recommend(k=10)
+    first = mr.Recommender(model).adapt(clicks).recommend(k=10)
     assert mr.Recommender(mr.load("shop.safetensors")).adapt(clicks).recommend(k=10).ids.tolist() == first.ids.tolist()
     assert shop.user("ann").history == ("B999",)
     assert "B999" in [item.id for item in shop.user("ann").recommend(k=121, exclude_seen=False)]

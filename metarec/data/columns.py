@@ -37,8 +37,11 @@ class Asked:
     """What the caller of ``load_atomic`` or ``Dataset.from_frame`` says of the columns; see there.
 
     Attributes:
-        time_field, positive, ignore: as they were given.
-        user, item: the columns of the ids.
+        time_field: as it was given, like the next two.
+        positive: column to least value of a click.
+        ignore: columns to pass over.
+        user: the column of users' ids.
+        item: the column of items' ids.
         call: what was called, for messages, as are the next two.
         time_word: its argument that names the time.
         time_form: what a time looks like there.

@@ -23,7 +23,8 @@ class Candidate:
             with a procedure that adapts it to users.
         name: what it is.
         ndcg: NDCG@10 of the validation users, mean over users; of ensembles cross-validated.
-        low, high: two standard errors below and above.
+        low: two standard errors below.
+        high: two standard errors above.
         chosen: whether the model has it.
     """
 

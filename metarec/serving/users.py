@@ -205,7 +205,7 @@ class Users:
         return self.recommender.updated(self, clicks)
 
     def save(self, path: str | Path) -> None:
-        """Write them to one file, without pickle; :meth:`Recommender.load_users` reads it."""
+        """Write them to one file, without pickle; :meth:`Answers.load_users` reads it."""
         self.recommender.save_users(self, path)
 
 
