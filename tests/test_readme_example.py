@@ -99,10 +99,11 @@ QUICK = "mr.MMLConfig(dim=8, layers=1, warmup_epochs=1, epochs=1, generator_epoc
 
 def write_columns(folder: Path) -> np.ndarray:
     """The planted world as the Parquet and feature files of the example; the vector of a new item."""
-    data = mr.datasets.planted(users=200, items=120)
+    data = mr.datasets.planted(users=200, items=120, adaptation=0.0)
     names = [f"B{item - 1:03}" for item in data.item.tolist()]
     later = 1631289599 - mr.datasets.PLANTED_SPLIT
-    clicks = {"user_id": data.user, "item_id": names, "timestamp": data.time + later}
+    users = [f"u{user}" for user in data.user.tolist()]
+    clicks = {"user_id": users, "item_id": names, "timestamp": data.time + later}
     ids, vectors = [f"B{item:03}" for item in range(120)], data.catalog["text"].features[1:].numpy()
     pl.DataFrame(clicks).write_parquet(folder / "clicks.parquet")
     pl.DataFrame({"item_id": ids, "title": [f"thing {name}" for name in ids]}).write_parquet(folder / "items.parquet")
@@ -110,12 +111,12 @@ def write_columns(folder: Path) -> np.ndarray:
     return vectors[4:5]
 
 
-@pytest.mark.parametrize(
-    "made", ["mr.fit(up, budget=0.03)", f"mr.recipes.mml_blend(up, {QUICK}, sasrec_epochs=1, live=data)"]
-)
+@pytest.mark.parametrize("made", ["mr.fit(up)", f"mr.recipes.mml_blend(up, {QUICK}, sasrec_epochs=1, live=data)"])
 def test_what_wins_is_what_ships(
     made: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr("metarec.recipes.fitted_learner.EPOCHS", 10)
+    monkeypatch.setattr("metarec.recipes.adaptation.PROCEDURES", ())
     vectors = write_columns(tmp_path)
     monkeypatch.chdir(tmp_path)
     names = run(FIT, {"text_vectors": vectors}, {"mr.fit(up)": made})
