@@ -83,7 +83,9 @@ def test_held_out_users_did_not_fit_the_weights(form: object, monkeypatch: pytes
     seen = world(torch.tensor([1.0, 0.5]), users=20)
     fitted: list[set[int]] = []
     fit = type(form).fit  # type: ignore[attr-defined]
-    monkeypatch.setattr(type(form), "fit", lambda self, s: fitted.append(set(s.user.tolist())) or fit(self, s))
+    monkeypatch.setattr(
+        type(form), "fit", lambda self, s, **how: fitted.append(set(s.user.tolist())) or fit(self, s, **how)
+    )
     choose_form(seen, folds=4, forms=(form,))  # type: ignore[arg-type]
     every, folds = set(seen.user.tolist()), fitted[:4]
     left = [every - own for own in folds]
