@@ -82,7 +82,8 @@ def fit(
     """
     _check(upstream, live)
     times = checksum({"time": torch.from_numpy(upstream.time)}, "")[:16]
-    told = (fingerprint(EpisodeSampler(upstream, negatives=0)), times, seed, None if live is None else len(live), day)
+    lives = None if live is None else len(live)
+    told = (fingerprint(EpisodeSampler(upstream, negatives=0)), times, seed, lives, day, budget)
     key = " ".join(map(str, told))
     stages = Stages(folder, key, budget=budget, on_progress=on_progress)
     setup = Setup(upstream, live=live, day=day, seed=seed, device=device)
