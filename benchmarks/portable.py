@@ -70,7 +70,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = command_line(__doc__)
     parser.add_argument("--sets", nargs="+", choices=list(SOURCES), default=list(SOURCES), metavar="NAME")
-    parser.add_argument("--recipe", choices=list(RECIPES), default="fit" if "fit" in RECIPES else "mml_blend")
+    parser.add_argument("--recipe", choices=list(RECIPES), default="fit")
     add_numbers(parser, {"seeds": (3, "of ours"), "peer-seeds": (1, "of these that the peers get, too")})
     parser.add_argument("--without-peers", action="store_true", help="ours alone")
     parser.add_argument("--peers", type=Path, default=PYTHON, metavar="PYTHON", help="of the environment of the peers")

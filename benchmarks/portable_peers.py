@@ -65,10 +65,10 @@ class Questions:
         """Equal scores for all items."""
         return self._answer
 
-    def _answer(self, query: Examples) -> Scored:
-        for row in read(query):
+    def _answer(self, examples: Examples) -> Scored:
+        for row in read(examples):
             self.asked.setdefault(row.tobytes(), row)
-        shape = query.target.shape
+        shape = examples.target.shape
         known = torch.arange(self.items) > 0
         return Scored(torch.zeros(*shape, self.items), torch.zeros(*shape, 1), known, torch.ones(shape) > 0)
 
@@ -90,9 +90,9 @@ class Answers(Questions):
         self.place = {row.tobytes(): number for number, row in enumerate(histories)}
         self.given, self.known = torch.from_numpy(scores), torch.from_numpy(known)
 
-    def _answer(self, query: Examples) -> Scored:
-        rows = torch.tensor([self.place[row.tobytes()] for row in read(query)])
-        shape = query.target.shape
+    def _answer(self, examples: Examples) -> Scored:
+        rows = torch.tensor([self.place[row.tobytes()] for row in read(examples)])
+        shape = examples.target.shape
         scores = self.given[rows].view(*shape, -1)
         return Scored(scores, torch.zeros(*shape, 1), self.known, torch.ones(shape) > 0)
 

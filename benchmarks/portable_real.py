@@ -172,8 +172,9 @@ def _dataset(
     if levels is not None:
         made["category"] = _levels([levels.get(thing, ()) for thing in things.ids])
     catalog = Catalog(things, made)
-    columns = [column[order] for column in (*codes, time)]
-    return Dataset(people, catalog, *columns, warm=np.arange(catalog.size) > 0, name=name, day=day)
+    clicker, clicked, when = (column[order] for column in (*codes, time))
+    warm = np.arange(catalog.size) > 0
+    return Dataset(people, catalog, user=clicker, item=clicked, time=when, warm=warm, name=name, day=day)
 
 
 def _texts(name: str, texts: Sequence[str]) -> Modality:

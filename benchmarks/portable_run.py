@@ -20,13 +20,13 @@ from portable_data import Split, facts
 from portable_peers import PEERS, peer_reports
 from tqdm import tqdm
 
-import metarec as mr
 from metarec.data import Dataset
 from metarec.evaluation import evaluate
 from metarec.files import write_json
 from metarec.nn.record import record_of
 from metarec.recipes import Ensemble, MMLConfig, mml_blend
 from metarec.recipes.components import Fitting, Setup, of_groups
+from metarec.recipes.fit import fit
 from metarec.recipes.nested_validation import NestedValidation
 from metarec.report import Report
 from metarec.types import Method
@@ -60,9 +60,7 @@ def counts(upstream: Dataset, *, live: Dataset | None, seed: int, device: torch.
     return NestedValidation(upstream, Fitting(components, setup), device=device).ensemble(context=False)
 
 
-RECIPES: dict[str, Recipe] = {"mml_blend": blend, "counts": counts}
-if hasattr(mr, "fit"):
-    RECIPES["fit"] = mr.fit
+RECIPES: dict[str, Recipe] = {"fit": fit, "mml_blend": blend, "counts": counts}
 
 
 class Runs:

@@ -147,7 +147,7 @@ def adaptation(group: Sequence[Section]) -> list[dict[str, Any]]:
     out = []
     for (part, clicks), rows in found.items():
         reports = [unpacked(row["reports"]) for row in rows]
-        pair = ([r[way] for r in reports] for way in ("adapted", "unadapted"))
-        against = compare(*pair, METRICS[0]).to_dict()
+        adapted, unadapted = ([r[way] for r in reports] for way in ("adapted", "unadapted"))
+        against = compare(adapted, unadapted, METRICS[0]).to_dict()
         out.append({"data": group[0]["data"], "part": part, "clicks": clicks, "seeds": len(rows), **against})
     return out

@@ -19,7 +19,8 @@ from metarec.recommender import Recommender
 from metarec.report import Report
 from metarec.scoring import UserState
 from metarec.types import EpisodeBatch, Examples, Method, Progress, Scored
-from metarec.wrapped import Served, as_model
+from metarec.wrapped import Served as Served
+from metarec.wrapped import as_model
 
 __version__ = "0.1.0"
 
@@ -45,7 +46,6 @@ __all__ = [
     "Report",
     "Scored",
     "SequenceEncoder",
-    "Served",
     "UserState",
     "Vocabulary",
     "as_model",

@@ -20,9 +20,9 @@ from metarec.data.vocabulary import Id
 from metarec.io import read_model, write_model
 from metarec.model import Model
 from metarec.nn.record import longest_history, record_of
+from metarec.recommendations import Recommendation, Recommendations
 from metarec.serving.adapting import Asked, clock
 from metarec.serving.listing import Ids
-from metarec.serving.lists import Recommendation, Recommendations
 from metarec.serving.state import State, States
 from metarec.serving.users import Answers, User, Users
 from metarec.types import Method

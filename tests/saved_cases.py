@@ -21,7 +21,18 @@ from metarec.io import load
 from metarec.meta import MetaLearner
 from metarec.model import Model, dense
 from metarec.nn import FeatureItems, IdItems, ModalityLearner, SequenceEncoder
-from metarec.recipes import EASE, MML, CoClicks, Ensemble, ItemKNN, LivePopularity, Popularity, Transitions, sasrec
+from metarec.recipes import (
+    EASE,
+    MML,
+    CoClicks,
+    Ensemble,
+    ItemKNN,
+    LivePopularity,
+    OwnClicks,
+    Popularity,
+    Transitions,
+    sasrec,
+)
 from metarec.recipes.anil import HeadLearner
 from metarec.recipes.lightgcn import LightGCN
 from metarec.recipes.metasgd import MetaSGD
@@ -99,6 +110,7 @@ CASES: Mapping[str, Callable[[], Any]] = {
     "fused": lambda: mml().methods()["weight fusion"].attach(UP),  # type: ignore[attr-defined]
     "popularity": lambda: Popularity(UP),
     "live popularity": lambda: LivePopularity(UP, window=1e6, half_life=1e5),
+    "own clicks": lambda: OwnClicks(UP),
     "EASE": lambda: EASE(UP),
     "ItemKNN": lambda: ItemKNN(UP),
     "transitions": lambda: Transitions(UP),
@@ -108,7 +120,7 @@ CASES: Mapping[str, Callable[[], Any]] = {
     "LightGCN": lambda: spread(LightGCN(UP, dim=8)),
     "ensemble": ensemble,
 }
-MODULES = {name for name in CASES if name not in ("popularity", "live popularity", "EASE", "ItemKNN")}
+MODULES = {name for name in CASES if name not in ("popularity", "live popularity", "own clicks", "EASE", "ItemKNN")}
 LEARNERS = [name for name in CASES if name.startswith(("MML", "SASRec", "features", "MAML", "ANIL", "Meta", "fused"))]
 
 

@@ -14,7 +14,17 @@ from metarec import MML, Dataset, MetaLearner, MMLConfig, ModalityLearner, Recom
 from metarec.data import Catalog, EpisodeSampler, Modality, Vocabulary, split_by_time
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.model import Model, dense
-from metarec.recipes import EASE, CoClicks, Ensemble, ItemKNN, LivePopularity, Popularity, Transitions, sasrec
+from metarec.recipes import (
+    EASE,
+    CoClicks,
+    Ensemble,
+    ItemKNN,
+    LivePopularity,
+    OwnClicks,
+    Popularity,
+    Transitions,
+    sasrec,
+)
 from metarec.recipes.anil import HeadLearner
 from metarec.recipes.lightgcn import LightGCN
 from metarec.recipes.metasgd import MetaSGD
@@ -64,6 +74,7 @@ MODELS: dict[str, tuple[Callable[[], Any], list[bool]]] = {  # and which of the 
     "transitions": (lambda: Transitions(UP), [False, False]),
     "live transitions": (lambda: Transitions(DATA, half_life=20.0, live=True), [True, True]),
     "co-clicks": (lambda: CoClicks(UP), [False, False]),
+    "own clicks": (lambda: OwnClicks(UP), [True, True]),
     "EASE": (lambda: EASE(UP), [False, False]),
     "ItemKNN": (lambda: ItemKNN(UP), [False, False]),
     "LightGCN": (lambda: shaken(LightGCN(UP, dim=8)), [False, False]),

@@ -15,7 +15,7 @@ from metarec import MML, Catalog, Dataset, Recommender, Vocabulary, load, save
 from metarec.data.vocabulary import pack_ids, unpack_ids
 from metarec.files import pack_strings, read_tensors, write_tensors
 from metarec.recipes import Ensemble, LivePopularity
-from metarec.serving.lists import Recommendations
+from metarec.recommendations import Recommendations
 from tiny import CONFIG, UP
 
 LARGE = 10**12

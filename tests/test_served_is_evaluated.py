@@ -14,7 +14,18 @@ from metarec import MML, EpisodeSampler, MetaLearner, MMLConfig, Recommender, as
 from metarec.data import split_by_time
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.functional.ranking import ranks
-from metarec.recipes import EASE, CoClicks, ItemKNN, LivePopularity, Popularity, Transitions, mml, mml_blend, sasrec
+from metarec.recipes import (
+    EASE,
+    CoClicks,
+    ItemKNN,
+    LivePopularity,
+    OwnClicks,
+    Popularity,
+    Transitions,
+    mml,
+    mml_blend,
+    sasrec,
+)
 from metarec.recipes.anil import HeadLearner
 from metarec.recipes.lightgcn import LightGCN
 from metarec.recipes.metasgd import MetaSGD
@@ -62,6 +73,7 @@ MODELS: dict[str, Callable[[], Method]] = {
     "live transitions": lambda: Transitions(DATA, half_life=20.0, live=True),
     "co-clicks": lambda: CoClicks(UP),
     "live co-clicks": lambda: CoClicks(DATA, live=True),
+    "own clicks": lambda: OwnClicks(UP),
     "EASE": lambda: EASE(UP),
     "ItemKNN": lambda: ItemKNN(UP),
     "LightGCN": lambda: LightGCN(UP, dim=8),

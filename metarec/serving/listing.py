@@ -15,8 +15,8 @@ from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
 from metarec.data.vocabulary import Id
 from metarec.meta.memory import split_range, split_to_fit
+from metarec.recommendations import Recommendations
 from metarec.scoring import Scores
-from metarec.serving.lists import Recommendations
 from metarec.serving.ranking import USERS, best, columns_for, ordered, pieces
 
 Ids = Collection[Id]

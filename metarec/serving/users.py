@@ -18,11 +18,11 @@ from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
 from metarec.data.vocabulary import Id
 from metarec.functional.histories import check_exclude_seen, leaves_out_seen
+from metarec.recommendations import Recommendation, Recommendations
 from metarec.saving.users import read_users, write_users
 from metarec.scoring import UserState
 from metarec.serving.adapting import Asked, encoded, further
 from metarec.serving.listing import Ids, Wanted, listed
-from metarec.serving.lists import Recommendation, Recommendations
 from metarec.serving.state import State, States
 
 
