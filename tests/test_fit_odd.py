@@ -216,7 +216,7 @@ def test_a_folder_is_of_one_fit(bare: tuple[Dataset, ...], tmp_path: Path) -> No
     others = (sides(users=200, bare=True)[1], replace(up, time=up.time // 2), replace(up, warm=up.warm & False | True))
     for data in others:
         with pytest.raises(ValueError, match=str(tmp_path)):
-            mr.fit(data, folder=tmp_path)
+            mr.fit(data, folder=tmp_path, on_progress=lambda _: pytest.fail("work was done before it was refused"))
     for how in ({"seed": 1}, {"budget": 10.0}):
         with pytest.raises(ValueError, match=str(tmp_path)):
             mr.fit(up, folder=tmp_path, **how)

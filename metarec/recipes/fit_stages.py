@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metarec.files import read_tensors, write_tensors
+from metarec.files import read_header, read_tensors, write_tensors
 from metarec.types import Progress
 
 SEARCH = 0.5  # share of the budget in which everything is chosen; what is chosen is fitted again in the rest
@@ -61,6 +61,8 @@ class Stages:
             raise ValueError(f"fit: budget must be above 0 minutes, got {budget}")
         self.folder, self.key, self.on_progress = None if folder is None else Path(folder), key, on_progress
         self.began, self.seconds = time.monotonic(), float("inf") if budget is None else budget * 60
+        for path in [] if self.folder is None else sorted(self.folder.glob("*.safetensors")):
+            self._expect_own(path, read_header(path))  # before any work
         self._left: dict[str, float] = {}
         self._finished = self._found = self._within = 0.0  # work; what of it was kept, and what the current stage did
 
@@ -118,8 +120,7 @@ class Stages:
         path = None if self.folder is None else self.folder / _file(stage)
         if path is not None and path.exists():
             found, header = read_tensors(path)
-            if header.get("key") != self.key or header.get("stage") != stage:
-                raise ValueError(f"{path}: kept by a fit of other data or settings; give another folder or delete it")
+            self._expect_own(path, {"key": None, **header})
             self._found += self._left.get(stage, 0.0)
             self.finish(stage)
             return found, json.loads(header["told"])
@@ -129,6 +130,10 @@ class Stages:
             write_tensors(path, tensors, {"key": self.key, "stage": stage, "told": json.dumps(told)})
         self.finish(stage)
         return tensors, told
+
+    def _expect_own(self, path: Path, header: Mapping[str, Any]) -> None:
+        if header.get("key", self.key) != self.key:
+            raise ValueError(f"{path}: kept by a fit of other data or settings; give another folder or delete it")
 
     def _tell(self, stage: str, step: Progress | None) -> None:
         if self.on_progress is None:
