@@ -165,8 +165,9 @@ class AdaptationSearch:
 
         def after(epoch: int) -> bool:
             stops = stopping(epoch)
-            worse = epoch >= 2 and max(ndcg for _, ndcg in stopping.curve) < float(base.mean())
-            hopeless = epoch - stopping.best >= 2 or worse
+            reached = [ndcg for _, ndcg in stopping.curve]
+            worse = len(reached) >= 2 and max(reached) < float(base.mean())
+            hopeless = epoch - stopping.best >= 2 * stopping.every or worse
             return stops or hopeless
 
         yield from procedure.train(meta, self.data, MOST, seed=self.seed, after=after)

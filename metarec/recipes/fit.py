@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 
 from metarec.data import Dataset, EpisodeSampler
-from metarec.functional.histories import leaves_out_seen
+from metarec.files import checksum
+from metarec.functional.histories import leaves_out_seen, seen_items
 from metarec.recipes.adaptation import best_of
 from metarec.recipes.candidates import candidate_scores
 from metarec.recipes.components import COMPONENTS, Component, Setup
@@ -34,8 +35,9 @@ LEAST_USERS = 30  # who must validate for anything to be chosen
 SIMPLE = ("popularity, all", "co-clicks")  # what is taken without
 CLICKS = 5  # last clicks of a validation user that weights are fitted to
 FITTED = 2000  # such clicks at most
-STOPPING = 1000  # clicks at most that say when a training ends
+STOPPING_CLICKS, STOPPING = 3, 1000  # the same of those that say when a training ends
 CANDIDATES = 512  # items that a click is compared with
+COUNTS_AGAIN = "counts: on everything"
 WEIGHTS, COUNTS = 4.0, 1.0  # how much work fitting weights, and counting, is beside other stages
 
 
@@ -66,8 +68,9 @@ def fit(
         An ensemble whose ``report`` says what was tried, chosen and why; print it, or ``plot`` it.
 
     Raises:
-        ValueError: if there is no interaction; if live clicks are given and nothing says how long a day is; or if the
-            folder is that of another fit.
+        ValueError: if there is no interaction; if a modality is called ``id`` or has a ``/`` in its name; if live
+            clicks are given that are of another catalogue, or nothing says how long a day is; or if the folder is that
+            of another fit.
 
     Example:
         >>> from metarec.data import split_by_time
@@ -77,21 +80,47 @@ def fit(
         >>> list(model.members()), model.report.notes
         (['popularity, all', 'co-clicks'], ('13 users validate, fewer than 30: popularity and co-clicks, alike',))
     """
-    if not len(upstream):
-        raise ValueError(f"fit: expected interactions, got none in {upstream.name}")
-    key = f"{fingerprint(EpisodeSampler(upstream))} {seed} {None if live is None else len(live)} {day}"
+    _check(upstream, live)
+    times = checksum({"time": torch.from_numpy(upstream.time)}, "")[:16]
+    lives = None if live is None else len(live)
+    told = (fingerprint(EpisodeSampler(upstream, negatives=0)), times, seed, lives, day, budget)
+    key = " ".join(map(str, told))
     stages = Stages(folder, key, budget=budget, on_progress=on_progress)
     setup = Setup(upstream, live=live, day=day, seed=seed, device=device)
     if live is not None:
         setup.days(1)  # said before the training if at all
     try:
         earlier, later = validation_split(upstream)
-        users = len({int(user) for batch in last_clicks(later, 1) for user in batch.user})
+        users = _validating(later, exclude_seen=leaves_out_seen(upstream.known_repeat_share))
     except ValueError:
         users = 0
-    if users < LEAST_USERS:
-        return _simple(setup, users, stages)
-    return _Fit(setup, stages, earlier, later).run()
+    out = _simple(setup, users, stages) if users < LEAST_USERS else _Fit(setup, stages, earlier, later).run()
+    stages.end()
+    return out
+
+
+def _check(upstream: Dataset, live: Dataset | None) -> None:
+    """Refuse what would break a fit at its end."""
+    if not len(upstream):
+        raise ValueError(f"fit: expected interactions, got none in {upstream.name}")
+    if strange := [name for name in upstream.catalog.modalities if name == "id" or "/" in name]:
+        raise ValueError(f"fit: a modality is called {strange[0]!r}; give it a name without '/' that is not 'id'")
+    if live is not None and live.catalog.items.texts != upstream.catalog.items.texts:
+        raise ValueError(
+            f"fit: live= {live.name} has another catalogue ({len(live.catalog.items)} items) than {upstream.name} "
+            f"({len(upstream.catalog.items)}); give the data that upstream was split from"
+        )
+
+
+def _validating(later: Dataset, *, exclude_seen: bool) -> int:
+    """How many users have a click that can be asked for."""
+    users: set[int] = set()
+    for batch in last_clicks(later, STOPPING_CLICKS):
+        asked = batch.query.weight > 0
+        seen = seen_items(batch.query, later.catalog.size) & exclude_seen
+        asked &= ~seen.gather(-1, batch.query.target.unsqueeze(-1)).squeeze(-1)
+        users |= set(batch.user[asked.any(-1)].tolist())
+    return len(users)
 
 
 def _simple(setup: Setup, users: int, stages: Stages) -> Ensemble:
@@ -112,7 +141,7 @@ class _Fit:
         self.exclude_seen = leaves_out_seen(setup.data.known_repeat_share)
         self.notes: list[str] = []
         self.live: dict[str, Method] = {}
-        stopping = [batch.to(setup.device) for batch in at_most(list(last_clicks(later, 3)), STOPPING)]
+        stopping = [batch.to(setup.device) for batch in at_most(list(last_clicks(later, STOPPING_CLICKS)), STOPPING)]
         validation = Validation(earlier, stopping, self.exclude_seen)
         features = sorted(setup.data.catalog.modalities)
         inputs = [("id", *features), *((name,) for name in features)]
@@ -121,27 +150,29 @@ class _Fit:
             for place, each in enumerate(inputs)
         ]
         self.learners = {learner.name: learner for learner in learners}
-        stages.plan({"weights": WEIGHTS, "counts": COUNTS})
+        stages.plan({"weights": WEIGHTS, "counts": COUNTS, COUNTS_AGAIN: COUNTS})
 
     def run(self) -> Ensemble:
         """Choose on the earlier part, fit on the whole."""
-        members = self._counts(self.earlier)
+        members = self._counts("counts", self.earlier)
         for place, (name, learner) in enumerate(self.learners.items()):
             if place and self.stages.search_is_over(share=0.9):
                 self.notes.append(f"{name} was not tried: the budget was spent")
+                self.stages.skip(learner.stages_of_search)
             else:
                 members[name] = learner.search()
         choice = self._choose(members)
         kept = choice.weights.names
-        counts = self._counts(self.setup.data, kept)
+        self.stages.skip(learner.last_stage for name, learner in self.learners.items() if name not in kept)
+        counts = self._counts(COUNTS_AGAIN, self.setup.data, kept)
         fitted = {name: counts[name] if name in counts else self.learners[name].whole() for name in kept}
         out = Ensemble(fitted, self.setup.data, weights=choice.weights).to(self.setup.device)
         out.report = self._report(choice)
         return out
 
-    def _counts(self, data: Dataset, wanted: tuple[str, ...] | None = None) -> dict[str, Method]:
+    def _counts(self, stage: str, data: Dataset, wanted: tuple[str, ...] | None = None) -> dict[str, Method]:
         """The counts of one side; those of live clicks are made once."""
-        self.stages.begin("counts")
+        self.stages.begin(stage)
         setup = dataclasses.replace(self.setup, data=data)
         out: dict[str, Method] = {}
         for component in self._components():
@@ -151,7 +182,7 @@ class _Fit:
             if component.group == "live":
                 self.live |= made
             out |= made
-        self.stages.finish("counts")
+        self.stages.finish(stage)
         return out
 
     def _components(self) -> Iterator[Component]:
@@ -182,10 +213,9 @@ class _Fit:
         forms = [Candidate("ensemble", f.name, f.mean, *f.interval(), f.name == choice.form.name) for f in choice.forms]
         parts = [Candidate("part", p.name, p.mean, *p.interval(), p.name in kept) for p in choice.parts]
         procedures = [
-            Candidate(
-                "adaptation", f"{name}, {one.procedure}", one.ndcg, *one.interval(), one is best_of(learner.tried)
-            )
+            Candidate("adaptation", f"{name}, {one.procedure}", one.ndcg, *one.interval(), name in kept and one is best)
             for name, learner in self.learners.items()
+            for best in (best_of(learner.tried),)
             for one in learner.tried
         ]
         epochs = {name: learner.epochs for name, learner in self.learners.items() if name in kept}

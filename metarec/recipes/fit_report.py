@@ -79,22 +79,27 @@ class FitReport:
         try:
             given = dict(told)  # type: ignore[call-overload]
             candidates = tuple(Candidate(**one) for one in given["candidates"])
-            gain = float(given["gain"][0]), float(given["gain"][1]), float(given["gain"][2])
-            epochs = {str(name): int(count) for name, count in given["epochs"].items()}
-            notes = tuple(str(note) for note in given["notes"])
-            out = cls(int(given["users"]), candidates, gain, epochs, notes, float(given["seconds"]))
-            sound = all(
-                isinstance(c.name, str)
-                and c.kind in KINDS
-                and isinstance(c.chosen, bool)
-                and all(isinstance(number, int | float) for number in (c.ndcg, c.low, c.high))
-                for c in candidates
-            )
-        except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+            gain, epochs, notes = tuple(given["gain"]), dict(given["epochs"]), tuple(given["notes"])
+            out = cls(given["users"], candidates, gain, epochs, notes, given["seconds"])
+            sound = isinstance(given["notes"], list | tuple) and out._is_sound()
+        except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"fit report: expected what FitReport.to_dict() gives, got {told!r:.100}") from error
         if not sound:
-            raise ValueError(f"fit report: a candidate is damaged: {candidates!r:.200}")
+            raise ValueError(f"fit report: a name or a number is damaged: {told!r:.200}")
         return out
+
+    def _is_sound(self) -> bool:
+        """Whether names are text and numbers are numbers."""
+        each = self.candidates
+        numbers = [*self.gain, self.seconds, *(number for c in each for number in (c.ndcg, c.low, c.high))]
+        counts = [self.users, *self.epochs.values()]
+        return (
+            len(self.gain) == 3
+            and all(isinstance(text, str) for text in (*self.epochs, *self.notes, *(c.name for c in each)))
+            and all(c.kind in KINDS and isinstance(c.chosen, bool) for c in each)
+            and all(type(number) in (int, float) and math.isfinite(number) for number in numbers)
+            and all(type(count) is int and count >= 0 for count in counts)
+        )
 
     def of_kind(self, kind: str) -> tuple[Candidate, ...]:
         """The candidates of one kind, in the order in which they were tried."""

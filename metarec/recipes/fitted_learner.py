@@ -58,6 +58,8 @@ class FittedLearner:
         name: of the learner.
         epochs: of its training.
         tried: procedures, and what they gave.
+        stages_of_search: of the fit, in which it is chosen.
+        last_stage: in which what was chosen is trained on everything.
     """
 
     def __init__(
@@ -75,9 +77,9 @@ class FittedLearner:
         self.name = "SASRec " + "+".join(inputs)
         self.epochs = 0
         self.tried: tuple[Tried, ...] = ()
-        stages.plan({f"{self.name}: training": TRAINING, f"{self.name}: on everything": TRAINING})
-        if adapts:
-            stages.plan({f"{self.name}: adapting": ADAPTING})
+        self.last_stage = f"{self.name}: on everything"
+        self.stages_of_search = (f"{self.name}: training", *([f"{self.name}: adapting"] if adapts else []))
+        stages.plan(dict(zip(self.stages_of_search, (TRAINING, ADAPTING), strict=False)) | {self.last_stage: TRAINING})
 
     def search(self) -> Method:
         """Trained on the earlier part until it serves the validation users best, and adapting as it pays."""
@@ -143,8 +145,11 @@ class FittedLearner:
                 self._go("on everything", meta_training)
             return learner.state_dict(), {}
 
-        _take(learner, self.stages.kept(f"{self.name}: on everything", trained)[0], "SASRec softmax", data)
-        return model
+        weights = self.stages.kept(self.last_stage, trained)[0]
+        _take(learner, weights, "SASRec softmax", data)
+        if best is not None and best.epochs:
+            _note(model, "MAML", data)
+        return model.eval()
 
     def _untrained(self, data: Dataset) -> ModalityLearner:
         drop = DROP if len(self.inputs) > 1 else 0.0
@@ -168,7 +173,12 @@ def _batch(data: Dataset) -> int:
 def _take(model: ModalityLearner | MetaLearner, weights: Mapping[str, Tensor], stage: str, data: Dataset) -> None:
     """Give a model the weights of a stage, whether they were made now or kept."""
     model.load_state_dict(dict(weights))
+    _note(model, stage, data)
+    model.eval()
+
+
+def _note(model: ModalityLearner | MetaLearner, stage: str, data: Dataset) -> None:
+    """Record a stage of training, where it was not done in this process."""
     record.begin(model, data.time.max().item())
     record.begin_stage(model, stage)
     record.finish(model, stage)
-    model.eval()
