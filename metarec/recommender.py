@@ -21,7 +21,7 @@ from metarec.io import read_model, write_model
 from metarec.model import Model
 from metarec.nn.record import longest_history, record_of
 from metarec.recommendations import Recommendation, Recommendations
-from metarec.serving.adapting import Asked, clock
+from metarec.serving.adapting import EncodeRequest, clock
 from metarec.serving.listing import Ids
 from metarec.serving.state import State, States
 from metarec.serving.users import Answers, User, Users
@@ -128,7 +128,7 @@ class Recommender(Answers):
         state = self._states.current()
         clicks = LazyHistories([entries] if one else entries, state.catalog.items)
         users = self._adapted(
-            state, Asked(clicks, *clock(len(clicks.counts), at, last, state), keep_weights=keep_weights)
+            state, EncodeRequest(clicks, *clock(len(clicks.counts), at, last, state), keep_weights=keep_weights)
         )
         return User(users) if one else users
 
@@ -145,7 +145,7 @@ class Recommender(Answers):
         codes, last = self._histories.of(user)
         state, until = self._states.current(), self._histories.until
         when, gap = clock(1, until if at is None else at, last, state)
-        asked = Asked(Clicks(codes, np.array([0, len(codes)])), None if at is None else when, gap)
+        asked = EncodeRequest(Clicks(codes, np.array([0, len(codes)])), None if at is None else when, gap)
         return User(self._adapted(state, asked))
 
     def observe(self, clicks: Any) -> Observed:
@@ -187,7 +187,7 @@ class Recommender(Answers):
         source = iter(histories if hasattr(histories, "__next__") else plain(histories, "stream"))
         while piece := list(islice(source, users)):
             state = self._states.current()
-            yield self._adapted(state, Asked(Clicks.of(piece, state.catalog.items)))
+            yield self._adapted(state, EncodeRequest(Clicks.of(piece, state.catalog.items)))
 
     def add_items(
         self,
@@ -216,7 +216,7 @@ class Recommender(Answers):
         """
         given = {**({} if vectors is None else vectors), **more}
         own, columns = plain(ids, "add_items"), {} if attributes is None else attributes
-        self._states.grow(lambda model, known: new_items(known, model.scales or {}, own, given, columns))
+        self._states.add_items(lambda model, known: new_items(known, model.scales or {}, own, given, columns))
 
     def remove_items(self, ids: Ids) -> None:
         """Recommend these items no more; they stay known as clicks.

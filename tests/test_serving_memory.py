@@ -106,4 +106,6 @@ def test_halves_are_all_of_them_in_order() -> None:
 
 def test_no_user_at_all_is_an_error_as_before(recommender: Recommender) -> None:
     with pytest.raises(ValueError, match="there is no user"):
-        adapting.encoded(recommender._states.current(), adapting.Asked(Clicks.of([], recommender.catalog.items)))
+        adapting.encoded(
+            recommender._states.current(), adapting.EncodeRequest(Clicks.of([], recommender.catalog.items))
+        )

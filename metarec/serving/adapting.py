@@ -14,14 +14,14 @@ from metarec.data.histories import Clicks, LazyHistories
 from metarec.functional.fusion import NotFiniteError
 from metarec.meta.memory import split_range, split_to_fit
 from metarec.scoring import UserState
-from metarec.serving.ranking import pieces
+from metarec.serving.ranking import chunks
 from metarec.serving.state import State
 
 USERS = {"cpu": 2048, "cuda": 16384}  # users encoded at once
 
 
 @dataclass(frozen=True, eq=False)
-class Asked:
+class EncodeRequest:
     """What is known of B users who ask.
 
     Attributes:
@@ -73,7 +73,7 @@ def _times(users: int, name: str, given: float | Sequence[float] | None) -> NDAr
     return np.broadcast_to(times, (users,))
 
 
-def encoded(state: State, asked: Asked) -> UserState:
+def encoded(state: State, asked: EncodeRequest) -> UserState:
     """The states of B users, some at a time; fewer where the GPU's memory turns out too small.
 
     Raises:
@@ -84,7 +84,7 @@ def encoded(state: State, asked: Asked) -> UserState:
     order = np.argsort(-counts, kind="stable")
     order, without = order[counts[order] > 0], np.flatnonzero(counts == 0)
     kind, parts = state.device.type, []
-    for some in pieces(len(order), USERS[kind]):
+    for some in chunks(len(order), USERS[kind]):
         parts += [s for _, s in split_to_fit(lambda p: asked.encode(state, order[p.start : p.stop]), some, split_range)]
     if len(without):
         parts.append(_empty(state, asked, without))
@@ -98,7 +98,7 @@ def encoded(state: State, asked: Asked) -> UserState:
     return checked(found, clicks, state)
 
 
-def _empty(state: State, asked: Asked, users: NDArray[np.int64]) -> UserState:
+def _empty(state: State, asked: EncodeRequest, users: NDArray[np.int64]) -> UserState:
     one = state.encode_empty(keep_weights=asked.keep_weights)
     out = one[torch.zeros(len(users), dtype=torch.int64)]
     tensors = dict(out.tensors)
@@ -110,7 +110,7 @@ def _empty(state: State, asked: Asked, users: NDArray[np.int64]) -> UserState:
     return UserState(tensors)
 
 
-def further(state: State, clicks: Clicks, more: NDArray[np.int64], before: UserState) -> UserState:
+def updated_states(state: State, clicks: Clicks, more: NDArray[np.int64], before: UserState) -> UserState:
     """The states of B users after more clicks; those who have none stay as they were.
 
     Args:
@@ -122,7 +122,7 @@ def further(state: State, clicks: Clicks, more: NDArray[np.int64], before: UserS
     new, old = np.flatnonzero(more), np.flatnonzero(more == 0)
     keeps = any(name.rpartition("/")[2] == "weights" for name in before.tensors)
     start = before[torch.from_numpy(new)] if keeps else None
-    fresh = encoded(state, Asked(clicks[new], start=start, keep_weights=keeps))
+    fresh = encoded(state, EncodeRequest(clicks[new], start=start, keep_weights=keeps))
     if not len(old):
         return fresh
     order = torch.from_numpy(np.argsort(np.concatenate([new, old])))

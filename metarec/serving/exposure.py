@@ -24,7 +24,7 @@ _USERS = 32  # users scored at once
 
 
 @dataclass(frozen=True, eq=False)
-class Shifted:
+class OffsetScores:
     """Scores of N users, with something added to those of some items, whoever the user is.
 
     Attributes:
@@ -60,7 +60,7 @@ class Shifted:
         return self.scores.moments()
 
 
-def shift_of(
+def score_offset(
     encode: Encode,
     score: Callable[[UserState], Scores],
     known: Tensor,

@@ -1,4 +1,4 @@
-"""From what is wanted of a list (how long, of which items) to the list."""
+"""From a list request (how long, of which items) to the list."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from metarec.data.vocabulary import Id
 from metarec.meta.memory import split_range, split_to_fit
 from metarec.recommendations import Recommendations
 from metarec.scoring import Scores
-from metarec.serving.ranking import USERS, best, columns_for, ordered, pieces
+from metarec.serving.ranking import USERS, best, chunks, columns_for, ordered
 
 Ids = Collection[Id]
 
 
 @dataclass(frozen=True, eq=False)
-class Wanted:
+class ListRequest:
     """What lists should hold.
 
     Attributes:
@@ -43,7 +43,7 @@ class Wanted:
     @classmethod
     def of(
         cls, k: int, exclude_seen: bool, allow: Ids | None, deny: Ids | None, candidates: Sequence[Ids] | None
-    ) -> Wanted:
+    ) -> ListRequest:
         """What was asked for, its ids in any containers.
 
         Raises:
@@ -73,8 +73,8 @@ class Wanted:
         return out
 
 
-def listed(
-    wanted: Wanted,
+def top_k_lists(
+    request: ListRequest,
     score: Callable[[slice], Scores],
     clicks: Clicks,
     known: Tensor,
@@ -86,7 +86,7 @@ def listed(
     A list is shorter than ``k`` where fewer items are left.
 
     Args:
-        wanted: what the lists should hold.
+        request: what the lists should hold.
         score: the scores of some of the users.
         clicks: of each user.
         known: (I,) bool, items that can be ranked.
@@ -96,10 +96,10 @@ def listed(
     Raises:
         ValueError: if an id is not known.
     """
-    allowed = wanted.allowed(known, catalog)
-    if wanted.candidates is not None and len(wanted.candidates) != len(clicks):
+    allowed = request.allowed(known, catalog)
+    if request.candidates is not None and len(request.candidates) != len(clicks):
         raise ValueError(
-            f"recommend: expected candidates for each of the {len(clicks)} users, got {len(wanted.candidates)} "
+            f"recommend: expected candidates for each of the {len(clicks)} users, got {len(request.candidates)} "
             "collections of ids"
         )
     most = USERS[known.device.type]
@@ -107,15 +107,15 @@ def listed(
 
     def work(users: range) -> tuple[Tensor, Tensor]:
         part = slice(users.start, users.stop)
-        if wanted.candidates is None:
-            codes, values, left = _from_catalogue(wanted, score(part), clicks[part], allowed, columns)
+        if request.candidates is None:
+            codes, values, left = _from_catalogue(request, score(part), clicks[part], allowed, columns)
         else:
-            codes, values, left = _from_candidates(wanted, score(part), clicks[part], allowed, part.start, catalog)
+            codes, values, left = _from_candidates(request, score(part), clicks[part], allowed, part.start, catalog)
         over = torch.arange(codes.shape[1], device=left.device) >= left.unsqueeze(1)
         values = values.float().masked_fill(over, -torch.inf)
         return codes.masked_fill(over, 0).cpu(), values.cpu()
 
-    lists = [own for some in pieces(len(clicks), most) for _, own in split_to_fit(work, some, split_range)]
+    lists = [own for some in chunks(len(clicks), most) for _, own in split_to_fit(work, some, split_range)]
     width = max(codes.shape[1] for codes, _ in lists)
     codes = torch.cat([F.pad(own, (0, width - own.shape[1])) for own, _ in lists])
     values = torch.cat([F.pad(own, (0, width - own.shape[1]), value=-torch.inf) for _, own in lists])
@@ -123,30 +123,30 @@ def listed(
 
 
 def _from_catalogue(
-    wanted: Wanted, scores: Scores, clicks: Clicks, allowed: Tensor, columns: int | None
+    request: ListRequest, scores: Scores, clicks: Clicks, allowed: Tensor, columns: int | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Codes and values of each user's list, as long as the longest, and how many items each user is left with."""
     user = torch.from_numpy(clicks.owners()).to(allowed.device)
     item = torch.from_numpy(clicks.codes).to(allowed.device)
-    if not wanted.exclude_seen:
+    if not request.exclude_seen:
         user, item = user[:0], item[:0]
     left = int(allowed.sum()) - _taken(user, item, allowed, len(clicks))
-    return *best(scores, min(wanted.k, int(left.max())), allowed, (user, item), columns), left
+    return *best(scores, min(request.k, int(left.max())), allowed, (user, item), columns), left
 
 
 def _from_candidates(
-    wanted: Wanted, scores: Scores, clicks: Clicks, allowed: Tensor, first: int, catalog: Catalog
+    request: ListRequest, scores: Scores, clicks: Clicks, allowed: Tensor, first: int, catalog: Catalog
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`_from_catalogue`."""
-    rows = [np.unique(catalog.items.encode(ids)) for ids in (wanted.candidates or ())[first : first + len(clicks)]]
+    rows = [np.unique(catalog.items.encode(ids)) for ids in (request.candidates or ())[first : first + len(clicks)]]
     width = max(1, *(len(row) for row in rows))
     codes = torch.from_numpy(np.stack([np.pad(row, (0, width - len(row))) for row in rows])).to(allowed.device)
     usable = allowed[codes]
-    if wanted.exclude_seen:
+    if request.exclude_seen:
         for user, row in enumerate(rows):
             usable[user, : len(row)] &= torch.from_numpy(~np.isin(row, clicks.user(user))).to(allowed.device)
     left = usable.sum(1)
-    k = min(wanted.k, int(left.max()))
+    k = min(request.k, int(left.max()))
     values, found = ordered(scores.exact(codes).masked_fill(~usable, -torch.inf), codes, k)
     return found, values, left
 

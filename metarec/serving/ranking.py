@@ -135,11 +135,11 @@ def _whole(
     return codes[order[:k]], found[:k]
 
 
-def pieces(users: int, most: int) -> Iterator[range]:
+def chunks(users: int, most: int) -> Iterator[range]:
     """Users, so many at once.
 
     Example:
-        >>> list(pieces(5, most=2))
+        >>> list(chunks(5, most=2))
         [range(0, 2), range(2, 4), range(4, 5)]
     """
     everybody = range(users)

@@ -28,7 +28,7 @@ from metarec.nn.record import longest_history, negatives_of
 from metarec.recipes.features import check_scale
 from metarec.scoring import Scores, UserState
 from metarec.served import remember
-from metarec.serving.exposure import Shifted, shift_of
+from metarec.serving.exposure import OffsetScores, score_offset
 from metarec.types import Examples
 from metarec.versions import Watched, tensors_of
 
@@ -79,7 +79,7 @@ class State:
         start: UserState | None = None,
         keep_weights: bool = False,
     ) -> UserState:
-        """User states of B users with a click each or more; see :class:`~metarec.serving.adapting.Asked`."""
+        """User states of B users with a click each or more; see :class:`~metarec.serving.adapting.EncodeRequest`."""
         support, query = self.support(clicks)
         clock = {n: torch.from_numpy(v[:, None]) for n, v in (("time", at), ("gap", gap)) if v is not None}
         return self._encoded(support, replace(query, **clock), start=start, keep_weights=keep_weights)
@@ -103,7 +103,7 @@ class State:
         """What ranks N users."""
         with evaluating(self.snapshot), torch.no_grad():
             found = self.snapshot.scores(users)
-        return found if self.shift is None else Shifted(found, self.shift)
+        return found if self.shift is None else OffsetScores(found, self.shift)
 
 
 class States:
@@ -158,7 +158,7 @@ class States:
                 return self._put(replace(state, others=others, snapshot=state.model.snapshot()))
             return state
 
-    def grow(self, added: Callable[[Model, Catalog], Catalog]) -> None:
+    def add_items(self, added: Callable[[Model, Catalog], Catalog]) -> None:
         """Take new items in.
 
         Args:
@@ -234,7 +234,7 @@ class States:
         state = State(model, model.snapshot(), catalog, support, known, version, weights, others)
         if self.new_share is not None:
             new = known & ~torch.from_numpy(np.asarray(model.warm)).to(known.device)
-            shift = shift_of(state._encoded, state.scores, known, support.is_warm, new, self.new_share)
+            shift = score_offset(state._encoded, state.scores, known, support.is_warm, new, self.new_share)
             return replace(state, shift=new * shift)
         return state
 

@@ -21,8 +21,8 @@ from metarec.functional.histories import check_exclude_seen, leaves_out_seen
 from metarec.recommendations import Recommendation, Recommendations
 from metarec.saving.users import read_users, write_users
 from metarec.scoring import UserState
-from metarec.serving.adapting import Asked, encoded, further
-from metarec.serving.listing import Ids, Wanted, listed
+from metarec.serving.adapting import EncodeRequest, encoded, updated_states
+from metarec.serving.listing import Ids, ListRequest, top_k_lists
 from metarec.serving.state import State, States
 
 
@@ -56,10 +56,10 @@ class Answers:
         state = self._of(users)
         check_exclude_seen("recommend", exclude_seen)
         leave_out = leaves_out_seen(state.model.repeat_share) if exclude_seen is None else exclude_seen
-        wanted = Wanted.of(k, leave_out, allow, deny, candidates)
+        request = ListRequest.of(k, leave_out, allow, deny, candidates)
         with torch.no_grad():
             score = lambda part: state.scores(users.state[part] if len(users) > 1 else users.state)  # noqa: E731
-            return listed(wanted, score, users.clicks, state.known, state.catalog, columns)
+            return top_k_lists(request, score, users.clicks, state.known, state.catalog, columns)
 
     def weights_of(self, users: Users) -> NDArray[np.float32]:
         """As :attr:`Users.weights`."""
@@ -82,7 +82,7 @@ class Answers:
         if not more.counts.any():
             return users
         whole = users.clicks.extended(more)
-        return Users(self, whole, further(state, whole, more.counts, users.state), users.version)
+        return Users(self, whole, updated_states(state, whole, more.counts, users.state), users.version)
 
     def save_users(self, users: Users, path: str | Path) -> None:
         """As :meth:`Users.save`."""
@@ -99,7 +99,7 @@ class Answers:
         clicks, found = read_users(path, state.model, lambda keep: state.encode_empty(keep_weights=keep))
         return Users(self, clicks, found.to(state.device), state.version)
 
-    def _adapted(self, state: State, asked: Asked) -> Users:
+    def _adapted(self, state: State, asked: EncodeRequest) -> Users:
         found = encoded(state, asked)
         clicks = asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks
         return Users(self, clicks, found, state.version)
