@@ -38,7 +38,7 @@ from metarec.data.histories import Clicks
 from metarec.data.support import SupportMaker
 from metarec.files import write_json
 from metarec.recipes.fusing import fused
-from metarec.serving.ranking import pieces
+from metarec.serving.ranking import chunks
 
 CLICKS = (3, 20)
 FEATURES = {"text": 384, "image": 256}
@@ -70,7 +70,7 @@ def make_model(items: int, steps: int = 5) -> mr.MML:
 def histories(users: int, items: int, most: int = CLICKS[1], seed: int = 1) -> Iterator[list[str]]:
     """Random users of 3 to ``most`` clicks, one after the other."""
     rng = np.random.default_rng(seed)
-    for part in pieces(users, BLOCK):
+    for part in chunks(users, BLOCK):
         ends = np.cumsum(rng.integers(CLICKS[0], most + 1, len(part)))
         names = list(map(str, rng.integers(0, items, ends[-1]).tolist()))
         yield from (names[start:end] for start, end in pairwise([0, *ends.tolist()]))
