@@ -34,7 +34,7 @@ def _copied(part: Any, made: dict[int, Any]) -> Any:
     out = kind.__new__(kind)
     made[id(part)] = out
     vars(out).update(vars(part))
-    for name, weight in part._parameters.items():
+    for weight in part._parameters.values():
         if weight is not None and id(weight) not in made:
             made[id(weight)] = nn.Parameter(weight.detach().clone(), weight.requires_grad)
     out._parameters = {name: made.get(id(weight)) for name, weight in part._parameters.items()}

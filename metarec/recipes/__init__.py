@@ -31,6 +31,7 @@ __all__ = [
     "Transitions",
     "fit",
     "fit_by_nested_validation",
+    "learning_on",
     "mml",
     "mml_blend",
     "paying_steps",
