@@ -34,7 +34,7 @@ from metarec.types import Method
 LEAST_USERS = 30  # who must validate for anything to be chosen
 SIMPLE = ("popularity, all", "co-clicks")  # what is taken without
 CO_CLICKS = 0.8  # the weight of co-clicks beside popularity there
-CLICKS = 5  # last clicks of a validation user that weights are fitted to
+CLICKS = 3  # last clicks of a validation user that weights are fitted to
 FITTED = 2000  # such clicks at most
 STOPPING_CLICKS, STOPPING = 3, 1000  # the same of those that say when a training ends
 CANDIDATES = 512  # items that a click is compared with
