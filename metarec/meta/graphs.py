@@ -80,7 +80,9 @@ class CapturedGraph:  # pragma: no cover
         self.part = EpisodeBatch(part.user, _copied(part.support), _copied(part.query))
         self.graph = torch.cuda.CUDAGraph()
         # Other threads, which fetch the next batches, may go on using the GPU while this one captures.
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+        device, mode = part.user.device, "thread_local"
+        stream = torch.cuda.Stream(device)
+        with torch.cuda.device(device), torch.cuda.graph(self.graph, pool, stream, capture_error_mode=mode):
             self.found = meta.gradients(self.part)
 
     def replayed(self, part: EpisodeBatch) -> Gradients:
