@@ -206,13 +206,16 @@ class Recommender(Answers):
             ids: external ids, none of them known yet.
             vectors: feature vectors by modality, as they come (not standardised): (n, F) in the order of the ids, or
                 by id, where items may be missing. Every item needs one in at least one modality.
-            attributes: one string per id by column of the catalogue, e.g. ``{"title": [...]}``.
-            more: vectors as keywords, e.g. ``text=...``.
+            attributes: one string per id by column of the catalogue, e.g. ``{"title": [...]}``; of an attribute that
+                is learned from, its values: a text, a list of them or a number each, seen before or not, None where
+                there is none.
+            more: vectors, or values of attributes that are learned from, as keywords, e.g. ``text=...``.
 
         Raises:
             TypeError: if the model takes in no items.
-            ValueError: if an id is known already or given twice, a modality is not the model's, or a vector has
-                another width or scale, is not finite, or is missing for an item in every modality.
+            ValueError: if an id is known already or given twice, a modality is not the model's, a value of an
+                attribute is no number where numbers are, or a vector has another width or scale, is not finite, or is
+                missing for an item in every modality.
         """
         given = {**({} if vectors is None else vectors), **more}
         own, columns = plain(ids, "add_items"), {} if attributes is None else attributes

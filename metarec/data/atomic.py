@@ -13,6 +13,7 @@ from metarec.data.dataset import Catalog, Dataset, Vocabulary
 from metarec.types import Modality
 
 if TYPE_CHECKING:
+    from metarec.data.encodings import Encoding
     from metarec.data.table import Table
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
@@ -40,7 +41,9 @@ def load_atomic(
 
     The features of a modality called ``text`` are the first found of ``text.npz``, ``text.pth``, ``text.pt``,
     ``text.npy``, ``<dataset>.text``, ``text.item`` and ``text.tsv`` in the folder, and a column ``text:float_seq`` of
-    the item file. The forms are described at ``metarec.data.features.load_modality``.
+    the item file. The forms are described at ``metarec.data.features.load_modality``. A column of the item file of type
+    token, token_seq (values separated by blanks) or float is an attribute to learn from, if it is named: one-hot codes
+    of its values, their mean where there are several, and quantiles of numbers; see ``metarec.data.encodings``.
 
     Args:
         path: a folder such as ``dataset/hangzhou`` that holds ``hangzhou.inter`` (or one ``.inter`` file of another
@@ -88,10 +91,11 @@ def load_atomic(
     columns = Columns(next(read_blocks(inter, LOOKED_AT)), Asked(time_field, positive, ignore))
     events = read_events(inter, columns, read_blocks(inter), known)
     unread = {f"values of column {column!r}, which is not read": events.rows for column in columns.unread}
-    found, dropped = _modalities(modalities, inter.parent, name, events.items, item_table)
+    attributes = _attributes(item_table, events.items)
+    found, encodings, dropped = _modalities(modalities, inter.parent, name, events.items, item_table, attributes)
     warm = np.zeros(events.items.size, dtype=np.bool_)
     warm[events.item] = True
-    catalog = Catalog(events.items, found, _attributes(item_table, events.items))
+    catalog = Catalog(events.items, found, attributes, encodings=encodings)
     return Dataset(
         events.users,
         catalog,
@@ -187,22 +191,35 @@ def _attributes(table: Table | None, items: Vocabulary) -> dict[str, list[str]]:
 
 
 def _modalities(
-    wanted: Sequence[str] | Mapping[str, str | Path], folder: Path, dataset: str, items: Vocabulary, table: Table | None
-) -> tuple[dict[str, Modality], dict[str, int]]:
-    """The modalities asked for, and what did not fit."""
+    wanted: Sequence[str] | Mapping[str, str | Path],
+    folder: Path,
+    dataset: str,
+    items: Vocabulary,
+    table: Table | None,
+    attributes: Mapping[str, Sequence[str]],
+) -> tuple[dict[str, Modality], dict[str, Encoding], dict[str, int]]:
+    """The modalities asked for, how those that are attributes were made, and what did not fit."""
+    from metarec.data.encodings import fit_encoding
     from metarec.data.features import align, load_modality, table_features
     from metarec.data.table import Table
 
     found: dict[str, Modality] = {}
+    encodings: dict[str, Encoding] = {}
     dropped: dict[str, int] = {}
     for name in wanted:
         source = Path(wanted[name]) if isinstance(wanted, Mapping) else _find_features(name, folder, dataset, table)
-        if isinstance(source, Table):
+        if isinstance(source, Table) and name in attributes:
+            kind = source.types[name]
+            separator = " " if kind == "token_seq" else ""
+            encodings[name], found[name] = fit_encoding(name, attributes[name], kind, separator, str(source.path))
+            empty = int(found[name].features[:, -1].sum())
+            counts = {f"{name}: items without a value": empty} if empty else {}
+        elif isinstance(source, Table):
             found[name], counts = align(name, table_features(source, name), items)
         else:
             found[name], counts = load_modality(name, source, items)
         dropped |= counts
-    return found, dropped
+    return found, encodings, dropped
 
 
 def _find_features(name: str, folder: Path, dataset: str, table: Table | None) -> Path | Table:
@@ -211,9 +228,9 @@ def _find_features(name: str, folder: Path, dataset: str, table: Table | None) -
     for file in names:
         if (folder / file).is_file():
             return folder / file
-    if table is not None and table.types.get(name) == "float_seq":
+    if table is not None and name in table.types and name != "item_id":
         return table
     raise FileNotFoundError(
-        f"{folder}: no features for modality {name!r}; looked for {', '.join(names)} and a column {name}:float_seq in "
+        f"{folder}: no features for modality {name!r}; looked for {', '.join(names)} and a column {name!r} in "
         f"{dataset}.item; or pass modalities={{{name!r}: 'path/to/file'}}"
     )

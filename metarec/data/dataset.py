@@ -93,6 +93,7 @@ class Dataset:
         items: Any = None,
         *,
         features: Mapping[str, Any] = MappingProxyType({}),
+        attributes: Sequence[str] | Mapping[str, str | None] = (),
         user: str | None = None,
         item: str | None = None,
         time: str | None = None,
@@ -118,6 +119,9 @@ class Dataset:
             features: name of a modality -> vectors: an array with a row for each row of ``items``, a mapping from id
                 to vector, a frame or file with the ids and a column of vectors or columns of numbers, or a feature
                 file that ``load_atomic`` reads.
+            attributes: columns of ``items`` to learn from, each a modality of its own: text, lists of values (genres,
+                tags) and numbers (missing ones too); or such columns -> what separates several values in a text, as
+                in ``{"genres": "|", "price": None}``. Codes of categories must be text, or they are numbers.
             user: the column of users; by default the one that is called like it: ``user_id``, ``userId``,
                 ``customer_id``, ``visitorid`` ...
             item: the column of items, here and in ``items``; by default ``item_id``, ``product_id``, ``movieId``,
@@ -131,7 +135,7 @@ class Dataset:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            TypeError: if something is neither a frame nor a path.
+            TypeError: if something is neither a frame nor a path, or ``attributes`` no names.
             ValueError: if a column is missing or could be two things, or a value is not what its column should hold;
                 names the frame, the column, the row and the value.
 
@@ -146,7 +150,13 @@ class Dataset:
         """
         from metarec.data.frames import Named, read_frames
 
-        return cls(**read_frames(clicks, items, features, Named(user, item, time, title), positive, ignore))
+        if isinstance(attributes, str):
+            raise TypeError(
+                f"attributes: expected names of columns, got the text {attributes!r}; write [{attributes!r}]"
+            )
+        learned = attributes if isinstance(attributes, Mapping) else dict.fromkeys(attributes)
+        named = Named(user, item, time, title, learned)
+        return cls(**read_frames(clicks, items, features, named, positive, ignore))
 
     def __len__(self) -> int:
         return len(self.user)

@@ -12,8 +12,9 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from metarec.data.features import FeatureRows, align, by_item, checked_rows, load_modality
-from metarec.data.frame_rows import FrameRows, as_text, kinds_of
+from metarec.data.encodings import Encoding, fit_encoding
+from metarec.data.features import FeatureRows, align, by_item, checked_rows, encode, load_modality
+from metarec.data.frame_rows import FrameRows, as_text, kinds_of, list_separator
 from metarec.data.frame_source import FILES, Source, find_column, open_source
 from metarec.data.vocabulary import Vocabulary
 from metarec.types import Modality
@@ -35,6 +36,7 @@ class Items:
         rows: how many rows there were.
         places: of each id among them.
         dropped: what is not read, and how much of it.
+        learned: the columns that become modalities, as they come, with their kinds and separators.
     """
 
     name: str
@@ -44,13 +46,34 @@ class Items:
     rows: int
     places: NDArray[np.int64]
     dropped: Mapping[str, int]
+    learned: Mapping[str, tuple[pl.Series, str, str]]
 
     def attributes(self, items: Vocabulary) -> dict[str, list[str]]:
         """As those of a catalogue."""
         return by_item(self.ids, self.columns, items)
 
+    def encodings(self, items: Vocabulary) -> tuple[dict[str, Encoding], dict[str, Modality], dict[str, int]]:
+        """Of the columns that are learned from: encodings, modalities, and how many items have no value.
 
-def read_items(source: Source, given: str, names: Sequence[str], title: str | None) -> Items:
+        Raises:
+            ValueError: as :func:`~metarec.data.encodings.fit_encoding`.
+        """
+        row = np.full(len(items), -1)
+        row[encode(self.ids, items) - 1] = np.arange(len(self.ids))
+        where = pl.Series(row)
+        where = where.set(where < 0, None)
+        encodings: dict[str, Encoding] = {}
+        modalities: dict[str, Modality] = {}
+        for name, (column, kind, separator) in self.learned.items():
+            cells = column.gather(where).to_list()
+            encodings[name], modalities[name] = fit_encoding(name, cells, kind, separator, self.name)
+        empty = {f"{name}: items without a value": int(m.features[:, -1].sum()) for name, m in modalities.items()}
+        return encodings, modalities, {what: count for what, count in empty.items() if count}
+
+
+def read_items(
+    source: Source, given: str, names: Sequence[str], title: str | None, learned: Mapping[str, str | None]
+) -> Items:
     """Read a table of items.
 
     Args:
@@ -58,15 +81,21 @@ def read_items(source: Source, given: str, names: Sequence[str], title: str | No
         given: the column of ids, if it has that, and else one that is called by one of ``names``.
         names: see :func:`find_column`.
         title: the column of titles; None for the first that is called like one.
+        learned: columns that become modalities, and what separates several values in a text, if anything does.
 
     Raises:
-        ValueError: if a column is not there, or an id stands twice or is none.
+        ValueError: if a column is not there, an id stands twice or is none, or a column to learn from is of no kind
+            that can be.
     """
     key = find_column(source, given if given in source.columns else None, names, "item", CALL)
     if title is not None:
         find_column(source, title, TITLES, TITLE, CALL)
     types = kinds_of(source.head)
-    texts = [name for name in source.columns if name != key and _is_text(source.head[name], types[name])]
+    for name in learned:
+        find_column(source, name, (), "attributes", CALL)
+    texts = [
+        name for name in source.columns if name != key and (name in learned or _is_text(source.head[name], types[name]))
+    ]
     frame = source.whole([key, *texts])
     rows = FrameRows(source.name, types, frame)
     there = rows.filled(key)
@@ -80,12 +109,30 @@ def read_items(source: Source, given: str, names: Sequence[str], title: str | No
         iter(sorted(usual, key=lambda n: TITLES.index("".join(filter(str.isalnum, n.lower()))))), None
     )
     columns = {TITLE if name == named else name: as_text(full.frame[name]) for name in texts}
+    kinds = {name: _learned(source, full.frame[name], types[name], learned[name]) for name in learned}
     lost = {
         f"{source.name}: rows without {key}": int((~there).sum()),
         f"{source.name}: columns that are not read": len(source.columns) - 1 - len(texts),
     }
     dropped = {what: count for what, count in lost.items() if count}
-    return Items(source.name, ids, frame[key].dtype.is_numeric(), columns, len(frame), np.flatnonzero(there), dropped)
+    whole = frame[key].dtype.is_numeric()
+    return Items(source.name, ids, whole, columns, len(frame), np.flatnonzero(there), dropped, kinds)
+
+
+def _learned(source: Source, column: pl.Series, kind: str, separator: str | None) -> tuple[pl.Series, str, str]:
+    """A column to learn from, whether it is of numbers, and what separates several values in its text."""
+    dtype = column.dtype
+    if isinstance(dtype, pl.List | pl.Array) and (dtype.inner.is_integer() or dtype.inner == pl.String):
+        return column, "token_seq", list_separator(column)
+    text = dtype in (pl.String, pl.Categorical, pl.Boolean) or isinstance(dtype, pl.Enum)
+    if text and (separator is not None or source.typed or kind != "float"):
+        return column.cast(pl.String), "token", separator or ""
+    if text or dtype.is_numeric():
+        return column, "float", ""
+    raise ValueError(
+        f"{source.name}: column {column.name!r} is {dtype}; attributes are text, lists of text, or numbers: make dates "
+        "numbers, and give vectors as features="
+    )
 
 
 def _is_text(column: pl.Series, kind: str) -> bool:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from metarec.data.containers import bare, check_labels, plain
 from metarec.data.dataset import Catalog, Vocabulary
+from metarec.data.encodings import encoded
 from metarec.data.vocabulary import Id
 from metarec.functional.scaling import FeatureScale
 from metarec.types import Modality
@@ -31,8 +32,8 @@ def new_items(
         known: the catalogue that they will be added to.
         scales: of the modalities that the model uses, by name.
         ids: of the new items.
-        vectors: per modality, in the order of the ids or by id.
-        attributes: per column of the catalogue, one string per id.
+        vectors: per modality, in the order of the ids or by id; of an attribute, its values.
+        attributes: per column of the catalogue, one string per id; of one that is learned from, its values.
 
     Raises:
         ValueError: see :meth:`Recommender.add_items <metarec.Recommender.add_items>`.
@@ -43,13 +44,21 @@ def new_items(
         if type(name) is not kind or name in known.items:
             why = "is in the catalogue already; restore_items shows a removed one again" if name in known.items else ""
             raise ValueError(f"add_items: item id {name!r} {why or wrong}")
-    modalities = {}
+    modalities: dict[str, Modality] = {}
+    columns: dict[str, Sequence[str]] = {}
+    learned = {name: given for name, given in {**vectors, **attributes}.items() if name in known.encodings}
+    for name, given in learned.items():
+        modalities[name], texts = _encoded(known, name, names, given)
+        columns |= {name: texts} if name in known.attributes else {}
     for name, given in vectors.items():
+        if name in learned:
+            continue
         if name not in scales:
             raise ValueError(f"add_items: the model has no modality {name!r}; it has {sorted(scales)}")
         modalities[name] = _modality(name, known[name].dim, names, given)
-    columns = {}
     for column, given in attributes.items():
+        if column in learned:
+            continue
         check_labels(given, names.ids, f"add_items: attribute {column!r}")
         columns[column] = values = [bare(value) for value in plain(given, f"add_items: attribute {column!r}")]
         if column not in known.attributes or len(values) != len(names):
@@ -60,12 +69,35 @@ def new_items(
     return Catalog(names, modalities, columns)
 
 
+def _encoded(known: Catalog, name: str, items: Vocabulary, given: Any) -> tuple[Modality, list[str]]:
+    """The values of an attribute as a modality, and as text; a value that was never seen has a column of its own."""
+    if isinstance(given, Mapping):
+        _check_ids(name, given, items)
+        cells = [given.get(item) for item in items.ids]
+    else:
+        check_labels(given, items.ids, f"add_items: attribute {name!r}")
+        cells = list(plain(given, f"add_items: attribute {name!r}"))
+    if len(cells) != len(items):
+        raise ValueError(f"add_items: attribute {name!r} needs {len(items)} values, got {len(cells)}")
+    encoding, texts = known.encodings[name], []
+    for item, cell in zip(items.ids, cells, strict=True):
+        try:
+            texts.append(encoding.text(cell))
+        except ValueError as problem:
+            raise ValueError(f"add_items: attribute {name!r} of item {item!r}: {problem}") from None
+    return encoded(name, encoding, cells), texts
+
+
+def _check_ids(name: str, given: Mapping[Any, Any], items: Vocabulary) -> None:
+    strange = sorted(set(given) - set(items.ids))
+    if strange:
+        raise ValueError(f"add_items: {name} has a value of {strange[0]!r}, which is not one of the new ids")
+
+
 def _modality(name: str, dim: int, items: Vocabulary, given: Vectors) -> Modality:
     features, present = torch.zeros(items.size, dim), torch.zeros(items.size, dtype=torch.bool)
     if isinstance(given, Mapping):
-        strange = sorted(set(given) - set(items.ids))
-        if strange:
-            raise ValueError(f"add_items: {name} has a vector of {strange[0]!r}, which is not one of the new ids")
+        _check_ids(name, given, items)
         codes = items.encode(list(given))
         rows = [_array(name, item, vector, dim) for item, vector in given.items()]
     else:
