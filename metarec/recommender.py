@@ -194,7 +194,7 @@ class Recommender(Answers):
         ids: Sequence[Id],
         vectors: Mapping[str, Vectors] | None = None,
         *,
-        attributes: Mapping[str, Sequence[str]] | None = None,
+        attributes: Mapping[str, Sequence[Any]] | None = None,
         **more: Vectors,
     ) -> None:
         """Take new items in: from now on they can be clicked and are recommended; nothing is trained.
@@ -209,7 +209,7 @@ class Recommender(Answers):
             attributes: one string per id by column of the catalogue, e.g. ``{"title": [...]}``; of an attribute that
                 is learned from, its values: a text, a list of them or a number each, seen before or not, None where
                 there is none.
-            more: vectors, or values of attributes that are learned from, as keywords, e.g. ``text=...``.
+            more: vectors as keywords, e.g. ``text=...``.
 
         Raises:
             TypeError: if the model takes in no items.

@@ -25,6 +25,7 @@ def load_atomic(
     path: str | Path,
     modalities: Sequence[str] | Mapping[str, str | Path] = (),
     *,
+    attributes: Sequence[str] = (),
     time_field: str | None = None,
     positive: Mapping[str, float] = NOTHING,
     ignore: Sequence[str] = (),
@@ -41,14 +42,14 @@ def load_atomic(
 
     The features of a modality called ``text`` are the first found of ``text.npz``, ``text.pth``, ``text.pt``,
     ``text.npy``, ``<dataset>.text``, ``text.item`` and ``text.tsv`` in the folder, and a column ``text:float_seq`` of
-    the item file. The forms are described at ``metarec.data.features.load_modality``. A column of the item file of type
-    token, token_seq (values separated by blanks) or float is an attribute to learn from, if it is named: one-hot codes
-    of its values, their mean where there are several, and quantiles of numbers; see ``metarec.data.encodings``.
+    the item file. The forms are described at ``metarec.data.features.load_modality``.
 
     Args:
         path: a folder such as ``dataset/hangzhou`` that holds ``hangzhou.inter`` (or one ``.inter`` file of another
             name), or the ``.inter`` file itself.
         modalities: names of the modalities to read, or name -> feature file.
+        attributes: columns of the item file to learn from, of type token, token_seq (values separated by blanks) or
+            float; together they are the modality ``attributes``. See ``metarec.data.encodings``.
         time_field: the time column, of type float. By default the one that is called like a time (``timestamp``,
             ``exposure_time``, ``time_ms``, ``Date``, ...) or, failing that, holds unix times; where there is none, the
             order of the rows is the order in time.
@@ -91,11 +92,12 @@ def load_atomic(
     columns = Columns(next(read_blocks(inter, LOOKED_AT)), Asked(time_field, positive, ignore))
     events = read_events(inter, columns, read_blocks(inter), known)
     unread = {f"values of column {column!r}, which is not read": events.rows for column in columns.unread}
-    attributes = _attributes(item_table, events.items)
-    found, encodings, dropped = _modalities(modalities, inter.parent, name, events.items, item_table, attributes)
+    found, dropped = _modalities(modalities, inter.parent, name, events.items, item_table)
+    texts = _attributes(item_table, events.items)
+    encodings, learned = _learned(attributes, item_table, texts, found)
     warm = np.zeros(events.items.size, dtype=np.bool_)
     warm[events.item] = True
-    catalog = Catalog(events.items, found, attributes, encodings=encodings)
+    catalog = Catalog(events.items, found | learned, texts, encodings=encodings)
     return Dataset(
         events.users,
         catalog,
@@ -191,35 +193,43 @@ def _attributes(table: Table | None, items: Vocabulary) -> dict[str, list[str]]:
 
 
 def _modalities(
-    wanted: Sequence[str] | Mapping[str, str | Path],
-    folder: Path,
-    dataset: str,
-    items: Vocabulary,
-    table: Table | None,
-    attributes: Mapping[str, Sequence[str]],
-) -> tuple[dict[str, Modality], dict[str, Encoding], dict[str, int]]:
-    """The modalities asked for, how those that are attributes were made, and what did not fit."""
-    from metarec.data.encodings import fit_encoding
+    wanted: Sequence[str] | Mapping[str, str | Path], folder: Path, dataset: str, items: Vocabulary, table: Table | None
+) -> tuple[dict[str, Modality], dict[str, int]]:
+    """The modalities asked for, and what did not fit."""
     from metarec.data.features import align, load_modality, table_features
     from metarec.data.table import Table
 
     found: dict[str, Modality] = {}
-    encodings: dict[str, Encoding] = {}
     dropped: dict[str, int] = {}
     for name in wanted:
         source = Path(wanted[name]) if isinstance(wanted, Mapping) else _find_features(name, folder, dataset, table)
-        if isinstance(source, Table) and name in attributes:
-            kind = source.types[name]
-            separator = " " if kind == "token_seq" else ""
-            encodings[name], found[name] = fit_encoding(name, attributes[name], kind, separator, str(source.path))
-            empty = int(found[name].features[:, -1].sum())
-            counts = {f"{name}: items without a value": empty} if empty else {}
-        elif isinstance(source, Table):
+        if isinstance(source, Table):
             found[name], counts = align(name, table_features(source, name), items)
         else:
             found[name], counts = load_modality(name, source, items)
         dropped |= counts
-    return found, encodings, dropped
+    return found, dropped
+
+
+def _learned(
+    names: Sequence[str], table: Table | None, attributes: Mapping[str, Sequence[str]], modalities: Mapping[str, object]
+) -> tuple[dict[str, Encoding], dict[str, Modality]]:
+    """How the attributes are encoded that are to be learned from, and the modality that they make."""
+    from metarec.data.encodings import ATTRIBUTES, Column, fit_encodings
+
+    if isinstance(names, str):
+        raise ValueError(f"attributes must be names, got the string {names!r}; write ({names!r},)")
+    if not names:
+        return {}, {}
+    if ATTRIBUTES in modalities:
+        raise ValueError(f"modalities: {ATTRIBUTES!r} is the one that attributes= makes; give yours another name")
+    if table is None or not set(names) <= set(attributes):
+        lacking = next(name for name in names if name not in attributes)
+        raise ValueError(f"attributes: no column {lacking!r} in an item file; it has {sorted(attributes)}")
+    separators = {name: " " if table.types[name] == "token_seq" else "" for name in names}
+    columns = {name: Column(attributes[name], table.types[name] == "float", separators[name]) for name in names}
+    encodings, modality = fit_encodings(columns, str(table.path))
+    return encodings, {modality.name: modality}
 
 
 def _find_features(name: str, folder: Path, dataset: str, table: Table | None) -> Path | Table:
@@ -228,9 +238,9 @@ def _find_features(name: str, folder: Path, dataset: str, table: Table | None) -
     for file in names:
         if (folder / file).is_file():
             return folder / file
-    if table is not None and name in table.types and name != "item_id":
+    if table is not None and table.types.get(name) == "float_seq":
         return table
     raise FileNotFoundError(
-        f"{folder}: no features for modality {name!r}; looked for {', '.join(names)} and a column {name!r} in "
+        f"{folder}: no features for modality {name!r}; looked for {', '.join(names)} and a column {name}:float_seq in "
         f"{dataset}.item; or pass modalities={{{name!r}: 'path/to/file'}}"
     )

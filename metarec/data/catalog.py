@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Self
 
-from metarec.data.encodings import Encoding
+from metarec.data.encodings import ATTRIBUTES, Encoding
 from metarec.data.vocabulary import Vocabulary, check_text
 from metarec.types import Modality
 
@@ -22,11 +22,12 @@ class Catalog:
         modalities: name -> Modality, rows in the order of the vocabulary.
         attributes: column name -> one string per item id (``""`` where missing), e.g. titles.
         hidden: ids of items that are not to be recommended any more.
-        encodings: of the modalities that are attributes, by name: how values become features, of items added later too.
+        encodings: of the attributes that make the modality ``attributes``, by column: how their values become features,
+            those of items added later too.
 
     Raises:
         ValueError: if a modality or attribute does not have one row per item, a value of an attribute is no text, a
-            hidden id is not known, or an encoding is of no modality or of another width.
+            hidden id is not known, or the encodings do not have as many columns as the modality.
 
     Example:
         >>> catalog = Catalog(Vocabulary(["B004", "B017"]), attributes={"title": ["Alien", "Heat"]})
@@ -49,9 +50,9 @@ class Catalog:
                 raise ValueError(f"attribute {name!r} has {len(column)} values, expected {len(self.items)}")
             if not isinstance(self.attributes, MappingProxyType):  # those of another catalogue were checked there
                 check_text(column, f"attribute {name!r}")
-        for name, encoding in self.encodings.items():
-            if encoding.dim != self[name].dim:
-                raise ValueError(f"modality {name!r} has {self[name].dim} columns, its encoding {encoding.dim}")
+        columns = sum(encoding.dim for encoding in self.encodings.values())
+        if columns and self[ATTRIBUTES].dim != columns:
+            raise ValueError(f"modality {ATTRIBUTES!r} has {self[ATTRIBUTES].dim} columns, its encodings {columns}")
         self.items.encode(list(self.hidden))
         object.__setattr__(self, "modalities", MappingProxyType(dict(self.modalities)))
         object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))

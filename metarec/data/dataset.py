@@ -119,9 +119,9 @@ class Dataset:
             features: name of a modality -> vectors: an array with a row for each row of ``items``, a mapping from id
                 to vector, a frame or file with the ids and a column of vectors or columns of numbers, or a feature
                 file that ``load_atomic`` reads.
-            attributes: columns of ``items`` to learn from, each a modality of its own: text, lists of values (genres,
-                tags) and numbers (missing ones too); or such columns -> what separates several values in a text, as
-                in ``{"genres": "|", "price": None}``. Codes of categories must be text, or they are numbers.
+            attributes: columns of ``items`` to learn from, together the modality ``attributes``: text, lists of values
+                (genres, tags) and numbers, any of them missing; or such columns -> what separates several values in a
+                text, as in ``{"genres": "|", "price": None}``. Codes of categories must be text, or they are numbers.
             user: the column of users; by default the one that is called like it: ``user_id``, ``userId``,
                 ``customer_id``, ``visitorid`` ...
             item: the column of items, here and in ``items``; by default ``item_id``, ``product_id``, ``movieId``,

@@ -17,11 +17,13 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from metarec.data.containers import bare, is_single
 from metarec.functional.segments import segment_sum
 from metarec.types import Modality
 
+ATTRIBUTES = "attributes"  # the modality that they make
 VALUES = 512  # most values of one attribute that have a column; a text vector is about as wide
 HELD_BY = 2  # items that share a value, or it says nothing of other items and counts as unseen
 KNOTS = 16  # quantiles between which numbers are interpolated
@@ -39,7 +41,7 @@ class Categories:
         separator: what stands between several values written as one text; ``""`` where a text is one value.
 
     Example:
-        >>> genres = Categories.of([["War"], ["War", "Drama"], ["Drama"], ["Noir"], []], separator=" ")
+        >>> genres = Categories.of([["War"], ["War", "Drama"], ["Drama"], ["Noir"], []], " ")
         >>> genres.values
         ('Drama', 'War')
         >>> genres.rows(["War Drama", ["War", "Noir"], None]).tolist()
@@ -56,7 +58,7 @@ class Categories:
             raise ValueError(f"Categories: expected a text as separator, got {self.separator!r}")
 
     @classmethod
-    def of(cls, cells: Iterable[Any], *, separator: str = "") -> Self:
+    def of(cls, cells: Iterable[Any], separator: str = "") -> Self:
         """From the values that items have: the most frequent :data:`VALUES` of those that two items share.
 
         Raises:
@@ -218,46 +220,71 @@ def encoding_of(said: Mapping[str, Any]) -> Encoding:
     return Numbers(tuple(map(float, said["knots"])))
 
 
-def encoded(name: str, encoding: Encoding, cells: Sequence[Any]) -> Modality:
-    """An attribute as a modality.
+def encoded(encodings: Mapping[str, Encoding], cells: Mapping[str, Sequence[Any]]) -> Modality:
+    """Attributes side by side as one modality; an item has it that has any of them.
 
     Args:
-        name: of the attribute.
-        encoding: of its values.
-        cells: one per item.
+        encodings: by column.
+        cells: by column, one per item.
+
+    Raises:
+        ValueError: if what should be a number is none; names the column.
 
     Example:
-        >>> encoded("price", Numbers((1.0, 3.0)), [3, None]).features.tolist()
-        [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+        >>> made = encoded({"price": Numbers((1.0, 3.0))}, {"price": [3, None]})
+        >>> made.name, made.features.tolist(), made.present.tolist()
+        ('attributes', [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], [False, True, False])
     """
-    rows = encoding.rows(cells)
-    features = torch.cat([rows.new_zeros(1, encoding.dim), rows])
-    return Modality(name, features, torch.arange(len(features)) > 0)
+    blocks, given = [], []
+    for name, encoding in encodings.items():
+        try:
+            rows = encoding.rows(cells[name])
+        except ValueError as problem:
+            raise ValueError(f"column {name!r}: {problem}") from None
+        blocks.append(F.pad(rows, (0, 0, 1, 0)))
+        given.append(torch.cat([torch.zeros(1), 1 - rows[:, -1]]) > 0)
+    present = torch.stack(given).any(0)
+    return Modality(ATTRIBUTES, torch.cat(blocks, 1) * present.unsqueeze(1), present)
 
 
-def fit_encoding(name: str, cells: Sequence[Any], kind: str, separator: str, where: str) -> tuple[Encoding, Modality]:
-    """The encoding of an attribute, fitted to the cells of all items, and the modality that it makes of them.
+@dataclass(frozen=True)
+class Column:
+    """The cells of one attribute.
+
+    Attributes:
+        cells: one per item.
+        numbers: whether they are numbers, and no categories.
+        separator: of several values in one text; ``""`` where a text is one value.
+    """
+
+    cells: Sequence[Any]
+    numbers: bool = False
+    separator: str = ""
+
+
+def fit_encodings(columns: Mapping[str, Column], where: str) -> tuple[dict[str, Encoding], Modality]:
+    """The encodings of attributes, fitted to the cells of all items, and the modality that they make.
 
     Args:
-        name: of the attribute.
-        cells: one per item.
-        kind: in the words of atomic files: ``float`` for numbers, else categories.
-        separator: of several values in one text.
+        columns: by name.
         where: the table, for messages.
 
     Raises:
-        ValueError: if no two items share a value, or what should be a number is none; names the item's place.
+        ValueError: if no two items share a value of a column, or what should be a number is none.
 
     Example:
-        >>> encoding, genre = fit_encoding("genre", ["War", "War", ""], "token", "", "items")
-        >>> encoding.values, genre.features[1:].tolist()
-        (('War',), [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+        >>> encodings, made = fit_encodings({"genre": Column(["War", "War", ""])}, "items")
+        >>> encodings["genre"].values, made.features[1:].tolist()
+        (('War',), [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     """
-    try:
-        encoding = Numbers.of(cells) if kind == "float" else Categories.of(cells, separator=separator)
-    except ValueError as problem:
-        raise ValueError(f"{where}: column {name!r}: {problem}") from None
-    return encoding, encoded(name, encoding, cells)
+    encodings: dict[str, Encoding] = {}
+    for name, column in columns.items():
+        try:
+            fitted = Numbers.of(column.cells) if column.numbers else Categories.of(column.cells, column.separator)
+        except ValueError as problem:
+            raise ValueError(f"{where}: column {name!r}: {problem}") from None
+        encodings[name] = fitted
+    return encodings, encoded(encodings, {name: column.cells for name, column in columns.items()})
 
 
 def _missing(cell: Any) -> bool:

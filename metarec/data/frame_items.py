@@ -12,7 +12,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from metarec.data.encodings import Encoding, fit_encoding
+from metarec.data.encodings import Column, Encoding, fit_encodings
 from metarec.data.features import FeatureRows, align, by_item, checked_rows, encode, load_modality
 from metarec.data.frame_rows import FrameRows, as_text, kinds_of, list_separator
 from metarec.data.frame_source import FILES, Source, find_column, open_source
@@ -36,7 +36,7 @@ class Items:
         rows: how many rows there were.
         places: of each id among them.
         dropped: what is not read, and how much of it.
-        learned: the columns that become modalities, as they come, with their kinds and separators.
+        learned: the columns to learn from, as they come, whether they are numbers, and their separators.
     """
 
     name: str
@@ -46,29 +46,30 @@ class Items:
     rows: int
     places: NDArray[np.int64]
     dropped: Mapping[str, int]
-    learned: Mapping[str, tuple[pl.Series, str, str]]
+    learned: Mapping[str, tuple[pl.Series, bool, str]]
 
     def attributes(self, items: Vocabulary) -> dict[str, list[str]]:
         """As those of a catalogue."""
         return by_item(self.ids, self.columns, items)
 
-    def encodings(self, items: Vocabulary) -> tuple[dict[str, Encoding], dict[str, Modality], dict[str, int]]:
-        """Of the columns that are learned from: encodings, modalities, and how many items have no value.
+    def encodings(self, items: Vocabulary) -> tuple[dict[str, Encoding], dict[str, Modality]]:
+        """Of the columns that are learned from, and the modality that they make.
 
         Raises:
-            ValueError: as :func:`~metarec.data.encodings.fit_encoding`.
+            ValueError: as :func:`~metarec.data.encodings.fit_encodings`.
         """
+        if not self.learned:
+            return {}, {}
         row = np.full(len(items), -1)
         row[encode(self.ids, items) - 1] = np.arange(len(self.ids))
         where = pl.Series(row)
         where = where.set(where < 0, None)
-        encodings: dict[str, Encoding] = {}
-        modalities: dict[str, Modality] = {}
-        for name, (column, kind, separator) in self.learned.items():
-            cells = column.gather(where).to_list()
-            encodings[name], modalities[name] = fit_encoding(name, cells, kind, separator, self.name)
-        empty = {f"{name}: items without a value": int(m.features[:, -1].sum()) for name, m in modalities.items()}
-        return encodings, modalities, {what: count for what, count in empty.items() if count}
+        columns = {
+            name: Column(column.gather(where).to_list(), numbers, separator)
+            for name, (column, numbers, separator) in self.learned.items()
+        }
+        encodings, modality = fit_encodings(columns, self.name)
+        return encodings, {modality.name: modality}
 
 
 def read_items(
@@ -81,7 +82,7 @@ def read_items(
         given: the column of ids, if it has that, and else one that is called by one of ``names``.
         names: see :func:`find_column`.
         title: the column of titles; None for the first that is called like one.
-        learned: columns that become modalities, and what separates several values in a text, if anything does.
+        learned: columns to learn from, and what separates several values in a text, if anything does.
 
     Raises:
         ValueError: if a column is not there, an id stands twice or is none, or a column to learn from is of no kind
@@ -119,16 +120,16 @@ def read_items(
     return Items(source.name, ids, whole, columns, len(frame), np.flatnonzero(there), dropped, kinds)
 
 
-def _learned(source: Source, column: pl.Series, kind: str, separator: str | None) -> tuple[pl.Series, str, str]:
+def _learned(source: Source, column: pl.Series, kind: str, separator: str | None) -> tuple[pl.Series, bool, str]:
     """A column to learn from, whether it is of numbers, and what separates several values in its text."""
     dtype = column.dtype
     if isinstance(dtype, pl.List | pl.Array) and (dtype.inner.is_integer() or dtype.inner == pl.String):
-        return column, "token_seq", list_separator(column)
+        return column, False, list_separator(column)
     text = dtype in (pl.String, pl.Categorical, pl.Boolean) or isinstance(dtype, pl.Enum)
     if text and (separator is not None or source.typed or kind != "float"):
-        return column.cast(pl.String), "token", separator or ""
+        return column.cast(pl.String), False, separator or ""
     if text or dtype.is_numeric():
-        return column, "float", ""
+        return column, True, ""
     raise ValueError(
         f"{source.name}: column {column.name!r} is {dtype}; attributes are text, lists of text, or numbers: make dates "
         "numbers, and give vectors as features="

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from metarec.data.catalog import Catalog
 from metarec.data.columns import Asked, Columns
-from metarec.data.encodings import Encoding
+from metarec.data.encodings import ATTRIBUTES
 from metarec.data.events import Events, read_events
 from metarec.data.frame_items import Items, features_of, read_items
 from metarec.data.frame_rows import FORM, FrameRows, day_of, is_iso, kinds_of, whole_seconds
@@ -65,17 +65,14 @@ def read_frames(
     known = _items_of(items, rows.asked.item, named, features)
     events = rows.events(known)
     modalities, lost = features_of(features, events.items, known, (asked.item, *ITEM[:2]))
-    encodings: dict[str, Encoding] = {}
-    if known is not None:
-        encodings, more, empty = known.encodings(events.items)
-        modalities, lost = modalities | more, lost | empty
+    encodings, learned = ({}, {}) if known is None else known.encodings(events.items)
     warm = np.zeros(events.items.size, dtype=np.bool_)
     warm[events.item] = True
     attributes = {} if known is None else known.attributes(events.items)
     time, day = rows.in_unit(events)
     return {
         "users": events.users,
-        "catalog": Catalog(events.items, modalities, attributes, encodings=encodings),
+        "catalog": Catalog(events.items, modalities | learned, attributes, encodings=encodings),
         "user": events.user,
         "item": events.item,
         "time": time,
@@ -90,8 +87,8 @@ def _items_of(items: Any, key: str, named: Named, features: Mapping[str, Any]) -
     """The table of items, if there is one."""
     if items is None and named.attributes:
         raise ValueError(f"attributes: expected items=, a frame with the columns {list(named.attributes)}, got none")
-    if twice := sorted(set(named.attributes) & set(features)):
-        raise ValueError(f"attributes: {twice[0]!r} is the name of features too; give one of them another name")
+    if named.attributes and ATTRIBUTES in features:
+        raise ValueError(f"features: {ATTRIBUTES!r} is the modality that attributes= makes; give yours another name")
     return None if items is None else read_items(open_source(items, "items"), key, ITEM, named.title, named.attributes)
 
 

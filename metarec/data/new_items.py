@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from metarec.data.containers import bare, check_labels, plain
 from metarec.data.dataset import Catalog, Vocabulary
-from metarec.data.encodings import encoded
+from metarec.data.encodings import ATTRIBUTES, encoded
 from metarec.data.vocabulary import Id
 from metarec.functional.scaling import FeatureScale
 from metarec.types import Modality
@@ -24,7 +24,7 @@ def new_items(
     scales: Mapping[str, FeatureScale],
     ids: Sequence[Id],
     vectors: Mapping[str, Vectors],
-    attributes: Mapping[str, Sequence[str]],
+    attributes: Mapping[str, Sequence[Any]],
 ) -> Catalog:
     """New items with their features.
 
@@ -32,7 +32,7 @@ def new_items(
         known: the catalogue that they will be added to.
         scales: of the modalities that the model uses, by name.
         ids: of the new items.
-        vectors: per modality, in the order of the ids or by id; of an attribute, its values.
+        vectors: per modality, in the order of the ids or by id.
         attributes: per column of the catalogue, one string per id; of one that is learned from, its values.
 
     Raises:
@@ -45,53 +45,61 @@ def new_items(
             why = "is in the catalogue already; restore_items shows a removed one again" if name in known.items else ""
             raise ValueError(f"add_items: item id {name!r} {why or wrong}")
     modalities: dict[str, Modality] = {}
-    columns: dict[str, Sequence[str]] = {}
-    learned = {name: given for name, given in {**vectors, **attributes}.items() if name in known.encodings}
-    for name, given in learned.items():
-        modalities[name], texts = _encoded(known, name, names, given)
-        columns |= {name: texts} if name in known.attributes else {}
     for name, given in vectors.items():
-        if name in learned:
-            continue
         if name not in scales:
             raise ValueError(f"add_items: the model has no modality {name!r}; it has {sorted(scales)}")
         modalities[name] = _modality(name, known[name].dim, names, given)
-    for column, given in attributes.items():
-        if column in learned:
+    learned, columns = _attributes(known, names, attributes)
+    return Catalog(names, modalities | learned, columns)
+
+
+def _attributes(
+    known: Catalog, items: Vocabulary, given: Mapping[str, Sequence[Any]]
+) -> tuple[dict[str, Modality], dict[str, Sequence[str]]]:
+    """The modality of the attributes that are learned from, and all attributes as text."""
+    columns: dict[str, Sequence[str]] = {}
+    cells: dict[str, Sequence[Any]] = {}
+    for name, values in given.items():
+        if name in known.encodings:
+            cells[name] = _cells(name, items, values)
+            columns[name] = [_text(known, name, *each) for each in zip(items.ids, cells[name], strict=True)]
             continue
-        check_labels(given, names.ids, f"add_items: attribute {column!r}")
-        columns[column] = values = [bare(value) for value in plain(given, f"add_items: attribute {column!r}")]
-        if column not in known.attributes or len(values) != len(names):
+        check_labels(values, items.ids, f"add_items: attribute {name!r}")
+        columns[name] = texts = [bare(value) for value in plain(values, f"add_items: attribute {name!r}")]
+        if name not in known.attributes or len(texts) != len(items):
             raise ValueError(
-                f"add_items: attribute {column!r} needs {len(names)} values and to be one of "
-                f"{sorted(known.attributes)}, got {len(values)} values"
+                f"add_items: attribute {name!r} needs {len(items)} values and to be one of "
+                f"{sorted(known.attributes)}, got {len(texts)} values"
             )
-    return Catalog(names, modalities, columns)
+    if not cells:
+        return {}, columns
+    nothing = [None] * len(items)
+    return {ATTRIBUTES: encoded(known.encodings, {n: cells.get(n, nothing) for n in known.encodings})}, columns
 
 
-def _encoded(known: Catalog, name: str, items: Vocabulary, given: Any) -> tuple[Modality, list[str]]:
-    """The values of an attribute as a modality, and as text; a value that was never seen has a column of its own."""
+def _text(known: Catalog, name: str, item: Id, cell: Any) -> str:
+    try:
+        return known.encodings[name].text(cell)
+    except ValueError as problem:
+        raise ValueError(f"add_items: attribute {name!r} of item {item!r}: {problem}") from None
+
+
+def _cells(name: str, items: Vocabulary, given: Any) -> Sequence[Any]:
+    """The values of an attribute that is learned from, one cell per item."""
     if isinstance(given, Mapping):
         _check_ids(name, given, items)
-        cells = [given.get(item) for item in items.ids]
-    else:
-        check_labels(given, items.ids, f"add_items: attribute {name!r}")
-        cells = list(plain(given, f"add_items: attribute {name!r}"))
+        return [given.get(item) for item in items.ids]
+    check_labels(given, items.ids, f"add_items: attribute {name!r}")
+    cells = plain(given, f"add_items: attribute {name!r}")
     if len(cells) != len(items):
         raise ValueError(f"add_items: attribute {name!r} needs {len(items)} values, got {len(cells)}")
-    encoding, texts = known.encodings[name], []
-    for item, cell in zip(items.ids, cells, strict=True):
-        try:
-            texts.append(encoding.text(cell))
-        except ValueError as problem:
-            raise ValueError(f"add_items: attribute {name!r} of item {item!r}: {problem}") from None
-    return encoded(name, encoding, cells), texts
+    return cells
 
 
 def _check_ids(name: str, given: Mapping[Any, Any], items: Vocabulary) -> None:
     strange = sorted(set(given) - set(items.ids))
     if strange:
-        raise ValueError(f"add_items: {name} has a value of {strange[0]!r}, which is not one of the new ids")
+        raise ValueError(f"add_items: {name} has a vector or value of {strange[0]!r}, which is not one of the new ids")
 
 
 def _modality(name: str, dim: int, items: Vocabulary, given: Vectors) -> Modality:
