@@ -1,8 +1,8 @@
 """Attributes of items and users as feature columns: categories, several values at once, and numbers.
 
 A row holds the mean of one-hot codes of its values, so that a linear projection ``W f`` of it is the mean of one
-trained embedding per value: an embedding bag. ``benchmarks/attributes.py`` measures it against gathering and averaging
-the embeddings; up to ``VALUES`` values the product is the faster, and every engine of the inner loop knows it.
+trained embedding per value: an embedding bag. Every engine of the inner loop knows such a product, and it has a second
+derivative; ``benchmarks/attributes.py`` times it against gathering and averaging the embeddings.
 """
 
 from __future__ import annotations

@@ -109,8 +109,8 @@ def read_items(
     named = title or next(
         iter(sorted(usual, key=lambda n: TITLES.index("".join(filter(str.isalnum, n.lower()))))), None
     )
-    columns = {TITLE if name == named else name: as_text(full.frame[name]) for name in texts}
     kinds = {name: _learned(source, full.frame[name], types[name], learned[name]) for name in learned}
+    columns = {TITLE if name == named else name: as_text(full.frame[name]) for name in texts}
     lost = {
         f"{source.name}: rows without {key}": int((~there).sum()),
         f"{source.name}: columns that are not read": len(source.columns) - 1 - len(texts),

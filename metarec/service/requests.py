@@ -163,8 +163,10 @@ class AddItemsRequest(_Strict):
     """New items with their features."""
 
     ids: NewIds
-    vectors: Dict[Dict[Vector]] = Field(description="By modality, by item id; items may be missing.")
-    attributes: Dict[NewTexts] = Field({}, description="By column, one string per id, e.g. titles.")
+    vectors: Dict[Dict[Vector]] = Field({}, description="By modality, by item id; items may be missing.")
+    attributes: Dict[NewTexts] = Field(
+        {}, description="By column, one string per id, e.g. titles, or what is learned from."
+    )
 
 
 class ItemsRequest(_Strict):
