@@ -24,8 +24,9 @@ def pack_catalog(catalog: Catalog, warm: NDArray[Any]) -> tuple[dict[str, Any], 
         "items": catalog.items.what,
         "modalities": list(catalog.modalities),
         "attributes": list(catalog.attributes),
-        "encodings": {name: encoding.settings() for name, encoding in catalog.encodings.items()},
     }
+    if catalog.encodings:
+        header["encodings"] = {name: encoding.settings() for name, encoding in catalog.encodings.items()}
     tensors = {"warm": torch.from_numpy(warm), **pack_ids("items", catalog.items.ids)}
     tensors |= pack_ids("hidden", sorted(catalog.hidden))
     for name, modality in catalog.modalities.items():
