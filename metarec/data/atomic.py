@@ -14,6 +14,7 @@ from metarec.types import Modality
 
 if TYPE_CHECKING:
     from metarec.data.encodings import Encoding
+    from metarec.data.profiles import Profiles
     from metarec.data.table import Table
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
@@ -26,6 +27,7 @@ def load_atomic(
     modalities: Sequence[str] | Mapping[str, str | Path] = (),
     *,
     attributes: Sequence[str] = (),
+    profile: Sequence[str] = (),
     time_field: str | None = None,
     positive: Mapping[str, float] = NOTHING,
     ignore: Sequence[str] = (),
@@ -50,6 +52,7 @@ def load_atomic(
         modalities: names of the modalities to read, or name -> feature file.
         attributes: columns of the item file to learn from, of type token, token_seq (values separated by blanks) or
             float; together they are the modality ``attributes``. See ``metarec.data.encodings``.
+        profile: columns of ``<dataset>.user``, likewise, that say something of the users before they click.
         time_field: the time column, of type float. By default the one that is called like a time (``timestamp``,
             ``exposure_time``, ``time_ms``, ``Date``, ...) or, failing that, holds unix times; where there is none, the
             order of the rows is the order in time.
@@ -108,6 +111,7 @@ def load_atomic(
         name,
         events.dropped | unread | dropped,
         0.0 if events.numbered else None,
+        profiles=_profiles(profile, inter.parent / f"{name}.user", events.users),
     )
 
 
@@ -230,6 +234,25 @@ def _learned(
     columns = {name: Column(attributes[name], table.types[name] == "float", separators[name]) for name in names}
     encodings, modality = fit_encodings(columns, str(table.path))
     return encodings, {modality.name: modality}
+
+
+def _profiles(names: Sequence[str], path: Path, users: Vocabulary) -> Profiles | None:
+    """What the user file says, if it is asked."""
+    from metarec.data.features import by_item, encode
+    from metarec.data.profiles import Profiles
+    from metarec.data.table import read_table
+
+    if not names:
+        return None
+    table = read_table(
+        path if path.is_file() or not path.with_name(f"{path.name}.gz").is_file() else path.with_name(f"{path.name}.gz")
+    )
+    ids = table.unique_ids("user_id")
+    known = encode(ids, users) > 0
+    columns = {name: table.column(name, table.types[name]) for name in table.types if name != "user_id"}
+    texts = by_item(ids.filter(known), {name: column.filter(known) for name, column in columns.items()}, users)
+    encodings, made = _learned(names, table, texts, {})
+    return Profiles(encodings, made["attributes"].features)
 
 
 def _find_features(name: str, folder: Path, dataset: str, table: Table | None) -> Path | Table:

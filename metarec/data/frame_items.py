@@ -60,8 +60,8 @@ class Items:
         """
         if not self.learned:
             return {}, {}
-        row = np.full(len(items), -1)
-        row[encode(self.ids, items) - 1] = np.arange(len(self.ids))
+        row, codes = np.full(len(items), -1), encode(self.ids, items)
+        row[codes[codes > 0] - 1] = np.flatnonzero(codes > 0)
         where = pl.Series(row)
         where = where.set(where < 0, None)
         columns = {
@@ -73,7 +73,12 @@ class Items:
 
 
 def read_items(
-    source: Source, given: str, names: Sequence[str], title: str | None, learned: Mapping[str, str | None]
+    source: Source,
+    given: str,
+    names: Sequence[str],
+    title: str | None,
+    learned: Mapping[str, str | None],
+    what: str = "item",
 ) -> Items:
     """Read a table of items.
 
@@ -84,11 +89,13 @@ def read_items(
         title: the column of titles; None for the first that is called like one.
         learned: columns to learn from, and what separates several values in a text, if anything does.
 
+        what: the rows are of: items or users.
+
     Raises:
         ValueError: if a column is not there, an id stands twice or is none, or a column to learn from is of no kind
             that can be.
     """
-    key = find_column(source, given if given in source.columns else None, names, "item", CALL)
+    key = find_column(source, given if given in source.columns else None, names, what, CALL)
     if title is not None:
         find_column(source, title, TITLES, TITLE, CALL)
     types = kinds_of(source.head)
@@ -104,7 +111,7 @@ def read_items(
     ids = full.ids(key)
     repeated = np.flatnonzero((~ids.is_first_distinct()).to_numpy())
     if len(repeated):
-        raise full.error(int(repeated[0]), key, "stands in a row before already; keep one row per item")
+        raise full.error(int(repeated[0]), key, "stands in a row before already; keep one row for each")
     usual = [name for name in texts if "".join(filter(str.isalnum, name.lower())) in TITLES]
     named = title or next(
         iter(sorted(usual, key=lambda n: TITLES.index("".join(filter(str.isalnum, n.lower()))))), None

@@ -18,6 +18,8 @@ from metarec.data.events import Events, read_events
 from metarec.data.frame_items import Items, features_of, read_items
 from metarec.data.frame_rows import FORM, FrameRows, day_of, is_iso, kinds_of, whole_seconds
 from metarec.data.frame_source import Source, find_column, open_source
+from metarec.data.profiles import Profiles
+from metarec.data.vocabulary import Vocabulary
 
 CALL = "Dataset.from_frame"
 USER = (
@@ -40,10 +42,17 @@ class Named:
     time: str | None
     title: str | None
     attributes: Mapping[str, str | None]
+    profile: Mapping[str, str | None]
 
 
 def read_frames(
-    clicks: Any, items: Any, features: Mapping[str, Any], named: Named, positive: Mapping[str, float], ignore: Any
+    clicks: Any,
+    items: Any,
+    users: Any,
+    features: Mapping[str, Any],
+    named: Named,
+    positive: Mapping[str, float],
+    ignore: Any,
 ) -> dict[str, Any]:
     """The fields of a data set; see ``Dataset.from_frame``."""
     source = open_source(clicks, "clicks")
@@ -80,7 +89,24 @@ def read_frames(
         "name": _name(Path(clicks)) if isinstance(clicks, str | Path) else "data",
         "dropped": {**events.dropped, **({} if known is None else known.dropped), **lost},
         "day": day,
+        "profiles": _profiles_of(users, events.users, asked.user, named),
     }
+
+
+def _profiles_of(users: Any, vocabulary: Vocabulary, key: str, named: Named) -> Profiles | None:
+    """What the table of users says, if there is one."""
+    if (users is None) != (not named.profile):
+        lacking = "users=, a frame with these columns" if users is None else "profile=, columns of users= to learn from"
+        raise ValueError(f"profile: expected {lacking}, got none")
+    if users is None:
+        return None
+    table = read_items(open_source(users, "users"), key, USER, None, named.profile, "user")
+    if table.whole_numbers != vocabulary.whole_numbers:
+        raise ValueError(
+            f"{table.name}: ids of users are text in one place and whole numbers in the other; make both the same"
+        )
+    encodings, made = table.encodings(vocabulary)
+    return Profiles(encodings, next(iter(made.values())).features)
 
 
 def _items_of(items: Any, key: str, named: Named, features: Mapping[str, Any]) -> Items | None:

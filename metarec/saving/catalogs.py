@@ -20,7 +20,7 @@ from metarec.types import Modality
 
 def pack_catalog(catalog: Catalog, warm: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What the header says of a catalogue, and its tensors."""
-    header = {
+    header: dict[str, Any] = {
         "items": catalog.items.what,
         "modalities": list(catalog.modalities),
         "attributes": list(catalog.attributes),
