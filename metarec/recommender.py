@@ -138,8 +138,9 @@ class Recommender(Answers):
                 without clicks then gets a list of their own; it goes on counting after clicks, in updates too.
 
         Raises:
-            ValueError: if a profile has a column that the model does not read, an id is not known (naming it and the nearest known ones), no modality knows any of a user's
-                items, a score is not finite, or weights are to be kept of a model that adapts item rows too.
+            ValueError: if an id is not known (naming it and the nearest known ones), no modality knows any of a user's
+                items, a score is not finite, weights are to be kept of a model that adapts item rows too, or a profile
+                has a column that the model does not read.
         """
         entries = plain(history, "adapt")
         one = all(map(is_single, entries))

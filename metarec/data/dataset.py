@@ -76,6 +76,10 @@ class Dataset:
             raise ValueError(f"{self.name}: interactions must be sorted by user, then time")
         if self.warm.shape != (self.catalog.size,):
             raise ValueError(f"{self.name}: warm must have shape ({self.catalog.size},), got {self.warm.shape}")
+        if self.profiles is not None and len(self.profiles.features) != self.users.size:
+            raise ValueError(
+                f"{self.name}: expected profiles of {self.users.size} rows, got {len(self.profiles.features)}"
+            )
 
     def _check_time(self) -> None:
         kind = self.time.dtype

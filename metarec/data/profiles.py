@@ -61,7 +61,9 @@ def profile_rows(encodings: Mapping[str, Encoding], given: Sequence[Any]) -> Ten
                 f"profile: expected a mapping such as {{{next(iter(encodings))!r}: ...}}, got {told!r:.80}"
             )
         if told is not None and (unknown := [name for name in told if name not in encodings]):
-            raise ValueError(f"profile: user {user}: unknown column {unknown[0]!r}; the model has {list(encodings)}")
+            raise ValueError(
+                f"user {user}: profile: unknown column {unknown[0]!r:.80}; the model has {list(encodings)}"
+            )
     cells = {name: [None if told is None else told.get(name) for told in given] for name in encodings}
     try:
         return encoded(encodings, cells).features[1:]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,8 +75,9 @@ class ItemTables:
 
     def to(self, device: torch.device | str) -> ItemTables:
         """The same on another device."""
-        own = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **{name: value.to(device) for name, value in own.items()})
+        own = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = own
+        return replace(self, **moved)
 
     def vectors(self, learner: int) -> Tensor:
         """(I, D) of one learner, zero where it does not know the item."""

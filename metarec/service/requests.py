@@ -128,6 +128,9 @@ class UserClicks(_Strict):
     clicks: Ids = Field(description="Ids of what the user clicked, oldest first. [] gives the unadapted ranking.")
     user: AnId | None = Field(None, description="In place of clicks: a user whose clicks were told to /clicks.")
     candidates: Ids | None = Field(None, description="Score these ids only, for this user.")
+    profile: Dict[str | float | Words] | None = Field(
+        None, description="What is known of the user, by column: a text, a number, or a list of texts."
+    )
 
     @model_validator(mode="before")
     @classmethod
