@@ -155,7 +155,9 @@ def _grouped(
         users = np.flatnonzero(groups[down.user_codes - 1] == group)
         if len(users):
             own = replace(side, warm=up.warm)
-            out[users] = _ask(Popularity(own), [histories[n] for n in users], [following[n] for n in users], None)
+            out[users] = _ask(
+                Popularity(own), [histories[int(n)] for n in users], [following[int(n)] for n in users], None
+            )
     return out
 
 

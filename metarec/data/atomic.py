@@ -97,13 +97,12 @@ def load_atomic(
     unread = {f"values of column {column!r}, which is not read": events.rows for column in columns.unread}
     found, dropped = _modalities(modalities, inter.parent, name, events.items, item_table)
     texts = _attributes(item_table, events.items)
-    encodings, learned = _learned(attributes, item_table, texts, found)
     warm = np.zeros(events.items.size, dtype=np.bool_)
     warm[events.item] = True
-    catalog = Catalog(events.items, found | learned, texts, encodings=encodings)
+    encodings, learned = _learned(attributes, item_table, texts, found)
     return Dataset(
         events.users,
-        catalog,
+        Catalog(events.items, found | learned, texts, encodings=encodings),
         events.user,
         events.item,
         events.time,

@@ -55,21 +55,7 @@ def read_frames(
     ignore: Any,
 ) -> dict[str, Any]:
     """The fields of a data set; see ``Dataset.from_frame``."""
-    source = open_source(clicks, "clicks")
-    asked = Asked(
-        named.time,
-        positive,
-        ignore,
-        find_column(source, named.user, USER, "user", CALL),
-        find_column(source, named.item, ITEM, "item", CALL),
-        CALL,
-        "time",
-        FORM,
-    )
-    if named.time is not None:
-        find_column(source, named.time, (), "time", CALL)
-    if not len(source.head):
-        raise ValueError(f"{source.name}: no rows, only the columns {list(source.columns)[:20]}")
+    source, asked = _open_clicks(clicks, named, positive, ignore)
     rows = Clicks(source, asked)
     known = _items_of(items, rows.asked.item, named, features)
     events = rows.events(known)
@@ -91,6 +77,26 @@ def read_frames(
         "day": day,
         "profiles": _profiles_of(users, events.users, asked.user, named),
     }
+
+
+def _open_clicks(clicks: Any, named: Named, positive: Mapping[str, float], ignore: Any) -> tuple[Source, Asked]:
+    """The table of clicks, and what the caller says of its columns."""
+    source = open_source(clicks, "clicks")
+    asked = Asked(
+        named.time,
+        positive,
+        ignore,
+        find_column(source, named.user, USER, "user", CALL),
+        find_column(source, named.item, ITEM, "item", CALL),
+        CALL,
+        "time",
+        FORM,
+    )
+    if named.time is not None:
+        find_column(source, named.time, (), "time", CALL)
+    if not len(source.head):
+        raise ValueError(f"{source.name}: no rows, only the columns {list(source.columns)[:20]}")
+    return source, asked
 
 
 def _profiles_of(users: Any, vocabulary: Vocabulary, key: str, named: Named) -> Profiles | None:
