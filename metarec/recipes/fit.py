@@ -191,6 +191,7 @@ class _Fit:
 
     def _components(self) -> Iterator[Component]:
         groups = ["counts", "more"]
+        groups += [] if self.setup.data.profiles is None else ["profiles"]
         groups += [] if self.exclude_seen else ["repeats"]
         groups += [] if self.setup.live is None else ["live"]
         for component in COMPONENTS:
