@@ -80,5 +80,5 @@ def test_data_without_features_have_nothing_to_generate_from() -> None:
     learner = sasrec.build(data, dim=8)
     with pytest.raises(ValueError, match="ColdItemGenerator"):
         with_generator(learner, data)
-    with pytest.raises(ValueError, match="SASRec|IdItems"):
+    with pytest.raises(ValueError, match="IdItems"):
         next(train_generator(learner, data))
