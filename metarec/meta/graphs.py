@@ -79,7 +79,6 @@ class CapturedGraph:  # pragma: no cover
     def __init__(self, meta: Trained, part: EpisodeBatch, pool: Any) -> None:
         self.part = EpisodeBatch(part.user, _copied(part.support), _copied(part.query))
         self.graph = torch.cuda.CUDAGraph()
-        device = part.user.device
         with torch.cuda.device(part.user.device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
