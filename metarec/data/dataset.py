@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from metarec.data.catalog import Catalog
 from metarec.data.clock import DAYS, Times, told_day
+from metarec.data.item_counts import ItemCounts
 from metarec.data.vocabulary import Ints, Vocabulary
 
 __all__ = ["Catalog", "Dataset", "Ints", "Vocabulary"]
@@ -35,6 +36,7 @@ class Dataset:
         day: how many units of ``time`` are a day; 0 where ``time`` is none of the calendar, as where it numbers the
             rows; None, the default, to tell it from the times, see :meth:`days`.
         upstream_repeat_share: ``repeat_share`` of the upstream side, known to both sides of a split.
+        upstream_counts: how often each item was clicked on the upstream side, likewise.
 
     Raises:
         ValueError: if the columns differ in length or are not sorted, the times are not int64 or finite float64, or
@@ -58,6 +60,7 @@ class Dataset:
     dropped: Mapping[str, int] = field(default_factory=dict)
     day: float | None = None
     upstream_repeat_share: float | None = None
+    upstream_counts: ItemCounts | None = None
 
     def __post_init__(self) -> None:
         if not len(self.user) == len(self.item) == len(self.time):
