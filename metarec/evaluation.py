@@ -120,7 +120,6 @@ def evaluate(
     negatives = negatives_of(method) if negatives is None else negatives
     rows, refused = [], dict[str, int]()
     meter = ListMeter(data, k, category)
-    leave_out = exclude_seen and repeated == "leave_out"
     for position in range(positions):
         rest = leave_last_out(data, position, least=LEAST_CLICKS[part])
         if position and not len(rest):
@@ -130,7 +129,7 @@ def evaluate(
         )
         refused = refused or dict(sampler.refused)
         found = _batches(method, sampler, max_length, exclude_seen=exclude_seen, length=max(k), progress=progress)
-        rows += [_measured(batch, meter, leave_out=leave_out) for batch in found]
+        rows += [_measured(batch, meter, leave_out=exclude_seen and repeated == "leave_out") for batch in found]
     what: dict[str, object] = {"method": type(method).__name__, "data": data.name, "part": part, "seed": seed}
     what |= {"exclude_seen": exclude_seen, "rule": rule_in_words(exclude_seen, share), "positions": positions}
     what |= {"max_length": length, "negatives": negatives, "refused": refused, **known.to_dict()}

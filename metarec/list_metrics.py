@@ -8,7 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from metarec.data.catalog import Catalog
+from metarec.data.categories import category_codes
 from metarec.data.dataset import Dataset
 from metarec.functional.lists import diversity_at, mean_at, miscalibration, self_information, shares
 
@@ -59,7 +59,7 @@ class ListMeter:
             self._ways["popularity"] = partial(mean_at, values=torch.from_numpy(counts.clicks))
         self._groups = None if counts is None else torch.from_numpy(counts.popularity_groups()).unsqueeze(1) + 1
         if category is not None:
-            self._groups = category_codes(data.catalog, category)
+            self._groups = torch.from_numpy(category_codes(data.catalog, category))
         kinds = [*self._ways, *(["miscalibration"] if self._groups is not None else [])]
         self.names = [f"{name}@{k}" for name in kinds for k in self.k]
 
@@ -94,26 +94,3 @@ class ListMeter:
     def coverage(self) -> Mapping[str, float]:
         """The share of the catalogue that was in any list so far, by list length."""
         return {f"{COVERAGE}@{k}": int((self._place[1:] < k).sum()) / self.items for k in self.k}
-
-
-def category_codes(catalog: Catalog, column: str) -> Tensor:
-    """(I, W) int64, the words of each item's attribute as numbers from 1; 0 where there are fewer.
-
-    Values of several words stand in the attributes side by side, as genres do.
-
-    Raises:
-        ValueError: if the catalogue has no such column.
-
-    Example:
-        >>> from metarec.data import Vocabulary
-        >>> catalog = Catalog(Vocabulary("abc"), attributes={"genres": ["War Drama", "", "Drama"]})
-        >>> category_codes(catalog, "genres").tolist()
-        [[0, 0], [2, 1], [0, 0], [1, 0]]
-    """
-    if column not in catalog.attributes:
-        raise ValueError(f"category {column!r} is no attribute of the catalogue; it has {sorted(catalog.attributes)}")
-    words = [list(dict.fromkeys(text.split())) for text in catalog.attributes[column]]
-    code = {word: number for number, word in enumerate(sorted({word for own in words for word in own}), start=1)}
-    width = max(1, *map(len, words)) if words else 1
-    rows = [[code[word] for word in own] + [0] * (width - len(own)) for own in words]
-    return torch.tensor([[0] * width, *rows])

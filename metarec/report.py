@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +17,7 @@ from torch import Tensor
 from metarec.files import write_json
 from metarec.functional.means import Metric, clustered_mean, metrics_frame
 from metarec.functional.ranking import mrr_at, ndcg_at, recall_at
+from metarec.functional.text import text_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -112,7 +113,7 @@ class Report:
             return self.lists[metric]
         name, _, k = metric.partition("@")
         if name not in METRICS or not k.isdecimal():
-            known = f"{list(METRICS)}, '@' and a length, e.g. 'ndcg@10'" + f", or {list(self.lists)}" * bool(self.lists)
+            known = f"{list(METRICS)}, '@' and a length, e.g. 'ndcg@10', or one of {list(self.lists)}"
             raise ValueError(f"no metric {metric!r}: expected one of {known}")
         values: NDArray[np.float64] = METRICS[name](torch.from_numpy(self.rank), int(k)).numpy()
         return values
@@ -129,10 +130,7 @@ class Report:
 
     @cached_property
     def beyond(self) -> dict[str, Metric]:
-        """Beyond accuracy: coverage, novelty, diversity, popularity and miscalibration of the lists, where known.
-
-        See :func:`metarec.evaluate` for what they are. Coverage is of all lists together and has no standard error.
-        """
+        """Coverage (of all lists), novelty, diversity, popularity, miscalibration; see :func:`metarec.evaluate`."""
         found = {name: Metric(share, math.nan) for name, share in self.coverage.items()}
         for name, values in self.lists.items():
             some = ~np.isnan(values)
@@ -187,9 +185,8 @@ class Report:
         """The metrics as a polars frame, a row for each.
 
         Returns:
-            Columns ``slice`` (``"all"``, ``"cold"``, ``"warm"``, ``"repeated"``, ``"new"``; metrics beyond accuracy
-            are of all), ``metric``, ``k``, ``mean``, ``se`` (null where there are too few users) and ``users``, the
-            rows of the slice.
+            Columns ``slice`` (``"all"``, ``"cold"``, ``"warm"``, ``"repeated"``, ``"new"``), ``metric``, ``k``,
+            ``mean``, ``se`` (null where there are too few users) and ``users``; what is beyond accuracy is of all.
 
         Example:
             >>> one = np.array([1, 2])
@@ -213,7 +210,9 @@ class Report:
         title += f" on {self.info['data']} ({self.info['part']})" if "data" in self.info else ""
         users = len(np.unique(self.user))
         clicks = "" if users == len(self) else f", {len(self):,} clicks"
-        blocks = [(f"{title}: {users:,} users{clicks}, information: {self.information}", {**self.metrics, **self.beyond})]
+        blocks = [
+            (f"{title}: {users:,} users{clicks}, information: {self.information}", {**self.metrics, **self.beyond})
+        ]
         parted = [name for pair in SLICES for name in pair if self.rows[pair[0]].any()]
         blocks += [(f"{name} items: {int(self.rows[name].sum()):,} users", self.slices[name]) for name in parted]
         lines = []
@@ -232,9 +231,8 @@ class Report:
             said.append(f"not trained: {', '.join(map(str, untrained))}")  # type: ignore[call-overload]
         if "rule" in self.info:
             count = self.info.get("repeated_targets", 0)
-            fate = {"leave_out": ", not asked for", "miss": ", counted as missed"}.get(
-                str(self.info.get("repeated")), ""
-            )
+            fates = {"leave_out": ", not asked for", "miss": ", counted as missed"}
+            fate = fates.get(str(self.info.get("repeated")), "")
             said.append(f"{self.info['rule']}; {count:,} targets are repeats{fate}")
         return said
 
@@ -299,9 +297,3 @@ def one_rule(reports: Mapping[str, Report]) -> None:
                 f"methods can be compared only where seen items are treated alike, got {what} of {found}; "
                 "give evaluate the same exclude_seen and repeated"
             )
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equal length as lines with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

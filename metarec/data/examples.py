@@ -147,8 +147,8 @@ def on_catalog(data: Dataset, catalog: Catalog, warm: NDArray[np.bool_]) -> Data
     kept, count = item > 0, int((item == 0).sum())
     dropped = {**data.dropped, UNKNOWN: count} if count else data.dropped
     counts = data.upstream_counts and data.upstream_counts.recoded(np.append(0, known), catalog.size)
-    columns = {"user": data.user[kept], "item": item[kept], "time": data.time[kept]}
-    return replace(data, catalog=catalog, warm=warm, dropped=dropped, upstream_counts=counts, **columns)
+    moved = replace(data, catalog=catalog, warm=warm, dropped=dropped, upstream_counts=counts)
+    return replace(moved, user=data.user[kept], item=item[kept], time=data.time[kept])
 
 
 def begun_after(data: Dataset, time: float) -> Dataset:
@@ -161,8 +161,9 @@ def begun_after(data: Dataset, time: float) -> Dataset:
         (12, True)
     """
     late = filter_interactions(data, np.repeat(data.time[data.offsets[:-1]] > time, np.diff(data.offsets)))
-    before = filter_interactions(data, data.time <= time)
-    return replace(late, upstream_counts=ItemCounts.of(before)) if len(before) else late
+    rows = data.time <= time
+    counts = ItemCounts.of(data.user[rows], data.item[rows], data.catalog.size)
+    return replace(late, upstream_counts=counts if rows.any() else data.upstream_counts)
 
 
 def clicked_before(data: Dataset, users: Ints, withheld: int, last: int | None = None) -> tuple[Ints, Ints]:

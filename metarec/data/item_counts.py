@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from metarec.data.dataset import Dataset
 
 Ints = NDArray[np.int64]
 
@@ -24,11 +21,9 @@ class ItemCounts:
         everybody: how many users there are.
 
     Example:
-        >>> from metarec.datasets import planted
-        >>> data = planted(users=60, items=40)
-        >>> counts = ItemCounts.of(data)
-        >>> int(counts.clicks.sum()) == len(data), counts.everybody, bool((counts.users <= counts.clicks).all())
-        (True, 60, True)
+        >>> counts = ItemCounts.of(np.array([1, 1, 2]), np.array([3, 3, 1]), size=4)
+        >>> counts.clicks.tolist(), counts.users.tolist(), counts.everybody
+        ([0, 1, 0, 2], [0, 1, 0, 1], 2)
     """
 
     clicks: Ints
@@ -36,13 +31,17 @@ class ItemCounts:
     everybody: int
 
     @classmethod
-    def of(cls, data: Dataset) -> Self:
-        """The counts of all interactions of some data."""
-        size = data.catalog.size
-        pairs = np.sort(data.user * size + data.item)
-        first = np.append(True, pairs[1:] != pairs[:-1])[: len(pairs)]
-        users = np.bincount(pairs[first] % size, minlength=size)
-        return cls(np.bincount(data.item, minlength=size), users, len(data.user_codes))
+    def of(cls, user: Ints, item: Ints, size: int) -> Self:
+        """Count interactions.
+
+        Args:
+            user: (n,) user codes.
+            item: (n,) item codes.
+            size: how many item codes there are, with padding.
+        """
+        pairs = np.unique(user * size + item)
+        users = np.bincount(pairs % size, minlength=size)
+        return cls(np.bincount(item, minlength=size), users, len(np.unique(pairs // size)))
 
     def recoded(self, code: Ints, size: int) -> Self:
         """The same under other codes.
@@ -52,14 +51,15 @@ class ItemCounts:
             size: how many codes there are, with padding.
         """
         kept = code > 0
-        moved = [np.zeros(size, dtype=np.int64) for _ in range(2)]
-        for new, old in zip(moved, (self.clicks, self.users), strict=True):
-            new[code[kept]] = old[kept]
-        return type(self)(*moved, self.everybody)
+        clicks, users = np.zeros((2, size), dtype=np.int64)
+        clicks[code[kept]], users[code[kept]] = self.clicks[kept], self.users[kept]
+        return type(self)(clicks, users, self.everybody)
 
     def popularity_groups(self) -> Ints:
-        """(I,) 0 for the head, the most popular items, which have 20% of the clicks; 2 for the tail, the least popular
-        with 20% and all without clicks; 1 for those between.
+        """(I,) head, middle and tail of the items: 0, 1 and 2.
+
+        The head is the most popular items, which have 20% of the clicks; the tail the least popular with 20%, and all
+        without clicks.
 
         Source: H. Abdollahpouri et al., "User-centered evaluation of popularity bias in recommender systems", UMAP '21.
 

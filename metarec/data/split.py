@@ -60,7 +60,8 @@ def split_by_time(data: Dataset, at: float, *, min_interactions: int = 4) -> tup
     up = _side(data, "upstream", up_rows, warm, _short("upstream", min_interactions, *up_short) | after)
     down = _side(data, "downstream", down_rows, warm, _short("downstream", min_interactions, *down_short))
     share = up.repeat_share if data.upstream_repeat_share is None else data.upstream_repeat_share
-    known: dict[str, Any] = {"upstream_repeat_share": share, "upstream_counts": ItemCounts.of(up)}
+    counts = ItemCounts.of(up.user, up.item, up.catalog.size)
+    known: dict[str, Any] = {"upstream_repeat_share": share, "upstream_counts": counts}
     return replace(up, **known), replace(down, **known)
 
 

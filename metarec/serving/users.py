@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -22,6 +22,7 @@ from metarec.recommendations import Recommendation, Recommendations
 from metarec.saving.users import read_users, write_users
 from metarec.scoring import UserState
 from metarec.serving.adapting import EncodeRequest, encoded, updated_states
+from metarec.serving.diversity import Diversity, diversified
 from metarec.serving.listing import Ids, ListRequest, top_k_lists
 from metarec.serving.state import State, States
 
@@ -50,6 +51,7 @@ class Answers:
         allow: Ids | None = None,
         deny: Ids | None = None,
         candidates: Sequence[Ids] | None = None,
+        diversity: Diversity | None = None,
         columns: int | None = None,
     ) -> Recommendations:
         """As :meth:`Users.recommend`, without its warning; ``columns`` of the catalogue are scored at once."""
@@ -57,9 +59,14 @@ class Answers:
         check_exclude_seen("recommend", exclude_seen)
         leave_out = leaves_out_seen(state.model.repeat_share) if exclude_seen is None else exclude_seen
         request = ListRequest.of(k, leave_out, allow, deny, candidates)
-        with torch.no_grad():
-            score = lambda part: state.scores(users.state[part] if len(users) > 1 else users.state)  # noqa: E731
-            return top_k_lists(request, score, users.clicks, state.known, state.catalog, columns)
+        score = lambda part: state.scores(users.state[part] if len(users) > 1 else users.state)  # noqa: E731
+
+        def lists(length: int) -> Recommendations:
+            longer = replace(request, k=length)
+            with torch.no_grad():
+                return top_k_lists(longer, score, users.clicks, state.known, state.catalog, columns)
+
+        return lists(request.k) if diversity is None else diversified(lists, request.k, diversity, state.catalog)
 
     def weights_of(self, users: Users) -> NDArray[np.float32]:
         """As :attr:`Users.weights`."""
@@ -180,11 +187,11 @@ class Users:
         allow: Ids | None = None,
         deny: Ids | None = None,
         candidates: Sequence[Ids] | None = None,
+        diversity: Diversity | None = None,
     ) -> Recommendations:
         """The k best items of each user; see :meth:`User.recommend`. ``candidates`` holds one collection per user."""
-        rank = self.recommender.rank
-        found = rank(self, k, exclude_seen=exclude_seen, allow=allow, deny=deny, candidates=candidates)
-        return found.say_if_short(int(k))
+        wanted: dict[str, Any] = {"exclude_seen": exclude_seen, "allow": allow, "deny": deny, "diversity": diversity}
+        return self.recommender.rank(self, k, candidates=candidates, **wanted).say_if_short(int(k))
 
     def update(self, clicks: Sequence[Sequence[Id]]) -> Users:
         """The same users after more clicks, one sequence per user (empty where there are none).
@@ -251,6 +258,7 @@ class User:
         allow: Ids | None = None,
         deny: Ids | None = None,
         candidates: Ids | None = None,
+        diversity: Diversity | None = None,
     ) -> list[Recommendation]:
         """The k best items, best first; ties in the order of the catalogue.
 
@@ -264,13 +272,18 @@ class User:
             deny: none of these ids.
             candidates: score these ids only, and nothing else of the catalogue: what a retrieval stage found for this
                 user. ``allow``, ``deny`` and ``exclude_seen`` hold for them too.
+            diversity: a number from 0, as without it, to 1: the higher, the more the items of the list differ by their
+                features. Or at most so many items of each category, by column of the catalogue's attributes, e.g.
+                ``{"genres": 3}``; values of several words are several categories. The list is then in the order in
+                which it was chosen, see :mod:`metarec.serving.diversity`.
 
         Raises:
-            ValueError: if an id is not known, or ``k`` is no whole number of at least 1.
+            ValueError: if an id is not known, ``k`` is no whole number of at least 1, or ``diversity`` is neither, or
+                about features or a column that the catalogue lacks.
         """
-        rank, own = self.users.recommender.rank, None if candidates is None else [candidates]
-        found = rank(self.users, k, exclude_seen=exclude_seen, allow=allow, deny=deny, candidates=own)
-        return found.say_if_short(int(k))[0]
+        own = None if candidates is None else [candidates]
+        wanted: dict[str, Any] = {"exclude_seen": exclude_seen, "allow": allow, "deny": deny, "diversity": diversity}
+        return self.users.recommender.rank(self.users, k, candidates=own, **wanted).say_if_short(int(k))[0]
 
     def update(self, clicks: Sequence[Id]) -> User:
         """The same user after more clicks; see :meth:`Users.update`."""
