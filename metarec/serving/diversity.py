@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from numbers import Real
-from typing import Any
 
 import numpy as np
 import torch
@@ -45,8 +43,7 @@ def diversified(
     """
     if isinstance(diversity, Mapping):
         return _within_quotas(lists, k, {c: whole(n, f"diversity: {c}") for c, n in diversity.items()}, catalog)
-    weight: Any = diversity
-    if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight <= 1:
+    if isinstance(diversity, bool | str) or not 0 <= (weight := float(diversity)) <= 1:
         raise ValueError(
             "recommend: diversity must be a number from 0 to 1, or at most how many items of each category, as in "
             f"{{'genres': 3}}; got {diversity!r}"
@@ -129,7 +126,7 @@ def _within_quotas(
             taken[:, place] = np.logical_and.reduce([pool.codes[:, place] > 0, free > 0, *fits])
             free -= taken[:, place]
             for column, words in here.items():
-                room[column][rows, words] -= taken[:, place, None]
+                room[column][rows, words] -= taken[:, [place]]
         if length >= catalog.size or not ((free > 0) & (pool.counts == length)).any():
             return _chosen(pool, _places(taken, k))
         length *= 4
