@@ -44,7 +44,7 @@ LAYERS = {
     "serving": UPPER | {"saving", "recommendations"},
     "saving": UPPER,
     "io": UPPER | {"saving"},
-    "recommender": UPPER | {"serving", "io", "recommendations"},
+    "recommender": UPPER | {"serving", "saving", "io", "recommendations"},
     "serialization": {"io"},
     "encoders": {"types", "data"},
     "export": UPPER | {"serving"},

@@ -80,6 +80,12 @@ def encoded(state: State, asked: EncodeRequest) -> UserState:
         ValueError: if there is no user, an id is not known, the model knows none of a user's items, or a number is not
             finite.
     """
+    found = unchecked(state, asked)
+    return checked(found, asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks, state)
+
+
+def unchecked(state: State, asked: EncodeRequest) -> UserState:
+    """As :func:`encoded`, whatever the model knows of the users' items and whether the numbers are finite."""
     counts = asked.clicks.counts
     order = np.argsort(-counts, kind="stable")
     order, without = order[counts[order] > 0], np.flatnonzero(counts == 0)
@@ -94,8 +100,7 @@ def encoded(state: State, asked: EncodeRequest) -> UserState:
     if len(counts) > 1:
         back = torch.from_numpy(np.argsort(np.concatenate([order, without]), kind="stable"))
         found = found[back.to(state.device)]
-    clicks = asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks
-    return checked(found, clicks, state)
+    return found
 
 
 def _empty(state: State, asked: EncodeRequest, users: NDArray[np.int64]) -> UserState:

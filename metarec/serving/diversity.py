@@ -114,7 +114,7 @@ def _within_quotas(
     length = POOL * k
     while True:
         pool = lists(length)
-        taken = np.ones(pool.codes.shape, dtype=np.bool_)
+        taken: NDArray[np.bool_] = np.ones(pool.codes.shape, dtype=np.bool_)
         known, where = np.unique(pool.codes, return_inverse=True)
         table = {column: category_codes(catalog, column, known) for column in quotas}
         own = {column: words[where.reshape(taken.shape)] for column, words in table.items()}

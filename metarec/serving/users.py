@@ -13,15 +13,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarec.data.containers import plain
+from metarec.data.containers import is_single, plain, whole
 from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
-from metarec.data.vocabulary import Id
+from metarec.data.vocabulary import Id, Ints
 from metarec.functional.histories import check_exclude_seen, leaves_out_seen
-from metarec.recommendations import Recommendation, Recommendations
-from metarec.saving.users import read_users, write_users
+from metarec.recommendations import Reason, Recommendation, Recommendations
+from metarec.saving.users import write_users
 from metarec.scoring import UserState
-from metarec.serving.adapting import EncodeRequest, encoded, updated_states
+from metarec.serving.adapting import updated_states
+from metarec.serving.because import reasons
 from metarec.serving.diversity import Diversity, diversified
 from metarec.serving.listing import Ids, ListRequest, top_k_lists
 from metarec.serving.state import State, States
@@ -68,6 +69,10 @@ class Answers:
 
         return lists(request.k) if diversity is None else diversified(lists, request.k, diversity, state.catalog)
 
+    def reasons(self, users: Users, codes: Ints, k: int) -> list[list[list[Reason]]]:
+        """As :meth:`User.because`, for each user of the items (B, M) that have these codes."""
+        return reasons(self._of(users), users.clicks, codes, users.state, k)
+
     def weights_of(self, users: Users) -> NDArray[np.float32]:
         """As :attr:`Users.weights`."""
         with torch.no_grad():
@@ -94,22 +99,6 @@ class Answers:
     def save_users(self, users: Users, path: str | Path) -> None:
         """As :meth:`Users.save`."""
         write_users(path, self._of(users).model, users.clicks, users.state)
-
-    def load_users(self, path: str | Path) -> Users:
-        """Users that :meth:`Users.save` wrote, if this model adapted to them.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if the file is damaged, holds something else, or its users belong to another model.
-        """
-        state = self._states.current()
-        clicks, found = read_users(path, state.model, lambda keep: state.encode_empty(keep_weights=keep))
-        return Users(self, clicks, found.to(state.device), state.version)
-
-    def _adapted(self, state: State, asked: EncodeRequest) -> Users:
-        found = encoded(state, asked)
-        clicks = asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks
-        return Users(self, clicks, found, state.version)
 
     def _of(self, users: Users) -> State:
         """The current state, which users belong to."""
@@ -212,7 +201,7 @@ class Users:
         return self.recommender.updated(self, clicks)
 
     def save(self, path: str | Path) -> None:
-        """Write them to one file, without pickle; :meth:`Answers.load_users` reads it."""
+        """Write them to one file, without pickle; :meth:`~metarec.Recommender.load_users` reads it."""
         self.recommender.save_users(self, path)
 
 
@@ -284,6 +273,23 @@ class User:
         own = None if candidates is None else [candidates]
         wanted: dict[str, Any] = {"exclude_seen": exclude_seen, "allow": allow, "deny": deny, "diversity": diversity}
         return self.users.recommender.rank(self.users, k, candidates=own, **wanted).say_if_short(int(k))[0]
+
+    @overload
+    def because(self, items: Id, k: int = 3) -> list[Reason]: ...  # type: ignore[overload-overlap]
+    @overload
+    def because(self, items: Sequence[Id], k: int = 3) -> list[list[Reason]]: ...
+    def because(self, items: Id | Sequence[Id], k: int = 3) -> list[Reason] | list[list[Reason]]:
+        """Which clicked items moved an item up most, or each of several: the k strongest, strongest first.
+
+        Each clicked item is left out once, with all clicks on it, and the rest adapted to; all that in one call.
+
+        Raises:
+            ValueError: if an id is not known, or ``k`` is no whole number of at least 1.
+        """
+        entries: Sequence[Any] = [items] if is_single(items) else plain(items, "because")
+        codes = self.users.recommender.catalog.items.encode(entries)[None]
+        found = self.users.recommender.reasons(self.users, codes, whole(k, "because: k"))[0]
+        return found[0] if is_single(items) else found
 
     def update(self, clicks: Sequence[Id]) -> User:
         """The same user after more clicks; see :meth:`Users.update`."""
