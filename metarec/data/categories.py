@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,10 +12,18 @@ from metarec.data.catalog import Catalog
 Ints = NDArray[np.int64]
 
 
+def words_of(text: str) -> list[str]:
+    """The words of an attribute, each once: between blanks, commas, semicolons and bars.
+
+    Example:
+        >>> words_of("War|Drama, War")
+        ['War', 'Drama']
+    """
+    return list(dict.fromkeys(re.findall(r"[^\s,;|]+", text)))
+
+
 def category_codes(catalog: Catalog, column: str, codes: Ints | None = None) -> Ints:
     """The words of items' attributes as numbers from 1.
-
-    Values of several words stand in the attributes side by side, as genres do.
 
     Args:
         catalog: the items.
@@ -35,7 +45,7 @@ def category_codes(catalog: Catalog, column: str, codes: Ints | None = None) -> 
     if column not in catalog.attributes:
         raise ValueError(f"{column!r} is no attribute of the catalogue, expected one of {sorted(catalog.attributes)}")
     texts = ["", *catalog.attributes[column]] if codes is None else _texts(catalog, column, codes)
-    words = [list(dict.fromkeys(text.split())) for text in texts]
+    words = [words_of(text) for text in texts]
     number = {word: place for place, word in enumerate(sorted({word for own in words for word in own}), start=1)}
     out = np.zeros((len(words), max(map(len, words), default=0) or 1), dtype=np.int64)
     for row, own in zip(out, words, strict=True):
