@@ -247,7 +247,7 @@ def packed(reports: Mapping[str, Report]) -> Section:
 
 def unpacked(section: Section) -> dict[str, Report]:
     """Reports as they were before :func:`packed`."""
-    columns = {name: np.array(section[name]) for name in ("user", "target", "is_cold", "is_repeat")}
+    columns: dict[str, Any] = {name: np.array(section[name]) for name in ("user", "target", "is_cold", "is_repeat")}
     return {
         name: Report(
             rank=np.array([math.inf if rank is None else rank for rank in ranks]),

@@ -8,6 +8,7 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext")]
 
 import inventories  # noqa: E402  in _ext, as the extensions below are
+import list_tables  # noqa: E402
 import portable_tables  # noqa: E402
 import reference  # noqa: E402
 import tables  # noqa: E402
@@ -77,5 +78,5 @@ templates_path: list[str] = []
 
 def setup(app: object) -> None:
     """Called by Sphinx: write what pages include."""
-    for made in (tables, portable_tables):
+    for made in (tables, portable_tables, list_tables):
         made.write(DOCS / "_generated" / "tables")

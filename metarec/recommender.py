@@ -21,8 +21,9 @@ from metarec.data.vocabulary import Id
 from metarec.io import read_model, write_model
 from metarec.model import Model
 from metarec.nn.record import longest_history, record_of
-from metarec.recommendations import Recommendation, Recommendations
-from metarec.serving.adapting import EncodeRequest, clock
+from metarec.recommendations import Reason, Recommendation, Recommendations
+from metarec.saving.users import read_users
+from metarec.serving.adapting import EncodeRequest, clock, encoded
 from metarec.serving.listing import Ids
 from metarec.serving.state import State, States
 from metarec.serving.users import Answers, User, Users
@@ -32,7 +33,7 @@ from metarec.wrapped import as_model
 When = float | Sequence[float] | None
 Profile = Mapping[str, Any]
 
-__all__ = ["Observed", "Recommendation", "Recommendations", "Recommender", "User", "Users"]
+__all__ = ["Observed", "Reason", "Recommendation", "Recommendations", "Recommender", "User", "Users"]
 
 
 class Recommender(Answers):
@@ -280,6 +281,22 @@ class Recommender(Answers):
         if share is not None and not (isinstance(share, float) and 0 < share < 1):
             raise ValueError(f"{path}: new_share must be a number between 0 and 1, got {share!r}; save it again")
         return cls(model, new_share=share)
+
+    def load_users(self, path: str | Path) -> Users:
+        """Users that :meth:`Users.save` wrote, if this model adapted to them.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is damaged, holds something else, or its users belong to another model.
+        """
+        state = self._states.current()
+        clicks, found = read_users(path, state.model, lambda keep: state.encode_empty(keep_weights=keep))
+        return Users(self, clicks, found.to(state.device), state.version)
+
+    def _adapted(self, state: State, asked: EncodeRequest) -> Users:
+        found = encoded(state, asked)
+        clicks = asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks
+        return Users(self, clicks, found, state.version)
 
     def __copy__(self) -> Self:
         """Another recommender of the same model; what is added to one is not in the other."""

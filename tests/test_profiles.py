@@ -17,7 +17,7 @@ from fit_worlds import shorten
 from metarec.data import Dataset, EpisodeSampler, load_atomic
 from metarec.data.encodings import Categories, Column, Numbers, fit_encodings
 from metarec.data.profiles import Profiles, profile_rows
-from metarec.recipes import Ensemble, Popularity, ProfilePopularity, profile_popularity
+from metarec.recipes import CoClicks, Ensemble, Popularity, ProfilePopularity, profile_popularity
 from metarec.recipes.context_weights import ContextWeights
 from service_helpers import ask, running
 
@@ -239,3 +239,20 @@ def test_rows_of_columns_that_are_missing() -> None:
     encodings = {"sex": Categories(("f", "m")), "age": Numbers((1.0, 3.0))}
     rows = profile_rows(encodings, [{"age": 2}, {"sex": "m", "age": None}])
     assert rows.tolist() == [[0, 0, 0, 1, 0.5, 0.5, 0], [0, 1, 0, 0, 0, 0, 1]]
+
+
+def test_reasons_are_of_the_same_user_with_fewer_clicks() -> None:
+    """Leaving a click out must not leave the profile out."""
+    parts = {"profile": ProfilePopularity(UP), "co-clicks": CoClicks(UP)}
+    serving = mr.Recommender(Ensemble(parts, UP, weights=ContextWeights(list(parts), context=False)))
+    clicks, profile = ["item3", "item8", "item30"], {"age": 70, "sex": "f"}
+
+    def place(own: list[str]) -> float:
+        scores = serving.adapt(own, profile=profile).scores[serving.model.item_mask()].double()
+        at = int(serving.model.item_mask()[: UP.catalog.items.encode(["item12"])[0]].sum())
+        return float((scores[at] - scores.mean()) / scores.std(correction=0))
+
+    whole = place(clicks)
+    expected = {item: whole - place([other for other in clicks if other != item]) for item in clicks}
+    found = {each.id: each.effect for each in serving.adapt(clicks, profile=profile).because("item12")}
+    assert found == pytest.approx(expected, abs=1e-4)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from metarec.data.catalog import Catalog
 from metarec.data.clock import DAYS, Times, told_day
+from metarec.data.item_counts import ItemCounts
 from metarec.data.profiles import Profiles
 from metarec.data.vocabulary import Ints, Vocabulary
 
@@ -39,6 +40,7 @@ class Dataset:
             rows; None, the default, to tell it from the times, see :meth:`days`.
         profiles: what is known of the users, if anything is.
         upstream_repeat_share: ``repeat_share`` of the upstream side, known to both sides of a split.
+        upstream_counts: how often each item was clicked on the upstream side, likewise.
 
     Raises:
         ValueError: if the columns differ in length or are not sorted, the times are not int64 or finite float64, or
@@ -63,6 +65,7 @@ class Dataset:
     day: float | None = None
     upstream_repeat_share: float | None = None
     profiles: Profiles | None = None
+    upstream_counts: ItemCounts | None = None
 
     def __post_init__(self) -> None:
         if not len(self.user) == len(self.item) == len(self.time):

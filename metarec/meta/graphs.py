@@ -82,10 +82,8 @@ class CapturedGraph:  # pragma: no cover
         with torch.cuda.device(part.user.device):
             stream = torch.cuda.Stream()
             stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(
-                stream
-            ):  # kernels that these inputs need are compiled now: a capture may not load any
-                meta.gradients(self.part)
+            with torch.cuda.stream(stream):
+                meta.gradients(self.part)  # kernels that these inputs need are compiled now: a capture may not load any
             torch.cuda.current_stream().wait_stream(stream)
             # Other threads, which fetch the next batches, may go on using the GPU while this one captures.
             with torch.cuda.graph(self.graph, pool, stream, capture_error_mode="thread_local"):

@@ -83,6 +83,12 @@ def encoded(state: State, asked: EncodeRequest) -> UserState:
         ValueError: if there is no user, an id is not known, the model knows none of a user's items, or a number is not
             finite.
     """
+    found = unchecked(state, asked)
+    return checked(found, asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks, state)
+
+
+def unchecked(state: State, asked: EncodeRequest) -> UserState:
+    """As :func:`encoded`, whatever the model knows of the users' items and whether the numbers are finite."""
     counts = asked.clicks.counts
     order = np.argsort(-counts, kind="stable")
     order, without = order[counts[order] > 0], np.flatnonzero(counts == 0)
@@ -97,8 +103,7 @@ def encoded(state: State, asked: EncodeRequest) -> UserState:
     if len(counts) > 1:
         back = torch.from_numpy(np.argsort(np.concatenate([order, without]), kind="stable"))
         found = found[back.to(state.device)]
-    clicks = asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks
-    return checked(found, clicks, state)
+    return found
 
 
 def _empty(state: State, asked: EncodeRequest, users: NDArray[np.int64]) -> UserState:
@@ -116,6 +121,12 @@ def _empty(state: State, asked: EncodeRequest, users: NDArray[np.int64]) -> User
     return UserState(tensors)
 
 
+def profiles_of(users: UserState, rows: NDArray[np.int64]) -> Tensor | None:
+    """(n, P) the profiles of some users, if their model reads any."""
+    found = next((t for name, t in users.tensors.items() if name.rpartition("/")[2] == "profile"), None)
+    return None if found is None else found[torch.from_numpy(rows).to(found.device)].cpu()
+
+
 def updated_states(state: State, clicks: Clicks, more: NDArray[np.int64], before: UserState) -> UserState:
     """The states of B users after more clicks; those who have none stay as they were.
 
@@ -128,10 +139,9 @@ def updated_states(state: State, clicks: Clicks, more: NDArray[np.int64], before
     new, old = np.flatnonzero(more), np.flatnonzero(more == 0)
     keeps = any(name.rpartition("/")[2] == "weights" for name in before.tensors)
     start = before[torch.from_numpy(new)] if keeps else None
-    profile = next((t for n, t in before.tensors.items() if n.rpartition("/")[2] == "profile"), None)
-    if profile is not None:
-        profile = profile[torch.from_numpy(new)].cpu()
-    fresh = encoded(state, EncodeRequest(clicks[new], start=start, keep_weights=keeps, profile=profile))
+    fresh = encoded(
+        state, EncodeRequest(clicks[new], start=start, keep_weights=keeps, profile=profiles_of(before, new))
+    )
     if not len(old):
         return fresh
     order = torch.from_numpy(np.argsort(np.concatenate([new, old])))
