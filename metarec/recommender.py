@@ -122,33 +122,30 @@ class Recommender(Answers):
         A user with one click has nothing to adapt to and is served by the shared weights. One without any gets the
         unadapted ranking, that of the average state after one likely click. ``adapted`` says which.
 
-        Many users are adapted to thousands at a time, in halves where a GPU's memory turns out too small; so are lists
-        made. The log says so, and the result is the same.
+        Many users are adapted to thousands at a time, in halves, which are logged, where a GPU's memory is too small.
 
         Args:
-            history: external ids of what the user clicked, in time order, or one such sequence per user; of a longer
-                history than the model reads, the last clicks count. ``[]`` is one user without clicks, ``[[]]`` the
-                same as many.
+            history: external ids of what the user clicked, in time order, or one such sequence per user; the last
+                that the model reads count. ``[]`` is one user without clicks, ``[[]]`` the same as many.
             keep_weights: let the handle carry the adapted weights, about a megabyte a user instead of a kilobyte at
                 the default sizes, so that :meth:`Users.update` goes on from them; see there.
             at: when the lists are asked for, in the units of the data, one time or one per user: live counts then
                 count what came before. By default now, after all clicks that they know.
             last: when each user clicked last, if known, likewise: an ensemble's weights depend on how long ago.
-            profile: what is known of the user, by column of ``users=`` that the model was fitted on, e.g.
-                ``{"age": 30}``, values seen before or not; of many users one such mapping, or None, each. A user
-                without clicks then gets a list of their own; it goes on counting after clicks, in updates too.
+            profile: what is known of the user, by column of ``users=`` that the model was fitted on, as
+                ``{"age": 30}``; of many users one such mapping, or None, each. It counts after clicks, too.
 
         Raises:
             ValueError: if an id is not known (naming it and the nearest known ones), no modality knows any of a user's
                 items, a score is not finite, weights are to be kept of a model that adapts item rows too, or a profile
                 has a column that the model does not read.
         """
-        entries = plain(history, "adapt")
+        entries, state = plain(history, "adapt"), self._states.current()
         one = all(map(is_single, entries))
-        state = self._states.current()
         clicks = LazyHistories([entries] if one else entries, state.catalog.items)
-        told = None if profile is None else _profiles(state.model, [profile] if one else profile, len(clicks.counts))
-        timed = clock(len(clicks.counts), at, last, state)
+        asking, given = len(clicks.counts), [profile] if one else profile
+        told = None if profile is None else profile_rows(state.model.profile, given, asking)
+        timed = clock(asking, at, last, state)
         users = self._adapted(state, EncodeRequest(clicks, *timed, keep_weights=keep_weights, profile=told))
         return User(users) if one else users
 
@@ -226,16 +223,14 @@ class Recommender(Answers):
             ids: external ids, none of them known yet.
             vectors: feature vectors by modality, as they come (not standardised): (n, F) in the order of the ids, or
                 by id, where items may be missing. Every item needs one in at least one modality.
-            attributes: one string per id by column of the catalogue, e.g. ``{"title": [...]}``; of an attribute that
-                is learned from, its values: a text, a list of them or a number each, seen before or not, None where
-                there is none.
+            attributes: one string per id by column of the catalogue, e.g. ``{"title": [...]}``; of one that is learned
+                from, its values: a text, a list of them or a number each, or None.
             more: vectors as keywords, e.g. ``text=...``.
 
         Raises:
             TypeError: if the model takes in no items.
-            ValueError: if an id is known already or given twice, a modality is not the model's, a value of an
-                attribute is no number where numbers are, or a vector has another width or scale, is not finite, or is
-                missing for an item in every modality.
+            ValueError: if an id is known already or given twice, a modality is not the model's, an attribute is no
+                number, or a vector has another width or scale, is not finite, or is missing in every modality.
         """
         given = {**({} if vectors is None else vectors), **more}
         own, columns = plain(ids, "add_items"), {} if attributes is None else attributes
@@ -301,14 +296,5 @@ class Recommender(Answers):
     def __copy__(self) -> Self:
         """Another recommender of the same model; what is added to one is not in the other."""
         out = type(self).__new__(type(self))
-        own = {"_states": copy.copy(self._states), "_histories": self._histories.copy()}
-        vars(out).update({**vars(self), **own})
+        vars(out).update({**vars(self), "_states": copy.copy(self._states), "_histories": self._histories.copy()})
         return out
-
-
-def _profiles(model: Model, given: Any, users: int) -> torch.Tensor:
-    """(B, P) profiles as the model reads them."""
-    told = plain(given, "adapt: profile")
-    if len(told) != users:
-        raise ValueError(f"adapt: profile: expected one for each of {users} users, got {len(told)}")
-    return profile_rows(model.profile, told)

@@ -237,7 +237,7 @@ def test_the_service_takes_profiles(model: ProfilePopularity) -> None:
 
 def test_rows_of_columns_that_are_missing() -> None:
     encodings = {"sex": Categories(("f", "m")), "age": Numbers((1.0, 3.0))}
-    rows = profile_rows(encodings, [{"age": 2}, {"sex": "m", "age": None}])
+    rows = profile_rows(encodings, [{"age": 2}, {"sex": "m", "age": None}], 2)
     assert rows.tolist() == [[0, 0, 0, 1, 0.5, 0.5, 0], [0, 1, 0, 0, 0, 0, 1]]
 
 

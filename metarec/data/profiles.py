@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from metarec.data.containers import plain
 from metarec.data.encodings import Encoding, encoded
 
 
@@ -38,23 +39,27 @@ class Profiles:
             raise ValueError(f"profiles: expected features (U, {columns}), got {tuple(self.features.shape)}")
 
 
-def profile_rows(encodings: Mapping[str, Encoding], given: Sequence[Any]) -> Tensor:
+def profile_rows(encodings: Mapping[str, Encoding], given: Any, users: int) -> Tensor:
     """Profiles of B users as they are told -> (B, P).
 
     Args:
         encodings: of the model, by column.
         given: a mapping from column to value for each user, or None; columns may be missing.
+        users: B.
 
     Raises:
-        ValueError: if a column is unknown, or a value is no number where numbers are.
+        ValueError: if there are not so many, a column is unknown, or a value is no number where numbers are.
 
     Example:
         >>> from metarec.data.encodings import Categories
-        >>> profile_rows({"sex": Categories(("f", "m"))}, [{"sex": "m"}, {"sex": "x"}, {}, None]).tolist()
+        >>> profile_rows({"sex": Categories(("f", "m"))}, [{"sex": "m"}, {"sex": "x"}, {}, None], 4).tolist()
         [[0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]]
     """
     if not encodings:
         raise ValueError("profile: the model reads no profiles; fit it on data with users= and profile=")
+    given = plain(given, "adapt: profile")
+    if len(given) != users:
+        raise ValueError(f"adapt: profile: expected one for each of {users} users, got {len(given)}")
     for user, told in enumerate(given):
         if told is not None and not isinstance(told, Mapping):
             raise ValueError(

@@ -51,7 +51,6 @@ class SparseScores:
     value: Tensor
     base: float
     known: Tensor
-
     log_odds: ClassVar[bool] = False  # of a scale of their own: mean and deviation count as 0 and 1
 
     @classmethod
@@ -102,7 +101,7 @@ class SparseScores:
     def exact(self, codes: Tensor) -> Tensor:
         """(N, K) float64 of item codes (N, K)."""
         if not len(self.item):
-            return torch.full(codes.shape, self.base, dtype=torch.float64, device=codes.device)
+            return self.value.new_full(codes.shape, self.base)
         own = self._row * len(self.known) + self.item
         wanted = torch.arange(len(self), device=codes.device).unsqueeze(1) * len(self.known) + codes
         place = torch.searchsorted(own, wanted).clamp(max=len(own) - 1)
@@ -193,14 +192,13 @@ class SparseStack:
         here = (place >= 0) & (place < width) if width < len(self.known[0]) else None
         if not self._alone:
             place += self._row.div(len(self.base), rounding_mode="floor") * width
-        if here is not None:
-            place, value = place[here], value[here]
-        out.view(-1).index_add_(0, place, value.float())
+        kept = slice(None) if here is None else here
+        out.view(-1).index_add_(0, place[kept], value[kept].float())
 
     def exact(self, codes: Tensor, scale: Tensor) -> Tensor:
         """(N, K) float64, those sums for item codes (N, K)."""
         if not len(self.item):
-            return torch.zeros(codes.shape, dtype=torch.float64, device=codes.device)
+            return self.above.new_zeros(codes.shape)
         items, (users, models) = len(self.known[0]), scale.shape
         own = self._row * items + self.item
         first = torch.arange(0, users * models * items, items, device=codes.device).view(users, models, 1)
@@ -224,8 +222,8 @@ class SparseStack:
             whole = self.base[model].repeat(1, len(known))
             whole[0, self.item[own]] += self.above[own]
             mean[user, model], deviation[user, model] = torch.cat(DenseScores(whole, known).moments())
-        for model in np.flatnonzero(self.log_odds):
-            mean[:, model], deviation[:, model] = 0, 1
+        odds = [model for model, of_odds in enumerate(self.log_odds) if of_odds]
+        mean[:, odds], deviation[:, odds] = 0, 1
         return mean, deviation
 
 
@@ -263,11 +261,7 @@ class ScoreTable:
 
 @dataclass(frozen=True, eq=False)
 class TableScores:
-    """Scores of N users, each a row of a table.
-
-    Attributes:
-        table: the rows.
-        row: (N,) int64, the row of each user.
+    """Scores of N users: of each, ``row`` (N,) says which row of a table.
 
     Example:
         >>> table = ScoreTable(torch.tensor([[0.0, 1.0, 3.0]]).double(), torch.arange(3) > 0)

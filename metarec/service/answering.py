@@ -104,8 +104,8 @@ def _alike(jobs: Sequence[Job], recommender: Recommender) -> list[Answer | Value
     """Answers to jobs that are sorted by their filters; halves until the one that fails stands alone."""
     try:
         profiles = [job.profile for job in jobs]
-        told = profiles if any(profile is not None for profile in profiles) else None
-        users = recommender.adapt([job.clicks for job in jobs], profile=told)
+        told: dict[str, Any] = {"profile": profiles} if any(profile is not None for profile in profiles) else {}
+        users = recommender.adapt([job.clicks for job in jobs], **told)
     except ValueError as error:
         if len(jobs) == 1:
             return [_alone(error)]
