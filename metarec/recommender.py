@@ -16,6 +16,7 @@ from metarec.data.histories import Clicks, LazyHistories
 from metarec.data.new_clicks import click_data
 from metarec.data.new_items import Vectors, new_items
 from metarec.data.observed import Histories, Observed
+from metarec.data.profiles import profile_rows
 from metarec.data.vocabulary import Id
 from metarec.io import read_model, write_model
 from metarec.model import Model
@@ -30,6 +31,7 @@ from metarec.types import Method
 from metarec.wrapped import as_model
 
 When = float | Sequence[float] | None
+Profile = Mapping[str, Any]
 
 __all__ = ["Observed", "Reason", "Recommendation", "Recommendations", "Recommender", "User", "Users"]
 
@@ -88,11 +90,23 @@ class Recommender(Answers):
 
     @overload
     def adapt(  # type: ignore[overload-overlap]
-        self, history: Sequence[Id], *, keep_weights: bool = False, at: When = None, last: When = None
+        self,
+        history: Sequence[Id],
+        *,
+        keep_weights: bool = False,
+        at: When = None,
+        last: When = None,
+        profile: Profile | None = None,
     ) -> User: ...
     @overload
     def adapt(
-        self, history: Sequence[Sequence[Id]], *, keep_weights: bool = False, at: When = None, last: When = None
+        self,
+        history: Sequence[Sequence[Id]],
+        *,
+        keep_weights: bool = False,
+        at: When = None,
+        last: When = None,
+        profile: Sequence[Profile | None] | None = None,
     ) -> Users: ...
     def adapt(
         self,
@@ -101,6 +115,7 @@ class Recommender(Answers):
         keep_weights: bool = False,
         at: When = None,
         last: When = None,
+        profile: Profile | Sequence[Profile | None] | None = None,
     ) -> User | Users:
         """Adapt to one user's clicks, or to those of many users.
 
@@ -119,18 +134,22 @@ class Recommender(Answers):
             at: when the lists are asked for, in the units of the data, one time or one per user: live counts then
                 count what came before. By default now, after all clicks that they know.
             last: when each user clicked last, if known, likewise: an ensemble's weights depend on how long ago.
+            profile: what is known of the user, by column of ``users=`` that the model was fitted on, e.g.
+                ``{"age": 30}``, values seen before or not; of many users one such mapping, or None, each. A user
+                without clicks then gets a list of their own; it goes on counting after clicks, in updates too.
 
         Raises:
             ValueError: if an id is not known (naming it and the nearest known ones), no modality knows any of a user's
-                items, a score is not finite, or weights are to be kept of a model that adapts item rows too.
+                items, a score is not finite, weights are to be kept of a model that adapts item rows too, or a profile
+                has a column that the model does not read.
         """
         entries = plain(history, "adapt")
         one = all(map(is_single, entries))
         state = self._states.current()
         clicks = LazyHistories([entries] if one else entries, state.catalog.items)
-        users = self._adapted(
-            state, EncodeRequest(clicks, *clock(len(clicks.counts), at, last, state), keep_weights=keep_weights)
-        )
+        told = None if profile is None else _profiles(state.model, [profile] if one else profile, len(clicks.counts))
+        timed = clock(len(clicks.counts), at, last, state)
+        users = self._adapted(state, EncodeRequest(clicks, *timed, keep_weights=keep_weights, profile=told))
         return User(users) if one else users
 
     def user(self, user: Id, *, at: float | None = None) -> User:
@@ -195,7 +214,7 @@ class Recommender(Answers):
         ids: Sequence[Id],
         vectors: Mapping[str, Vectors] | None = None,
         *,
-        attributes: Mapping[str, Sequence[str]] | None = None,
+        attributes: Mapping[str, Sequence[Any]] | None = None,
         **more: Vectors,
     ) -> None:
         """Take new items in: from now on they can be clicked and are recommended; nothing is trained.
@@ -207,13 +226,16 @@ class Recommender(Answers):
             ids: external ids, none of them known yet.
             vectors: feature vectors by modality, as they come (not standardised): (n, F) in the order of the ids, or
                 by id, where items may be missing. Every item needs one in at least one modality.
-            attributes: one string per id by column of the catalogue, e.g. ``{"title": [...]}``.
+            attributes: one string per id by column of the catalogue, e.g. ``{"title": [...]}``; of an attribute that
+                is learned from, its values: a text, a list of them or a number each, seen before or not, None where
+                there is none.
             more: vectors as keywords, e.g. ``text=...``.
 
         Raises:
             TypeError: if the model takes in no items.
-            ValueError: if an id is known already or given twice, a modality is not the model's, or a vector has
-                another width or scale, is not finite, or is missing for an item in every modality.
+            ValueError: if an id is known already or given twice, a modality is not the model's, a value of an
+                attribute is no number where numbers are, or a vector has another width or scale, is not finite, or is
+                missing for an item in every modality.
         """
         given = {**({} if vectors is None else vectors), **more}
         own, columns = plain(ids, "add_items"), {} if attributes is None else attributes
@@ -282,3 +304,11 @@ class Recommender(Answers):
         own = {"_states": copy.copy(self._states), "_histories": self._histories.copy()}
         vars(out).update({**vars(self), **own})
         return out
+
+
+def _profiles(model: Model, given: Any, users: int) -> torch.Tensor:
+    """(B, P) profiles as the model reads them."""
+    told = plain(given, "adapt: profile")
+    if len(told) != users:
+        raise ValueError(f"adapt: profile: expected one for each of {users} users, got {len(told)}")
+    return profile_rows(model.profile, told)

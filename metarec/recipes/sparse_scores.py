@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -51,6 +51,8 @@ class SparseScores:
     value: Tensor
     base: float
     known: Tensor
+
+    log_odds: ClassVar[bool] = False  # of a scale of their own: mean and deviation count as 0 and 1
 
     @classmethod
     def of(
@@ -122,6 +124,7 @@ class SparseStack:
         above: (n,) float64, what they are above all other items.
         base: (S,) float64, the scores of those.
         known: (I,) bool each, items that a model knows and its moments are taken over.
+        log_odds: of each model, whether its mean and deviation count as 0 and 1.
 
     Example:
         >>> one, known = torch.ones(1, dtype=torch.float64), torch.arange(3) > 0
@@ -135,6 +138,7 @@ class SparseStack:
     above: Tensor
     base: Tensor
     known: tuple[Tensor, ...]
+    log_odds: tuple[bool, ...]
 
     @classmethod
     def of(cls, scores: Sequence[SparseScores]) -> Self:
@@ -151,7 +155,7 @@ class SparseStack:
             order = torch.arange(len(item), device=item.device)
             order += torch.repeat_interleave(begin.T.flatten() - start[:-1], counts.flatten())
             item, above = item[order], above[order]
-        return cls(start, item, above, base, tuple(own.known for own in scores))
+        return cls(start, item, above, base, *zip(*((own.known, own.log_odds) for own in scores), strict=True))
 
     def __getitem__(self, users: slice) -> Self:
         """The scores of some users, one after the other."""
@@ -220,6 +224,8 @@ class SparseStack:
             whole = self.base[model].repeat(1, len(known))
             whole[0, self.item[own]] += self.above[own]
             mean[user, model], deviation[user, model] = torch.cat(DenseScores(whole, known).moments())
+        for model in np.flatnonzero(self.log_odds):
+            mean[:, model], deviation[:, model] = 0, 1
         return mean, deviation
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import cast
+from typing import Any, cast
 
 from metarec.data.vocabulary import Id
 from metarec.functional.fusion import NotFiniteError
@@ -40,6 +40,7 @@ class Job:
         k: the length of the list.
         filters: which items it may hold.
         user: in place of clicks, one whose clicks were observed.
+        profile: what is known of the user, by column.
         because: how many of the clicks that moved it up are named with each item.
     """
 
@@ -47,6 +48,7 @@ class Job:
     k: int
     filters: Filters
     user: Id | None = None
+    profile: Mapping[str, Any] | None = None
     because: int = 0
 
     @property
@@ -101,7 +103,9 @@ def _named(job: Job, recommender: Recommender) -> Answer | ValueError:
 def _alike(jobs: Sequence[Job], recommender: Recommender) -> list[Answer | ValueError]:
     """Answers to jobs that are sorted by their filters; halves until the one that fails stands alone."""
     try:
-        users = recommender.adapt([job.clicks for job in jobs])
+        profiles = [job.profile for job in jobs]
+        told = profiles if any(profile is not None for profile in profiles) else None
+        users = recommender.adapt([job.clicks for job in jobs], profile=told)
     except ValueError as error:
         if len(jobs) == 1:
             return [_alone(error)]

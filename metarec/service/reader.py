@@ -159,11 +159,12 @@ class Reader:
             check_size(f"{place}clicks", user.clicks, self.limits.clicks)
             self.check_ids(f"{place}clicks", user.clicks)
             self.check_ids(f"{place}candidates", user.candidates or ())
-            if user.user is not None and user.clicks:
-                raise ValueError(f"{place}user: expected clicks or a user, got both")
+            check_size(f"{place}profile", user.profile or (), _SHOWABLE)
+            if user.user is not None and (user.clicks or user.profile is not None):
+                raise ValueError(f"{place}user: expected clicks and a profile, or a user, got both")
             candidates = None if user.candidates is None else frozenset(user.candidates)
             filters = Filters(request.exclude_seen, allow, deny, candidates, diversity)
-            out.append(Job(tuple(user.clicks), request.k, filters, user.user, request.because))
+            out.append(Job(tuple(user.clicks), request.k, filters, user.user, user.profile, request.because))
         return out
 
     def _diversity(self, request: _Wanted) -> float | tuple[tuple[str, int], ...] | None:

@@ -134,6 +134,9 @@ class UserClicks(_Strict):
     clicks: Ids = Field(description="Ids of what the user clicked, oldest first. [] gives the unadapted ranking.")
     user: AnId | None = Field(None, description="In place of clicks: a user whose clicks were told to /clicks.")
     candidates: Ids | None = Field(None, description="Score these ids only, for this user.")
+    profile: Dict[str | float | Words] | None = Field(
+        None, description="What is known of the user, by column: a text, a number, or a list of texts."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -169,8 +172,10 @@ class AddItemsRequest(_Strict):
     """New items with their features."""
 
     ids: NewIds
-    vectors: Dict[Dict[Vector]] = Field(description="By modality, by item id; items may be missing.")
-    attributes: Dict[NewTexts] = Field({}, description="By column, one string per id, e.g. titles.")
+    vectors: Dict[Dict[Vector]] = Field({}, description="By modality, by item id; items may be missing.")
+    attributes: Dict[NewTexts] = Field(
+        {}, description="By column, one string per id, e.g. titles, or what is learned from."
+    )
 
 
 class ItemsRequest(_Strict):

@@ -17,7 +17,7 @@ from metarec.data.histories import Clicks
 from metarec.data.vocabulary import Ints
 from metarec.recommendations import Reason
 from metarec.scoring import UserState
-from metarec.serving.adapting import EncodeRequest, checked, unchecked
+from metarec.serving.adapting import EncodeRequest, checked, profiles_of, unchecked
 from metarec.serving.ranking import USERS, chunks
 from metarec.serving.state import State
 
@@ -104,11 +104,12 @@ def _encoded(state: State, imagined: Imagined, users: UserState) -> UserState:
     clicks = imagined.clicks
     times = [t for name, t in users.tensors.items() if name.rpartition("/")[2] == "time"]
     at = times[0].double().cpu().numpy()[imagined.owner] if times else None
-    found = unchecked(state, EncodeRequest(clicks, at))
+    profile = profiles_of(users, imagined.owner)
+    found = unchecked(state, EncodeRequest(clicks, at, profile=profile))
     lost = _lost(found, clicks)
     if lost.any():
         clicks = Clicks.join([np.zeros(0, np.int64) if gone else clicks.user(n) for n, gone in enumerate(lost)])
-        found = unchecked(state, EncodeRequest(clicks, at))
+        found = unchecked(state, EncodeRequest(clicks, at, profile=profile))
     return checked(found, clicks, state)
 
 
