@@ -49,6 +49,9 @@ LAYERS = {
     "encoders": {"types", "data"},
     "export": UPPER | {"serving"},
     "service": UPPER | {"recommender"},
+    "options": {"files", "functional"},
     "fit_command": UPPER | {"io", "reporting"},
-    "__main__": UPPER | {"recommender", "io", "export", "service", "fit_command"},
+    "read_commands": UPPER | {"io", "options", "recommender"},
+    "compare_command": UPPER | {"io", "options", "reporting", "fit_command", "read_commands"},
+    "__main__": {"io", "options", "export", "service", "fit_command", "read_commands", "compare_command"},
 }
