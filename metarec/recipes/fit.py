@@ -126,11 +126,12 @@ def _validating(later: Dataset, *, exclude_seen: bool) -> int:
 
 def _simple(setup: Setup, users: int, stages: Stages) -> Ensemble:
     """What data bear that nothing can be validated on."""
-    names = [*SIMPLE, *(["popularity, live decay", "co-clicks, live"] if setup.live is not None else [])]
+    names = [*SIMPLE, *(["co-clicks, live"] if setup.live is not None else [])]
     members = {n: m for c in COMPONENTS if c.name in names for n, m in c.members(c.fit(setup)).items()}
     weights = ContextWeights(list(members), context=False)
     with torch.no_grad():
-        weights.weight[0] = torch.tensor([CO_CLICKS if "co-clicks" in name else 1 - CO_CLICKS for name in members])
+        share = CO_CLICKS / (len(members) - 1)
+        weights.weight[0] = torch.tensor([share if "co-clicks" in name else 1 - CO_CLICKS for name in members])
     out = Ensemble(members, setup.data, weights=weights).to(setup.device)
     note = f"{users} users validate, fewer than {LEAST_USERS}: co-clicks, and a little popularity"
     out.report = FitReport(users, (), (0.0, 0.0, 0.0), {}, (note,), stages.elapsed())
