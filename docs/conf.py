@@ -57,12 +57,12 @@ intersphinx_mapping = inventories.mapping(DOCS / "inventories", DOCS / "_generat
 nitpicky = True
 nitpick_ignore = [("py:exc", "torch.OutOfMemoryError")]  # has no page
 nitpick_ignore_regex = [
-    (r"py:class", r"metarec\.[\w.]+\.(T|R|C|Batch|_\w+)"),  # type variables and private classes have no page
+    (r"py:class", r"metarec\.[\w.]+\.(T|R|C|Batch|Number|_\w+)"),  # type variables and private classes have no page
     # What metarec.service is made of, and what checks the fields of its requests.
-    (r"py:(class|exc)", r"(annotated_types|asyncio|fastapi|httptools|pydantic|socket|starlette|uvicorn)\..*"),
+    (r"py:(class|exc)", r"(annotated_types|argparse|asyncio|fastapi|httptools|pydantic|socket|starlette|uvicorn)\..*"),
     (
         r"py:class",
-        r"Header|types\.Annotated|FailFast|FieldInfo|NoneType|PydanticUndefined|metarec\.service\.requests\._\w+",
+        r"Ge|Le|Header|types\.Annotated|FailFast|FieldInfo|NoneType|PydanticUndefined|metarec\.service\.requests\._\w+",
     ),
     (r"py:class", r"(collections\.abc\.Mapping|dict|list\[dict)\[[~\w.]+"),  # Sphinx cuts `float | dict[str, float]` so
 ]

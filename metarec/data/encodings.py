@@ -59,7 +59,7 @@ class Categories:
 
     @classmethod
     def of(cls, cells: Iterable[Any], separator: str = "") -> Self:
-        """From the values that items have: the most frequent :data:`VALUES` of those that two items share.
+        """From the values that items have: the most frequent ``VALUES`` of those that two items share.
 
         Raises:
             ValueError: if there is no such value, so that the attribute tells nothing of one item to another.
@@ -138,7 +138,7 @@ class Numbers:
 
     @classmethod
     def of(cls, cells: Iterable[Any]) -> Self:
-        """From the numbers that items have: at most :data:`KNOTS` of their quantiles.
+        """From the numbers that items have: at most ``KNOTS`` of their quantiles.
 
         Raises:
             ValueError: if there is none, or one is not finite.
