@@ -85,7 +85,7 @@ def joined(reports: Sequence[Report]) -> Report:
     rest: dict[str, Any] = {
         name: np.concatenate([getattr(r, name) for r in reports]) for name in ("target", "rank", "is_cold", "is_repeat")
     }
-    return replace(reports[0], user=user, **rest)
+    return replace(reports[0], user=user, lists={}, coverage={}, **rest)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

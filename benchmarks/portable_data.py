@@ -49,8 +49,8 @@ class Split(NamedTuple):
     down: Dataset
 
 
-CHOSEN_ON: tuple[str, ...] = ()
-"""Sets on which settings of the recipe itself were chosen. All figures of the others are of settings from elsewhere."""
+CHOSEN_ON = ("movietweetings", "ml-100k", "groceries", "supermarket", "music")
+"""Inside whose upstream sides settings of the recipe itself were chosen; the others had no part in it."""
 RESEARCH = "research only, not to be passed on"
 SOURCES = {
     "movietweetings": Source(portable_real.tweeted_films, "MIT"),

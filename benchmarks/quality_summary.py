@@ -94,13 +94,13 @@ def last_click(report: Report) -> Report:
 def joined(reports: Sequence[Report]) -> Report:
     """Reports of the same users at several splits as one; a comparison draws all rows of a user together."""
     columns: dict[str, Any] = {name: np.concatenate([getattr(r, name) for r in reports]) for name in COLUMNS}
-    whole = replace(reports[0], **columns)
+    whole = replace(reports[0], lists={}, coverage={}, **columns)
     return rows(whole, np.argsort(whole.user, kind="stable"))
 
 
 def rows(report: Report, index: Any) -> Report:
     """Some rows of a report, in the order asked for."""
-    return replace(report, **{name: getattr(report, name)[index] for name in COLUMNS})
+    return replace(report, lists={}, coverage={}, **{name: getattr(report, name)[index] for name in COLUMNS})
 
 
 def complete(runs: Sequence[Results]) -> bool:

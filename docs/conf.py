@@ -8,6 +8,7 @@ DOCS = Path(__file__).parent
 sys.path[:0] = [str(DOCS.parent), str(DOCS / "_ext")]
 
 import inventories  # noqa: E402  in _ext, as the extensions below are
+import list_tables  # noqa: E402
 import portable_tables  # noqa: E402
 import reference  # noqa: E402
 import tables  # noqa: E402
@@ -56,12 +57,12 @@ intersphinx_mapping = inventories.mapping(DOCS / "inventories", DOCS / "_generat
 nitpicky = True
 nitpick_ignore = [("py:exc", "torch.OutOfMemoryError")]  # has no page
 nitpick_ignore_regex = [
-    (r"py:class", r"metarec\.[\w.]+\.(T|R|C|Batch|_\w+)"),  # type variables and private classes have no page
+    (r"py:class", r"metarec\.[\w.]+\.(T|R|C|Batch|Number|_\w+)"),  # type variables and private classes have no page
     # What metarec.service is made of, and what checks the fields of its requests.
-    (r"py:(class|exc)", r"(annotated_types|asyncio|fastapi|httptools|pydantic|socket|starlette|uvicorn)\..*"),
+    (r"py:(class|exc)", r"(annotated_types|argparse|asyncio|fastapi|httptools|pydantic|socket|starlette|uvicorn)\..*"),
     (
         r"py:class",
-        r"Header|types\.Annotated|FailFast|FieldInfo|NoneType|PydanticUndefined|metarec\.service\.requests\._\w+",
+        r"Ge|Le|Header|types\.Annotated|FailFast|FieldInfo|NoneType|PydanticUndefined|metarec\.service\.requests\._\w+",
     ),
     (r"py:class", r"(collections\.abc\.Mapping|dict|list\[dict)\[[~\w.]+"),  # Sphinx cuts `float | dict[str, float]` so
 ]
@@ -77,5 +78,5 @@ templates_path: list[str] = []
 
 def setup(app: object) -> None:
     """Called by Sphinx: write what pages include."""
-    for made in (tables, portable_tables):
+    for made in (tables, portable_tables, list_tables):
         made.write(DOCS / "_generated" / "tables")

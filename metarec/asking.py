@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -11,17 +12,46 @@ from torch import Tensor
 from metarec.data.dataset import Dataset
 from metarec.data.examples import clicked_before
 from metarec.data.sampler import EpisodeSampler
-from metarec.functional.ranking import ranks
+from metarec.functional.ranking import ranks, top_k
 from metarec.model import Model, dense
 from metarec.types import EpisodeBatch, Method
 
 WITHHELD = {"validation": 2, "test": 1, "serving": 1}  # last clicks that come after what is asked from
 
 
+@dataclass(frozen=True, eq=False)
+class Ranked:
+    """The query examples of one batch, ranked.
+
+    Attributes:
+        user: (n,) int64 user codes.
+        target: (n,) int64 item codes.
+        rank: (n,) of the targets.
+        is_repeat: (n,) bool, whether the user had clicked the target.
+        lists: (n, K) int64, the best items that the method knows; 0 after the end of a list.
+        owner: (n,) int64, the row of ``history`` that each example belongs to.
+        history: row and item code, (m,) each, of the clicks before.
+    """
+
+    user: Tensor
+    target: Tensor
+    rank: Tensor
+    is_repeat: Tensor
+    lists: Tensor
+    owner: Tensor
+    history: tuple[Tensor, Tensor]
+
+
 def ranked(
-    method: Method, batch: EpisodeBatch, sampler: EpisodeSampler, last: int | None, *, exclude_seen: bool
-) -> tuple[Tensor, ...]:
-    """Rank the target of every query example: user, target, rank, and whether it is a repeat.
+    method: Method,
+    batch: EpisodeBatch,
+    sampler: EpisodeSampler,
+    last: int | None,
+    *,
+    exclude_seen: bool,
+    length: int,
+) -> Ranked:
+    """Rank the target of every query example, and list the best items.
 
     Args:
         method: what is asked.
@@ -29,6 +59,7 @@ def ranked(
         sampler: where they come from.
         last: of what a user clicked before, only so many clicks count as seen; None for all.
         exclude_seen: leave what was seen out of the ranking.
+        length: K of the lists.
 
     Raises:
         ValueError: if the scores do not cover the catalogue, or one is not finite.
@@ -48,9 +79,13 @@ def ranked(
         allowed[..., 0] = False
         ordered = scores.masked_fill(~scored.known, torch.finfo(scores.dtype).min)
         rank = ranks(ordered, query.target, allowed=allowed)
-    real = query.weight > 0
+        real = query.weight > 0
+        shown = scores[real].masked_fill(~(scored.known & allowed).expand_as(scores)[real], -torch.inf)
+        best, lists = top_k(shown, min(length, items))
     is_repeat = seen.gather(-1, query.target.unsqueeze(-1)).squeeze(-1)
-    return batch.user[:, None].expand_as(real)[real], query.target[real], rank[real], is_repeat[real]
+    user, owner = batch.user[:, None].expand_as(real)[real], real.nonzero()[:, 0]
+    lists = lists.masked_fill(best == -torch.inf, 0)
+    return Ranked(user, query.target[real], rank[real], is_repeat[real], lists, owner, (row, item))
 
 
 def whose(work: Callable[[EpisodeBatch], object], batch: EpisodeBatch, data: Dataset) -> tuple[str, ValueError] | None:

@@ -67,7 +67,7 @@ def compare(
     Args:
         method: its report, or one report for each seed.
         baseline: the same of the other; the number of seeds may differ.
-        metric: name and length.
+        metric: name and length; clicks without a value are left out.
         cold: only the clicks on cold items.
         only: one of the report's slices, e.g. ``"repeated"``.
         resamples: bootstrap draws.
@@ -88,9 +88,8 @@ def compare(
     if not ours or not theirs:
         raise ValueError("compare: expected at least one report of each method, got none")
     information = _information_of_all([*ours, *theirs])
-    rows = ours[0].one_slice("cold" if cold else only)
-    a, b = (np.mean([r.values(metric) for r in side], axis=0)[rows] for side in (ours, theirs))
-    _, group = np.unique(ours[0].user[rows], return_inverse=True)
+    user, a, b = _paired(ours, theirs, metric, "cold" if cold else only)
+    _, group = np.unique(user, return_inverse=True)
     users = int(group.max(initial=-1)) + 1
     if not users:
         raise ValueError("compare: no click is left to compare on")
@@ -113,6 +112,15 @@ def compare(
         interval_high=float(relative_high),
         users=users,
     )
+
+
+def _paired(
+    ours: Sequence[Report], theirs: Sequence[Report], metric: str, only: str | None
+) -> tuple[NDArray[np.int64], Values, Values]:
+    """User and both means over the seeds, (n,) each, of every click that has a value."""
+    a, b = (np.mean([report.values(metric) for report in side], axis=0) for side in (ours, theirs))
+    rows = ours[0].one_slice(only) & ~np.isnan(a - b)
+    return ours[0].user[rows], a[rows], b[rows]
 
 
 def _relative(method: Values, baseline: Values) -> Values:

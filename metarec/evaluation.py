@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarec.asking import WITHHELD, ranked, whose
+from metarec.asking import WITHHELD, Ranked, ranked, whose
 from metarec.data.dataset import Dataset
 from metarec.data.examples import leave_last_out
 from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
 from metarec.functional.histories import check_exclude_seen, leaves_out_seen, rule_in_words
+from metarec.list_metrics import ListMeter
 from metarec.meta import MetaLearner
 from metarec.modes import evaluating
 from metarec.nn.record import Record, longest_history, negatives_of, record_of
@@ -41,6 +42,7 @@ def evaluate(
     seed: int = 0,
     max_length: int | None = None,
     negatives: int | None = None,
+    category: str | None = None,
     progress: bool | str = False,
 ) -> Report:
     """Adapt to every user of a data set and rank the item that came next among all items.
@@ -72,7 +74,20 @@ def evaluate(
         max_length: items of history kept per user; by default as many as the method reads (the largest
             ``max_length`` of its parts), or 50 where it does not say.
         negatives: N of the support examples that the method adapts to; by default as many as the method says, or 1.
+        category: the column of ``catalog.attributes``, e.g. ``"genres"``, whose words miscalibration is about.
         progress: show a bar (needs tqdm); a string is its label.
+
+    Beside recall, MRR and NDCG the report has, of the lists that users would be shown (of items that the method knows,
+    by the same rule on seen items),
+
+    - ``coverage``: the share of the catalogue that is in any list,
+    - ``novelty``: the mean self-information of the items, :func:`~metarec.functional.lists.self_information` (bits),
+    - ``diversity``: intra-list diversity by features, :func:`~metarec.functional.lists.diversity_at`,
+    - ``popularity``: the mean number of clicks that the items had upstream, the bias towards popular items,
+    - ``miscalibration``: how far a list is from what its user clicked, by head, middle and tail of the items, or by
+      ``category``: :func:`~metarec.functional.lists.miscalibration`; 0 is calibrated.
+
+    Novelty and popularity need the counts that both sides of a split carry, diversity needs features.
 
     Returns:
         The report, users in ascending order of their codes. ``info`` has the settings, what the method says of its
@@ -104,6 +119,7 @@ def evaluate(
     length = longest_history(method) if max_length is None else max_length
     negatives = negatives_of(method) if negatives is None else negatives
     rows, refused = [], dict[str, int]()
+    meter = ListMeter(data, k, category)
     for position in range(positions):
         rest = leave_last_out(data, position, least=LEAST_CLICKS[part])
         if position and not len(rest):
@@ -112,19 +128,20 @@ def evaluate(
             rest, seed=seed, users_per_batch=users_per_batch, part=part, negatives=negatives, max_length=length
         )
         refused = refused or dict(sampler.refused)
-        rows += _all_ranks(method, sampler, max_length, exclude_seen=exclude_seen, progress=progress)
+        found = _batches(method, sampler, max_length, exclude_seen=exclude_seen, length=max(k), progress=progress)
+        rows += [_measured(batch, meter, leave_out=exclude_seen and repeated == "leave_out") for batch in found]
     what: dict[str, object] = {"method": type(method).__name__, "data": data.name, "part": part, "seed": seed}
     what |= {"exclude_seen": exclude_seen, "rule": rule_in_words(exclude_seen, share), "positions": positions}
     what |= {"max_length": length, "negatives": negatives, "refused": refused, **known.to_dict()}
     columns = [torch.cat(column).cpu().numpy() for column in zip(*rows, strict=True)]
-    return _report(columns, data, tuple(map(int, k)), what, repeated if exclude_seen else None)
+    return _report(columns, data, meter, what, repeated if exclude_seen else None)
 
 
 def _report(
-    columns: list[Any], data: Dataset, k: tuple[int, ...], info: dict[str, object], repeated: str | None
+    columns: list[Any], data: Dataset, meter: ListMeter, info: dict[str, object], repeated: str | None
 ) -> Report:
     """The report of all rows; ``repeated`` is what becomes of targets that no list could show, None to ask for them."""
-    user, target, rank, is_repeat = columns
+    user, target, rank, is_repeat, measured = columns
     rank = rank.astype(np.float64)
     if repeated == "miss":
         rank[is_repeat] = math.inf
@@ -138,8 +155,9 @@ def _report(
             "seen items shows none of them: there is nothing to ask for; keep seen items in with exclude_seen=False",
             stacklevel=3,
         )
-    user, target, rank, is_repeat = (column[order] for column in (user, target, rank, is_repeat))
-    return Report(user, target, rank, is_cold=~data.warm[target], k=k, info=info, is_repeat=is_repeat)
+    user, target, rank, is_repeat, measured = (c[order] for c in (user, target, rank, is_repeat, measured))
+    lists = dict(zip(meter.names, measured.T, strict=True))
+    return Report(user, target, rank, ~data.warm[target], meter.k, info, is_repeat, lists, meter.coverage())
 
 
 def _check_settings(k: object, part: str, positions: object, repeated: str) -> None:
@@ -164,25 +182,31 @@ def _rule(method: Method, data: Dataset, exclude_seen: bool | None) -> tuple[flo
     return share, leaves_out_seen(share)
 
 
-def _all_ranks(
-    method: Method, sampler: EpisodeSampler, last: int | None, *, exclude_seen: bool, progress: bool | str
-) -> list[tuple[Tensor, ...]]:
-    """The columns of every query example of one epoch, batch by batch."""
-    rows = []
+def _batches(
+    method: Method, sampler: EpisodeSampler, last: int | None, *, exclude_seen: bool, length: int, progress: bool | str
+) -> Iterator[Ranked]:
+    """The query examples of one epoch, ranked batch by batch."""
     label = progress if isinstance(progress, str) else f"evaluate {type(method).__name__}"
     with evaluating(method) as device:
 
-        def work(batch: EpisodeBatch) -> tuple[Tensor, ...]:
-            return ranked(method, batch.to(device), sampler, last, exclude_seen=exclude_seen)
+        def work(batch: EpisodeBatch) -> Ranked:
+            return ranked(method, batch.to(device), sampler, last, exclude_seen=exclude_seen, length=length)
 
         for batch in _shown(sampler, label) if progress else sampler.epoch(0):
             try:
-                rows.append(work(batch))
+                yield work(batch)
             except ValueError as error:
                 who, why = whose(work, batch, sampler.data) or ("", error)
                 where = f"{type(method).__name__} on {sampler.data.name} ({sampler.part}{who})"
                 raise ValueError(f"evaluating {where}: {why}") from why
-    return rows
+
+
+def _measured(batch: Ranked, meter: ListMeter, *, leave_out: bool) -> tuple[Tensor, ...]:
+    """The columns of a batch: user, target, rank, whether it is a repeat, and what is measured of its lists."""
+    row, item = batch.history
+    counted = ~batch.is_repeat.cpu() if leave_out else None
+    lists = meter.measure(batch.lists.cpu(), (row.cpu(), item.cpu()), batch.owner.cpu(), counted)
+    return batch.user, batch.target, batch.rank, batch.is_repeat, lists
 
 
 def check_information(method: Method, data: Dataset) -> Record:

@@ -41,13 +41,13 @@ def fit_files(options: argparse.Namespace) -> None:
         raise ValueError(f"--out {out}: {RESULTS} and {PICTURE} are written beside the model; give it another name")
     out.parent.mkdir(parents=True, exist_ok=True)  # said before the training if it cannot be
     data = read_clicks(options)
-    at = split_time(data, options.cold_users) if options.split is None else _moment_of(options.split, data)
+    at = split_time(data, options.cold_users) if options.split is None else moment_of(options.split, data)
     up, down = split_by_time(data, at)
     sys.stdout.write(f"{up}\n{down}\nsplit at {at}\n")
     settings = {"budget": options.budget, "seed": options.seed, "device": options.device, "folder": options.folder}
     began = time.perf_counter()
     with _bar() as on_progress:
-        model = fit(up, on_progress=on_progress, **settings)
+        model = fit(up, live=data if options.live else None, on_progress=on_progress, **settings)
     fitted = time.perf_counter()
     if model.report is None:
         raise ValueError("metarec.fit gave no report")
@@ -66,7 +66,7 @@ def fit_files(options: argparse.Namespace) -> None:
         seed=options.seed,
         seconds=seconds,
         device=options.device,
-        settings={"budget": options.budget},
+        settings={"budget": options.budget, "live": options.live},
         fitted=model.report,
     )
     sys.stdout.write(f"{out.parent} has {out.name}, {RESULTS} and {PICTURE}\n")
@@ -98,7 +98,7 @@ def _is_atomic(path: Path) -> bool:
     return path.name.endswith(ATOMIC) or (path.is_dir() and any(one.name.endswith(ATOMIC) for one in path.iterdir()))
 
 
-def _moment_of(text: str, data: Dataset) -> float:
+def moment_of(text: str, data: Dataset) -> float:
     """A number in the unit of the data's times, or a date.
 
     Raises:

@@ -80,6 +80,7 @@ class Model:
         fitted: catalogue rows that its scores are measured by, the first so many; None for all.
         scales: by modality, how the features of new items are standardised.
         second: how many units of the data's times are a second.
+        profile: by column, how profiles of users that it reads are encoded; empty where it reads none.
 
     Example:
         >>> from metarec import Recommender
@@ -106,6 +107,7 @@ class Model:
     fitted: int | None = None
     scales: Any = MappingProxyType({})
     second: float = 1.0
+    profile: Any = MappingProxyType({})
 
     def attach(self, data: Dataset) -> Self:
         """Note the items of an upstream side, and which of them were clicked there; returns itself."""

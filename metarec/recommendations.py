@@ -33,6 +33,23 @@ class Recommendation:
         return f"{self.id} ({self.score:.3f})"
 
 
+@dataclass(frozen=True, repr=False)
+class Reason:
+    """What a user clicked, and by how much it moved a recommended item up.
+
+    Attributes:
+        id: the clicked item's external id.
+        effect: the recommended item's score with the click minus without it, each in standard deviations of the user's
+            scores of all items; below 0 where the click moved it down.
+    """
+
+    id: Any
+    effect: float
+
+    def __repr__(self) -> str:
+        return f"{self.id} ({self.effect:+.3f})"
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Recommendations:
     """Ranked lists of B users: codes and scores; ids and :class:`Recommendation` on demand.

@@ -16,12 +16,14 @@ from metarec.data.histories import Clicks, LazyHistories
 from metarec.data.new_clicks import click_data
 from metarec.data.new_items import Vectors, new_items
 from metarec.data.observed import Histories, Observed
+from metarec.data.profiles import profile_rows
 from metarec.data.vocabulary import Id
 from metarec.io import read_model, write_model
 from metarec.model import Model
 from metarec.nn.record import longest_history, record_of
-from metarec.recommendations import Recommendation, Recommendations
-from metarec.serving.adapting import EncodeRequest, clock
+from metarec.recommendations import Reason, Recommendation, Recommendations
+from metarec.saving.users import read_users
+from metarec.serving.adapting import EncodeRequest, clock, encoded
 from metarec.serving.listing import Ids
 from metarec.serving.state import State, States
 from metarec.serving.users import Answers, User, Users
@@ -29,8 +31,9 @@ from metarec.types import Method
 from metarec.wrapped import as_model
 
 When = float | Sequence[float] | None
+Profile = Mapping[str, Any]
 
-__all__ = ["Observed", "Recommendation", "Recommendations", "Recommender", "User", "Users"]
+__all__ = ["Observed", "Reason", "Recommendation", "Recommendations", "Recommender", "User", "Users"]
 
 
 class Recommender(Answers):
@@ -87,11 +90,23 @@ class Recommender(Answers):
 
     @overload
     def adapt(  # type: ignore[overload-overlap]
-        self, history: Sequence[Id], *, keep_weights: bool = False, at: When = None, last: When = None
+        self,
+        history: Sequence[Id],
+        *,
+        keep_weights: bool = False,
+        at: When = None,
+        last: When = None,
+        profile: Profile | None = None,
     ) -> User: ...
     @overload
     def adapt(
-        self, history: Sequence[Sequence[Id]], *, keep_weights: bool = False, at: When = None, last: When = None
+        self,
+        history: Sequence[Sequence[Id]],
+        *,
+        keep_weights: bool = False,
+        at: When = None,
+        last: When = None,
+        profile: Sequence[Profile | None] | None = None,
     ) -> Users: ...
     def adapt(
         self,
@@ -100,36 +115,38 @@ class Recommender(Answers):
         keep_weights: bool = False,
         at: When = None,
         last: When = None,
+        profile: Profile | Sequence[Profile | None] | None = None,
     ) -> User | Users:
         """Adapt to one user's clicks, or to those of many users.
 
         A user with one click has nothing to adapt to and is served by the shared weights. One without any gets the
         unadapted ranking, that of the average state after one likely click. ``adapted`` says which.
 
-        Many users are adapted to thousands at a time, in halves where a GPU's memory turns out too small; so are lists
-        made. The log says so, and the result is the same.
+        Many users are adapted to thousands at a time, in halves, which are logged, where a GPU's memory is too small.
 
         Args:
-            history: external ids of what the user clicked, in time order, or one such sequence per user; of a longer
-                history than the model reads, the last clicks count. ``[]`` is one user without clicks, ``[[]]`` the
-                same as many.
+            history: external ids of what the user clicked, in time order, or one such sequence per user; the last
+                that the model reads count. ``[]`` is one user without clicks, ``[[]]`` the same as many.
             keep_weights: let the handle carry the adapted weights, about a megabyte a user instead of a kilobyte at
                 the default sizes, so that :meth:`Users.update` goes on from them; see there.
             at: when the lists are asked for, in the units of the data, one time or one per user: live counts then
                 count what came before. By default now, after all clicks that they know.
             last: when each user clicked last, if known, likewise: an ensemble's weights depend on how long ago.
+            profile: what is known of the user, by column of ``users=`` that the model was fitted on, as
+                ``{"age": 30}``; of many users one such mapping, or None, each. It counts after clicks, too.
 
         Raises:
             ValueError: if an id is not known (naming it and the nearest known ones), no modality knows any of a user's
-                items, a score is not finite, or weights are to be kept of a model that adapts item rows too.
+                items, a score is not finite, weights are to be kept of a model that adapts item rows too, or a profile
+                has a column that the model does not read.
         """
-        entries = plain(history, "adapt")
+        entries, state = plain(history, "adapt"), self._states.current()
         one = all(map(is_single, entries))
-        state = self._states.current()
         clicks = LazyHistories([entries] if one else entries, state.catalog.items)
-        users = self._adapted(
-            state, EncodeRequest(clicks, *clock(len(clicks.counts), at, last, state), keep_weights=keep_weights)
-        )
+        asking, given = len(clicks.counts), [profile] if one else profile
+        told = None if profile is None else profile_rows(state.model.profile, given, asking)
+        timed = clock(asking, at, last, state)
+        users = self._adapted(state, EncodeRequest(clicks, *timed, keep_weights=keep_weights, profile=told))
         return User(users) if one else users
 
     def user(self, user: Id, *, at: float | None = None) -> User:
@@ -194,7 +211,7 @@ class Recommender(Answers):
         ids: Sequence[Id],
         vectors: Mapping[str, Vectors] | None = None,
         *,
-        attributes: Mapping[str, Sequence[str]] | None = None,
+        attributes: Mapping[str, Sequence[Any]] | None = None,
         **more: Vectors,
     ) -> None:
         """Take new items in: from now on they can be clicked and are recommended; nothing is trained.
@@ -206,13 +223,14 @@ class Recommender(Answers):
             ids: external ids, none of them known yet.
             vectors: feature vectors by modality, as they come (not standardised): (n, F) in the order of the ids, or
                 by id, where items may be missing. Every item needs one in at least one modality.
-            attributes: one string per id by column of the catalogue, e.g. ``{"title": [...]}``.
+            attributes: one string per id by column of the catalogue, e.g. ``{"title": [...]}``; of one that is learned
+                from, its values: a text, a list of them or a number each, or None.
             more: vectors as keywords, e.g. ``text=...``.
 
         Raises:
             TypeError: if the model takes in no items.
-            ValueError: if an id is known already or given twice, a modality is not the model's, or a vector has
-                another width or scale, is not finite, or is missing for an item in every modality.
+            ValueError: if an id is known already or given twice, a modality is not the model's, an attribute is no
+                number, or a vector has another width or scale, is not finite, or is missing in every modality.
         """
         given = {**({} if vectors is None else vectors), **more}
         own, columns = plain(ids, "add_items"), {} if attributes is None else attributes
@@ -259,9 +277,24 @@ class Recommender(Answers):
             raise ValueError(f"{path}: new_share must be a number between 0 and 1, got {share!r}; save it again")
         return cls(model, new_share=share)
 
+    def load_users(self, path: str | Path) -> Users:
+        """Users that :meth:`Users.save` wrote, if this model adapted to them.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is damaged, holds something else, or its users belong to another model.
+        """
+        state = self._states.current()
+        clicks, found = read_users(path, state.model, lambda keep: state.encode_empty(keep_weights=keep))
+        return Users(self, clicks, found.to(state.device), state.version)
+
+    def _adapted(self, state: State, asked: EncodeRequest) -> Users:
+        found = encoded(state, asked)
+        clicks = asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks
+        return Users(self, clicks, found, state.version)
+
     def __copy__(self) -> Self:
         """Another recommender of the same model; what is added to one is not in the other."""
         out = type(self).__new__(type(self))
-        own = {"_states": copy.copy(self._states), "_histories": self._histories.copy()}
-        vars(out).update({**vars(self), **own})
+        vars(out).update({**vars(self), "_states": copy.copy(self._states), "_histories": self._histories.copy()})
         return out

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec.files import write_json
-from metarec.functional.means import Metric, clustered_mean
+from metarec.functional.means import Metric, clustered_mean, metrics_frame
 from metarec.functional.ranking import mrr_at, ndcg_at, recall_at
+from metarec.functional.text import text_table
 
 if TYPE_CHECKING:
     import polars as pl
@@ -40,6 +41,8 @@ class Report:
         k: the list lengths of the metrics.
         info: what was evaluated, on what and how.
         is_repeat: (n,) bool, whether the user had clicked the target before; by default none had.
+        lists: metric of the lists, e.g. ``"novelty@10"`` -> (n,) float64, NaN where there is none.
+        coverage: e.g. ``"coverage@10"`` -> the share of the catalogue that was in any list.
 
     Raises:
         ValueError: if the columns differ in length, or a rank is below 1 or no number.
@@ -64,13 +67,16 @@ class Report:
     k: tuple[int, ...] = (5, 10, 20)
     info: Mapping[str, object] = field(default_factory=dict)
     is_repeat: NDArray[np.bool_] = field(default_factory=lambda: NONE)
+    lists: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    coverage: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.is_repeat is NONE:
             object.__setattr__(self, "is_repeat", np.zeros(len(self), dtype=np.bool_))
-        lengths = [len(column) for column in self._columns().values()]
+        columns = {**self._columns(), **self.lists}
+        lengths = [len(column) for column in columns.values()]
         if len(set(lengths)) > 1:
-            raise ValueError(f"Report: {', '.join(self._columns())} must have one value per user, got {lengths}")
+            raise ValueError(f"Report: {', '.join(columns)} must have one value per user, got {lengths}")
         if not (self.rank >= 1).all():
             row = int(np.flatnonzero(~(self.rank >= 1))[0])
             raise ValueError(f"Report: ranks start at 1, got {self.rank[row]} of user code {self.user[row]}")
@@ -98,14 +104,17 @@ class Report:
         return int(self.is_cold.sum())
 
     def values(self, metric: str) -> NDArray[np.float64]:
-        """One metric of every row, (n,), e.g. of ``"ndcg@10"``.
+        """One metric of every row, (n,), e.g. of ``"ndcg@10"`` or ``"novelty@10"``.
 
         Raises:
             ValueError: if there is no such metric.
         """
+        if metric in self.lists:
+            return self.lists[metric]
         name, _, k = metric.partition("@")
         if name not in METRICS or not k.isdecimal():
-            raise ValueError(f"no metric {metric!r}: expected one of {list(METRICS)}, '@' and a length, e.g. 'ndcg@10'")
+            known = f"{list(METRICS)}, '@' and a length, e.g. 'ndcg@10', or one of {list(self.lists)}"
+            raise ValueError(f"no metric {metric!r}: expected one of {known}")
         values: NDArray[np.float64] = METRICS[name](torch.from_numpy(self.rank), int(k)).numpy()
         return values
 
@@ -118,6 +127,15 @@ class Report:
     def metrics(self) -> dict[str, Metric]:
         """``"recall@5"`` and so on over all users."""
         return self.on(np.ones(len(self), dtype=bool))
+
+    @cached_property
+    def beyond(self) -> dict[str, Metric]:
+        """Coverage (of all lists), novelty, diversity, popularity, miscalibration; see :func:`metarec.evaluate`."""
+        found = {name: Metric(share, math.nan) for name, share in self.coverage.items()}
+        for name, values in self.lists.items():
+            some = ~np.isnan(values)
+            found[name] = clustered_mean(values[some], self.user[some])
+        return found
 
     @cached_property
     def cold(self) -> dict[str, Metric]:
@@ -148,10 +166,12 @@ class Report:
             "users": len(self),
             "cold_users": self.cold_users,
             "metrics": {name: metric.to_dict() for name, metric in self.metrics.items()},
+            "beyond_accuracy": {name: metric.to_dict() for name, metric in self.beyond.items()},
             "cold_items": {name: metric.to_dict() for name, metric in self.cold.items()},
             "slices": self.slices_to_dict(),
             "per_user": {
                 **{name: column.tolist() for name, column in self._columns().items()},
+                **{name: [None if math.isnan(v) else v for v in own.tolist()] for name, own in self.lists.items()},
                 "rank": [rank if math.isfinite(rank) else None for rank in self.rank.tolist()],  # None: missed
             },
         }
@@ -166,7 +186,7 @@ class Report:
 
         Returns:
             Columns ``slice`` (``"all"``, ``"cold"``, ``"warm"``, ``"repeated"``, ``"new"``), ``metric``, ``k``,
-            ``mean``, ``se`` (null where there are too few users) and ``users``, the rows of the slice.
+            ``mean``, ``se`` (null where there are too few users) and ``users``; what is beyond accuracy is of all.
 
         Example:
             >>> one = np.array([1, 2])
@@ -174,18 +194,8 @@ class Report:
             >>> frame.columns, frame.row(0)
             (['slice', 'metric', 'k', 'mean', 'se', 'users'], ('all', 'recall', 2, 0.5, 0.5, 2))
         """
-        import polars as pl
-
-        parts = {"all": (self.metrics, len(self))}
-        parts |= {name: (metrics, int(self.rows[name].sum())) for name, metrics in self.slices.items()}
-        rows = [
-            {"slice": part, "metric": name.partition("@")[0], "k": int(name.partition("@")[2])}
-            | metric.to_dict()
-            | {"users": users}
-            for part, (metrics, users) in parts.items()
-            for name, metric in metrics.items()
-        ]
-        return pl.DataFrame(rows, schema_overrides={"mean": pl.Float64, "se": pl.Float64})
+        parts = {"all": (len(self), {**self.metrics, **self.beyond})}
+        return metrics_frame(parts | {name: (int(self.rows[name].sum()), m) for name, m in self.slices.items()})
 
     def to_json(self, path: str | Path) -> None:
         """Write :meth:`to_dict` to a file, which is either whole or not there.
@@ -200,12 +210,15 @@ class Report:
         title += f" on {self.info['data']} ({self.info['part']})" if "data" in self.info else ""
         users = len(np.unique(self.user))
         clicks = "" if users == len(self) else f", {len(self):,} clicks"
-        blocks = [(f"{title}: {users:,} users{clicks}, information: {self.information}", self.metrics)]
+        blocks = [
+            (f"{title}: {users:,} users{clicks}, information: {self.information}", {**self.metrics, **self.beyond})
+        ]
         parted = [name for pair in SLICES for name in pair if self.rows[pair[0]].any()]
         blocks += [(f"{name} items: {int(self.rows[name].sum()):,} users", self.slices[name]) for name in parted]
         lines = []
         for head, metrics in blocks:
-            rows = [[name, *(str(metrics[f"{name}@{k}"]) for k in self.k)] for name in METRICS]
+            names = dict.fromkeys(name.partition("@")[0] for name in metrics)
+            rows = [[name, *(str(metrics[f"{name}@{k}"]).removesuffix("±-") for k in self.k)] for name in names]
             lines += [head, text_table([["", *(f"@{k}" for k in self.k)], *rows])]
         return "\n".join([*lines, *self._remarks()])
 
@@ -218,9 +231,8 @@ class Report:
             said.append(f"not trained: {', '.join(map(str, untrained))}")  # type: ignore[call-overload]
         if "rule" in self.info:
             count = self.info.get("repeated_targets", 0)
-            fate = {"leave_out": ", not asked for", "miss": ", counted as missed"}.get(
-                str(self.info.get("repeated")), ""
-            )
+            fates = {"leave_out": ", not asked for", "miss": ", counted as missed"}
+            fate = fates.get(str(self.info.get("repeated")), "")
             said.append(f"{self.info['rule']}; {count:,} targets are repeats{fate}")
         return said
 
@@ -285,9 +297,3 @@ def one_rule(reports: Mapping[str, Report]) -> None:
                 f"methods can be compared only where seen items are treated alike, got {what} of {found}; "
                 "give evaluate the same exclude_seen and repeated"
             )
-
-
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of equal length as lines with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

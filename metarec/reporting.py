@@ -19,9 +19,10 @@ import torch
 from metarec.data import Dataset
 from metarec.files import write_json
 from metarec.functional.means import Metric
+from metarec.functional.text import text_table
 from metarec.plotting import plot_results
 from metarec.recipes import FitReport
-from metarec.report import Report, text_table
+from metarec.report import Report
 
 __all__ = ["compare_runs", "load_results", "plot_results", "split_counts", "write_results"]
 
@@ -79,6 +80,7 @@ def write_results(
         "seconds": dict(seconds),
         "users": {name: {"all": len(report), "cold_items": report.cold_users} for name, report in reports.items()},
         "methods": {name: _plain(report.metrics) for name, report in reports.items()},
+        "beyond_accuracy": {name: _plain(report.beyond) for name, report in reports.items()},
         "cold_items": {name: _plain(report.cold) for name, report in reports.items()},
         "slices": {name: report.slices_to_dict() for name, report in reports.items()},
         "seen_items": {name: report.info.get("rule") for name, report in reports.items()},

@@ -32,6 +32,7 @@ class Examples:
             what is popular at the moment read it; learners do not.
         gap: (B, S) how many seconds before that the user clicked last, in the units of the data where nothing says how
             long a second is; None where it is not known.
+        profile: (B, P) what is known of each user, 0 where nothing is; None where nothing is of anybody.
 
     Raises:
         ValueError: if the shapes do not belong together.
@@ -39,10 +40,8 @@ class Examples:
     Example:
         >>> e = Examples(torch.tensor([[3, 1, 0]]), torch.tensor([[0]]), torch.tensor([[1]]),
         ...              torch.tensor([[[2]]]), torch.ones(1, 1))
-        >>> len(e), e.history.shape[1]
-        (1, 3)
-        >>> e.trim().history.tolist()
-        [[3]]
+        >>> len(e), e.trim().history.tolist()
+        (1, [[3]])
     """
 
     history: Tensor
@@ -52,6 +51,7 @@ class Examples:
     weight: Tensor
     time: Tensor | None = None
     gap: Tensor | None = None
+    profile: Tensor | None = None
 
     def __post_init__(self) -> None:
         users, shape = self.history.shape[:-1], self.position.shape
@@ -61,11 +61,12 @@ class Examples:
             and self.target.shape == shape
             and self.weight.shape == shape
             and self.negatives.shape[:-1] == shape
+            and (self.profile is None or self.profile.shape[:-1] == users)
         )
         if not ok:
             given = {f.name: getattr(self, f.name) for f in fields(self)}
             got = {name: tuple(tensor.shape) for name, tensor in given.items() if tensor is not None}
-            want = "expected history (B,L), position, target, weight, time and gap (B,S), negatives (B,S,N)"
+            want = "expected history (B,L), position, target, weight, time, gap (B,S), negatives (B,S,N), profile (B,P)"
             raise ValueError(f"Examples: {want}, got {got}")
 
     def __len__(self) -> int:
@@ -81,7 +82,8 @@ class Examples:
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Self:
         """The same with every tensor changed."""
-        return type(self)(*map(change, self.tensors()), **{name: change(t) for name, t in self._clock().items()})
+        known = self._clock() | ({} if self.profile is None else {"profile": self.profile})
+        return type(self)(*map(change, self.tensors()), **{name: change(t) for name, t in known.items()})
 
     def to(self, device: torch.device | str) -> Self:
         """The same examples on another device."""
@@ -178,10 +180,8 @@ class EpisodeBatch:
 
     def __post_init__(self) -> None:
         if not len(self.user) == len(self.support) == len(self.query):
-            raise ValueError(
-                "EpisodeBatch: user, support and query must hold the same users, got "
-                f"{len(self.user)}, {len(self.support)} and {len(self.query)}"
-            )
+            got = f"{len(self.user)}, {len(self.support)} and {len(self.query)}"
+            raise ValueError(f"EpisodeBatch: user, support and query must hold the same users, got {got}")
 
     def __len__(self) -> int:
         return len(self.user)
@@ -267,10 +267,8 @@ class Progress:
         return self.users >= self.total_users
 
     def __str__(self) -> str:
-        return (
-            f"{self.stage} epoch {self.epoch}/{self.epochs} user {self.users}/{self.total_users} "
-            f"loss {self.loss:.4f} {self.users_per_second:.0f} users/s"
-        )
+        done = f"epoch {self.epoch}/{self.epochs} user {self.users}/{self.total_users}"
+        return f"{self.stage} {done} loss {self.loss:.4f} {self.users_per_second:.0f} users/s"
 
 
 class Scorer(Protocol):

@@ -103,6 +103,18 @@ def test_a_fit_that_chooses_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFi
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
+def test_live_counts_on_demand(tmp_path: Path) -> None:
+    rows(FEW).write_parquet(tmp_path / "clicks.parquet")
+    for options, information in (([], "upstream"), (["--live"], "live")):
+        out = tmp_path / information / "model.safetensors"
+        run(tmp_path / "clicks.parquet", "--out", out, *options)
+        data = mr.Dataset.from_frame(rows(FEW))
+        up, down = mr.split_by_time(data, mr.split_time(data, 0.2))
+        expected = mr.evaluate(mr.fit(up, live=data if options else None), down)
+        assert expected.information == information and results(out)["settings"]["live"] == bool(options)
+        assert means(results(out)) == {name: metric.mean for name, metric in expected.metrics.items()}
+
+
 @pytest.mark.parametrize(
     ("options", "at"),
     [

@@ -155,6 +155,18 @@ def test_tables_are_included_and_have_the_figures(monkeypatch: pytest.MonkeyPatc
     assert f"{100 * row['relative_gain']:+.1f}%" in line and shown in line
 
 
+def test_the_tables_of_lists_have_every_way_and_the_shares(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tables, found = extension("list_tables", monkeypatch), extension("results", monkeypatch).read("lists")
+    assert [name for name in tables.TABLES if f"_generated/tables/{name}.md" not in page("lists")] == []
+    tables.write(tmp_path)
+    rows = (tmp_path / "diversity.md").read_text().splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == [f"| `{way['diversity']}`" for way in found["ways"]]
+    assert all(f"{way['ndcg@10']['mean']:.3f}"[1:] in row for row, way in zip(rows, found["ways"], strict=True))
+    why = found["because"]
+    assert why["named_further"] + why["equal"] / 2 > 0.9
+    assert f"{why['named_further']:.0%}" in tables.because() and f"{why['cases']:,} lists" in tables.because()
+
+
 def test_tables_take_results_of_several_splits(monkeypatch: pytest.MonkeyPatch) -> None:
     tables, results = extension("tables", monkeypatch), extension("results", monkeypatch)
     found = {key: value for key, value in results.read(results.QUALITY).items() if key != "controls"}

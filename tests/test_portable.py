@@ -16,7 +16,7 @@ from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.evaluation import evaluate
 from metarec.functional.ranking import ndcg_at, ranks
 from metarec.meta import MetaLearner
-from metarec.recipes import Popularity, sasrec
+from metarec.recipes import EASE, ItemKNN, OwnClicks, Popularity, sasrec
 from metarec.report import Report
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -205,7 +205,9 @@ def test_rows_are_what_evaluating_by_hand_gives(command, modules, sixty):
     assert set(found) >= {"rows", "summary", "adaptation", "data", "commit", "machine"}
     row = rows["upstream", "ndcg@10"]
     model = modules["portable_run"].counts(sixty.up, live=None, seed=0, device="cpu")
-    parts = {name: evaluate(part, sixty.down, positions=3) for name, part in model.members().items()}
+    others = {"EASE, light": EASE(sixty.up, penalty=100.0), "item neighbours": ItemKNN(sixty.up)}
+    asked = {**model.members(), **others, "own clicks": OwnClicks(sixty.up)}  # also what this recipe does without
+    parts = {name: evaluate(part, sixty.down, positions=3) for name, part in asked.items()}
     means = {name: report.values("ndcg@10").mean() for name, report in parts.items()}
     assert row["all"] == pytest.approx(means)
     assert (row["best_part"], row["best_part_value"]) == (max(means, key=means.get), pytest.approx(max(means.values())))

@@ -105,9 +105,8 @@ def test_ranks_agree(name: str) -> None:
     if name == "MetaTL":  # reads the last click alone, and says so where it does not know that item
         usable = [bool(UP.warm[DOWN.item[own[-2]]]) for own in clicks]
         clicks = [own for own, fits in zip(clicks, usable, strict=True) if fits]
-        report = replace(
-            report, **{n: getattr(report, n)[usable] for n in ("user", "target", "rank", "is_cold", "is_repeat")}
-        )
+        rows = {n: getattr(report, n)[usable] for n in ("user", "target", "rank", "is_cold", "is_repeat")}
+        report = replace(report, lists={}, coverage={}, **rows)
     users = recommender.adapt(
         [DOWN.catalog.items.decode(DOWN.item[own[:-1]].tolist()) for own in clicks],
         at=[float(DOWN.time[own[-1]]) for own in clicks],

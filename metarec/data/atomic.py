@@ -13,6 +13,8 @@ from metarec.data.dataset import Catalog, Dataset, Vocabulary
 from metarec.types import Modality
 
 if TYPE_CHECKING:
+    from metarec.data.encodings import Encoding
+    from metarec.data.profiles import Profiles
     from metarec.data.table import Table
 
 NOTHING: Mapping[str, float] = MappingProxyType({})
@@ -24,6 +26,8 @@ def load_atomic(
     path: str | Path,
     modalities: Sequence[str] | Mapping[str, str | Path] = (),
     *,
+    attributes: Sequence[str] = (),
+    profile: Sequence[str] = (),
     time_field: str | None = None,
     positive: Mapping[str, float] = NOTHING,
     ignore: Sequence[str] = (),
@@ -46,6 +50,9 @@ def load_atomic(
         path: a folder such as ``dataset/hangzhou`` that holds ``hangzhou.inter`` (or one ``.inter`` file of another
             name), or the ``.inter`` file itself.
         modalities: names of the modalities to read, or name -> feature file.
+        attributes: columns of the item file to learn from, of type token, token_seq (values separated by blanks) or
+            float; together they are the modality ``attributes``. See ``metarec.data.encodings``.
+        profile: columns of ``<dataset>.user``, likewise, that say something of the users before they click.
         time_field: the time column, of type float. By default the one that is called like a time (``timestamp``,
             ``exposure_time``, ``time_ms``, ``Date``, ...) or, failing that, holds unix times; where there is none, the
             order of the rows is the order in time.
@@ -89,12 +96,13 @@ def load_atomic(
     events = read_events(inter, columns, read_blocks(inter), known)
     unread = {f"values of column {column!r}, which is not read": events.rows for column in columns.unread}
     found, dropped = _modalities(modalities, inter.parent, name, events.items, item_table)
+    texts = _attributes(item_table, events.items)
     warm = np.zeros(events.items.size, dtype=np.bool_)
     warm[events.item] = True
-    catalog = Catalog(events.items, found, _attributes(item_table, events.items))
+    encodings, learned = _learned(attributes, item_table, texts, found)
     return Dataset(
         events.users,
-        catalog,
+        Catalog(events.items, found | learned, texts, encodings=encodings),
         events.user,
         events.item,
         events.time,
@@ -102,6 +110,7 @@ def load_atomic(
         name,
         events.dropped | unread | dropped,
         0.0 if events.numbered else None,
+        profiles=_profiles(profile, inter.parent / f"{name}.user", events.users),
     )
 
 
@@ -203,6 +212,46 @@ def _modalities(
             found[name], counts = load_modality(name, source, items)
         dropped |= counts
     return found, dropped
+
+
+def _learned(
+    names: Sequence[str], table: Table | None, attributes: Mapping[str, Sequence[str]], modalities: Mapping[str, object]
+) -> tuple[dict[str, Encoding], dict[str, Modality]]:
+    """How the attributes are encoded that are to be learned from, and the modality that they make."""
+    from metarec.data.encodings import ATTRIBUTES, Column, fit_encodings
+
+    if isinstance(names, str):
+        raise ValueError(f"attributes must be names, got the string {names!r}; write ({names!r},)")
+    if not names:
+        return {}, {}
+    if ATTRIBUTES in modalities:
+        raise ValueError(f"modalities: {ATTRIBUTES!r} is the one that attributes= makes; give yours another name")
+    if table is None or not set(names) <= set(attributes):
+        lacking = next(name for name in names if name not in attributes)
+        raise ValueError(f"attributes: no column {lacking!r} in an item file; it has {sorted(attributes)}")
+    separators = {name: " " if table.types[name] == "token_seq" else "" for name in names}
+    columns = {name: Column(attributes[name], table.types[name] == "float", separators[name]) for name in names}
+    encodings, modality = fit_encodings(columns, str(table.path))
+    return encodings, {modality.name: modality}
+
+
+def _profiles(names: Sequence[str], path: Path, users: Vocabulary) -> Profiles | None:
+    """What the user file says, if it is asked."""
+    from metarec.data.features import by_item, encode
+    from metarec.data.profiles import Profiles
+    from metarec.data.table import read_table
+
+    if not names:
+        return None
+    table = read_table(
+        path if path.is_file() or not path.with_name(f"{path.name}.gz").is_file() else path.with_name(f"{path.name}.gz")
+    )
+    ids = table.unique_ids("user_id")
+    known = encode(ids, users) > 0
+    columns = {name: table.column(name, table.types[name]) for name in table.types if name != "user_id"}
+    texts = by_item(ids.filter(known), {name: column.filter(known) for name, column in columns.items()}, users)
+    encodings, made = _learned(names, table, texts, {})
+    return Profiles(encodings, made["attributes"].features)
 
 
 def _find_features(name: str, folder: Path, dataset: str, table: Table | None) -> Path | Table:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Self
 
+from metarec.data.encodings import ATTRIBUTES, Encoding
 from metarec.data.vocabulary import Vocabulary, check_text
 from metarec.types import Modality
 
@@ -21,10 +22,12 @@ class Catalog:
         modalities: name -> Modality, rows in the order of the vocabulary.
         attributes: column name -> one string per item id (``""`` where missing), e.g. titles.
         hidden: ids of items that are not to be recommended any more.
+        encodings: of the attributes that make the modality ``attributes``, by column: how their values become features,
+            those of items added later too.
 
     Raises:
-        ValueError: if a modality or attribute does not have one row per item, a value of an attribute is no text, or
-            a hidden id is not known.
+        ValueError: if a modality or attribute does not have one row per item, a value of an attribute is no text, a
+            hidden id is not known, or the encodings do not have as many columns as the modality.
 
     Example:
         >>> catalog = Catalog(Vocabulary(["B004", "B017"]), attributes={"title": ["Alien", "Heat"]})
@@ -36,6 +39,7 @@ class Catalog:
     modalities: Mapping[str, Modality] = field(default_factory=dict)
     attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     hidden: frozenset[Any] = frozenset()
+    encodings: Mapping[str, Encoding] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name, modality in self.modalities.items():
@@ -46,13 +50,18 @@ class Catalog:
                 raise ValueError(f"attribute {name!r} has {len(column)} values, expected {len(self.items)}")
             if not isinstance(self.attributes, MappingProxyType):  # those of another catalogue were checked there
                 check_text(column, f"attribute {name!r}")
+        columns = sum(encoding.dim for encoding in self.encodings.values())
+        if columns and self[ATTRIBUTES].dim != columns:
+            raise ValueError(f"modality {ATTRIBUTES!r} has {self[ATTRIBUTES].dim} columns, its encodings {columns}")
         self.items.encode(list(self.hidden))
         object.__setattr__(self, "modalities", MappingProxyType(dict(self.modalities)))
         object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
+        object.__setattr__(self, "encodings", MappingProxyType(dict(self.encodings)))
 
     def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
         """How :mod:`copy` and :mod:`pickle` make another one."""
-        return type(self), (self.items, dict(self.modalities), dict(self.attributes), self.hidden)
+        parts = dict(self.modalities), dict(self.attributes), self.hidden, dict(self.encodings)
+        return type(self), (self.items, *parts)
 
     def __getitem__(self, modality: str) -> Modality:
         if modality not in self.modalities:
@@ -87,6 +96,7 @@ class Catalog:
             {name: own.followed_by(added.modalities.get(name), more) for name, own in self.modalities.items()},
             {name: (*own, *added.attributes.get(name, [""] * more)) for name, own in self.attributes.items()},
             self.hidden,
+            self.encodings,
         )
 
     def grown(self, added: Catalog) -> Catalog:

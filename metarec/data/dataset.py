@@ -14,7 +14,11 @@ from numpy.typing import NDArray
 
 from metarec.data.catalog import Catalog
 from metarec.data.clock import DAYS, Times, told_day
+from metarec.data.item_counts import ItemCounts
+from metarec.data.profiles import Profiles
 from metarec.data.vocabulary import Ints, Vocabulary
+
+Columns = Sequence[str] | Mapping[str, str | None]
 
 __all__ = ["Catalog", "Dataset", "Ints", "Vocabulary"]
 
@@ -34,7 +38,9 @@ class Dataset:
         dropped: what was left out on the way here and how much of it.
         day: how many units of ``time`` are a day; 0 where ``time`` is none of the calendar, as where it numbers the
             rows; None, the default, to tell it from the times, see :meth:`days`.
+        profiles: what is known of the users, if anything is.
         upstream_repeat_share: ``repeat_share`` of the upstream side, known to both sides of a split.
+        upstream_counts: how often each item was clicked on the upstream side, likewise.
 
     Raises:
         ValueError: if the columns differ in length or are not sorted, the times are not int64 or finite float64, or
@@ -58,6 +64,8 @@ class Dataset:
     dropped: Mapping[str, int] = field(default_factory=dict)
     day: float | None = None
     upstream_repeat_share: float | None = None
+    profiles: Profiles | None = None
+    upstream_counts: ItemCounts | None = None
 
     def __post_init__(self) -> None:
         if not len(self.user) == len(self.item) == len(self.time):
@@ -71,6 +79,10 @@ class Dataset:
             raise ValueError(f"{self.name}: interactions must be sorted by user, then time")
         if self.warm.shape != (self.catalog.size,):
             raise ValueError(f"{self.name}: warm must have shape ({self.catalog.size},), got {self.warm.shape}")
+        if self.profiles is not None and len(self.profiles.features) != self.users.size:
+            raise ValueError(
+                f"{self.name}: expected profiles of {self.users.size} rows, got {len(self.profiles.features)}"
+            )
 
     def _check_time(self) -> None:
         kind = self.time.dtype
@@ -93,6 +105,9 @@ class Dataset:
         items: Any = None,
         *,
         features: Mapping[str, Any] = MappingProxyType({}),
+        attributes: Columns = (),
+        users: Any = None,
+        profile: Columns = (),
         user: str | None = None,
         item: str | None = None,
         time: str | None = None,
@@ -118,6 +133,11 @@ class Dataset:
             features: name of a modality -> vectors: an array with a row for each row of ``items``, a mapping from id
                 to vector, a frame or file with the ids and a column of vectors or columns of numbers, or a feature
                 file that ``load_atomic`` reads.
+            attributes: columns of ``items`` to learn from, together the modality ``attributes``: text, lists of values
+                (genres, tags) and numbers, any of them missing; or such columns -> what separates several values in a
+                text, as in ``{"genres": "|", "price": None}``. Codes of categories must be text, or they are numbers.
+            users: one row a user: its id and whatever is known of it.
+            profile: columns of ``users`` to learn from, likewise.
             user: the column of users; by default the one that is called like it: ``user_id``, ``userId``,
                 ``customer_id``, ``visitorid`` ...
             item: the column of items, here and in ``items``; by default ``item_id``, ``product_id``, ``movieId``,
@@ -131,7 +151,7 @@ class Dataset:
 
         Raises:
             FileNotFoundError: if there is no such file.
-            TypeError: if something is neither a frame nor a path.
+            TypeError: if something is neither a frame nor a path, or ``attributes`` or ``profile`` no names.
             ValueError: if a column is missing or could be two things, or a value is not what its column should hold;
                 names the frame, the column, the row and the value.
 
@@ -146,7 +166,8 @@ class Dataset:
         """
         from metarec.data.frames import Named, read_frames
 
-        return cls(**read_frames(clicks, items, features, Named(user, item, time, title), positive, ignore))
+        named = Named(user, item, time, title, _named("attributes", attributes), _named("profile", profile))
+        return cls(**read_frames(clicks, items, users, features, named, positive, ignore))
 
     def __len__(self) -> int:
         return len(self.user)
@@ -252,6 +273,13 @@ class Dataset:
     def cold_items(self) -> Ints:
         """Codes of the items that never occur upstream."""
         return np.flatnonzero(~self.warm[1:]) + 1
+
+
+def _named(what: str, columns: Columns) -> Mapping[str, str | None]:
+    """Columns to learn from, and what separates several values in a text, if anything does."""
+    if isinstance(columns, str):
+        raise TypeError(f"{what}: expected names of columns, got the text {columns!r}; write [{columns!r}]")
+    return columns if isinstance(columns, Mapping) else dict.fromkeys(columns)
 
 
 def _distinct(values: Ints) -> int:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from metarec.data.catalog import Catalog
 from metarec.data.clock import Times
 from metarec.data.dataset import Dataset, Ints
+from metarec.data.item_counts import ItemCounts
 from metarec.types import Examples
 
 CUT = "interactions cut off"
@@ -145,12 +146,13 @@ def on_catalog(data: Dataset, catalog: Catalog, warm: NDArray[np.bool_]) -> Data
     item = np.append(0, known)[data.item]
     kept, count = item > 0, int((item == 0).sum())
     dropped = {**data.dropped, UNKNOWN: count} if count else data.dropped
-    user, time = data.user[kept], data.time[kept]
-    return replace(data, catalog=catalog, warm=warm, dropped=dropped, user=user, item=item[kept], time=time)
+    counts = data.upstream_counts and data.upstream_counts.recoded(np.append(0, known), catalog.size)
+    moved = replace(data, catalog=catalog, warm=warm, dropped=dropped, upstream_counts=counts)
+    return replace(moved, user=data.user[kept], item=item[kept], time=data.time[kept])
 
 
 def begun_after(data: Dataset, time: float) -> Dataset:
-    """The clicks of the users whose first click is later than a time.
+    """The clicks of the users whose first click is later than a time; what all clicked until then is counted.
 
     Example:
         >>> from metarec.datasets import PLANTED_SPLIT, planted
@@ -158,7 +160,10 @@ def begun_after(data: Dataset, time: float) -> Dataset:
         >>> len(late.user_codes), bool(late.time.min() > PLANTED_SPLIT)
         (12, True)
     """
-    return filter_interactions(data, np.repeat(data.time[data.offsets[:-1]] > time, np.diff(data.offsets)))
+    late = filter_interactions(data, np.repeat(data.time[data.offsets[:-1]] > time, np.diff(data.offsets)))
+    rows = data.time <= time
+    counts = ItemCounts.of(data.user[rows], data.item[rows], data.catalog.size)
+    return replace(late, upstream_counts=counts if rows.any() else data.upstream_counts)
 
 
 def clicked_before(data: Dataset, users: Ints, withheld: int, last: int | None = None) -> tuple[Ints, Ints]:

@@ -12,8 +12,9 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from metarec.data.features import FeatureRows, align, by_item, checked_rows, load_modality
-from metarec.data.frame_rows import FrameRows, as_text, kinds_of
+from metarec.data.encodings import Column, Encoding, fit_encodings
+from metarec.data.features import FeatureRows, align, by_item, checked_rows, encode, load_modality
+from metarec.data.frame_rows import FrameRows, as_text, kinds_of, list_separator
 from metarec.data.frame_source import FILES, Source, find_column, open_source
 from metarec.data.vocabulary import Vocabulary
 from metarec.types import Modality
@@ -35,6 +36,7 @@ class Items:
         rows: how many rows there were.
         places: of each id among them.
         dropped: what is not read, and how much of it.
+        learned: the columns to learn from, as they come, whether they are numbers, and their separators.
     """
 
     name: str
@@ -44,13 +46,40 @@ class Items:
     rows: int
     places: NDArray[np.int64]
     dropped: Mapping[str, int]
+    learned: Mapping[str, tuple[pl.Series, bool, str]]
 
     def attributes(self, items: Vocabulary) -> dict[str, list[str]]:
         """As those of a catalogue."""
         return by_item(self.ids, self.columns, items)
 
+    def encodings(self, items: Vocabulary) -> tuple[dict[str, Encoding], dict[str, Modality]]:
+        """Of the columns that are learned from, and the modality that they make.
 
-def read_items(source: Source, given: str, names: Sequence[str], title: str | None) -> Items:
+        Raises:
+            ValueError: as :func:`~metarec.data.encodings.fit_encodings`.
+        """
+        if not self.learned:
+            return {}, {}
+        row, codes = np.full(len(items), -1), encode(self.ids, items)
+        row[codes[codes > 0] - 1] = np.flatnonzero(codes > 0)
+        where = pl.Series(row)
+        where = where.set(where < 0, None)
+        columns = {
+            name: Column(column.gather(where).to_list(), numbers, separator)
+            for name, (column, numbers, separator) in self.learned.items()
+        }
+        encodings, modality = fit_encodings(columns, self.name)
+        return encodings, {modality.name: modality}
+
+
+def read_items(
+    source: Source,
+    given: str,
+    names: Sequence[str],
+    title: str | None,
+    learned: Mapping[str, str | None],
+    what: str = "item",
+) -> Items:
     """Read a table of items.
 
     Args:
@@ -58,15 +87,23 @@ def read_items(source: Source, given: str, names: Sequence[str], title: str | No
         given: the column of ids, if it has that, and else one that is called by one of ``names``.
         names: see :func:`find_column`.
         title: the column of titles; None for the first that is called like one.
+        learned: columns to learn from, and what separates several values in a text, if anything does.
+
+        what: the rows are of: items or users.
 
     Raises:
-        ValueError: if a column is not there, or an id stands twice or is none.
+        ValueError: if a column is not there, an id stands twice or is none, or a column to learn from is of no kind
+            that can be.
     """
-    key = find_column(source, given if given in source.columns else None, names, "item", CALL)
+    key = find_column(source, given if given in source.columns else None, names, what, CALL)
     if title is not None:
         find_column(source, title, TITLES, TITLE, CALL)
     types = kinds_of(source.head)
-    texts = [name for name in source.columns if name != key and _is_text(source.head[name], types[name])]
+    for name in learned:
+        find_column(source, name, (), "attributes", CALL)
+    texts = [
+        name for name in source.columns if name != key and (name in learned or _is_text(source.head[name], types[name]))
+    ]
     frame = source.whole([key, *texts])
     rows = FrameRows(source.name, types, frame)
     there = rows.filled(key)
@@ -74,18 +111,36 @@ def read_items(source: Source, given: str, names: Sequence[str], title: str | No
     ids = full.ids(key)
     repeated = np.flatnonzero((~ids.is_first_distinct()).to_numpy())
     if len(repeated):
-        raise full.error(int(repeated[0]), key, "stands in a row before already; keep one row per item")
+        raise full.error(int(repeated[0]), key, "stands in a row before already; keep one row for each")
     usual = [name for name in texts if "".join(filter(str.isalnum, name.lower())) in TITLES]
     named = title or next(
         iter(sorted(usual, key=lambda n: TITLES.index("".join(filter(str.isalnum, n.lower()))))), None
     )
+    kinds = {name: _learned(source, full.frame[name], types[name], learned[name]) for name in learned}
     columns = {TITLE if name == named else name: as_text(full.frame[name]) for name in texts}
     lost = {
         f"{source.name}: rows without {key}": int((~there).sum()),
         f"{source.name}: columns that are not read": len(source.columns) - 1 - len(texts),
     }
     dropped = {what: count for what, count in lost.items() if count}
-    return Items(source.name, ids, frame[key].dtype.is_numeric(), columns, len(frame), np.flatnonzero(there), dropped)
+    whole = frame[key].dtype.is_numeric()
+    return Items(source.name, ids, whole, columns, len(frame), np.flatnonzero(there), dropped, kinds)
+
+
+def _learned(source: Source, column: pl.Series, kind: str, separator: str | None) -> tuple[pl.Series, bool, str]:
+    """A column to learn from, whether it is of numbers, and what separates several values in its text."""
+    dtype = column.dtype
+    if isinstance(dtype, pl.List | pl.Array) and (dtype.inner.is_integer() or dtype.inner == pl.String):
+        return column, False, list_separator(column)
+    text = dtype in (pl.String, pl.Categorical, pl.Boolean) or isinstance(dtype, pl.Enum)
+    if text and (separator is not None or source.typed or kind != "float"):
+        return column.cast(pl.String), False, separator or ""
+    if text or dtype.is_numeric():
+        return column, True, ""
+    raise ValueError(
+        f"{source.name}: column {column.name!r} is {dtype}; attributes are text, lists of text, or numbers: make dates "
+        "numbers, and give vectors as features="
+    )
 
 
 def _is_text(column: pl.Series, kind: str) -> bool:

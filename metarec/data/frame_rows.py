@@ -217,18 +217,23 @@ def as_text(column: pl.Series) -> pl.Series:
         if (known == known.floor()).all():
             column = column.fill_nan(None).cast(pl.Int64, strict=False)
     if isinstance(column.dtype, pl.List | pl.Array):
-        lists = (
-            column.cast(pl.List(pl.String))
-            if isinstance(column.dtype, pl.List)
-            else column.arr.to_list().cast(pl.List(pl.String))
-        )
-        blank = lists.explode().drop_nulls().str.contains(r"\s").any()
-        return lists.list.join("|" if blank else " ", ignore_nulls=True)
+        lists = _lists(column)
+        return lists.list.join(list_separator(column), ignore_nulls=True)
     return (
         pl.Series(column.name, list(map(str, column.to_list())))
         if column.dtype == pl.Object
         else column.cast(pl.String)
     )
+
+
+def list_separator(column: pl.Series) -> str:
+    """What stands between the values of a list in its text: a blank, or a bar where values have blanks."""
+    return "|" if _lists(column).explode().drop_nulls().str.contains(r"\s").any() else " "
+
+
+def _lists(column: pl.Series) -> pl.Series:
+    lists = column if isinstance(column.dtype, pl.List) else column.arr.to_list()
+    return lists.cast(pl.List(pl.String))
 
 
 def _textual(kind: pl.DataType) -> bool:

@@ -26,11 +26,13 @@ class Source:
         table: what is read.
         parts: whether some rows can be read without those before: of Parquet, in which polars writes groups of half a
             block.
+        typed: whether its columns have types; those of CSV are text.
     """
 
     name: str
     table: nw.DataFrame[Any] | nw.LazyFrame[Any]
     parts: bool = False
+    typed: bool = True
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -115,7 +117,7 @@ def _open_file(path: str | Path) -> Source:
         else:
             table = pl.scan_parquet(place / "**/*.parquet" if place.is_dir() else path)
         table.collect_schema()
-    return Source(name, nw.from_native(table), not text)
+    return Source(name, nw.from_native(table), not text, not text)
 
 
 @contextmanager

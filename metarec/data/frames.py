@@ -13,10 +13,13 @@ from numpy.typing import NDArray
 
 from metarec.data.catalog import Catalog
 from metarec.data.columns import Asked, Columns
+from metarec.data.encodings import ATTRIBUTES
 from metarec.data.events import Events, read_events
 from metarec.data.frame_items import Items, features_of, read_items
 from metarec.data.frame_rows import FORM, FrameRows, day_of, is_iso, kinds_of, whole_seconds
 from metarec.data.frame_source import Source, find_column, open_source
+from metarec.data.profiles import Profiles
+from metarec.data.vocabulary import Vocabulary
 
 CALL = "Dataset.from_frame"
 USER = (
@@ -38,12 +41,46 @@ class Named:
     item: str | None
     time: str | None
     title: str | None
+    attributes: Mapping[str, str | None]
+    profile: Mapping[str, str | None]
 
 
 def read_frames(
-    clicks: Any, items: Any, features: Mapping[str, Any], named: Named, positive: Mapping[str, float], ignore: Any
+    clicks: Any,
+    items: Any,
+    users: Any,
+    features: Mapping[str, Any],
+    named: Named,
+    positive: Mapping[str, float],
+    ignore: Any,
 ) -> dict[str, Any]:
     """The fields of a data set; see ``Dataset.from_frame``."""
+    source, asked = _open_clicks(clicks, named, positive, ignore)
+    rows = Clicks(source, asked)
+    known = _items_of(items, rows.asked.item, named, features)
+    events = rows.events(known)
+    modalities, lost = features_of(features, events.items, known, (asked.item, *ITEM[:2]))
+    encodings, learned = ({}, {}) if known is None else known.encodings(events.items)
+    warm = np.zeros(events.items.size, dtype=np.bool_)
+    warm[events.item] = True
+    attributes = {} if known is None else known.attributes(events.items)
+    time, day = rows.in_unit(events)
+    return {
+        "users": events.users,
+        "catalog": Catalog(events.items, modalities | learned, attributes, encodings=encodings),
+        "user": events.user,
+        "item": events.item,
+        "time": time,
+        "warm": warm,
+        "name": _name(Path(clicks)) if isinstance(clicks, str | Path) else "data",
+        "dropped": {**events.dropped, **({} if known is None else known.dropped), **lost},
+        "day": day,
+        "profiles": _profiles_of(users, events.users, asked.user, named),
+    }
+
+
+def _open_clicks(clicks: Any, named: Named, positive: Mapping[str, float], ignore: Any) -> tuple[Source, Asked]:
+    """The table of clicks, and what the caller says of its columns."""
     source = open_source(clicks, "clicks")
     asked = Asked(
         named.time,
@@ -59,25 +96,32 @@ def read_frames(
         find_column(source, named.time, (), "time", CALL)
     if not len(source.head):
         raise ValueError(f"{source.name}: no rows, only the columns {list(source.columns)[:20]}")
-    rows = Clicks(source, asked)
-    known = None if items is None else read_items(open_source(items, "items"), rows.asked.item, ITEM, named.title)
-    events = rows.events(known)
-    modalities, lost = features_of(features, events.items, known, (asked.item, *ITEM[:2]))
-    warm = np.zeros(events.items.size, dtype=np.bool_)
-    warm[events.item] = True
-    attributes = {} if known is None else known.attributes(events.items)
-    time, day = rows.in_unit(events)
-    return {
-        "users": events.users,
-        "catalog": Catalog(events.items, modalities, attributes),
-        "user": events.user,
-        "item": events.item,
-        "time": time,
-        "warm": warm,
-        "name": _name(Path(clicks)) if isinstance(clicks, str | Path) else "data",
-        "dropped": {**events.dropped, **({} if known is None else known.dropped), **lost},
-        "day": day,
-    }
+    return source, asked
+
+
+def _profiles_of(users: Any, vocabulary: Vocabulary, key: str, named: Named) -> Profiles | None:
+    """What the table of users says, if there is one."""
+    if (users is None) != (not named.profile):
+        lacking = "users=, a frame with these columns" if users is None else "profile=, columns of users= to learn from"
+        raise ValueError(f"profile: expected {lacking}, got none")
+    if users is None:
+        return None
+    table = read_items(open_source(users, "users"), key, USER, None, named.profile, "user")
+    if table.whole_numbers != vocabulary.whole_numbers:
+        raise ValueError(
+            f"{table.name}: ids of users are text in one place and whole numbers in the other; make both the same"
+        )
+    encodings, made = table.encodings(vocabulary)
+    return Profiles(encodings, next(iter(made.values())).features)
+
+
+def _items_of(items: Any, key: str, named: Named, features: Mapping[str, Any]) -> Items | None:
+    """The table of items, if there is one."""
+    if items is None and named.attributes:
+        raise ValueError(f"attributes: expected items=, a frame with the columns {list(named.attributes)}, got none")
+    if named.attributes and ATTRIBUTES in features:
+        raise ValueError(f"features: {ATTRIBUTES!r} is the modality that attributes= makes; give yours another name")
+    return None if items is None else read_items(open_source(items, "items"), key, ITEM, named.title, named.attributes)
 
 
 def _name(path: Path) -> str:

@@ -178,7 +178,10 @@ class EpisodeSampler:
             )
             if self.part == "serving" and self.negative_sampling == "uniform":
                 support = self._maker.with_negatives(support)
-            yield EpisodeBatch(torch.from_numpy(self.user_codes[users[own]]), support, query)
+            codes = torch.from_numpy(self.user_codes[users[own]])
+            if self.data.profiles is not None:
+                query = replace(query, profile=self.data.profiles.features[codes])
+            yield EpisodeBatch(codes, support, query)
 
     def _spans(self, n: Ints) -> tuple[Ints, Ints, Ints]:
         """Of users with n clicks: support positions 0..known-1, query positions first..last-1."""

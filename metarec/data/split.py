@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from metarec.data.clock import Times
 from metarec.data.dataset import Dataset
+from metarec.data.item_counts import ItemCounts
 
 Rows = NDArray[np.bool_]
 
@@ -58,7 +60,9 @@ def split_by_time(data: Dataset, at: float, *, min_interactions: int = 4) -> tup
     up = _side(data, "upstream", up_rows, warm, _short("upstream", min_interactions, *up_short) | after)
     down = _side(data, "downstream", down_rows, warm, _short("downstream", min_interactions, *down_short))
     share = up.repeat_share if data.upstream_repeat_share is None else data.upstream_repeat_share
-    return replace(up, upstream_repeat_share=share), replace(down, upstream_repeat_share=share)
+    counts = ItemCounts.of(up.user, up.item, up.catalog.size)
+    known: dict[str, Any] = {"upstream_repeat_share": share, "upstream_counts": counts}
+    return replace(up, **known), replace(down, **known)
 
 
 def split_time(data: Dataset, cold_users: float = 0.2) -> int | float:

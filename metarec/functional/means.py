@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import polars as pl
 
 
 @dataclass(frozen=True)
@@ -52,3 +57,28 @@ def clustered_mean(values: NDArray[np.float64], user: NDArray[np.int64]) -> Metr
         return Metric(mean, math.nan)
     sums = np.bincount(group, values - mean, minlength=clusters)
     return Metric(mean, math.sqrt(clusters / (clusters - 1) * float((sums**2).sum())) / len(values))
+
+
+def metrics_frame(slices: Mapping[str, tuple[int, Mapping[str, Metric]]]) -> pl.DataFrame:
+    """Metrics as a polars frame, a row for each.
+
+    Args:
+        slices: name of a slice -> how many users are in it, and its metrics by names such as ``"ndcg@10"``.
+
+    Returns:
+        Columns ``slice``, ``metric``, ``k``, ``mean``, ``se`` (null where it is not known) and ``users``.
+
+    Example:
+        >>> metrics_frame({"all": (2, {"ndcg@10": Metric(0.5, 0.25)})}).rows()
+        [('all', 'ndcg', 10, 0.5, 0.25, 2)]
+    """
+    import polars as pl
+
+    rows = [
+        {"slice": part, "metric": name.partition("@")[0], "k": int(name.partition("@")[2])}
+        | metric.to_dict()
+        | {"users": users}
+        for part, (users, metrics) in slices.items()
+        for name, metric in metrics.items()
+    ]
+    return pl.DataFrame(rows, schema_overrides={"mean": pl.Float64, "se": pl.Float64})

@@ -1,6 +1,8 @@
-"""Escape untrusted text for a terminal, a log and an error."""
+"""Text for terminals, logs and errors: untrusted text escaped, tables aligned."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 
 def printable(text: str, most: int = 1000) -> str:
@@ -21,3 +23,9 @@ def printable(text: str, most: int = 1000) -> str:
     if kept.isprintable():
         return kept
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in kept)
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of equal length as lines with aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

@@ -66,9 +66,11 @@ def low_rank_add(y: Tensor, x: Tensor, X: Tensor, G: Tensor, one: float) -> None
     rank, height = G.shape[1:]
     ranks = min(64, max(16, triton.next_power_of_2(rank)))
     warps = 2 if rank < 32 else 4
-    _low_rank_kernel[(users, triton.cdiv(n, 16))](
-        y, x, X, G, n, rank, X.stride(0), G.stride(0), one, width, height, 16, ranks, 64, precision(), num_warps=warps
-    )
+    with torch.cuda.device_of(y):
+        _low_rank_kernel[(users, triton.cdiv(n, 16))](
+            y, x, X, G, n, rank, X.stride(0), G.stride(0), one, width, height, 16, ranks, 64, precision(),
+            num_warps=warps,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -158,18 +160,11 @@ class _Attend(torch.autograd.Function):
         tokens = max(16, triton.next_power_of_2(length))
         ctx.numbers = (length, width**-0.5, dropout, heads, width, tokens)
         out = qkv.new_empty(users, length, heads * width)
-        _attend_forward[(users * heads,)](
-            out,
-            qkv,
-            keep,
-            bias,
-            seed,
-            *ctx.numbers,
-            bias is not None,
-            dropout > 0,
-            precision(),
-            num_warps=ctx.numbers[-1] // 16,
-        )
+        with torch.cuda.device_of(qkv):
+            _attend_forward[(users * heads,)](
+                out, qkv, keep, bias, seed, *ctx.numbers, bias is not None, dropout > 0, precision(),
+                num_warps=ctx.numbers[-1] // 16,
+            )  # fmt: skip
         return out
 
     @staticmethod
@@ -178,10 +173,11 @@ class _Attend(torch.autograd.Function):
         length, _, dropout, heads, _, _ = ctx.numbers
         back, wanted = torch.empty_like(qkv), ctx.needs_input_grad[3]
         back_bias = qkv.new_empty(len(qkv), heads, length, length) if wanted else None
-        _attend_backward[(len(qkv) * heads,)](
-            back, back_bias, gradient.contiguous(), qkv, keep, bias, seed, *ctx.numbers,
-            bias is not None, wanted, dropout > 0, precision(), num_warps=ctx.numbers[-1] // 16,
-        )  # fmt: skip
+        with torch.cuda.device_of(qkv):
+            _attend_backward[(len(qkv) * heads,)](
+                back, back_bias, gradient.contiguous(), qkv, keep, bias, seed, *ctx.numbers,
+                bias is not None, wanted, dropout > 0, precision(), num_warps=ctx.numbers[-1] // 16,
+            )  # fmt: skip
         return back, None, None, None if back_bias is None else back_bias.sum(1), None, None
 
 
@@ -244,14 +240,16 @@ class _ScaledNorm(torch.autograd.Function):
         ctx.numbers = (n, eps, width, max(16, triton.next_power_of_2(n)), triton.next_power_of_2(width))
         ctx.save_for_backward(x, weight)
         out = torch.empty_like(x)
-        _norm_forward[(users,)](out, x, weight, bias, *ctx.numbers)
+        with torch.cuda.device_of(x):
+            _norm_forward[(users,)](out, x, weight, bias, *ctx.numbers)
         return out
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, weight = ctx.saved_tensors
         back, back_weight, back_bias = torch.empty_like(x), torch.empty_like(weight), torch.empty_like(weight)
-        _norm_backward[(len(x),)](back, back_weight, back_bias, gradient.contiguous(), x, weight, *ctx.numbers)
+        with torch.cuda.device_of(x):
+            _norm_backward[(len(x),)](back, back_weight, back_bias, gradient.contiguous(), x, weight, *ctx.numbers)
         return back, back_weight, back_bias, None
 
 

@@ -79,9 +79,15 @@ class CapturedGraph:  # pragma: no cover
     def __init__(self, meta: Trained, part: EpisodeBatch, pool: Any) -> None:
         self.part = EpisodeBatch(part.user, _copied(part.support), _copied(part.query))
         self.graph = torch.cuda.CUDAGraph()
-        # Other threads, which fetch the next batches, may go on using the GPU while this one captures.
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
-            self.found = meta.gradients(self.part)
+        with torch.cuda.device(part.user.device):
+            stream = torch.cuda.Stream()
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                meta.gradients(self.part)  # kernels that these inputs need are compiled now: a capture may not load any
+            torch.cuda.current_stream().wait_stream(stream)
+            # Other threads, which fetch the next batches, may go on using the GPU while this one captures.
+            with torch.cuda.graph(self.graph, pool, stream, capture_error_mode="thread_local"):
+                self.found = meta.gradients(self.part)
 
     def replayed(self, part: EpisodeBatch) -> Gradients:
         """Replay it for other users, padded to its shape."""

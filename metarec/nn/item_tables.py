@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,6 +72,12 @@ class ItemTables:
             bool((flags == flags[:, :1]).all()),
             float(rows.norm(dim=1).max()),
         )
+
+    def to(self, device: torch.device | str) -> ItemTables:
+        """The same on another device."""
+        own = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        moved: dict[str, Any] = own
+        return replace(self, **moved)
 
     def vectors(self, learner: int) -> Tensor:
         """(I, D) of one learner, zero where it does not know the item."""

@@ -14,6 +14,7 @@ from metarec.recipes.mml_blend import mml_blend
 from metarec.recipes.nested_validation import fit_by_nested_validation
 from metarec.recipes.own_clicks import OwnClicks
 from metarec.recipes.popularity import LivePopularity, Popularity
+from metarec.recipes.profile_popularity import ProfilePopularity
 from metarec.recipes.transitions import CoClicks, Transitions
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "MMLConfig",
     "OwnClicks",
     "Popularity",
+    "ProfilePopularity",
     "Transitions",
     "fit",
     "fit_by_nested_validation",

@@ -22,11 +22,12 @@ from metarec.recipes.mml import MML
 from metarec.recipes.nested_validation import validation_split
 from metarec.recipes.own_clicks import OwnClicks
 from metarec.recipes.popularity import LivePopularity, Popularity
+from metarec.recipes.profile_popularity import ProfilePopularity
 from metarec.recipes.transitions import CoClicks, Transitions
 from metarec.types import Method, Progress
 
 CLICKS = 5  # last clicks of each validation user
-Group = Literal["meta", "plain", "sum", "counts", "more", "repeats", "live"]
+Group = Literal["meta", "plain", "sum", "counts", "more", "profiles", "repeats", "live"]
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ class Component:
         name: of the model, or of the kind.
         group: ``"meta"`` for MML's learners, ``"plain"`` for a SASRec each of ids and of every modality, ``"sum"`` for
             one of all of them, ``"counts"`` for what is counted upstream, ``"more"`` for further such counts,
-            ``"repeats"`` for those that speak where people click again, ``"live"`` for what is counted until the moment
-            of the question.
+            ``"profiles"`` for what reads profiles of users, ``"repeats"`` for those that speak where people click
+            again, ``"live"`` for what is counted until the moment of the question.
         fit: the models by name.
         members: what ensembles are made of, from the fitted models; they themselves by default.
     """
@@ -170,6 +171,7 @@ COMPONENTS = (
     _count("co-clicks", lambda setup: CoClicks(setup.data).to(setup.device)),
     _count("EASE, light", lambda setup: EASE(setup.data, penalty=100.0, device=torch.device(setup.device)), "more"),
     _count("item neighbours", lambda setup: ItemKNN(setup.data, device=setup.device), "more"),
+    _count("popularity by profile", lambda setup: ProfilePopularity(setup.data), "profiles"),
     _count("own clicks", lambda setup: OwnClicks(setup.data, seed=setup.seed), "repeats"),
     _count("popularity, live decay", _decayed, "live"),
     _count("transitions, live", _live_transitions, "live"),

@@ -7,7 +7,7 @@ be negative is 0. An item that a model does not know therefore gets a learned sc
 
 The log-likelihood of real clicks is dominated by low-ranked targets, so the weights minimise the generalised
 cross-entropy (q = 0.4), which a low-ranked target hardly moves (Zhang and Sabuncu, "Generalized Cross Entropy Loss",
-NeurIPS 2018). The weights are shrunk toward equal ones that are the same for everybody.
+NeurIPS 2018). The weights are shrunk toward given ones, or equal ones, that are the same for everybody.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from metarec.recipes.candidates import CandidateScores
 
 AT_ONCE = 512  # clicks whose loss is computed at once
 FEATURES = 5  # of the context
-PENALTY = 1e-3  # of the squared distance from equal weights
+PENALTY = 1e-3  # of the squared distance from the weights that they are shrunk toward
 FARTHEST = 3.0  # standard deviations that the log of the gap is clipped to
 
 
@@ -92,17 +92,28 @@ class ContextWeights(nn.Module):
         weight, missing = (features @ self.weight).clamp(min=0), features @ self.unknown
         return (weight.unsqueeze(-2) @ z + missing.unsqueeze(-2) @ unknown.to(z.dtype)).squeeze(-2)
 
-    def distance(self) -> Tensor:
-        """() squared distance from equal weights for everybody and nothing for unknown items."""
-        apart = self.weight[0] - self.weight[0].mean()
-        return (apart**2).sum() + (self.weight[1:] ** 2).sum() + (self.unknown**2).sum()
+    def distance(self, toward: Tensor) -> Tensor:
+        """() squared distance from weights (S,) of any scale for everybody, and nothing for unknown items."""
+        direction = toward / toward.norm()
+        apart = self.weight[0] - (self.weight[0] @ direction) * direction
+        out: Tensor = (apart**2).sum() + (self.weight[1:] ** 2).sum() + (self.unknown**2).sum()
+        return out
 
-    def fit(self, seen: CandidateScores, *, penalty: float = PENALTY, top: float = 0.4, iterations: int = 40) -> None:
+    def fit(
+        self,
+        seen: CandidateScores,
+        *,
+        toward: Tensor | None = None,
+        penalty: float = PENALTY,
+        top: float = 0.4,
+        iterations: int = 40,
+    ) -> None:
         """Minimise the generalised cross-entropy of real clicks by L-BFGS.
 
         Args:
             seen: of clicks that no model was fitted on, from :func:`candidate_scores`, of these models at least.
-            penalty: of the squared distance from equal weights.
+            toward: (S,) weights that the fit begins with and is shrunk toward; equal ones by default.
+            penalty: of the squared distance from them.
             top: q of the loss ``(1 - p^q) / q``, p the probability of a click; 0 for the log-likelihood.
             iterations: of L-BFGS.
 
@@ -115,12 +126,17 @@ class ContextWeights(nn.Module):
         gap = seen.context[:, 2][~seen.context[:, 2].isnan()]
         if len(gap) > 1:
             self.usual.copy_(torch.stack([gap.mean(), gap.std().clamp(min=1e-3)]))
+        if toward is None:
+            toward = torch.ones_like(self.weight[0])
+        else:
+            with torch.no_grad():
+                self.weight[0] = toward / toward.sum()
         own = [self.weight, self.unknown]
         optimizer = torch.optim.LBFGS(own, max_iter=iterations, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = penalty * self.distance()
+            loss = penalty * self.distance(toward)
             loss.backward()
             for part in seen.split(AT_ONCE):
                 scores = self.fuse(part.z, part.unknown, part.context) + part.log_importance

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog, Dataset
+from metarec.data.encodings import Encoding
 from metarec.functional.scaling import FeatureScale
 from metarec.learning import Learning
 from metarec.model import Model, Saved, register
@@ -137,6 +138,11 @@ class Ensemble(Model, nn.Module):
     def scales(self) -> Mapping[str, FeatureScale]:
         """By modality, how the parts standardise the features of new items."""
         return {name: scale for part in self._members.values() for name, scale in (part.scales or {}).items()}
+
+    @property
+    def profile(self) -> Mapping[str, Encoding]:
+        """By column, how profiles are encoded, as the first part says that reads any."""
+        return next((part.profile for part in self._members.values() if part.profile), {})
 
     def item_mask(self) -> Tensor:
         """(I,) bool, the items that any part knows."""

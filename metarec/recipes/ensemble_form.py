@@ -1,9 +1,11 @@
 """Chooses the form of an ensemble by cross-validation over users.
 
-From the simplest to the most flexible: the best single part, equal weights, weights that are the same for everybody,
-and weights that depend on the user's context, the last two shrunk toward equal weights more or less. The simplest form
-is taken that the best one does not beat by more than a standard error of the difference between them, over users: the
-one-standard-error rule (Breiman et al., Classification and Regression Trees, 1984), with paired differences.
+From the simplest to the most flexible: the best single part, equal weights, selected weights (see
+:mod:`~metarec.recipes.selection`), weights that are the same for everybody, and weights that depend on the user's
+context, the last two fitted and shrunk toward the selected ones. The most flexible is taken, unless a simpler one is
+better by more than two standard errors of the difference, over users. The one-standard-error rule, which takes the
+simplest of those that are not clearly worse, costs more than it saves here: inside the upstream sides of five real data
+sets it reached .95 of the best single part in hindsight, shrunk weights by context 1.00.
 """
 
 from __future__ import annotations
@@ -17,9 +19,12 @@ from torch import Tensor
 
 from metarec.recipes.candidates import CandidateScores
 from metarec.recipes.context_weights import ContextWeights
+from metarec.recipes.selection import selected_weights
 from metarec.recipes.validation import Ranked
 
 FOLDS = 5
+ERRORS = 2.0  # standard errors by which a simpler form must be better
+PENALTY = 1e-2  # of the squared distance from the selected weights
 ITERATIONS = 20  # in a fold: the form is judged as well by weights that are fitted half as long
 LEAST = 0.01  # share of all weights below which a part is left out
 
@@ -31,33 +36,34 @@ class Form:
     Attributes:
         name: for people.
         kind: how the weights are found.
-        penalty: of the squared distance from equal weights, where they are fitted.
     """
 
     name: str
-    kind: Literal["part", "equal", "constant", "context"]
-    penalty: float = 0.0
+    kind: Literal["part", "equal", "selected", "constant", "context"]
 
     def fit(self, seen: CandidateScores, *, iterations: int = 40) -> ContextWeights:
         """The weights for some clicks, by so many iterations where they are fitted."""
-        names = seen.names
-        if self.kind == "part":
-            names = (best_part(seen),)
+        names = (best_part(seen),) if self.kind == "part" else seen.names
         weights = ContextWeights(names, context=self.kind == "context").to(seen.z.device)
         if self.kind in ("part", "equal"):
             weights.until = seen.until
+            return weights
+        selected = selected_weights(seen)
+        if self.kind == "selected":
+            weights.until = seen.until
+            with torch.no_grad():
+                weights.weight[0] = selected
         else:
-            weights.fit(seen, penalty=self.penalty, iterations=iterations)
+            weights.fit(seen, toward=selected, penalty=PENALTY, iterations=iterations)
         return weights
 
 
 FORMS = (
     Form("best single part", "part"),
     Form("equal weights", "equal"),
-    Form("constant weights, shrunk", "constant", 1e-2),
-    Form("constant weights", "constant", 1e-3),
-    Form("weights by context, shrunk", "context", 1e-2),
-    Form("weights by context", "context", 1e-3),
+    Form("selected weights", "selected"),
+    Form("constant weights", "constant"),
+    Form("weights by context", "context"),
 )
 
 
@@ -129,7 +135,7 @@ def choose_form(seen: CandidateScores, *, folds: int = FOLDS, forms: tuple[Form,
         >>> parts = {"ease": EASE(up), "popularity": Popularity(up)}
         >>> seen = candidate_scores(parts, torch.from_numpy(up.warm), last_clicks(down, 1))
         >>> choose_form(seen).form.name
-        'best single part'
+        'weights by context'
     """
     users = seen.user.unique()
     if len(users) < folds:
@@ -137,8 +143,8 @@ def choose_form(seen: CandidateScores, *, folds: int = FOLDS, forms: tuple[Form,
     fold = torch.from_numpy(np.random.default_rng(0).permutation(len(users)) % folds).to(users.device)
     own = fold[torch.searchsorted(users, seen.user)]
     found = tuple(Validated(form.name, by_user(seen, _held_out(form, seen, own, folds))) for form in forms)
-    best = max(found, key=lambda one: one.mean)
-    form = next(form for form, one in zip(forms, found, strict=True) if not _beats(best, one))
+    better = [one for one in found[:-1] if _beats(one, found[-1])] or [found[-1]]
+    form = forms[found.index(max(better, key=lambda one: one.mean))]
     parts = tuple(Validated(n, by_user(seen, seen.ndcg(seen.z[:, s]))) for s, n in enumerate(seen.names))
     return Choice(form, _without_idle(form, seen), found, parts)
 
@@ -171,16 +177,16 @@ def best_part(seen: CandidateScores) -> str:
     return seen.names[max(range(len(reached)), key=reached.__getitem__)]
 
 
-def _beats(best: Validated, other: Validated) -> bool:
-    """Whether a form is better by more than a standard error of the difference."""
-    gain = best.ndcg - other.ndcg
-    return bool(gain.mean() > gain.std() / len(gain) ** 0.5)
+def _beats(one: Validated, other: Validated) -> bool:
+    """Whether a form is better by more than ``ERRORS`` standard errors of the difference."""
+    gain = one.ndcg - other.ndcg
+    return bool(gain.mean() > ERRORS * gain.std() / len(gain) ** 0.5)
 
 
 def _without_idle(form: Form, seen: CandidateScores) -> ContextWeights:
     """The weights fitted to all clicks, without parts that count for nothing."""
     weights = form.fit(seen)
-    if form.kind not in ("constant", "context"):
+    if form.kind in ("part", "equal"):
         return weights
     with torch.no_grad():
         mean = weights(seen.context)[0].mean(0)

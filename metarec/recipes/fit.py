@@ -33,7 +33,8 @@ from metarec.types import Method
 
 LEAST_USERS = 30  # who must validate for anything to be chosen
 SIMPLE = ("popularity, all", "co-clicks")  # what is taken without
-CLICKS = 5  # last clicks of a validation user that weights are fitted to
+CO_CLICKS = 0.8  # the weight of co-clicks beside popularity there
+CLICKS = 3  # last clicks of a validation user that weights are fitted to
 FITTED = 2000  # such clicks at most
 STOPPING_CLICKS, STOPPING = 3, 1000  # the same of those that say when a training ends
 CANDIDATES = 512  # items that a click is compared with
@@ -78,7 +79,7 @@ def fit(
         >>> up, down = split_by_time(planted(users=80, items=40), at=PLANTED_SPLIT)
         >>> model = fit(up)
         >>> list(model.members()), model.report.notes
-        (['popularity, all', 'co-clicks'], ('13 users validate, fewer than 30: popularity and co-clicks, alike',))
+        (['popularity, all', 'co-clicks'], ('13 users validate, fewer than 30: co-clicks, and a little popularity',))
     """
     _check(upstream, live)
     times = checksum({"time": torch.from_numpy(upstream.time)}, "")[:16]
@@ -125,10 +126,14 @@ def _validating(later: Dataset, *, exclude_seen: bool) -> int:
 
 def _simple(setup: Setup, users: int, stages: Stages) -> Ensemble:
     """What data bear that nothing can be validated on."""
-    names = [*SIMPLE, *(["popularity, live decay", "co-clicks, live"] if setup.live is not None else [])]
+    names = [*SIMPLE, *(["co-clicks, live"] if setup.live is not None else [])]
     members = {n: m for c in COMPONENTS if c.name in names for n, m in c.members(c.fit(setup)).items()}
-    out = Ensemble(members, setup.data, weights=ContextWeights(list(members), context=False)).to(setup.device)
-    note = f"{users} users validate, fewer than {LEAST_USERS}: popularity and co-clicks, alike"
+    weights = ContextWeights(list(members), context=False)
+    with torch.no_grad():
+        share = CO_CLICKS / (len(members) - 1)
+        weights.weight[0] = torch.tensor([share if "co-clicks" in name else 1 - CO_CLICKS for name in members])
+    out = Ensemble(members, setup.data, weights=weights).to(setup.device)
+    note = f"{users} users validate, fewer than {LEAST_USERS}: co-clicks, and a little popularity"
     out.report = FitReport(users, (), (0.0, 0.0, 0.0), {}, (note,), stages.elapsed())
     return out
 
@@ -187,6 +192,7 @@ class _Fit:
 
     def _components(self) -> Iterator[Component]:
         groups = ["counts", "more"]
+        groups += [] if self.setup.data.profiles is None else ["profiles"]
         groups += [] if self.exclude_seen else ["repeats"]
         groups += [] if self.setup.live is None else ["live"]
         for component in COMPONENTS:
@@ -218,7 +224,12 @@ class _Fit:
             for best in (best_of(learner.tried),)
             for one in learner.tried
         ]
+        generators = [
+            Candidate("generator", f"{name}, with a generator", own.ndcg, *own.interval(), name in kept and own.pays)
+            for name, learner in self.learners.items()
+            for own in ([] if learner.generator is None else [learner.generator])
+        ]
         epochs = {name: learner.epochs for name, learner in self.learners.items() if name in kept}
         users, seconds = len(choice.forms[0].ndcg), self.stages.elapsed()
-        tried = (*forms, *parts, *procedures)
+        tried = (*forms, *parts, *generators, *procedures)
         return FitReport(users, tried, choice.gain(), epochs, tuple(self.notes), seconds)

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from metarec.files import replace_file
 
-KINDS = ("ensemble", "part", "adaptation")
+KINDS = ("ensemble", "part", "generator", "adaptation")
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Candidate:
     """One thing that was tried.
 
     Attributes:
-        kind: ``"ensemble"`` for a form of the ensemble, ``"part"`` for a part by itself, ``"adaptation"`` for a learner
-            with a procedure that adapts it to users.
+        kind: ``"ensemble"`` for a form of the ensemble, ``"part"`` for a part by itself, ``"generator"`` for a learner
+            with a generator of cold items, ``"adaptation"`` for one with a procedure that adapts it to users.
         name: what it is.
         ndcg: NDCG@10 of the validation users, mean over users; of ensembles cross-validated.
         low: two standard errors below.

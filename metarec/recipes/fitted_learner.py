@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -12,20 +12,21 @@ from torch import Tensor
 from metarec.data import Dataset
 from metarec.meta import MetaLearner
 from metarec.nn import ModalityLearner, record
-from metarec.recipes import sasrec
+from metarec.recipes import generating, sasrec
 from metarec.recipes.adaptation import AdaptationSearch, Tried, best_of
 from metarec.recipes.components import Setup
 from metarec.recipes.early_stopping import EarlyStopping
 from metarec.recipes.fit_stages import Stages
 from metarec.recipes.nested_validation import at_most
-from metarec.recipes.validation import ranked
+from metarec.recipes.validation import Ranked, ranked
 from metarec.types import EpisodeBatch, Method, Progress
 
 EPOCHS = 200  # at most
 STEPS = 16  # optimizer steps that an epoch should have
 BATCH = (16, 128)  # users of a batch, at least and at most
 DROP = 0.2  # probability with which one of several inputs is left out for an item
-TRAINING, ADAPTING = 10.0, 6.0  # how much work a training, and trying procedures, is beside other stages
+GENERATOR_EPOCHS = 10  # at most
+TRAINING, GENERATING, ADAPTING = 10.0, 4.0, 6.0  # how much work each is beside other stages
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,34 @@ class Validation:
     exclude_seen: bool
 
 
+@dataclass(frozen=True)
+class Generator:
+    """What a generator of cold items gave to a learner.
+
+    Attributes:
+        ndcg: of the learner with it, mean over users.
+        gain: over the learner without, mean over users.
+        error: standard error of the gain.
+        epochs: of its training.
+    """
+
+    ndcg: float
+    gain: float
+    error: float
+    epochs: int
+
+    @property
+    def pays(self) -> bool:
+        """Whether the learner is better with it."""
+        return self.gain > 0
+
+    def interval(self) -> tuple[float, float]:
+        """The mean, two standard errors of the gain to either side."""
+        return self.ndcg - 2 * self.error, self.ndcg + 2 * self.error
+
+
 class FittedLearner:
-    """A SASRec of some inputs.
+    """A SASRec of some inputs, with a generator of cold items where that pays.
 
     Args:
         inputs: ``"id"`` and names of modalities.
@@ -57,6 +84,7 @@ class FittedLearner:
     Attributes:
         name: of the learner.
         epochs: of its training.
+        generator: what the generator gave; None if the items have no features.
         tried: procedures, and what they gave.
         stages_of_search: of the fit, in which it is chosen.
         last_stage: in which what was chosen is trained on everything.
@@ -76,24 +104,22 @@ class FittedLearner:
         self.adapts, self.share = adapts, share
         self.name = "SASRec " + "+".join(inputs)
         self.epochs = 0
+        self.generator: Generator | None = None
         self.tried: tuple[Tried, ...] = ()
         self.last_stage = f"{self.name}: on everything"
-        self.stages_of_search = (f"{self.name}: training", *([f"{self.name}: adapting"] if adapts else []))
-        stages.plan(dict(zip(self.stages_of_search, (TRAINING, ADAPTING), strict=False)) | {self.last_stage: TRAINING})
+        work = {"training": TRAINING}
+        work |= {"generator": GENERATING} if setup.data.catalog.modalities else {}
+        work |= {"adapting": ADAPTING} if adapts else {}
+        search = {f"{self.name}: {stage}": share for stage, share in work.items()}
+        self.stages_of_search = tuple(search)
+        stages.plan({**search, self.last_stage: TRAINING})
 
     def search(self) -> Method:
         """Trained on the earlier part until it serves the validation users best, and adapting as it pays."""
         learner, data = self._untrained(self.validation.earlier), self.validation.earlier
 
         def trained() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-            stopping = EarlyStopping(
-                learner,
-                lambda: ranked(
-                    learner, self.validation.batches, exclude_seen=self.validation.exclude_seen, name=self.name
-                ),
-                steps=-(-len(data.user_codes) // _batch(data)),
-                out_of_time=lambda: self.stages.search_is_over(share=0.7 * self.share),
-            )
+            stopping = self._stopping(learner, share=0.6)
             self._go("training", self._train(learner, data, EPOCHS, after=stopping))
             stopping.restore()
             return learner.state_dict(), {"epochs": stopping.best, "curve": stopping.curve}
@@ -101,7 +127,44 @@ class FittedLearner:
         weights, told = self.stages.kept(f"{self.name}: training", trained)
         _take(learner, weights, "SASRec softmax", data)
         self.epochs = int(told["epochs"])
+        if data.catalog.modalities:
+            learner = self._generating(learner)
         return self._adapting(learner) if self.adapts else learner
+
+    def _stopping(self, learner: ModalityLearner, *, share: float) -> EarlyStopping:
+        data = self.validation.earlier
+        return EarlyStopping(
+            learner,
+            lambda: self._rank(learner),
+            steps=-(-len(data.user_codes) // _batch(data)),
+            out_of_time=lambda: self.stages.search_is_over(share=share * self.share),
+        )
+
+    def _rank(self, learner: ModalityLearner) -> Ranked:
+        return ranked(learner, self.validation.batches, exclude_seen=self.validation.exclude_seen, name=self.name)
+
+    def _generating(self, learner: ModalityLearner) -> ModalityLearner:
+        """With a generator, if the validation users are served better."""
+        data = self.validation.earlier
+        out = generating.with_generator(learner, data, seed=self.setup.seed)
+
+        def trained() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+            base = self._rank(learner).by_user()
+            stopping = self._stopping(out, share=0.7)
+            self._go("generator", self._train_generator(out, data, GENERATOR_EPOCHS, after=stopping))
+            stopping.restore()
+            reached = base if stopping.found is None else stopping.found.by_user()
+            gain = reached - base
+            error = float(gain.std()) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
+            found = Generator(float(reached.mean()), float(gain.mean()), error, stopping.best)
+            return out.state_dict() if found.pays else {}, asdict(found)
+
+        weights, told = self.stages.kept(f"{self.name}: generator", trained)
+        self.generator = Generator(**told)
+        if not self.generator.pays:
+            return learner
+        _take(out, weights, generating.STAGE, data)
+        return out
 
     def _adapting(self, learner: ModalityLearner) -> Method:
         data = self.validation.earlier
@@ -131,15 +194,20 @@ class FittedLearner:
 
     def whole(self) -> Method:
         """Trained on the whole upstream side as it was chosen to be."""
-        data, best = self.setup.data, best_of(self.tried)
-        learner = self._untrained(data)
+        data, best, learner = self.setup.data, best_of(self.tried), self._untrained(self.setup.data)
+        plain, generates = learner, self.generator is not None and self.generator.pays
+        if generates:
+            learner = generating.with_generator(plain, data, seed=self.setup.seed)
         model: ModalityLearner | MetaLearner = learner if best is None else best.procedure.around(learner)
 
         def over(epoch: int) -> bool:
             return self.stages.is_over()
 
         def trained() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
-            self._go("on everything", self._train(learner, data, self.epochs, after=over))
+            self._go("on everything", self._train(plain, data, self.epochs, after=over))
+            if self.generator is not None and generates:
+                training = self._train_generator(learner, data, self.generator.epochs, after=over)
+                self._go("on everything", training)
             if best is not None and best.epochs and isinstance(model, MetaLearner):
                 meta_training = best.procedure.train(model, data, best.epochs, seed=self.setup.seed, after=over)
                 self._go("on everything", meta_training)
@@ -147,6 +215,8 @@ class FittedLearner:
 
         weights = self.stages.kept(self.last_stage, trained)[0]
         _take(learner, weights, "SASRec softmax", data)
+        if generates:
+            _note(learner, generating.STAGE, data)
         if best is not None and best.epochs:
             _note(model, "MAML", data)
         return model.eval()
@@ -160,6 +230,12 @@ class FittedLearner:
     ) -> Iterator[Progress]:
         users, seed = _batch(data), self.setup.seed
         return sasrec.train(learner, data, epochs=epochs, users_per_batch=users, seed=seed, after=after)
+
+    def _train_generator(
+        self, learner: ModalityLearner, data: Dataset, epochs: int, *, after: Callable[[int], bool]
+    ) -> Iterator[Progress]:
+        users, seed = _batch(data), self.setup.seed
+        return generating.train_generator(learner, data, epochs=epochs, users_per_batch=users, seed=seed, after=after)
 
     def _go(self, stage: str, training: Iterator[Progress]) -> None:
         for step in training:

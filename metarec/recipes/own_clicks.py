@@ -157,10 +157,7 @@ class OwnClicks(Counts):
 class OwnScores(SparseScores):
     """Scores that are log-odds already: they are not standardised by mean and deviation."""
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """0 and 1."""
-        zero = torch.zeros(len(self), dtype=torch.float64, device=self.value.device)
-        return zero, zero + 1
+    log_odds = True
 
     def error(self) -> Tensor:
         """(N,) float64; sums of several models assume scores of deviation 1, which these are not."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -51,6 +51,7 @@ class SparseScores:
     value: Tensor
     base: float
     known: Tensor
+    log_odds: ClassVar[bool] = False  # of a scale of their own: mean and deviation count as 0 and 1
 
     @classmethod
     def of(
@@ -100,7 +101,7 @@ class SparseScores:
     def exact(self, codes: Tensor) -> Tensor:
         """(N, K) float64 of item codes (N, K)."""
         if not len(self.item):
-            return torch.full(codes.shape, self.base, dtype=torch.float64, device=codes.device)
+            return self.value.new_full(codes.shape, self.base)
         own = self._row * len(self.known) + self.item
         wanted = torch.arange(len(self), device=codes.device).unsqueeze(1) * len(self.known) + codes
         place = torch.searchsorted(own, wanted).clamp(max=len(own) - 1)
@@ -122,6 +123,7 @@ class SparseStack:
         above: (n,) float64, what they are above all other items.
         base: (S,) float64, the scores of those.
         known: (I,) bool each, items that a model knows and its moments are taken over.
+        log_odds: of each model, whether its mean and deviation count as 0 and 1.
 
     Example:
         >>> one, known = torch.ones(1, dtype=torch.float64), torch.arange(3) > 0
@@ -135,6 +137,7 @@ class SparseStack:
     above: Tensor
     base: Tensor
     known: tuple[Tensor, ...]
+    log_odds: tuple[bool, ...]
 
     @classmethod
     def of(cls, scores: Sequence[SparseScores]) -> Self:
@@ -151,7 +154,7 @@ class SparseStack:
             order = torch.arange(len(item), device=item.device)
             order += torch.repeat_interleave(begin.T.flatten() - start[:-1], counts.flatten())
             item, above = item[order], above[order]
-        return cls(start, item, above, base, tuple(own.known for own in scores))
+        return cls(start, item, above, base, *zip(*((own.known, own.log_odds) for own in scores), strict=True))
 
     def __getitem__(self, users: slice) -> Self:
         """The scores of some users, one after the other."""
@@ -189,14 +192,13 @@ class SparseStack:
         here = (place >= 0) & (place < width) if width < len(self.known[0]) else None
         if not self._alone:
             place += self._row.div(len(self.base), rounding_mode="floor") * width
-        if here is not None:
-            place, value = place[here], value[here]
-        out.view(-1).index_add_(0, place, value.float())
+        kept = slice(None) if here is None else here
+        out.view(-1).index_add_(0, place[kept], value[kept].float())
 
     def exact(self, codes: Tensor, scale: Tensor) -> Tensor:
         """(N, K) float64, those sums for item codes (N, K)."""
         if not len(self.item):
-            return torch.zeros(codes.shape, dtype=torch.float64, device=codes.device)
+            return self.above.new_zeros(codes.shape)
         items, (users, models) = len(self.known[0]), scale.shape
         own = self._row * items + self.item
         first = torch.arange(0, users * models * items, items, device=codes.device).view(users, models, 1)
@@ -220,6 +222,8 @@ class SparseStack:
             whole = self.base[model].repeat(1, len(known))
             whole[0, self.item[own]] += self.above[own]
             mean[user, model], deviation[user, model] = torch.cat(DenseScores(whole, known).moments())
+        odds = [model for model, of_odds in enumerate(self.log_odds) if of_odds]
+        mean[:, odds], deviation[:, odds] = 0, 1
         return mean, deviation
 
 
@@ -257,11 +261,7 @@ class ScoreTable:
 
 @dataclass(frozen=True, eq=False)
 class TableScores:
-    """Scores of N users, each a row of a table.
-
-    Attributes:
-        table: the rows.
-        row: (N,) int64, the row of each user.
+    """Scores of N users: of each, ``row`` (N,) says which row of a table.
 
     Example:
         >>> table = ScoreTable(torch.tensor([[0.0, 1.0, 3.0]]).double(), torch.arange(3) > 0)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metarec.data.catalog import Catalog
+from metarec.data.encodings import encoding_of
 from metarec.data.vocabulary import pack_ids, unpack_ids
 from metarec.files import expect_tensor, pack_strings, unpack_strings
 from metarec.saving.parts import names
@@ -19,11 +20,13 @@ from metarec.types import Modality
 
 def pack_catalog(catalog: Catalog, warm: NDArray[Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What the header says of a catalogue, and its tensors."""
-    header = {
+    header: dict[str, Any] = {
         "items": catalog.items.what,
         "modalities": list(catalog.modalities),
         "attributes": list(catalog.attributes),
     }
+    if catalog.encodings:
+        header["encodings"] = {name: encoding.settings() for name, encoding in catalog.encodings.items()}
     tensors = {"warm": torch.from_numpy(warm), **pack_ids("items", catalog.items.ids)}
     tensors |= pack_ids("hidden", sorted(catalog.hidden))
     for name, modality in catalog.modalities.items():
@@ -59,7 +62,8 @@ def unpack_catalog(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> 
     hidden = unpack_ids("hidden", tensors, header["items"]).ids if header["format"] > 1 else ()
     if not set(hidden) <= set(items.ids):  # before a catalogue looks for the nearest ids
         raise ValueError("hidden ids are not those of items")
-    catalog = Catalog(items, modalities, attributes, frozenset(hidden))
+    encodings = {name: encoding_of(said) for name, said in header.get("encodings", {}).items()}
+    catalog = Catalog(items, modalities, attributes, frozenset(hidden), encodings)
     warm = expect_tensor(tensors, "warm", torch.bool, 1)
     if len(warm) != catalog.size or bool(warm[0]):
         raise ValueError(f"warm {tuple(warm.shape)} does not fit {catalog.size} rows, or has the padding")

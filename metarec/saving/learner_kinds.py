@@ -41,7 +41,8 @@ def _learner(learner: ModalityLearner, describing: Describing) -> dict[str, Any]
     for name, scale in scales.items():
         for each in _TENSORS:
             describing.keep(f"scales.{name}.{each}", getattr(scale, each))
-    said = {name: [*(getattr(scale, n) for n in _NUMBERS), scale.main] for name, scale in scales.items()}
+    numbers = {name: [getattr(scale, n) for n in _NUMBERS] for name, scale in scales.items()}
+    said = {name: [*(n if n < torch.inf else None for n in numbers[name]), scales[name].main] for name in scales}
     return {"fitted": learner.fitted, "scales": said}
 
 
@@ -83,6 +84,8 @@ def _scale(reading: Reading, name: str, numbers: object) -> FeatureScale:
     if not isinstance(numbers, list) or len(numbers) != len(_NUMBERS) + 1:
         raise ValueError(f"{reading.path}{start} must be {len(_NUMBERS) + 1} numbers")
     *lengths, main = numbers
+    limit = _NUMBERS.index("limit")
+    unlimited, lengths[limit] = lengths[limit] is None, 0.0 if lengths[limit] is None else lengths[limit]
     right = all(type(n) in (int, float) and 0 <= n < 1e300 for n in lengths) and lengths[0] > 0
     if not right or not (main is None or (type(main) is int and 0 <= main < modality.dim)):
         raise ValueError(f"{reading.path}{start} are no lengths and a column, got {numbers}")
@@ -92,7 +95,7 @@ def _scale(reading: Reading, name: str, numbers: object) -> FeatureScale:
     if bool(((outliers < 0) | (outliers >= len(modality.features))).any()):
         raise ValueError(f"{reading.path}{start}.outliers are no rows of the catalogue")
     length, farthest, limit, shortest = lengths
-    return FeatureScale(mean, length, varies, farthest, limit, shortest, outliers, main)
+    return FeatureScale(mean, length, varies, farthest, torch.inf if unlimited else limit, shortest, outliers, main)
 
 
 def _transitions(learner: TransitionLearner, describing: Describing) -> dict[str, Any]:

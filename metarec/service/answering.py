@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import cast
+from typing import Any, cast
 
 from metarec.data.vocabulary import Id
 from metarec.functional.fusion import NotFiniteError
-from metarec.recommender import Recommendation, Recommender, Users
+from metarec.recommender import Reason, Recommendation, Recommendations, Recommender, Users
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,14 @@ class Filters:
         allow: only these ids; None for all.
         deny: none of these ids.
         candidates: score only these ids, for this user; None for the whole catalogue.
+        diversity: a weight, or columns and how many items of each category at most.
     """
 
     exclude_seen: bool | None = None
     allow: frozenset[Id] | None = None
     deny: frozenset[Id] = frozenset()
     candidates: frozenset[Id] | None = None
+    diversity: float | tuple[tuple[str, int], ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,12 +40,21 @@ class Job:
         k: the length of the list.
         filters: which items it may hold.
         user: in place of clicks, one whose clicks were observed.
+        profile: what is known of the user, by column.
+        because: how many of the clicks that moved it up are named with each item.
     """
 
     clicks: tuple[Id, ...]
     k: int
     filters: Filters
     user: Id | None = None
+    profile: Mapping[str, Any] | None = None
+    because: int = 0
+
+    @property
+    def alike(self) -> tuple[Filters, int]:
+        """What must be the same of jobs whose lists are made together; what is diversified depends on the length."""
+        return self.filters, self.k if self.filters.diversity is not None else 0
 
 
 @dataclass(frozen=True)
@@ -54,11 +65,13 @@ class Answer:
         items: best first; fewer than were asked for where no more are left.
         adapted: whether there was something to learn from.
         weights: how much each learner counts for this user, by name.
+        because: for each item the clicks that moved it up most, if they were asked for.
     """
 
     items: list[Recommendation]
     adapted: bool
     weights: dict[str, float]
+    because: list[list[Reason]] | None = None
 
 
 def answers(recommender: Recommender, jobs: Sequence[Job]) -> list[Answer | ValueError]:
@@ -72,7 +85,7 @@ def answers(recommender: Recommender, jobs: Sequence[Job]) -> list[Answer | Valu
         >>> [type(answer).__name__ for answer in answers(recommender, [good, bad])]
         ['Answer', 'ValueError']
     """
-    order = sorted(range(len(jobs)), key=lambda i: hash(jobs[i].filters))
+    order = sorted(range(len(jobs)), key=lambda i: hash(jobs[i].alike))
     some, named = [i for i in order if jobs[i].user is None], [i for i in order if jobs[i].user is not None]
     out = dict(zip(some, _alike([jobs[i] for i in some], recommender) if some else (), strict=True))
     out |= {i: _named(jobs[i], recommender) for i in named}
@@ -90,14 +103,16 @@ def _named(job: Job, recommender: Recommender) -> Answer | ValueError:
 def _alike(jobs: Sequence[Job], recommender: Recommender) -> list[Answer | ValueError]:
     """Answers to jobs that are sorted by their filters; halves until the one that fails stands alone."""
     try:
-        users = recommender.adapt([job.clicks for job in jobs])
+        profiles = [job.profile for job in jobs]
+        told: dict[str, Any] = {"profile": profiles} if any(profile is not None for profile in profiles) else {}
+        users = recommender.adapt([job.clicks for job in jobs], **told)
     except ValueError as error:
         if len(jobs) == 1:
             return [_alone(error)]
         half = len(jobs) // 2
         return [*_alike(jobs[:half], recommender), *_alike(jobs[half:], recommender)]
     out: list[Answer | ValueError] = []
-    for _, group in groupby(jobs, key=lambda job: job.filters):
+    for _, group in groupby(jobs, key=lambda job: job.alike):
         own = list(group)
         out += _listed(own, users if len(own) == len(users) else users[len(out) : len(out) + len(own)])
     return out
@@ -115,17 +130,29 @@ def _listed(jobs: Sequence[Job], users: Users) -> list[Answer | ValueError]:
             allow=filters.allow,
             deny=filters.deny or None,
             candidates=candidates,
+            diversity=dict(filters.diversity) if isinstance(filters.diversity, tuple) else filters.diversity,
         )
+        reasons = _reasons(jobs, users, lists)
     except ValueError as error:
         if len(jobs) == 1:
             return [_alone(error)]
         half = len(jobs) // 2
         return [*_listed(jobs[:half], users[:half]), *_listed(jobs[half:], users[half:])]
-    facts = zip(jobs, lists, users.adapted.tolist(), users.weights.tolist(), strict=True)
+    facts = zip(jobs, lists, users.adapted.tolist(), users.weights.tolist(), reasons, strict=True)
     return [
-        Answer(items[: job.k], adapted, dict(zip(names, weights, strict=True)))
-        for job, items, adapted, weights in facts
+        Answer(items[: job.k], adapted, dict(zip(names, weights, strict=True)), own)
+        for job, items, adapted, weights, own in facts
     ]
+
+
+def _reasons(jobs: Sequence[Job], users: Users, lists: Recommendations) -> list[list[list[Reason]] | None]:
+    """For each job that asks for them, the reasons of each item of its list."""
+    out: list[list[list[Reason]] | None] = [None] * len(jobs)
+    asking = [n for n, job in enumerate(jobs) if job.because]
+    for n in asking:
+        length = min(int(lists.counts[n]), jobs[n].k)
+        [out[n]] = users.recommender.reasons(users[n : n + 1], lists.codes[n : n + 1, :length], jobs[n].because)
+    return out
 
 
 def _alone(error: ValueError) -> ValueError:

@@ -63,7 +63,7 @@ def _fields(schema: Mapping[str, Any], content: Mapping[str, Any], seen: tuple[s
 
 
 def _parts(own: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [own, own.get("items", {}), *own.get("anyOf", ())]
+    return [own, *(part for inner in (own.get("items"), *own.get("anyOf", ())) if inner for part in _parts(inner))]
 
 
 def _row(name: str, own: Mapping[str, Any], required: bool, schema: Mapping[str, Any]) -> str:

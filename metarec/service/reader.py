@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import re
 from bisect import bisect
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
+from metarec.data.categories import words_of
 from metarec.data.dataset import Catalog
 from metarec.data.vocabulary import Id
 from metarec.functional.text import printable
@@ -80,7 +80,7 @@ class Attributes:
     def _by_value(self, name: str) -> dict[str, frozenset[str]]:
         found: dict[str, set[str]] = {}
         for item, text in zip(self.catalog.items.ids, self.catalog.attributes[name], strict=True):
-            for value in {text, *re.split(r"[\s,;|]+", text)} - {""}:
+            for value in {text, *words_of(text)} - {""}:
                 found.setdefault(value, set()).add(item)
         return {value: frozenset(items) for value, items in found.items()}
 
@@ -154,17 +154,28 @@ class Reader:
             raise ValueError(f"k: expected at most {self.limits.k}, got {short(request.k)}")
         for name in ("allow", "deny"):
             self.check_ids(name, getattr(request, name) or ())
-        allow, deny, out = self._allow(request), frozenset(request.deny), []
+        allow, deny, out, diversity = self._allow(request), frozenset(request.deny), [], self._diversity(request)
         for place, user in zip(where, users, strict=True):
             check_size(f"{place}clicks", user.clicks, self.limits.clicks)
             self.check_ids(f"{place}clicks", user.clicks)
             self.check_ids(f"{place}candidates", user.candidates or ())
-            if user.user is not None and user.clicks:
-                raise ValueError(f"{place}user: expected clicks or a user, got both")
+            check_size(f"{place}profile", user.profile or (), _SHOWABLE)
+            if user.user is not None and (user.clicks or user.profile is not None):
+                raise ValueError(f"{place}user: expected clicks and a profile, or a user, got both")
             candidates = None if user.candidates is None else frozenset(user.candidates)
-            filters = Filters(request.exclude_seen, allow, deny, candidates)
-            out.append(Job(tuple(user.clicks), request.k, filters, user.user))
+            filters = Filters(request.exclude_seen, allow, deny, candidates, diversity)
+            out.append(Job(tuple(user.clicks), request.k, filters, user.user, user.profile, request.because))
         return out
+
+    def _diversity(self, request: _Wanted) -> float | tuple[tuple[str, int], ...] | None:
+        """A weight, or columns and how many items of each category."""
+        asked = request.diversity
+        if not isinstance(asked, dict):
+            if asked is not None and not self.attributes.catalog.modalities:
+                raise ValueError("diversity: the items have no features; expected at most how many by attribute")
+            return asked
+        check_size("diversity", asked, _SHOWABLE)
+        return tuple((self.attributes.known("diversity", name), most) for name, most in asked.items())
 
     def _allow(self, request: _Wanted) -> frozenset[str] | None:
         """The ids that a list may hold; None for all."""

@@ -24,6 +24,7 @@ from metarec.service.answering import Answer
 T = TypeVar("T")
 _ID = 256  # characters of a new id
 _TEXT = 10_000  # characters of a new attribute
+_REASONS = 10  # named with each item
 _UNCLEAN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, line ends, lone surrogates
 
 
@@ -84,6 +85,7 @@ NewId = Annotated[AnId, AfterValidator(_new_id)]
 NewIds = Annotated[list[NewId], _FIRST]
 NewTexts = Annotated[list[Annotated[str, AfterValidator(_new_text)]], _FIRST]
 Dict = Annotated[dict[str, T], WrapValidator(_entry_by_entry)]
+Diversity = Annotated[float, Field(ge=0, le=1)] | Dict[Annotated[int, Field(ge=1)]]
 Vector = Annotated[list[float], _FIRST]
 
 
@@ -113,6 +115,10 @@ class _Wanted(_Strict):
     attributes: Words | None = Field(
         None, description="Attributes shown with each item; unset, the title if the catalogue has titles."
     )
+    diversity: Diversity | None = Field(
+        None, description="From 0 to 1, how much items should differ; or by attribute, at most so many of a category."
+    )
+    because: int = Field(0, ge=0, le=_REASONS, description="Name so many clicks that moved an item up most.")
 
 
 def _clicks_or_user(schema: dict[str, Any]) -> None:
@@ -128,6 +134,9 @@ class UserClicks(_Strict):
     clicks: Ids = Field(description="Ids of what the user clicked, oldest first. [] gives the unadapted ranking.")
     user: AnId | None = Field(None, description="In place of clicks: a user whose clicks were told to /clicks.")
     candidates: Ids | None = Field(None, description="Score these ids only, for this user.")
+    profile: Dict[str | float | Words] | None = Field(
+        None, description="What is known of the user, by column: a text, a number, or a list of texts."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -163,8 +172,10 @@ class AddItemsRequest(_Strict):
     """New items with their features."""
 
     ids: NewIds
-    vectors: Dict[Dict[Vector]] = Field(description="By modality, by item id; items may be missing.")
-    attributes: Dict[NewTexts] = Field({}, description="By column, one string per id, e.g. titles.")
+    vectors: Dict[Dict[Vector]] = Field({}, description="By modality, by item id; items may be missing.")
+    attributes: Dict[NewTexts] = Field(
+        {}, description="By column, one string per id, e.g. titles, or what is learned from."
+    )
 
 
 class ItemsRequest(_Strict):
@@ -173,12 +184,20 @@ class ItemsRequest(_Strict):
     ids: Ids
 
 
+class ClickedItem(BaseModel):
+    """A click, and what it did to an item of the list."""
+
+    id: str | int
+    effect: float = Field(description="How far it moved the item up, in standard deviations of the user's scores.")
+
+
 class Item(BaseModel):
     """One entry of a list."""
 
     id: str | int
     score: float = Field(description="Comparable within one user's list, not between users.")
     attributes: dict[str, str] | None = Field(None, description="Those that were asked for.")
+    because: list[ClickedItem] | None = Field(None, description="Clicks that moved it up most, if asked for.")
 
 
 class RecommendResponse(BaseModel):
@@ -238,5 +257,7 @@ def content(answer: Answer, columns: Mapping[str, Mapping[str, str]]) -> bytes:
     if columns:
         for item in items:
             item["attributes"] = {name: column[item["id"]] for name, column in columns.items()}
+    for item, reasons in zip(items, answer.because or (), strict=answer.because is not None):
+        item["because"] = [{"id": reason.id, "effect": reason.effect} for reason in reasons]
     said = {"items": items, "count": len(items), "adapted": answer.adapted, "weights": answer.weights}
     return json.dumps(said, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

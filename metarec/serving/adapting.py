@@ -30,6 +30,7 @@ class EncodeRequest:
         gap: (B,) float64, seconds since each one's last click; None where it is not known.
         start: states of the same users whose kept weights their inner steps start from.
         keep_weights: keep the weights that the steps lead to.
+        profile: (B, P) what is known of each user; None where nothing is.
     """
 
     clicks: Clicks | LazyHistories
@@ -37,12 +38,14 @@ class EncodeRequest:
     gap: NDArray[np.float64] | None = None
     start: UserState | None = None
     keep_weights: bool = False
+    profile: Tensor | None = None
 
     def encode(self, state: State, users: NDArray[np.int64]) -> UserState:
         """The states of some of the users, who have clicked something."""
         clock = (None if column is None else column[users] for column in (self.at, self.gap))
         start = None if self.start is None else self.start[torch.from_numpy(users)]
-        return state.encode(self.clicks[users], *clock, start=start, keep_weights=self.keep_weights)
+        profile = None if self.profile is None else self.profile[torch.from_numpy(users)]
+        return state.encode(self.clicks[users], *clock, profile=profile, start=start, keep_weights=self.keep_weights)
 
 
 def clock(
@@ -80,6 +83,12 @@ def encoded(state: State, asked: EncodeRequest) -> UserState:
         ValueError: if there is no user, an id is not known, the model knows none of a user's items, or a number is not
             finite.
     """
+    found = unchecked(state, asked)
+    return checked(found, asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks, state)
+
+
+def unchecked(state: State, asked: EncodeRequest) -> UserState:
+    """As :func:`encoded`, whatever the model knows of the users' items and whether the numbers are finite."""
     counts = asked.clicks.counts
     order = np.argsort(-counts, kind="stable")
     order, without = order[counts[order] > 0], np.flatnonzero(counts == 0)
@@ -94,8 +103,7 @@ def encoded(state: State, asked: EncodeRequest) -> UserState:
     if len(counts) > 1:
         back = torch.from_numpy(np.argsort(np.concatenate([order, without]), kind="stable"))
         found = found[back.to(state.device)]
-    clicks = asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks
-    return checked(found, clicks, state)
+    return found
 
 
 def _empty(state: State, asked: EncodeRequest, users: NDArray[np.int64]) -> UserState:
@@ -104,10 +112,19 @@ def _empty(state: State, asked: EncodeRequest, users: NDArray[np.int64]) -> User
     tensors = dict(out.tensors)
     if asked.start is not None and "weights" in asked.start.tensors:
         tensors["weights"] = asked.start[torch.from_numpy(users)].tensors["weights"]
+    if asked.profile is not None:
+        own = asked.profile[torch.from_numpy(users)]
+        tensors |= {n: own.to(t) for n, t in tensors.items() if n.rpartition("/")[2] == "profile"}
     if asked.at is not None:
         at = torch.from_numpy(asked.at[users])
         tensors |= {n: at.to(t) for n, t in tensors.items() if n.rpartition("/")[2] == "time"}
     return UserState(tensors)
+
+
+def profiles_of(users: UserState, rows: NDArray[np.int64]) -> Tensor | None:
+    """(n, P) the profiles of some users, if their model reads any."""
+    found = next((t for name, t in users.tensors.items() if name.rpartition("/")[2] == "profile"), None)
+    return None if found is None else found[torch.from_numpy(rows).to(found.device)].cpu()
 
 
 def updated_states(state: State, clicks: Clicks, more: NDArray[np.int64], before: UserState) -> UserState:
@@ -122,7 +139,9 @@ def updated_states(state: State, clicks: Clicks, more: NDArray[np.int64], before
     new, old = np.flatnonzero(more), np.flatnonzero(more == 0)
     keeps = any(name.rpartition("/")[2] == "weights" for name in before.tensors)
     start = before[torch.from_numpy(new)] if keeps else None
-    fresh = encoded(state, EncodeRequest(clicks[new], start=start, keep_weights=keeps))
+    fresh = encoded(
+        state, EncodeRequest(clicks[new], start=start, keep_weights=keeps, profile=profiles_of(before, new))
+    )
     if not len(old):
         return fresh
     order = torch.from_numpy(np.argsort(np.concatenate([new, old])))

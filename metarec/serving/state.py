@@ -76,13 +76,15 @@ class State:
         at: NDArray[np.float64] | None = None,
         gap: NDArray[np.float64] | None = None,
         *,
+        profile: Tensor | None = None,
         start: UserState | None = None,
         keep_weights: bool = False,
     ) -> UserState:
         """User states of B users with a click each or more; see :class:`~metarec.serving.adapting.EncodeRequest`."""
         support, query = self.support(clicks)
         clock = {n: torch.from_numpy(v[:, None]) for n, v in (("time", at), ("gap", gap)) if v is not None}
-        return self._encoded(support, replace(query, **clock), start=start, keep_weights=keep_weights)
+        query = replace(query, **clock, profile=profile)
+        return self._encoded(support, query, start=start, keep_weights=keep_weights)
 
     def _encoded(self, support: Examples, query: Examples, **how: Any) -> UserState:
         with evaluating(self.snapshot), torch.no_grad():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
@@ -13,15 +13,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metarec.data.containers import plain
+from metarec.data.containers import is_single, plain, whole
 from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
-from metarec.data.vocabulary import Id
+from metarec.data.vocabulary import Id, Ints
 from metarec.functional.histories import check_exclude_seen, leaves_out_seen
-from metarec.recommendations import Recommendation, Recommendations
-from metarec.saving.users import read_users, write_users
+from metarec.recommendations import Reason, Recommendation, Recommendations
+from metarec.saving.users import write_users
 from metarec.scoring import UserState
-from metarec.serving.adapting import EncodeRequest, encoded, updated_states
+from metarec.serving.adapting import updated_states
+from metarec.serving.because import reasons
+from metarec.serving.diversity import Diversity, diversified
 from metarec.serving.listing import Ids, ListRequest, top_k_lists
 from metarec.serving.state import State, States
 
@@ -50,6 +52,7 @@ class Answers:
         allow: Ids | None = None,
         deny: Ids | None = None,
         candidates: Sequence[Ids] | None = None,
+        diversity: Diversity | None = None,
         columns: int | None = None,
     ) -> Recommendations:
         """As :meth:`Users.recommend`, without its warning; ``columns`` of the catalogue are scored at once."""
@@ -57,9 +60,18 @@ class Answers:
         check_exclude_seen("recommend", exclude_seen)
         leave_out = leaves_out_seen(state.model.repeat_share) if exclude_seen is None else exclude_seen
         request = ListRequest.of(k, leave_out, allow, deny, candidates)
-        with torch.no_grad():
-            score = lambda part: state.scores(users.state[part] if len(users) > 1 else users.state)  # noqa: E731
-            return top_k_lists(request, score, users.clicks, state.known, state.catalog, columns)
+        score = lambda part: state.scores(users.state[part] if len(users) > 1 else users.state)  # noqa: E731
+
+        def lists(length: int) -> Recommendations:
+            longer = replace(request, k=length)
+            with torch.no_grad():
+                return top_k_lists(longer, score, users.clicks, state.known, state.catalog, columns)
+
+        return lists(request.k) if diversity is None else diversified(lists, request.k, diversity, state.catalog)
+
+    def reasons(self, users: Users, codes: Ints, k: int) -> list[list[list[Reason]]]:
+        """As :meth:`User.because`, for each user of the items (B, M) that have these codes."""
+        return reasons(self._of(users), users.clicks, codes, users.state, k)
 
     def weights_of(self, users: Users) -> NDArray[np.float32]:
         """As :attr:`Users.weights`."""
@@ -87,22 +99,6 @@ class Answers:
     def save_users(self, users: Users, path: str | Path) -> None:
         """As :meth:`Users.save`."""
         write_users(path, self._of(users).model, users.clicks, users.state)
-
-    def load_users(self, path: str | Path) -> Users:
-        """Users that :meth:`Users.save` wrote, if this model adapted to them.
-
-        Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: if the file is damaged, holds something else, or its users belong to another model.
-        """
-        state = self._states.current()
-        clicks, found = read_users(path, state.model, lambda keep: state.encode_empty(keep_weights=keep))
-        return Users(self, clicks, found.to(state.device), state.version)
-
-    def _adapted(self, state: State, asked: EncodeRequest) -> Users:
-        found = encoded(state, asked)
-        clicks = asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks
-        return Users(self, clicks, found, state.version)
 
     def _of(self, users: Users) -> State:
         """The current state, which users belong to."""
@@ -180,11 +176,11 @@ class Users:
         allow: Ids | None = None,
         deny: Ids | None = None,
         candidates: Sequence[Ids] | None = None,
+        diversity: Diversity | None = None,
     ) -> Recommendations:
         """The k best items of each user; see :meth:`User.recommend`. ``candidates`` holds one collection per user."""
-        rank = self.recommender.rank
-        found = rank(self, k, exclude_seen=exclude_seen, allow=allow, deny=deny, candidates=candidates)
-        return found.say_if_short(int(k))
+        wanted: dict[str, Any] = {"exclude_seen": exclude_seen, "allow": allow, "deny": deny, "diversity": diversity}
+        return self.recommender.rank(self, k, candidates=candidates, **wanted).say_if_short(int(k))
 
     def update(self, clicks: Sequence[Sequence[Id]]) -> Users:
         """The same users after more clicks, one sequence per user (empty where there are none).
@@ -205,7 +201,7 @@ class Users:
         return self.recommender.updated(self, clicks)
 
     def save(self, path: str | Path) -> None:
-        """Write them to one file, without pickle; :meth:`Answers.load_users` reads it."""
+        """Write them to one file, without pickle; :meth:`~metarec.Recommender.load_users` reads it."""
         self.recommender.save_users(self, path)
 
 
@@ -251,6 +247,7 @@ class User:
         allow: Ids | None = None,
         deny: Ids | None = None,
         candidates: Ids | None = None,
+        diversity: Diversity | None = None,
     ) -> list[Recommendation]:
         """The k best items, best first; ties in the order of the catalogue.
 
@@ -264,13 +261,35 @@ class User:
             deny: none of these ids.
             candidates: score these ids only, and nothing else of the catalogue: what a retrieval stage found for this
                 user. ``allow``, ``deny`` and ``exclude_seen`` hold for them too.
+            diversity: a number from 0, as without it, to 1: the higher, the more the items of the list differ by their
+                features. Or at most so many items of each category, by column of the catalogue's attributes, e.g.
+                ``{"genres": 3}``; values of several words are several categories. The list is then in the order in
+                which it was chosen, see :mod:`metarec.serving.diversity`.
+
+        Raises:
+            ValueError: if an id is not known, ``k`` is no whole number of at least 1, or ``diversity`` is neither, or
+                about features or a column that the catalogue lacks.
+        """
+        own = None if candidates is None else [candidates]
+        wanted: dict[str, Any] = {"exclude_seen": exclude_seen, "allow": allow, "deny": deny, "diversity": diversity}
+        return self.users.recommender.rank(self.users, k, candidates=own, **wanted).say_if_short(int(k))[0]
+
+    @overload
+    def because(self, items: Id, k: int = 3) -> list[Reason]: ...  # type: ignore[overload-overlap]
+    @overload
+    def because(self, items: Sequence[Id], k: int = 3) -> list[list[Reason]]: ...
+    def because(self, items: Id | Sequence[Id], k: int = 3) -> list[Reason] | list[list[Reason]]:
+        """Which clicked items moved an item up most, or each of several: the k strongest, strongest first.
+
+        Each clicked item is left out once, with all clicks on it, and the rest adapted to; all that in one call.
 
         Raises:
             ValueError: if an id is not known, or ``k`` is no whole number of at least 1.
         """
-        rank, own = self.users.recommender.rank, None if candidates is None else [candidates]
-        found = rank(self.users, k, exclude_seen=exclude_seen, allow=allow, deny=deny, candidates=own)
-        return found.say_if_short(int(k))[0]
+        entries: Sequence[Any] = [items] if is_single(items) else plain(items, "because")
+        codes = self.users.recommender.catalog.items.encode(entries)[None]
+        found = self.users.recommender.reasons(self.users, codes, whole(k, "because: k"))[0]
+        return found[0] if is_single(items) else found
 
     def update(self, clicks: Sequence[Id]) -> User:
         """The same user after more clicks; see :meth:`Users.update`."""

@@ -1,0 +1,53 @@
+"""benchmarks/attributes.py: its bags are one function, its films have what it says, and a run on little writes all."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def attributes() -> ModuleType:
+    sys.path.insert(0, str(BENCHMARKS))
+    spec = importlib.util.spec_from_file_location("attributes", BENCHMARKS / "attributes.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_all_bags_are_the_means_of_a_loop(attributes: ModuleType) -> None:
+    index, code = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([4, 1, 1, 0, 3, 1])
+    weight = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.stack([weight[code[index == item]].mean(0) for item in range(3)])
+    ways = attributes.bags(index, code, 3, 5)
+    assert len(ways) == 5
+    for name, way in ways.items():
+        torch.testing.assert_close(way(weight), expected, msg=name)
+
+
+def test_films_have_genres_and_years(attributes: ModuleType) -> None:
+    data = attributes.films(("genres", "year"))
+    assert sorted(data.catalog.modalities) == ["attributes", "text"] and len(data) == 100_241
+    matrix = data.catalog.items.encode(["0133093"])[0]
+    assert data.catalog.attributes["year"][matrix - 1] == "1999"
+    genres = data.catalog.encodings["genres"]
+    row = data.catalog["attributes"].features[matrix, : genres.dim]
+    assert {genres.values[n] for n in row.nonzero().flatten().tolist()} == {"Action", "Adventure", "Sci-Fi"}
+
+
+def test_the_result_has_every_learner_and_bag() -> None:
+    result = json.loads((BENCHMARKS / "results" / "attributes.json").read_text(encoding="utf-8"))
+    rows = {row["learner"]: row for row in result["learners"]}
+    assert set(rows) == {"genres", "genres and year", "text", "text, genres and year"}
+    assert rows["genres and year"]["cold"]["method"] > rows["text"]["cold"]["method"]
+    assert rows["text, genres and year"]["all"]["gain_high"] > 0, "texts with attributes are not known to be worse"
+    assert len(result["bags"]) == 4 and result["commit"]
