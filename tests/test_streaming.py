@@ -160,7 +160,7 @@ def test_no_model_is_told_what_is_still_to_be_asked(often: float | None) -> None
 
 def test_known_users_are_those_who_had_clicked_before() -> None:
     late = replace(DATA, time=DATA.time + np.where(DATA.user % 3 == 0, PLANTED_SPLIT // 2, 0))
-    up, down = split_by_time(late, at=PLANTED_SPLIT)
+    up, _ = split_by_time(late, at=PLANTED_SPLIT)
     first, last = (np.array([op(late.time[late.user == u]) for u in late.user_codes]) for op in (np.min, np.max))
     for users, is_cold in (("cold", True), ("known", False)):
         found = evaluate_stream(Popularity(up), late, start=PLANTED_SPLIT, users=users, exclude_seen=False)  # type: ignore[arg-type]
