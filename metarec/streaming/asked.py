@@ -132,7 +132,8 @@ class Asked:
         )
         with evaluating(model) as device:
             found = [
-                ranked(model, batch.to(device), sampler, None, exclude_seen=self.exclude_seen)
+                ranked(model, batch.to(device), sampler, None, exclude_seen=self.exclude_seen, length=1)
                 for batch in sampler.epoch(0)
             ]
-        return [tuple(column.cpu().numpy() for column in columns) for columns in found]
+        columns = ((one.user, one.target, one.rank, one.is_repeat) for one in found)
+        return [tuple(column.cpu().numpy() for column in own) for own in columns]
