@@ -53,8 +53,7 @@ def test_each_click_is_ranked_by_counts_of_the_periods_before_it() -> None:
         period = int((when - PLANTED_SPLIT - 1) // (5 * DAY))
         assert found.period[row] == period
         edge = PLANTED_SPLIT + 1 + period * 5 * DAY
-        last = DATA.time[stream_of(DATA, edge)].max()
-        within = stream_of(DATA, edge) & (DATA.time >= last + 1 - 20 * DAY)
+        within = stream_of(DATA, edge) & (DATA.time >= when - 20 * DAY)
         counts = np.bincount(DATA.item[within], minlength=DATA.catalog.size)[1:]
         mine = counts[target - 1]
         assert found.report.rank[row] == 1 + (counts > mine).sum() + ((counts == mine).sum() - 1) / 2
@@ -159,7 +158,9 @@ def test_no_model_is_told_what_is_still_to_be_asked(often: float | None) -> None
 
 
 def test_known_users_are_those_who_had_clicked_before() -> None:
-    late = replace(DATA, time=DATA.time + np.where(DATA.user % 3 == 0, PLANTED_SPLIT // 2, 0))
+    place = np.arange(len(DATA)) - np.repeat(DATA.offsets[:-1], np.diff(DATA.offsets))
+    middle = (DATA.user % 3 == 0) & (place > 4)  # they go on after a pause
+    late = replace(DATA, time=DATA.time + np.where(middle, PLANTED_SPLIT, 0))
     up, _ = split_by_time(late, at=PLANTED_SPLIT)
     first, last = (np.array([op(late.time[late.user == u]) for u in late.user_codes]) for op in (np.min, np.max))
     for users, is_cold in (("cold", True), ("known", False)):
