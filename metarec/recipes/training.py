@@ -137,8 +137,7 @@ class TrainingRun:
         record.begin_stage(self.model, name)
         parameters = list(parameters)
         optimizer = torch.optim.Adam(parameters, lr=lr)
-        if self.moments:
-            self._go_on(optimizer, parameters)
+        self._go_on(optimizer, parameters)
         start = self._start(name, epochs, optimizer, parameters)
         for epoch in range(start, epochs):
             self.reseed(name, epoch)
@@ -204,6 +203,8 @@ class TrainingRun:
 
     def _go_on(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
         """Give an optimizer the state that it is to go on with; rows of items that came later begin at 0."""
+        if not self.moments:
+            return
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         state: dict[int, dict[str, Tensor]] = {}
         for index, parameter in enumerate(parameters):
