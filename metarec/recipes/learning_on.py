@@ -108,8 +108,8 @@ def continued(lesson: Lesson, model: Any, clicks: Dataset, before: Dataset | Non
             for _ in lesson(out, batches, run, how):
                 pass
     vars(out).pop("moments", None)
-    if how.keep_optimizer and run.moments:
-        out.moments = run.moments
+    if how.keep_optimizer and (kept := run.moments or moments):
+        out.moments = kept
     return out.train(training)
 
 

@@ -68,7 +68,8 @@ class TrainingRun:
         stages: Mapping[str, int] | None = None,
         moments: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.model, self.moments = model, dict(moments or {})
+        self.model, self._given = model, dict(moments or {})
+        self.moments: dict[str, Tensor] = {}
         self.seed = seed
         self.settings = dict(settings)
         self.checkpoint = checkpoint
@@ -203,12 +204,12 @@ class TrainingRun:
 
     def _go_on(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
         """Give an optimizer the state that it is to go on with; rows of items that came later begin at 0."""
-        if not self.moments:
+        if not self._given:
             return
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         state: dict[int, dict[str, Tensor]] = {}
         for index, parameter in enumerate(parameters):
-            own = {key: self.moments.get(f"{names.get(parameter)}.{key}") for key in MOMENTS}
+            own = {key: self._given.get(f"{names.get(parameter)}.{key}") for key in MOMENTS}
             known = {key: value.clone() for key, value in own.items() if value is not None}
             if len(known) == len(MOMENTS):
                 state[index] = {key: as_large(value, parameter, key) for key, value in known.items()}
