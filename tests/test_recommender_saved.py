@@ -25,6 +25,7 @@ from metarec import (
     save,
 )
 from metarec.files import read_tensors, write_tensors
+from metarec.recipes import EASE, Ensemble
 from metarec.types import Examples, Scored, Scorer
 from tiny import CONFIG, UP, trained
 
@@ -140,3 +141,18 @@ def test_what_does_not_name_its_items_is_refused_with_the_way_out() -> None:
     nothing: Any = torch.nn.Linear(2, 2)
     with pytest.raises(TypeError, match=r"got Linear, .*adapt"):
         Recommender(nothing)
+
+
+@pytest.mark.parametrize("last", [None, [3.0, 9.0]])
+def test_users_of_an_ensemble_read_back_with_their_context(last: list[float] | None, tmp_path: Path) -> None:
+    """Also where it is not known how long ago they clicked, which is no number."""
+    parts = {"ease": EASE(UP), "popularity": Popularity(UP)}
+    serving = Recommender(Ensemble(parts, UP))
+    users = serving.adapt([["item1", "item2"], ["item3"]], at=None if last is None else 1e9, last=last)
+    users.save(tmp_path / "users.safetensors")
+    again = serving.load_users(tmp_path / "users.safetensors")
+    torch.testing.assert_close(
+        again.state.tensors["context"], users.state.tensors["context"], equal_nan=True, rtol=0, atol=0
+    )
+    assert bool(users.state.tensors["context"].isnan().any()) == (last is None)
+    assert again.recommend(k=5).ids.tolist() == users.recommend(k=5).ids.tolist()

@@ -16,6 +16,7 @@ from metarec.model import Model
 from metarec.scoring import UserState
 
 _CLICKS = ("codes", "offsets")
+_UNKNOWN = -1.0  # what stands in a file for a gap that is not known; known ones are logs of at least 1
 
 
 def fingerprint(model: Model) -> str:
@@ -45,11 +46,20 @@ def _weights(model: Model, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def write_users(path: str | Path, model: Model, clicks: Clicks, state: UserState) -> None:
     """Write users; see :meth:`Users.save <metarec.recommender.Users.save>`."""
-    tensors = {
-        name: (t.to(torch.int32) if t.dtype == torch.int64 else t).contiguous() for name, t in state.tensors.items()
-    }
+    tensors = {name: _written(name, tensor) for name, tensor in state.tensors.items()}
     tensors |= {"codes": torch.from_numpy(clicks.codes.astype(np.int32)), "offsets": torch.from_numpy(clicks.offsets)}
     write_tensors(path, tensors, {"kind": "users", "model": fingerprint(model)})
+
+
+def _written(name: str, tensor: Tensor) -> Tensor:
+    """A tensor of a state as it stands in a file, which holds finite numbers only."""
+    if _is_context(name):
+        tensor = tensor.nan_to_num(nan=_UNKNOWN)
+    return (tensor.to(torch.int32) if tensor.dtype == torch.int64 else tensor).contiguous()
+
+
+def _is_context(name: str) -> bool:
+    return name.rpartition("/")[2] == "context"
 
 
 def read_users(path: str | Path, model: Model, empty: Callable[[bool], UserState]) -> tuple[Clicks, UserState]:
@@ -92,6 +102,7 @@ def _read(tensors: dict[str, Tensor], items: int, empty: Callable[[bool], UserSt
     if not right or set(tensors) != set(like):
         raise ValueError("the tensors do not belong together")
     out = {name: _like(tensor, like[name], users, name) for name, tensor in tensors.items()}
+    out |= {name: t.masked_fill(t == _UNKNOWN, torch.nan) for name, t in out.items() if _is_context(name)}
     clicks = Clicks(codes.numpy().astype(np.int64), offsets.numpy())
     integers = [t for name, t in out.items() if t.dtype == torch.int64 or t.dtype == torch.int32]
     most = max((int(t.max()) for t in integers if t.numel()), default=0)
