@@ -216,7 +216,7 @@ def test_copies_and_parts_know_the_catalogue() -> None:
 def test_a_view_of_a_learner_knows_its_candidates_without_finding_them_again():
     """Finding them makes a GPU wait, which the capture of a CUDA graph does not allow."""
     own = id_learner()
-    for view in (own.task_view("encoder"), own.task_view("all"), own.frozen()):
+    for view in (own.task_view("encoder"), own.task_view("all")):
         assert view.candidate_codes() is own.candidate_codes()
         view.candidates = torch.zeros_like(view.candidates)
         assert not len(view.candidate_codes())
