@@ -171,6 +171,7 @@ COMPONENTS = (
     _count("co-clicks", lambda setup: CoClicks(setup.data).to(setup.device)),
     _count("EASE, light", lambda setup: EASE(setup.data, penalty=100.0, device=torch.device(setup.device)), "more"),
     _count("item neighbours", lambda setup: ItemKNN(setup.data, device=setup.device), "more"),
+    _count("neighbours of last clicks", lambda setup: ItemKNN(setup.data, decay=0.6, device=setup.device), "more"),
     _count("popularity by profile", lambda setup: ProfilePopularity(setup.data), "profiles"),
     _count("own clicks", lambda setup: OwnClicks(setup.data, seed=setup.seed), "repeats"),
     _count("popularity, live decay", _decayed, "live"),
