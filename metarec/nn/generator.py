@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarec.functional.neighbour_index import near_items
 from metarec.functional.neighbours import nearest_items
 from metarec.nn.items import IdItems, Items, TableItems, has_rows, more_items
 from metarec.types import Modality
@@ -31,7 +32,7 @@ def warm_neighbours(modalities: Sequence[Modality], warm: Tensor, k: int) -> Ten
         [[2], [1]]
     """
     described = torch.stack([m.present for m in modalities]).any(0) & (torch.arange(len(warm), device=warm.device) > 0)
-    return nearest_items(torch.cat([m.features for m in modalities], dim=1), described & warm, k)
+    return near_items(torch.cat([m.features for m in modalities], dim=1), described & warm, k)
 
 
 class ColdItemGenerator(nn.Module):
