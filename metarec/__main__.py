@@ -41,9 +41,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         refuse(f"metarec {options.command}", str(error))
 
 
+class _Version(argparse.Action):
+    """Says the version, the engine, the threads and the extras."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Called by argparse."""
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="metarec", description="A new user has clicked three things; what next?")
-    parser.add_argument("--version", action="version", version=f"metarec {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="the version, and what of the library is in use")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     style = argparse.ArgumentDefaultsHelpFormatter
 

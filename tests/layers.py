@@ -53,8 +53,9 @@ LAYERS = {
     "export": UPPER | {"serving"},
     "service": UPPER | {"recommender"},
     "options": {"files", "functional"},
+    "installed": {"meta"},
     "fit_command": UPPER | {"io", "reporting"},
     "read_commands": UPPER | {"io", "options", "recommender"},
     "compare_command": UPPER | {"io", "options", "reporting", "fit_command", "read_commands"},
-    "__main__": {"io", "options", "export", "service", "fit_command", "read_commands", "compare_command"},
+    "__main__": {"installed", "io", "options", "export", "service", "fit_command", "read_commands", "compare_command"},
 }
