@@ -1,4 +1,4 @@
-"""Encoders of sizes that fill the widest vectors, and of sizes that do not, give what torch gives in double precision."""
+"""Encoders that fill the widest vectors, and others that do not, give what torch gives in double precision."""
 
 from __future__ import annotations
 
