@@ -151,7 +151,9 @@ def test_what_is_older_than_the_replay_and_no_history_changes_nothing() -> None:
 def test_each_setting_does_something(name: str) -> None:
     old, usual = learner("id"), Learning()
     other = {"replay": 1e3, "epochs": 2, "lr": 2e-3, "users_per_batch": 4, "seed": 1}[name]
-    assert usual == Learning(replay=14, epochs=1, lr=1e-3, users_per_batch=128, seed=0, keep_optimizer=False)
+    assert usual == Learning(
+        replay=14, epochs=1, lr=1e-3, users_per_batch=128, seed=0, keep_optimizer=False, held_out=256, per_day=200
+    )
     given = replace(usual, **{name: other})
     assert not same(weights(old.learn(DOWN, before=UP)), weights(old.learn(DOWN, before=UP, how=given)))
     with pytest.raises(ValueError, match=str(-1)):
@@ -216,11 +218,13 @@ def test_users_may_be_of_another_vocabulary() -> None:
 
 
 def test_a_second_delivery_changes_nothing() -> None:
-    old = learner("id")
-    twice = followed_by(None, DOWN)
-    half = filter_interactions(DOWN, DOWN.time < np.median(DOWN.time))
+    old, is_early = learner("id"), DOWN.time < np.median(DOWN.time)
+    half, rest = (filter_interactions(DOWN, rows) for rows in (is_early, ~is_early))
+    so_far = followed_by(UP, half)
     assert followed_by(half, DOWN).dropped[TWICE] == len(half)
-    assert same(weights(old.learn(DOWN, before=followed_by(UP, half))), weights(old.learn(twice, before=UP)))
+    learned, again = old.learn(rest, before=so_far), old.learn(DOWN, before=so_far)
+    assert same(weights(again), weights(learned))
+    assert again.learned.dropped == {TWICE: len(half)} and not learned.learned.dropped
 
 
 def test_nobody_to_train_on_leaves_the_weights() -> None:
