@@ -20,6 +20,8 @@ class Learning:
 
     Attributes:
         replay: days of earlier clicks that are trained on again with the new ones.
+        replay_users: of the users who clicked within them but nothing new, as many are drawn as there are new ones, and
+            at least so many.
         epochs: over the users who clicked within them.
         lr: learning rate of Adam; the learners of an MML have those of its settings.
         users_per_batch: B.
@@ -39,6 +41,7 @@ class Learning:
     """
 
     replay: float = 14
+    replay_users: int = 512
     epochs: int = 1
     lr: float = 1e-3
     users_per_batch: int = 128
@@ -52,7 +55,14 @@ class Learning:
             raise ValueError(
                 f"Learning: expected replay of at least 0 days and lr above 0, got {self.replay}, {self.lr}"
             )
-        for name, least in {"epochs": 1, "users_per_batch": 1, "seed": 0, "held_out": 0, "per_day": 1}.items():
+        for name, least in {
+            "replay_users": 0,
+            "epochs": 1,
+            "users_per_batch": 1,
+            "seed": 0,
+            "held_out": 0,
+            "per_day": 1,
+        }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"Learning: expected {name} of at least {least}, got {getattr(self, name)}")
 

@@ -20,6 +20,7 @@ from metarec.datasets import PLANTED_SPLIT
 from metarec.learning import Learning
 from metarec.nn.first_clicks import begin_rows, own_weights
 from metarec.recipes import EASE, MML, Ensemble, LivePopularity, sasrec
+from metarec.recipes.learning_on import replayed
 from metarec.recipes.metalearned import maml
 from metarec.recipes.next_item import every_click
 from metarec.recipes.sasrec import SummedItems
@@ -147,17 +148,33 @@ def test_what_is_older_than_the_replay_and_no_history_changes_nothing() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["replay", "epochs", "lr", "users_per_batch", "seed"])
+@pytest.mark.parametrize("name", ["replay", "replay_users", "epochs", "lr", "users_per_batch", "seed"])
 def test_each_setting_does_something(name: str) -> None:
     old, usual = learner("id"), Learning()
-    other = {"replay": 1e3, "epochs": 2, "lr": 2e-3, "users_per_batch": 4, "seed": 1}[name]
-    assert usual == Learning(
-        replay=14, epochs=1, lr=1e-3, users_per_batch=128, seed=0, keep_optimizer=False, held_out=256, per_day=200
-    )
+    assert usual == replace(usual, replay=14, replay_users=512, epochs=1, lr=1e-3, users_per_batch=128, seed=0)
+    assert (usual.keep_optimizer, usual.held_out, usual.per_day) == (False, 256, 200)
+    usual = replace(usual, replay=1e3) if name == "replay_users" else usual
+    other = {"replay": 1e3, "replay_users": 0, "epochs": 2, "lr": 2e-3, "users_per_batch": 4, "seed": 1}[name]
     given = replace(usual, **{name: other})
-    assert not same(weights(old.learn(DOWN, before=UP)), weights(old.learn(DOWN, before=UP, how=given)))
+    assert not same(*(weights(old.learn(DOWN, before=UP, how=how)) for how in (usual, given)))
     with pytest.raises(ValueError, match=str(-1)):
         replace(usual, **{name: -1})
+
+
+def test_of_the_replay_as_many_users_are_drawn_as_clicked_something_new_and_not_the_same_each_time() -> None:
+    drawn = []
+    for new in (UP.time.max() * 0.8, UP.time.max() * 0.8 + 1):
+        late = {int(user) for user in UP.user_codes if UP.time[UP.user == user].max() >= new}
+        found = replayed(UP, float(new), Learning(replay_users=1))
+        assert late < set(found.user_codes.tolist()) and len(found.user_codes) == 2 * len(late)
+        for user in found.user_codes:
+            assert found.item[found.user == user].tolist() == UP.item[UP.user == user].tolist()
+        again = replayed(UP, float(new), Learning(replay_users=1))
+        assert np.array_equal(again.user, found.user)
+        drawn.append(set(found.user_codes.tolist()) - late)
+    assert drawn[0] != drawn[1]
+    assert len(replayed(UP, float(new), Learning(replay_users=len(late) + 3)).user_codes) == 2 * len(late) + 3
+    assert replayed(UP, float(new), Learning()) is UP
 
 
 NEW = np.bincount(DOWN.item, minlength=len(UP.warm)).astype(bool) & ~UP.warm

@@ -66,7 +66,7 @@ class Batches:
         held = held_rows(every, self.since, float(clicks.time.min()), how.held_out)
         self.held = HeldOut.of(every, held, self.length, how.seed)
         trained = filter_interactions(every, ~np.isin(np.arange(len(every)), held)) if len(held) else every
-        self.data = recent(trained, self.since, self.length + 1)
+        self.data = replayed(recent(trained, self.since, self.length + 1), float(clicks.time.min()), how)
 
     @property
     def is_enough(self) -> bool:
@@ -77,6 +77,25 @@ class Batches:
         """The users as episodes."""
         usual = {"seed": self.how.seed, "users_per_batch": self.how.users_per_batch, "max_length": self.length}
         return RecentSampler(self.data, since=self.since, **{**usual, **settings})
+
+
+def replayed(data: Dataset, new: float, how: Learning) -> Dataset:
+    """The users who clicked from a time on, and a draw of the others: as many, and at least ``how.replay_users``.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> data = planted(users=60, items=40)
+        >>> late = int((data.time[data.offsets[1:] - 1] >= 1_200_000).sum())
+        >>> late, len(replayed(data, 1_200_000, Learning(replay_users=20)).user_codes)
+        (9, 29)
+    """
+    is_new = data.time[data.offsets[1:] - 1] >= new
+    others, most = data.user_codes[~is_new], max(int(is_new.sum()), how.replay_users)
+    if len(others) <= most:
+        return data
+    draw = np.random.default_rng([how.seed, *np.frombuffer(np.float64(new).tobytes(), np.uint32)])
+    drawn = draw.choice(others, most, replace=False)
+    return filter_interactions(data, np.isin(data.user, np.append(data.user_codes[is_new], drawn)))
 
 
 def continued(lesson: Lesson, model: Any, clicks: Dataset, before: Dataset | None, how: Learning) -> Any:
