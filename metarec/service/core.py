@@ -27,6 +27,7 @@ from metarec.service.handover import Handover
 from metarec.service.journal import Change, Journal
 from metarec.service.limits import Limits
 from metarec.service.reader import Reader, check_key, check_size
+from metarec.service.watching import Watch
 
 _LOG = logging.getLogger("metarec.service")
 _LOOK = 0.5  # seconds between two looks at the learner's file
@@ -62,6 +63,7 @@ class Service:
         self.changes = Changes(recommender, journal)
         self.handover = None if learned is None else Handover(self.changes, learned)
         self.metrics, self.connections = Metrics(), Connections(limits)
+        self.watch = Watch(self.metrics.registry)
         self.batcher: Batcher[Job, Answer] = Batcher(
             self._answers,
             max_batch=max_batch,
@@ -81,6 +83,8 @@ class Service:
 
     def _answers(self, jobs: Sequence[Job]) -> Sequence[Answer | Exception]:
         found = answers(self.recommender, jobs)
+        if found and isinstance(found[0], Answer):
+            self.watch.shown(self.recommender, found[0].items)
         if self.handover is None or not (version := self.handover.version):
             return found
         return [one if isinstance(one, Exception) else replace(one, version=version) for one in found]
@@ -229,4 +233,6 @@ class Service:
     async def show_metrics(self) -> PlainTextResponse:
         """Counts and times in the Prometheus text format."""
         self.metrics.waiting.set(len(self.batcher))
+        if self.handover is not None:
+            self.watch.look(self.handover)
         return PlainTextResponse(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)

@@ -86,6 +86,9 @@ class Handover:
 
     Raises:
         ValueError: if the service has no journal.
+
+    Attributes:
+        lesson: of the weights that were taken over last.
     """
 
     def __init__(self, changes: Changes, path: Path, device: torch.device | str = "cpu") -> None:
@@ -93,16 +96,22 @@ class Handover:
             raise ValueError("a service that learns needs a journal: allow_changes=True, or journal=")
         self.changes, self.journal, self.path = changes, changes.journal, path
         self._device, self._given = device, weakref.ref[Recommender](changes.recommender)
-        self._version, self._tried, self._problem = 0, (0, 0), ""
+        self.lesson = Lesson(self.journal.model)
+        self._tried, self._problem = (0, 0), ""
 
     @property
     def version(self) -> int:
         """Of the weights that answer: 0 for those of the model's own file."""
-        return self._version if self.changes.recommender is self._given() else 0
+        return self.lesson.version if self.changes.recommender is self._given() else 0
+
+    @property
+    def unlearned(self) -> int:
+        """How many changes of the journal the weights that answer have not learned from."""
+        return self.journal.number - (self.lesson.number if self.version else 0)
 
     def newer(self) -> bool:
         """Whether there is a file that was not tried, or what it gave was lost."""
-        return self._stamp() != self._tried or (self._version > 0 and self.version == 0)
+        return self._stamp() != self._tried or (self.lesson.version > 0 and self.version == 0)
 
     def _stamp(self) -> tuple[int, int]:
         with suppress(OSError):
@@ -134,7 +143,7 @@ class Handover:
         make(found, self.journal.between(until, self.journal.number), self.journal.path)
         found._histories = self.changes.recommender._histories
         self.changes.recommender, self._given = found, weakref.ref(found)
-        self._version = lesson.version
+        self.lesson = lesson
 
     def told(self) -> dict[str, Any]:
         """How the learner is, which weights answer, and how many changes they have not learned from."""
@@ -143,4 +152,4 @@ class Handover:
             said = json.loads(status_of(self.path).read_text())
         if self._problem:
             said |= {"status": "refused", "why": self._problem}
-        return {**said, "serving": self.version}
+        return {**said, "serving": self.version, "unlearned": self.unlearned}
