@@ -20,8 +20,9 @@ class Learning:
 
     Attributes:
         replay: days of earlier clicks that are trained on again with the new ones.
-        replay_users: of the users who clicked within them but nothing new, as many are drawn as there are new ones, and
-            at least so many.
+        replay_users: where fewer users clicked within these days, the replay reaches back to so many; where more did,
+            as many are drawn as clicked something new, and at least so many. A step on a few users alone would move all
+            weights by their noise.
         epochs: over the users who clicked within them.
         lr: learning rate of Adam; the learners of an MML have those of its settings.
         users_per_batch: B.

@@ -100,7 +100,7 @@ def worth(model: Any, data: Dataset, row: int, length: int = 50) -> float:
 
 
 def test_a_step_that_ranks_held_out_clicks_worse_is_not_taken(old: Any) -> None:
-    clicks, how = spoilt(DOWN), Learning(lr=0.05, epochs=5)
+    clicks, how = spoilt(DOWN), Learning(lr=0.05, epochs=5, replay_users=0)
     every = followed_by(UP, clicks)
     refused, taken = (old.learn(clicks, before=UP, how=one) for one in (how, replace(how, held_out=0)))
     assert not refused.learned.taken and same(refused, old) and np.array_equal(refused.warm, old.warm)

@@ -59,8 +59,8 @@ class Batches:
     def __init__(self, model: Any, clicks: Dataset, before: Dataset | None, how: Learning) -> None:
         self.how, self.length = how, record.longest_history(model)
         self.until = float(clicks.time.max())
-        self.since = float(clicks.time.min()) - how.replay * DAY * model.second
         every = followed_by(before, clicks)
+        self.since = begin_of_replay(every, float(clicks.time.min()), how, DAY * model.second)
         self.new: NDArray[np.bool_] = np.bincount(every.item, minlength=len(model.warm)) > 0
         self.new &= ~model.warm
         held = held_rows(every, self.since, float(clicks.time.min()), how.held_out)
@@ -77,6 +77,21 @@ class Batches:
         """The users as episodes."""
         usual = {"seed": self.how.seed, "users_per_batch": self.how.users_per_batch, "max_length": self.length}
         return RecentSampler(self.data, since=self.since, **{**usual, **settings})
+
+
+def begin_of_replay(data: Dataset, new: float, how: Learning, day: float) -> float:
+    """So many days before the new clicks, or as far back as ``how.replay_users`` users clicked last, if that is more.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> data = planted(users=60, items=40)
+        >>> [begin_of_replay(data, 1e6, Learning(replay=1, replay_users=n), 4e3) for n in (0, 20)]
+        [996000.0, 509394.0]
+    """
+    since = new - how.replay * day
+    last = np.sort(data.time[data.offsets[1:] - 1])
+    earlier = last[last < new][-how.replay_users :] if how.replay_users else last[:0]
+    return min(since, float(earlier[0])) if len(earlier) else since
 
 
 def replayed(data: Dataset, new: float, how: Learning) -> Dataset:
