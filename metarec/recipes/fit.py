@@ -71,7 +71,7 @@ def fit(
     Raises:
         ValueError: if there is no interaction; if a modality is called ``id`` or has a ``/`` in its name; if live
             clicks are given that are of another catalogue, or nothing says how long a day is; or if the folder is that
-            of another fit.
+            of another fit, or the seed negative.
 
     Example:
         >>> from metarec.data import split_by_time
@@ -84,7 +84,7 @@ def fit(
     _check(upstream, live)
     times = checksum({"time": torch.from_numpy(upstream.time)}, "")[:16]
     lives = None if live is None else len(live)
-    told = (fingerprint(EpisodeSampler(upstream, negatives=0)), times, seed, lives, day, budget)
+    told = (fingerprint(EpisodeSampler(upstream, seed=seed, negatives=0)), times, seed, lives, day, budget)
     key = " ".join(map(str, told))
     stages = Stages(folder, key, budget=budget, on_progress=on_progress)
     setup = Setup(upstream, live=live, day=day, seed=seed, device=device)
@@ -147,7 +147,9 @@ class _Fit:
         self.notes: list[str] = []
         self.live: dict[str, Method] = {}
         stopping = [batch.to(setup.device) for batch in at_most(list(last_clicks(later, STOPPING_CLICKS)), STOPPING)]
-        validation = Validation(earlier, stopping, self.exclude_seen)
+        # What nobody has clicked upstream could not be clicked yet: it is in no list of the validation users.
+        self.items = torch.from_numpy(setup.data.warm).to(setup.device)
+        validation = Validation(earlier, stopping, self.items, self.exclude_seen)
         features = sorted(setup.data.catalog.modalities)
         inputs = [("id", *features), *((name,) for name in features)]
         learners = [
@@ -210,7 +212,9 @@ class _Fit:
         self.stages.begin("weights")
         warm = torch.from_numpy(self.earlier.warm).to(self.setup.device)
         clicks = at_most(list(last_clicks(self.later, CLICKS)), FITTED)
-        choice = choose_form(candidate_scores(members, warm, clicks, exclude_seen=self.exclude_seen, most=CANDIDATES))
+        exclude_seen, most = self.exclude_seen, CANDIDATES
+        seen = candidate_scores(members, warm, clicks, items=self.items, exclude_seen=exclude_seen, most=most)
+        choice = choose_form(seen)
         self.stages.finish("weights")
         return choice
 
