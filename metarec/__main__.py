@@ -17,6 +17,7 @@ from metarec.options import (
     add_list_lengths,
     add_split,
     diversity,
+    duration,
     feature,
     number,
     refuse,
@@ -83,6 +84,8 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     told = "changes are written there before they are answered; MODEL.journal where they are allowed"
     add("--journal", type=Path, metavar="PATH", help=told)
     add("--workers", type=COUNT, default=1, metavar="N", help="processes, each with the whole model")
+    learn = "learn on from the journal in a process of its own, so often: 60s, 5m, 1h; with --allow-changes"
+    add("--learn", type=duration, metavar="TIME", help=learn)
     serve.set_defaults(run=_serve)
 
 
@@ -178,7 +181,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from metarec.service import Build, Limits, serve, serve_workers
+    from metarec.service import Build, Limits, learning, serve, serve_workers
 
     limits = Limits(
         waiting=options.waiting,
@@ -194,11 +197,14 @@ def _serve(options: argparse.Namespace) -> None:
         allow_changes=options.allow_changes,
         journal=options.journal,
         version=__version__,
+        learn=options.learn,
     )
-    if options.workers == 1:
-        serve(build(), host=options.host, port=options.port, limits=limits)
-    else:
-        serve_workers(build, options.workers, host=options.host, port=options.port)
+    app = build() if options.workers == 1 else None
+    with learning(build):
+        if app is not None:
+            serve(app, host=options.host, port=options.port, limits=limits)
+        else:
+            serve_workers(build, options.workers, host=options.host, port=options.port)
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -51,7 +51,7 @@ LAYERS = {
     "serialization": {"io"},
     "encoders": {"types", "data"},
     "export": UPPER | {"serving"},
-    "service": UPPER | {"recommender"},
+    "service": UPPER | {"io", "recommender"},
     "options": {"files", "functional"},
     "installed": {"meta"},
     "fit_command": UPPER | {"io", "reporting"},
