@@ -7,6 +7,7 @@ storage all go that way, so a served user is an evaluated user.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from metarec.codecs import Codec, add_codec, codec_of
 from metarec.data.dataset import Catalog, Dataset
+from metarec.learning import Learning, learning_of
 from metarec.scoring import Scores, UserState
 from metarec.types import Examples, Scored, Scorer
 
@@ -174,6 +176,28 @@ class Model:
             clicks: of this catalogue's items, later than all that were counted before; users of any vocabulary.
         """
         return self
+
+    def learn(self, clicks: Dataset, *, before: Dataset | None = None, how: Learning | None = None) -> Self:
+        """A model that has learned on from everybody's new clicks; this one stays as it is, so it can serve meanwhile.
+
+        Weights are trained on the clicks and on a replay of those before, by what they were trained with; counts move
+        on as by :meth:`observe`. Users who are new join, and items first clicked now get rows of their own. The same
+        clicks give the same weights.
+
+        Args:
+            clicks: of this catalogue's items, later than all that were learned before; users of any vocabulary.
+            before: the clicks before them, as far back as histories and the replay shall reach; more does not hurt.
+            how: the settings of the training.
+
+        Raises:
+            ValueError: if a click is of no item of the catalogue, or earlier than the last one counted; names it.
+            FloatingPointError: if a loss or a weight is not finite.
+        """
+        continues = learning_of(type(self))
+        if continues is None:
+            return copy.copy(self).observe(clicks)
+        learned: Self = continues(self, clicks, before, how or Learning())
+        return learned
 
     def members(self) -> Mapping[str, Model]:
         """The models that it is made of, by name."""

@@ -56,8 +56,8 @@ def test_ease_is_the_ridge_regression_of_each_item_on_all_others(items: int, mon
         EASE(up, penalty=0)
 
 
-@pytest.mark.parametrize("neighbours", [2, 5, 100])
-def test_itemknn_sums_the_similarities_of_the_nearest_items(neighbours: int) -> None:
+@pytest.mark.parametrize(("neighbours", "decay"), [(2, 1.0), (5, 1.0), (100, 1.0), (5, 0.6), (100, 0.6)])
+def test_itemknn_sums_the_similarities_of_the_nearest_items(neighbours: int, decay: float) -> None:
     up = warm_only(make_data())
     x = matrix(up)
     similar = np.zeros((ITEMS + 1, ITEMS + 1))
@@ -65,16 +65,19 @@ def test_itemknn_sums_the_similarities_of_the_nearest_items(neighbours: int) -> 
         for j in range(ITEMS + 1):
             if i != j:
                 similar[i, j] = (x[:, i] * x[:, j]).sum() / (np.sqrt(x[:, i].sum() * x[:, j].sum()) + 3.0)
-    histories, found = score(ItemKNN(up, neighbours=neighbours, shrink=3.0), make_data(4))
+    histories, found = score(ItemKNN(up, neighbours=neighbours, shrink=3.0, decay=decay), make_data(4))
     for history, row in zip(histories, found.scores[:, 0].numpy(), strict=True):
         upper, lower = np.zeros(ITEMS + 1), np.zeros(ITEMS + 1)  # ties at the border may fall either way
         for item in set(history):
             border = np.sort(similar[item])[::-1][min(neighbours, ITEMS + 1) - 1]
-            upper += np.where(similar[item] >= border - 1e-9, similar[item], 0)
-            lower += np.where(similar[item] > border + 1e-9, similar[item], 0)
+            counts = decay ** history[::-1].index(item)
+            upper += np.where(similar[item] >= border - 1e-9, similar[item], 0) * counts
+            lower += np.where(similar[item] > border + 1e-9, similar[item], 0) * counts
         assert (row <= upper + 1e-5).all() and (row >= lower - 1e-5).all()
     with pytest.raises(ValueError, match="neighbours >= 1 and shrink >= 0, got 0 and 20"):
         ItemKNN(up, neighbours=0)
+    with pytest.raises(ValueError, match=r"decay .*1, got 1.5"):
+        ItemKNN(up, decay=1.5)
 
 
 @pytest.mark.parametrize("half_life", [None, 4.0])

@@ -50,6 +50,21 @@ def test_of_a_large_catalogue_the_best_are_candidates_and_some_for_all_others() 
         torch.testing.assert_close(some.unknown[row], every.unknown[row][:, candidates])
 
 
+@pytest.mark.parametrize("most", [8192, 16])
+def test_what_could_not_be_clicked_is_no_candidate(most: int) -> None:
+    methods, batch, items = tables(), users(40), torch.arange(ITEMS + 1) % 3 > 0
+    every = candidate_scores(methods, WARM, [batch], exclude_seen=False)
+    some = candidate_scores(methods, WARM, [batch], items=items, exclude_seen=False, most=most)
+    allowed = set(items.nonzero().squeeze(1).tolist())
+    for row in range(len(every.z)):
+        taken = some.log_importance[row] > -1e8
+        candidates = {code for column in some.z[row].T[taken] for code in _same(column, every.z[row].T)}
+        target = int(every.target[row])
+        assert candidates <= allowed | {target} and target in candidates
+        total = some.log_importance[row][taken].exp().sum()
+        torch.testing.assert_close(total, torch.tensor(float(len(allowed | {target}))))
+
+
 def _same(column: Tensor, columns: Tensor) -> list[int]:
     return (columns == column).all(1).nonzero().squeeze(1).tolist()
 

@@ -100,3 +100,4 @@ def test_itemknn_has_a_hundred_neighbours_and_shrinks_by_twenty() -> None:
     found = scores_after(ItemKNN(data), 1)
     assert int((found > 0).sum()) == 100
     assert float(found.max()) == pytest.approx(1 / (math.sqrt(138) + 20), rel=1e-6)
+    assert ItemKNN(data).decay == 1

@@ -170,13 +170,18 @@ def test_settings_that_are_wrong_are_refused(name: str) -> None:
         wrongs: list[Any] = ["1", [], {}, float("nan"), float("inf")]
         wrongs += [-1.0, 0.0] if setting in ("window", "half_life") else []
         wrongs += [0, 10**9, 1.5, True] if setting == "layers" else []
+        wrongs += [0, 1.5, True] if setting == "decay" else []
         for wrong in wrongs:
             if wrong == saved.settings[setting] or (setting == "untrained" and wrong == []):
                 continue
             with pytest.raises(ValueError, match=setting):
                 again(model, Saved({**saved.settings, setting: wrong}, saved.tensors))
+        without = Saved({k: v for k, v in saved.settings.items() if k != setting}, saved.tensors)
+        if setting == "decay":
+            assert again(model, without).decay == 1  # older files do not say it
+            continue
         with pytest.raises(ValueError, match=setting):
-            again(model, Saved({k: v for k, v in saved.settings.items() if k != setting}, saved.tensors))
+            again(model, without)
     assert model.catalog is not None and model.warm is not None
     smaller = Catalog(Vocabulary([f"i{n}" for n in range(3)]))
     for catalog, warm in (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import torch
 
 import metarec as mr
 from fit_worlds import scores, shorten, sides
-from metarec.data import Dataset
+from metarec.data import Catalog, Dataset, Vocabulary, split_by_time
+from metarec.datasets import PLANTED_SPLIT
 from metarec.nn.record import record_of
 from metarec.recipes import Ensemble, adaptation, sasrec
 from metarec.recipes.ensemble_form import FORMS
@@ -92,6 +93,27 @@ def test_the_users_who_start_last_validate(fitted: Fitted) -> None:
         assert not set(data.user.tolist()) & set(last)
         assert data.time.max() < first
     assert all(set(data.user.tolist()) <= set(start) for data in fitted.trained_on)
+
+
+def test_items_that_nobody_could_click_yet_validate_nothing(fitted: Fitted) -> None:
+    """Every item has a copy, with the same features, that is clicked only after the split."""
+    data, size = sides()[0], sides()[0].catalog.size
+    twice = torch.cat([torch.arange(size), torch.arange(1, size)])
+    names = data.catalog.items.texts
+    catalog = Catalog(
+        Vocabulary([*names, *(f"{name} again" for name in names)]),
+        {
+            name: replace(own, features=own.features[twice], present=own.present[twice])
+            for name, own in data.catalog.modalities.items()
+        },
+    )
+    later = data.time > PLANTED_SPLIT
+    item = np.where(later & (data.item % 2 > 0), data.item + size - 1, data.item)
+    up, _ = split_by_time(replace(data, catalog=catalog, item=item, warm=np.arange(2 * size - 1) > 0), at=PLANTED_SPLIT)
+    found = {one.name: one.ndcg for one in mr.fit(up).report.candidates if one.kind == "part"}
+    for one in fitted.model.report.candidates:
+        if one.kind == "part" and "id" not in one.name:  # whose table is another draw
+            assert found[one.name] == pytest.approx(one.ndcg, abs=0.01), one.name
 
 
 def test_weights_are_never_negative(fitted: Fitted) -> None:

@@ -159,10 +159,12 @@ def test_histories_are_padded_up_to_the_longest_that_the_encoder_takes():
     assert padded(longer, None).query.history.shape[1] == 9
 
 
-def test_graphs_give_the_same_gradients():
-    batch, reference = users(), MetaLearner(learner(), lr=0.05, steps=3)
+@pytest.mark.parametrize("objective", ["bpr", "softmax"])
+def test_graphs_give_the_same_gradients(objective):
+    settings = {"lr": 0.05, "steps": 3, "objectives": (objective, objective)}
+    batch, reference = users(), MetaLearner(learner(), **settings)
     expected = meta_gradient(reference, batch)
-    meta = MetaLearner(learner(), lr=0.05, steps=3, graphs=True)
+    meta = MetaLearner(learner(), **settings, graphs=True)
     other = EpisodeBatch(batch.user.flip(0), batch.support[batch.user.flip(0)], batch.query[batch.user.flip(0)])
     for turn, given in enumerate((batch, batch, other, batch)):  # run, record and replay, replay with others, and again
         torch.testing.assert_close(meta_gradient(meta, given), expected, rtol=1e-4, atol=1e-5, msg=f"turn {turn}")
@@ -172,3 +174,27 @@ def test_graphs_give_the_same_gradients():
             for parameter in (*meta.learner.parameters(), *reference.learner.parameters()):
                 parameter.mul_(1.5)  # as an optimiser does: a graph reads the weights where they are
         torch.testing.assert_close(meta_gradient(meta, batch), meta_gradient(reference, batch), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="a GPU captures")
+def test_after_a_capture_that_fails_training_goes_on_without_and_can_draw(caplog):
+    class Waits(ModalityLearner):
+        """Its loss waits for the GPU, which no capture may."""
+
+        def loss(self, examples, objective="bpr"):
+            torch.cuda.synchronize()
+            return super().loss(examples, objective)
+
+    def trained(graphs):
+        torch.manual_seed(0)
+        waits = Waits(IdItems(ITEMS, 32), SequenceEncoder(32, max_length=10, dropout=0.5)).to(DEVICE).train()
+        meta, batch = MetaLearner(waits, lr=0.05, steps=3, graphs=graphs), users()
+        meta_gradient(meta, batch)
+        if graphs:
+            meta_gradient(meta, batch)
+            assert meta.graphs.refused
+            assert "capturing" in caplog.text
+        torch.cuda.manual_seed_all(1)
+        return meta_gradient(meta, batch)
+
+    torch.testing.assert_close(trained(graphs=True), trained(graphs=False), rtol=1e-4, atol=1e-5)

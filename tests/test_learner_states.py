@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from helpers import id_learner
 from learner_worlds import (
     BATCH,
     MODELS,
@@ -210,3 +211,13 @@ def test_copies_and_parts_know_the_catalogue() -> None:
     for wrapped in (HeadLearner(learner()), maml(HeadLearner(learner())), MetaSGD(learner())):
         assert wrapped.catalog is UP.catalog and wrapped.max_length == 50
     assert isinstance(ModalityLearner(IdItems(6, 8), SequenceEncoder(8)).catalog, type(None))
+
+
+def test_a_view_of_a_learner_knows_its_candidates_without_finding_them_again():
+    """Finding them makes a GPU wait, which the capture of a CUDA graph does not allow."""
+    own = id_learner()
+    for view in (own.task_view("encoder"), own.task_view("all")):
+        assert view.candidate_codes() is own.candidate_codes()
+        view.candidates = torch.zeros_like(view.candidates)
+        assert not len(view.candidate_codes())
+    torch.testing.assert_close(own.candidate_codes(), own.candidates.nonzero().squeeze(-1))

@@ -99,14 +99,15 @@ def test_epochs_that_nobody_gives_are_ten() -> None:
 def test_the_weights_are_those_fitted_by_hand(live: Ensemble) -> None:
     earlier, later = split_by_time(UP, at=split_time(UP, cold_users=0.2))
     model = trained(earlier)
-    steps = select_inner_steps(model, later, clicks=5)
+    clicked = torch.from_numpy(UP.warm)  # what nobody clicked upstream is no candidate
+    steps = select_inner_steps(model, later, clicks=5, items=clicked)
     methods = with_inner_steps(model, steps).methods()
     parts: dict[str, Method] = {name: methods[name.removeprefix("MML ")] for name in LEARNERS}
     parts |= {name: make(earlier) for name, make in BY_HAND.items()}
     weights = ContextWeights(list(parts))
     clicks = last_clicks(later, 5)
     assert UP.repeat_share > 0.02  # so what was clicked is a candidate
-    seen = candidate_scores(parts, torch.from_numpy(earlier.warm), clicks, exclude_seen=False)
+    seen = candidate_scores(parts, torch.from_numpy(earlier.warm), clicks, items=clicked, exclude_seen=False)
     weights.fit(seen, penalty=1e-3, top=0.4, iterations=40)
     for name in ("weight", "unknown", "usual"):
         torch.testing.assert_close(getattr(live.weights, name), getattr(weights, name), atol=1e-5, rtol=1e-4)

@@ -25,7 +25,9 @@ def test_weights_are_fitted_on_the_later_upstream_users_and_nothing_else_is_read
     by_hand, models = ContextWeights(["popularity", "ease"]), make(earlier)
     assert up.repeat_share > 0.1  # so what was clicked before is a candidate, and may be the answer
     warm = torch.from_numpy(earlier.warm)
-    by_hand.fit(candidate_scores(models, warm, list(last_clicks(later, 2)), exclude_seen=False))  # type: ignore[arg-type]
+    clicks, clicked = list(last_clicks(later, 2)), torch.from_numpy(up.warm)
+    assert not bool(clicked[1:].all())  # and what nobody clicked upstream is none
+    by_hand.fit(candidate_scores(models, warm, clicks, items=clicked, exclude_seen=False))  # type: ignore[arg-type]
     assert torch.equal(found.weights.weight, by_hand.weight)
     assert [len(data) for data in asked] == [len(earlier), len(up), len(earlier)]  # type: ignore[arg-type]
     assert found.fitted_until == up.time.max() < down.time.min()

@@ -63,11 +63,13 @@ class Graphs:
             return None
         graph = self.captured[key]
         if graph is None:
+            state = torch.cuda.get_rng_state(part.user.device)
             try:
                 graph = self.captured[key] = CapturedGraph(meta, part, self.pool)
             except RuntimeError as error:
                 self.refused.add(key)
-                _LOG.warning("%d users run without a CUDA graph, which takes longer: %s", len(part), error)
+                _renew_generator(part.user.device, state)
+                _LOG.warning("%d users run without a CUDA graph, which takes longer: %s", len(part), _first(error))
                 return None
             self.pool = graph.graph.pool()
         return graph.replayed(part)
@@ -95,6 +97,18 @@ class CapturedGraph:  # pragma: no cover
             mine.copy_(given)
         self.graph.replay()
         return self.found
+
+
+def _renew_generator(device: torch.device, state: Tensor) -> None:  # pragma: no cover
+    """Give a GPU a generator that is in no capture: after a failed one the old one would stay in it."""
+    own = torch.cuda.default_generators[device.index]
+    own.graphsafe_set_state(torch.Generator(device).graphsafe_get_state())
+    torch.cuda.set_rng_state(state, device)
+
+
+def _first(error: BaseException) -> BaseException:  # pragma: no cover
+    """What went wrong in a capture; its end then fails as well."""
+    return error if error.__context__ is None else _first(error.__context__)
 
 
 def padded(part: EpisodeBatch, longest: int | None) -> EpisodeBatch:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from metarec.functional.neighbours import nearest_items
-from metarec.nn.items import Items, TableItems, more_items
+from metarec.nn.items import IdItems, Items, TableItems, has_rows, more_items
 from metarec.types import Modality
 
 Variant = Literal["metarec", "paper"]
@@ -136,6 +136,24 @@ class ColdItemGenerator(nn.Module):
         out.replaceable = F.pad(self.replaceable, (0, more))
         out.known = items.known | out.cold
         return out
+
+    @torch.no_grad()
+    def begin_rows(self, new: Tensor, vectors: Tensor) -> None:
+        """Know more items as warm, in place: their own vectors begin as ``vectors`` (I, D), where the items have rows.
+
+        Where they are made from features alone, nothing changes: the generator goes on for these items. Neighbours stay
+        the same items, so no other item's vector changes.
+
+        Args:
+            new: (I,) bool.
+            vectors: e.g. those that were generated.
+        """
+        if not has_rows(self.items):
+            return
+        cast(IdItems, self.items).begin_rows(new, vectors)
+        self.replaceable = self.replaceable | (self.cold & new)
+        self.cold = self.cold & ~new
+        self.known = self.items.known | self.cold
 
     def generated(self) -> Tensor:
         """Generated vectors of the whole catalogue, (I, D); zero for items without features."""

@@ -154,6 +154,12 @@ class IdItems(nn.Module):
         out.known = F.pad(self.known, (0, more))
         return out
 
+    @torch.no_grad()
+    def begin_rows(self, new: Tensor, vectors: Tensor) -> None:
+        """Know more items, in place: those of ``new`` (I,) bool begin with their ``vectors`` (I, D)."""
+        self.weight[new] = vectors[new].to(self.weight)
+        self.known = self.known | new
+
     def frozen(self) -> TableItems:
         """The table without the parameter."""
         return TableItems(self.weight, self.known)
@@ -234,6 +240,16 @@ class FeatureItems(nn.Module):
     def frozen(self) -> TableItems:
         """The projected catalogue, computed once."""
         return TableItems(self.table(), self.known)
+
+
+def has_rows(items: object) -> bool:
+    """Whether some of what makes item vectors has a trained row for each item.
+
+    Example:
+        >>> has_rows(IdItems(size=3, dim=2)), has_rows(TableItems(torch.eye(3), torch.ones(3, dtype=torch.bool)))
+        (True, False)
+    """
+    return isinstance(items, nn.Module) and any(isinstance(part, IdItems) for part in items.modules())
 
 
 def more_items(items: Items, size: int, modalities: Mapping[str, Modality]) -> Items:

@@ -199,7 +199,8 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
         out = copy.copy(self)
         for name in TOLD:
             vars(out).pop(name, None)
-        out._modules, out._buffers, out._found = dict(modules), dict(self._buffers), []
+        out._modules, out._buffers = dict(modules), dict(self._buffers)
+        out._found = [self.candidates, self.candidate_codes()]
         return out
 
     @torch.no_grad()

@@ -1,6 +1,6 @@
 """Whole methods, each a file that reads like its paper."""
 
-from metarec.recipes import mml, sasrec
+from metarec.recipes import learning_on, mml, sasrec
 from metarec.recipes.blend import Blend, paying_steps, with_steps
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.ease import EASE
@@ -33,6 +33,7 @@ __all__ = [
     "Transitions",
     "fit",
     "fit_by_nested_validation",
+    "learning_on",
     "mml",
     "mml_blend",
     "paying_steps",

@@ -121,6 +121,7 @@ class AdaptationSearch:
         learner: that does not adapt; stays as it is.
         data: what it was trained on.
         batches: validation users, on its device.
+        items: (I,) bool, what lists are made of, on its device; all by default.
         exclude_seen: leave what a user has clicked out of lists.
         seed: of meta-training.
         out_of_time: says when to try no more.
@@ -137,12 +138,13 @@ class AdaptationSearch:
         data: Dataset,
         batches: list[EpisodeBatch],
         *,
+        items: Tensor | None = None,
         exclude_seen: bool,
         seed: int = 0,
         out_of_time: Callable[[], bool] = lambda: False,
     ) -> None:
         self.learner, self.data, self.batches = learner, data, batches
-        self.exclude_seen, self.seed, self.out_of_time = exclude_seen, seed, out_of_time
+        self.items, self.exclude_seen, self.seed, self.out_of_time = items, exclude_seen, seed, out_of_time
         self.tried: list[Tried] = []
         self.model: ModalityLearner | MetaLearner = learner
         self.best: Tried | None = None
@@ -183,4 +185,4 @@ class AdaptationSearch:
             self.best, self.model = found, model
 
     def _rank(self, model: ModalityLearner | MetaLearner) -> Ranked:
-        return ranked(model, self.batches, exclude_seen=self.exclude_seen)
+        return ranked(model, self.batches, items=self.items, exclude_seen=self.exclude_seen)

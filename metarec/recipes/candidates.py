@@ -92,6 +92,7 @@ def candidate_scores(
     warm: Tensor,
     episodes: Iterable[EpisodeBatch],
     *,
+    items: Tensor | None = None,
     exclude_seen: bool = True,
     most: int = CANDIDATES,
 ) -> CandidateScores:
@@ -102,6 +103,7 @@ def candidate_scores(
         warm: (I,) bool, items seen upstream; where it is, the scores are kept: 5 bytes for each click, model and
             candidate.
         episodes: the users.
+        items: (I,) bool, what candidates are taken from, beside the targets; all by default.
         exclude_seen: leave what a user has clicked out of the candidates, and clicks on it out of the targets.
         most: candidates of a click; of a larger catalogue, a sample.
 
@@ -112,7 +114,7 @@ def candidate_scores(
     asked = {name: as_model(method) for name, method in models.items()}
     rows, until = [], -math.inf
     for batch in episodes:
-        rows.append(_rows(asked, warm, batch.to(warm.device), (draw, most), exclude_seen=exclude_seen))
+        rows.append(_rows(asked, warm, items, batch.to(warm.device), (draw, most), exclude_seen=exclude_seen))
         time = batch.query.time
         until = max(until, math.inf if time is None else float(time.max()))
     if not rows or not sum(len(found[0]) for found in rows):
@@ -123,6 +125,7 @@ def candidate_scores(
 def _rows(
     models: Mapping[str, Model],
     warm: Tensor,
+    items: Tensor | None,
     batch: EpisodeBatch,
     sample: tuple[torch.Generator, int],
     *,
@@ -140,8 +143,9 @@ def _rows(
         found.append(standardised(scores, ~unknown[-1], name)[real.flatten()])
     z = torch.stack(found, 1)
     target = query.target[real]
-    allowed = ~seen[real]
+    allowed = ~seen[real] if items is None else items & ~seen[real]
     allowed[:, 0] = False
+    allowed.scatter_(1, target[:, None], True)
     candidate, log_importance = _candidates(z, allowed, target, *sample)
     z = z.gather(2, candidate[:, None].expand(-1, len(models), -1))
     user = batch.user[:, None].expand_as(real)[real]

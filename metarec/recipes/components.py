@@ -44,6 +44,7 @@ class Setup:
         device: where it is fitted and stays.
         label: before the names of the stages.
         validation: users whom nothing is fitted on, who select the inner steps if the config does not say them.
+        listed: (I,) bool, the items that are ranked for them; all by default.
     """
 
     data: Dataset
@@ -55,6 +56,7 @@ class Setup:
     device: torch.device | str = "cpu"
     label: str = ""
     validation: Dataset | None = None
+    listed: torch.Tensor | None = None
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -120,7 +122,8 @@ def _mml(setup: Setup) -> Models:
     model = MML.build(setup.data, setup.config, seed=setup.seed).to(setup.device)
     watch(mml.train(model, EpisodeSampler(setup.data, seed=setup.seed)), f"{setup.label}, MML")
     if setup.config.test_steps is None and setup.validation is not None:
-        model = with_inner_steps(model, select_inner_steps(model, setup.validation, clicks=CLICKS))
+        steps = select_inner_steps(model, setup.validation, clicks=CLICKS, items=setup.listed)
+        model = with_inner_steps(model, steps)
     return {"MML": model}
 
 
@@ -171,6 +174,7 @@ COMPONENTS = (
     _count("co-clicks", lambda setup: CoClicks(setup.data).to(setup.device)),
     _count("EASE, light", lambda setup: EASE(setup.data, penalty=100.0, device=torch.device(setup.device)), "more"),
     _count("item neighbours", lambda setup: ItemKNN(setup.data, device=setup.device), "more"),
+    _count("neighbours of last clicks", lambda setup: ItemKNN(setup.data, decay=0.6, device=setup.device), "more"),
     _count("popularity by profile", lambda setup: ProfilePopularity(setup.data), "profiles"),
     _count("own clicks", lambda setup: OwnClicks(setup.data, seed=setup.seed), "repeats"),
     _count("popularity, live decay", _decayed, "live"),
@@ -213,7 +217,9 @@ class Fitting:
         """The members of all components, fitted on one side."""
         whole = data is self.setup.data
         validation = None if whole else validation_split(self.setup.data)[1]
-        setup = replace(self.setup, data=data, validation=validation, label="whole" if whole else "earlier part")
+        listed = torch.from_numpy(self.setup.data.warm)
+        label = "whole" if whole else "earlier part"
+        setup = replace(self.setup, data=data, validation=validation, listed=listed, label=label)
         out: dict[str, Method] = {}
         for component in self.components:
             models = self._live.get(component.name) or component.fit(setup)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog, Dataset
 from metarec.functional.histories import readable
+from metarec.learning import Learning
 from metarec.model import Model, Saved
 from metarec.recipes.click_log import check_items
 from metarec.scoring import UserState
@@ -131,6 +132,17 @@ class Counts(Model):
                 self._counted = self._counted.followed_by(clicks)
                 self.observed.add_(1)  # tells caches that something has changed
         return self
+
+    def learn(self, clicks: Dataset, *, before: Dataset | None = None, how: Learning | None = None) -> Self:
+        """Counts that have moved on by new clicks, as by :meth:`observe`; these stay as they are.
+
+        Raises:
+            ValueError: as :meth:`observe`.
+        """
+        out = self.copied()
+        if self.information == "live":
+            out.observed = self.observed.clone()
+        return out.observe(clicks)
 
     def copied(self) -> Self:
         """A copy whose attributes, parameters and buffers can be replaced without changing this one's."""

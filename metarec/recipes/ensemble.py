@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from metarec.data.dataset import Catalog, Dataset
 from metarec.data.encodings import Encoding
 from metarec.functional.scaling import FeatureScale
+from metarec.learning import Learning
 from metarec.model import Model, Saved, register
 from metarec.nn.record import INFORMATION, longest_history, record_of
 from metarec.recipes.context_weights import ContextWeights
@@ -212,6 +214,22 @@ class Ensemble(Model, nn.Module):
         self._take(moved)
         self.observed.add_(1)
         return self
+
+    def learn(self, clicks: Dataset, *, before: Dataset | None = None, how: Learning | None = None) -> Self:
+        """An ensemble whose parts have learned on from new clicks, each in its way; their fitted weights stay.
+
+        Raises:
+            ValueError: as a part does, which is named; this ensemble stays as it is in any case.
+        """
+        learned = {
+            name: _each(name, "learn", partial(part.learn, before=before, how=how), clicks)
+            for name, part in self._members.items()
+        }
+        out = self._with(learned)
+        out.observed = self.observed + 1
+        if self.warm is not None and self.catalog is not None:
+            out.warm = self.warm | np.any([part.warm for part in learned.values() if part.warm is not None], axis=0)
+        return out
 
     def __copy__(self) -> Self:
         return self._with({name: copy.copy(part) for name, part in self._members.items()})

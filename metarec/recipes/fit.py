@@ -147,7 +147,9 @@ class _Fit:
         self.notes: list[str] = []
         self.live: dict[str, Method] = {}
         stopping = [batch.to(setup.device) for batch in at_most(list(last_clicks(later, STOPPING_CLICKS)), STOPPING)]
-        validation = Validation(earlier, stopping, self.exclude_seen)
+        # What nobody has clicked upstream could not be clicked yet: it is in no list of the validation users.
+        self.items = torch.from_numpy(setup.data.warm).to(setup.device)
+        validation = Validation(earlier, stopping, self.items, self.exclude_seen)
         features = sorted(setup.data.catalog.modalities)
         inputs = [("id", *features), *((name,) for name in features)]
         learners = [
@@ -210,7 +212,9 @@ class _Fit:
         self.stages.begin("weights")
         warm = torch.from_numpy(self.earlier.warm).to(self.setup.device)
         clicks = at_most(list(last_clicks(self.later, CLICKS)), FITTED)
-        choice = choose_form(candidate_scores(members, warm, clicks, exclude_seen=self.exclude_seen, most=CANDIDATES))
+        exclude_seen, most = self.exclude_seen, CANDIDATES
+        seen = candidate_scores(members, warm, clicks, items=self.items, exclude_seen=exclude_seen, most=most)
+        choice = choose_form(seen)
         self.stages.finish("weights")
         return choice
 

@@ -36,11 +36,13 @@ class Validation:
     Attributes:
         earlier: the clicks that it is trained on meanwhile.
         batches: users whom nothing is trained on, on its device.
+        items: (I,) bool, what is ranked for them, on its device.
         exclude_seen: leave what a user has clicked out of lists.
     """
 
     earlier: Dataset
     batches: list[EpisodeBatch]
+    items: Tensor
     exclude_seen: bool
 
 
@@ -141,7 +143,8 @@ class FittedLearner:
         )
 
     def _rank(self, learner: ModalityLearner) -> Ranked:
-        return ranked(learner, self.validation.batches, exclude_seen=self.validation.exclude_seen, name=self.name)
+        asked = self.validation
+        return ranked(learner, asked.batches, items=asked.items, exclude_seen=asked.exclude_seen, name=self.name)
 
     def _generating(self, learner: ModalityLearner) -> ModalityLearner:
         """With a generator, if the validation users are served better."""
@@ -173,6 +176,7 @@ class FittedLearner:
             learner,
             data,
             at_most(self.validation.batches, 500),
+            items=self.validation.items,
             exclude_seen=self.validation.exclude_seen,
             seed=self.setup.seed,
             out_of_time=lambda: self.stages.search_is_over(share=0.9 * self.share),

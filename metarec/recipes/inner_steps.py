@@ -41,7 +41,7 @@ def with_inner_steps(model: MML, steps: int | Mapping[str, int]) -> MML:
     return other
 
 
-def select_inner_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[str, int]:
+def select_inner_steps(model: MML, users: Dataset, *, clicks: int = 5, items: Tensor | None = None) -> dict[str, int]:
     """The steps of each learner: the config's where the users gain by them, otherwise none.
 
     They gain if their mean NDCG@10 rises by more than two standard errors.
@@ -50,6 +50,7 @@ def select_inner_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[s
         model: trained.
         users: who trained nothing, such as those after a split inside the upstream side.
         clicks: last clicks of each user that are asked for.
+        items: (I,) bool, what lists are made of; all by default.
 
     Returns:
         Steps by learner, for ``MMLConfig.test_steps``.
@@ -71,8 +72,11 @@ def select_inner_steps(model: MML, users: Dataset, *, clicks: int = 5) -> dict[s
     out, batches = {}, [batch.to(device_of(model)) for batch in last_clicks(users, clicks)]
     for name in model.learners:
         ways = model.meta(name), with_inner_steps(model, 0).meta(name)
+        among = None if items is None else items.to(device_of(model))
         try:
-            moved, still = (ranked(way, batches, exclude_seen=leave_out, name=name).by_user() for way in ways)
+            moved, still = (
+                ranked(way, batches, items=among, exclude_seen=leave_out, name=name).by_user() for way in ways
+            )
         except ValueError as error:
             raise ValueError(f"select_inner_steps: learner {name!r} on {users.name}: {error}") from error
         out[name] = model.config.steps(name) if _is_significant(moved - still) else 0

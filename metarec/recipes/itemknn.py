@@ -16,7 +16,7 @@ from metarec.model import Saved, register
 from metarec.recipes.asked_pairs import Asked, ranges, summed_by_user
 from metarec.recipes.click_log import Floats, check_codes
 from metarec.recipes.counting import numbers
-from metarec.recipes.ease import SomeItems, check_ascending, cooccurrences, distinct, most_clicked, placed
+from metarec.recipes.ease import SomeItems, check_ascending, cooccurrences, most_clicked, placed
 from metarec.recipes.sparse_scores import SparseScores
 from metarec.scoring import Scores, UserState
 
@@ -25,17 +25,19 @@ from metarec.scoring import Scores, UserState
 class ItemKNN(SomeItems):
     """Scores an item by the summed similarity of the history's items, of which it must be a nearest neighbour.
 
-    ``similarity_ij = n_ij / (sqrt(n_i n_j) + shrink)``, n the users who clicked the item or both items.
+    ``similarity_ij = n_ij / (sqrt(n_i n_j) + shrink)``, n the users who clicked the item or both items. With a
+    ``decay`` below 1 an item of the history counts by ``decay ** (clicks after the last one on it)``.
 
     Args:
         data: the upstream side of a split.
         neighbours: items that each item of the history speaks for.
         shrink: doubt in items with few clicks.
+        decay: what a click counts, for each click after it; 1 for all alike.
         items: so many at most, the most clicked; of the others it knows nothing.
         device: where the matrix, items by items, is made and kept.
 
     Raises:
-        ValueError: if ``neighbours`` or ``items`` is below 1 or ``shrink`` negative.
+        ValueError: if ``neighbours`` or ``items`` is below 1, ``shrink`` negative, or ``decay`` not above 0 or above 1.
 
     Example:
         >>> from metarec.data import split_by_time
@@ -52,12 +54,16 @@ class ItemKNN(SomeItems):
         *,
         neighbours: int = 100,
         shrink: float = 20.0,
+        decay: float = 1.0,
         items: int = 10_000,
         device: torch.device | str = "cpu",
     ) -> None:
         if neighbours < 1 or shrink < 0:
             raise ValueError(f"ItemKNN: expected neighbours >= 1 and shrink >= 0, got {neighbours} and {shrink}")
+        if not 0 < decay <= 1:
+            raise ValueError(f"ItemKNN: expected a decay above 0 and at most 1, got {decay}")
         self.attach(data)
+        self.decay = decay
         codes = most_clicked(data, items)
         together = cooccurrences(data, codes, device)
         root = together.diagonal().sqrt()
@@ -76,27 +82,31 @@ class ItemKNN(SomeItems):
 
     def scores(self, state: UserState) -> Scores:
         """The summed similarities of the clicked items' neighbours, 0 for all else."""
-        history = state.tensors["history"]
-        place, real = (found.numpy() for found in distinct(self._place[history.cpu().long()]))
-        low, count = self._start[place * real], np.where(real, np.diff(self._start)[place * real], 0)
-        none = np.zeros(place.shape)
-        asked = Asked(low, count, self._entries, none, none)
-        sums = summed_by_user([asked], lambda total, clicks: total + 1, len(place), len(self._place))
-        return SparseScores.of(*sums, 0.0, self.item_mask(), history.device)
+        history = state.tensors["history"].cpu().long()
+        place, order = self._place[history].sort(dim=1, stable=True)
+        last = place >= 0
+        last[:, :-1] &= place[:, 1:] != place[:, :-1]
+        after = (history > 0).flip(1).cumsum(1).flip(1).gather(1, order) - 1
+        weight = (self.decay ** after.clamp(min=0).double()).numpy()
+        own, real = place.numpy(), last.numpy()
+        low, count = self._start[own * real], np.where(real, np.diff(self._start)[own * real], 0)
+        asked = Asked(low, count, self._entries, weight, np.zeros(own.shape))
+        sums = summed_by_user([asked], lambda total, clicks: total, len(own), len(self._place))
+        return SparseScores.of(*sums, 0.0, self.item_mask(), state.tensors["history"].device)
 
     def _entries(self, low: Ints, count: Ints, user: Ints) -> tuple[Ints, Floats]:
         item, value = ranges(low, count, self._item, self._value)
         return item, value.astype(np.float64)
 
     def _told(self) -> Saved:
-        """The neighbours of each item."""
+        """The neighbours of each item, and what clicks count."""
         tensors = {
             "codes": self.codes.int(),
             "start": torch.from_numpy(self._start),
             "item": torch.from_numpy(self._item.astype(np.int32)),
             "value": torch.from_numpy(self._value),
         }
-        return Saved({}, tensors)
+        return Saved({"decay": self.decay}, tensors)
 
     def _take(self, saved: Saved) -> None:
         codes = expect_tensor(saved.tensors, "codes", torch.int32, 1).numpy().astype(np.int64)
@@ -109,4 +119,8 @@ class ItemKNN(SomeItems):
             raise ValueError(f"start does not divide {len(item)} neighbours among {len(codes)} items")
         if not np.isin(item, codes).all() or (value <= 0).any():
             raise ValueError("item and value: expected neighbours among the codes, with values above 0")
+        decay = saved.settings.get("decay", 1.0)
+        if not isinstance(decay, int | float) or isinstance(decay, bool) or not 0 < decay <= 1:
+            raise ValueError(f"expected a decay above 0 and at most 1, got {decay!r}")
+        self.decay = float(decay)
         self._begin(codes, start, item, value, len(self.warm))

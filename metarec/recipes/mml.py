@@ -219,7 +219,9 @@ def meta_train(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun,
     )
 
 
-def train_generator(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun) -> Iterator[Progress]:
+def train_generator(
+    model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun, *, epochs: int | None = None
+) -> Iterator[Progress]:
     """Stage 2: the same meta-learned loss; of what is trained, only the generator; some items take its vector."""
     meta = model.training_meta(name)
     generator = cast(ModalityLearner, model.learners[name]).items
@@ -238,7 +240,7 @@ def train_generator(model: MML, name: str, sampler: EpisodeSampler, run: Trainin
 
     yield from run.stage(
         f"{name} generator",
-        model.config.generator_epochs,
+        model.config.generator_epochs if epochs is None else epochs,
         trained,
         model.config.generator_lr,
         sampler.epoch,

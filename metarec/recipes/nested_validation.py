@@ -67,7 +67,9 @@ class NestedValidation:
         earlier, later = validation_split(upstream, cold_users)
         leave_out = leaves_out_seen(upstream.known_repeat_share)
         warm = torch.from_numpy(earlier.warm).to(device)
-        self.candidates = candidate_scores(make(earlier), warm, last_clicks(later, clicks), exclude_seen=leave_out)
+        items = torch.from_numpy(upstream.warm).to(device)
+        asked = last_clicks(later, clicks)
+        self.candidates = candidate_scores(make(earlier), warm, asked, items=items, exclude_seen=leave_out)
         self.parts = make(upstream)
 
     def ensemble(self, *, context: bool = True, penalty: float = PENALTY) -> Ensemble:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,13 +17,22 @@ from metarec.types import EpisodeBatch, Examples
 CPU_USERS = 32  # users of one pass on a CPU: what its caches hold
 
 
-def every_click(batch: EpisodeBatch) -> Examples:
-    """Support and query as one: every click of a user after the first is asked for from those before it."""
+def every_click(batch: EpisodeBatch, since: float = -math.inf) -> Examples:
+    """Support and query as one: every click of a user after the first is asked for from those before it.
+
+    Args:
+        batch: the users.
+        since: ask only for clicks from this time on; a click whose time is not known is asked for.
+    """
     both = (batch.support, batch.query)
-    return Examples(
+    out = Examples(
         batch.query.history,
         *(torch.cat([getattr(e, name) for e in both], 1) for name in ("position", "target", "negatives", "weight")),
     )
+    times = [e.time for e in both if e.time is not None]
+    if since == -math.inf or len(times) < len(both):
+        return out
+    return replace(out, weight=out.weight * (torch.cat(times, 1) >= since))
 
 
 def backward_softmax(

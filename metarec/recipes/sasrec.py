@@ -8,8 +8,9 @@ are the full softmax (Klenitskiy and Vasilev, RecSys 2023), the sampled softmax,
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +21,14 @@ from metarec.data.sampler import EpisodeSampler
 from metarec.functional.losses import weighted_mean
 from metarec.functional.scaling import FeatureScale
 from metarec.nn import FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder, TableItems, record
-from metarec.nn.items import drawn_once, more_items
+from metarec.nn.items import drawn_once, has_rows, more_items
 from metarec.recipes.features import scales_of, standardised
 from metarec.recipes.next_item import CPU_USERS, backward_softmax, every_click
 from metarec.recipes.training import TrainingRun
 from metarec.types import EpisodeBatch, Examples, Modality, Progress
 
 Loss = Literal["softmax", "sampled_softmax", "bpr", "gbce"]
+NEGATIVES = 64  # of a click, for the losses that sample them
 
 
 class SummedItems(nn.Module):
@@ -76,6 +78,19 @@ class SummedItems(nn.Module):
         out._buffers, out._modules = dict(self._buffers), {"sources": nn.ModuleList(sources)}  # type: ignore[arg-type]
         out.known = torch.stack([source.known for source in sources]).any(0)
         return out
+
+    @torch.no_grad()
+    def begin_rows(self, new: Tensor, vectors: Tensor) -> None:
+        """Know more items, in place: the first source with rows gets what the others lack of ``vectors`` (I, D)."""
+        rest = vectors
+        sources = cast("Sequence[Items]", self.sources)
+        for source in sources:
+            if not has_rows(source):
+                rest = rest - source.table() * source.known.unsqueeze(-1)
+        for source in filter(has_rows, sources):
+            cast(IdItems, source).begin_rows(new, rest)
+            rest = torch.zeros_like(rest)
+        self.known = torch.stack([source.known for source in sources]).any(0)
 
     def frozen(self) -> TableItems:
         """The sums, computed once."""
@@ -146,7 +161,7 @@ def train(
     epochs: int = 10,
     lr: float = 1e-3,
     users_per_batch: int = 128,
-    negatives: int = 64,
+    negatives: int = NEGATIVES,
     seed: int = 0,
     after: Callable[[int], bool] | None = None,
 ) -> Iterator[Progress]:
@@ -171,14 +186,7 @@ def train(
         negatives=0 if objective == "softmax" else negatives,
         max_length=learner.encoder.position.shape[0] if isinstance(learner.encoder, SequenceEncoder) else 50,
     )
-    device = next(learner.parameters()).device
-
-    def backward(batch: EpisodeBatch) -> float:
-        batch = batch.to(device)
-        if objective == "softmax":
-            return backward_softmax(learner, batch)
-        return _backward_sampled(learner, batch, objective, negatives)
-
+    backward = next_item_backward(learner, objective, negatives)
     run = TrainingRun(learner, seed=seed, settings={})
     record.begin(learner, data.time.max().item())
     learner.train()
@@ -188,11 +196,47 @@ def train(
     learner.eval()
 
 
-def _backward_sampled(learner: ModalityLearner, batch: EpisodeBatch, objective: Loss, negatives: int) -> float:
+def next_item_backward(
+    learner: ModalityLearner, objective: Loss, negatives: int, since: float = -math.inf
+) -> Callable[[EpisodeBatch], float]:
+    """What adds the gradient of a batch's next-item loss, the mean over users, and returns the loss.
+
+    Args:
+        learner: the batches are sent to its device.
+        objective: the loss.
+        negatives: of a click, for the losses that sample them.
+        since: ask only for clicks from this time on.
+    """
+    device = next(learner.parameters()).device
+
+    def backward(batch: EpisodeBatch) -> float:
+        batch = batch.to(device)
+        if objective == "softmax":
+            return backward_softmax(learner, batch, lambda part: every_click(part, since))
+        return _backward_sampled(learner, batch, objective, negatives, since)
+
+    return backward
+
+
+def objective_of(learner: ModalityLearner) -> Loss:
+    """The loss that a learner was trained with here; the full softmax where none is recorded.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> objective_of(build(planted(users=60, items=40), dim=8))
+        'softmax'
+    """
+    said = [stage.removeprefix("SASRec ") for stage in record.trained(learner) if stage.startswith("SASRec ")]
+    return cast(Loss, said[-1]) if said and said[-1] in get_args(Loss) else "softmax"
+
+
+def _backward_sampled(
+    learner: ModalityLearner, batch: EpisodeBatch, objective: Loss, negatives: int, since: float
+) -> float:
     """Add the gradient of a loss against drawn negatives, the mean over users; returns the loss."""
     total, candidates = 0.0, int(learner.candidates.sum())
     for part in batch.chunks(CPU_USERS if batch.user.device.type == "cpu" else len(batch)):
-        examples = every_click(part)
+        examples = every_click(part, since)
         if objective == "gbce":
             loss = gbce_loss(learner, examples, negatives / max(1, candidates - 1))
         else:

@@ -23,6 +23,7 @@ from metarec.recipes.checkpoint import INITIAL, Checkpoint, initial_weights
 from metarec.recipes.config import MMLConfig
 from metarec.types import EpisodeBatch, Progress
 
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam, for each parameter
 LOWER = "lower the learning rates"
 _Versions = list[tuple[int, int]]
 _BEGUN: WeakKeyDictionary[nn.Module, tuple[_Versions, str]] = WeakKeyDictionary()  # what a model began with
@@ -47,6 +48,10 @@ class TrainingRun:
         checkpoint: file written after every epoch and resumed from if it exists; None to keep none.
         stages: epochs of every stage, in order, where they are known beforehand; a checkpoint that stands elsewhere
             is refused.
+        moments: an optimizer's state to go on with, by names of parameters; None to begin anew.
+
+    Attributes:
+        moments: the optimizer's state of the stages that are done, to go on with another time.
 
     Raises:
         ValueError: if the checkpoint is damaged or belongs to another training; the model is as it was.
@@ -61,8 +66,10 @@ class TrainingRun:
         settings: Mapping[str, str],
         checkpoint: str | Path | None = None,
         stages: Mapping[str, int] | None = None,
+        moments: Mapping[str, Tensor] | None = None,
     ) -> None:
-        self.model = model
+        self.model, self._given = model, dict(moments or {})
+        self.moments: dict[str, Tensor] = {}
         self.seed = seed
         self.settings = dict(settings)
         self.checkpoint = checkpoint
@@ -131,6 +138,7 @@ class TrainingRun:
         record.begin_stage(self.model, name)
         parameters = list(parameters)
         optimizer = torch.optim.Adam(parameters, lr=lr)
+        self._go_on(optimizer, parameters)
         start = self._start(name, epochs, optimizer, parameters)
         for epoch in range(start, epochs):
             self.reseed(name, epoch)
@@ -152,6 +160,7 @@ class TrainingRun:
             self._save(name, epoch + 1, optimizer)
             if after is not None and after(epoch + 1):
                 break
+        self.moments |= self._moments_of(optimizer)
         self.finish(name)
 
     def _start(self, name: str, epochs: int, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> int:
@@ -182,13 +191,29 @@ class TrainingRun:
     def _save(self, stage: str, epoch: int, optimizer: torch.optim.Optimizer | None) -> None:
         if self.checkpoint is None or not distributed.is_first():
             return
-        state = {} if optimizer is None else optimizer.state
-        kept = {
+        kept = {} if optimizer is None else self._moments_of(optimizer)
+        Checkpoint(self.settings, tuple(self._done), stage, epoch, self.model.state_dict(), kept).write(self.checkpoint)
+
+    def _moments_of(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        """Its state by names of parameters."""
+        return {
             f"{name}.{key}": torch.as_tensor(value)
             for name, parameter in self.model.named_parameters()
-            for key, value in state.get(parameter, {}).items()
+            for key, value in optimizer.state.get(parameter, {}).items()
         }
-        Checkpoint(self.settings, tuple(self._done), stage, epoch, self.model.state_dict(), kept).write(self.checkpoint)
+
+    def _go_on(self, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+        """Give an optimizer the state that it is to go on with; rows of items that came later begin at 0."""
+        if not self._given:
+            return
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        state: dict[int, dict[str, Tensor]] = {}
+        for index, parameter in enumerate(parameters):
+            own = {key: self._given.get(f"{names.get(parameter)}.{key}") for key in MOMENTS}
+            known = {key: value.clone() for key, value in own.items() if value is not None}
+            if len(known) == len(MOMENTS):
+                state[index] = {key: as_large(value, parameter, key) for key, value in known.items()}
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
     def _load_optimizer(self, optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> None:
         names = {parameter: name for name, parameter in self.model.named_parameters()}
@@ -204,6 +229,15 @@ class TrainingRun:
                 "take another copy, or delete it to start again"
             )
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def as_large(value: Tensor, parameter: Tensor, key: str) -> Tensor:
+    """An optimizer's tensor for a parameter that may have got more rows since."""
+    if key == "step":
+        return value
+    out = torch.zeros_like(parameter.detach())
+    out[: len(value)] = value
+    return out
 
 
 def _versions(model: nn.Module) -> _Versions:

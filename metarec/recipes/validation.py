@@ -38,32 +38,40 @@ class Ranked:
 
 @torch.no_grad()
 def ranked(
-    method: Method, batches: Iterable[EpisodeBatch], *, exclude_seen: bool = True, name: str = "model"
+    method: Method,
+    batches: Iterable[EpisodeBatch],
+    *,
+    items: Tensor | None = None,
+    exclude_seen: bool = True,
+    name: str = "model",
 ) -> Ranked:
     """How a model ranks the queries of some users.
 
     Args:
         method: what ranks.
         batches: the users, on its device.
+        items: (I,) bool, what lists are made of, on its device; all by default.
         exclude_seen: leave what a user has clicked out of the list, and clicks on it out of the queries.
         name: of the model, for messages.
 
     Raises:
         ValueError: if a score is not finite.
     """
-    rows = [_of_batch(method, batch, name, exclude_seen=exclude_seen) for batch in batches]
+    rows = [_of_batch(method, batch, name, items, exclude_seen=exclude_seen) for batch in batches]
     if not rows:
         return Ranked(torch.empty(0, dtype=torch.int64), torch.empty(0, dtype=torch.float64))
     return Ranked(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
-def _of_batch(method: Method, batch: EpisodeBatch, name: str, *, exclude_seen: bool) -> tuple[Tensor, Tensor]:
+def _of_batch(
+    method: Method, batch: EpisodeBatch, name: str, items: Tensor | None, *, exclude_seen: bool
+) -> tuple[Tensor, Tensor]:
     query, real = batch.query, batch.query.weight > 0
     scored = method.adapt(batch.support)(query)
     check_scores(scored, name)
     seen = seen_items(query, scored.scores.shape[-1]) & exclude_seen
     real = real & ~seen.gather(-1, query.target.unsqueeze(-1)).squeeze(-1)  # a list without seen items has none of them
-    allowed = ~seen
+    allowed = ~seen if items is None else items & ~seen
     allowed[..., 0] = False
     scores = scored.scores.masked_fill(~scored.known, torch.finfo(scored.scores.dtype).min)
     found = ndcg_at(ranks(scores, query.target, allowed=allowed), LENGTH)

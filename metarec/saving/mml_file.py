@@ -28,7 +28,7 @@ def fits(model: object) -> bool:
     if type(model) is not MML:
         return False
     every = list(model.named_parameters(remove_duplicate=False))
-    return not any(own_parts(model)) and len(every) == len(list(model.parameters()))
+    return not (any(own_parts(model)) or "moments" in vars(model)) and len(every) == len(list(model.parameters()))
 
 
 def pack(model: MML) -> tuple[dict[str, Any], dict[str, Tensor]]:

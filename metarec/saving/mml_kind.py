@@ -40,6 +40,10 @@ def own_parts(model: MML) -> Iterator[tuple[str, nn.Module]]:
 def _describe(model: MML, describing: Describing) -> dict[str, Any]:
     if (near := neighbours_of(model)) is not None:
         describing.keep("neighbours", near)
+    for name in model.learners:
+        items = model.learner(name).items
+        if isinstance(items, ColdItemGenerator) and bool((still := items.cold & torch.from_numpy(model.warm)).any()):
+            describing.keep(f"{name}.generated", still)
     for name, part in own_parts(model):
         describing.part(name, part)
     return {"config": settings_of(model.config), "fitted": model.fitted}
@@ -62,7 +66,16 @@ def _build(cls: type[Any], reading: Reading) -> nn.Module:
     for name, part in own.items():
         place, _, leaf = name.rpartition(".")
         setattr(out.get_submodule(place), leaf, part)
+    for name in used:
+        if reading.has(f"{name}.generated"):
+            _go_on_generating(out.learner(name).items, reading.known(f"{name}.generated"))
     return out
+
+
+def _go_on_generating(items: Any, still: Tensor) -> None:
+    """Items that became warm while the model learned on, and whose vectors a generator makes as before."""
+    items.cold, items.replaceable = items.cold | (items.replaceable & still), items.replaceable & ~still
+    items.known = items.items.known | items.cold
 
 
 def _under(reading: Reading) -> dict[str, Tensor]:

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog
 from metarec.model import Saved
+from metarec.recipes.training import MOMENTS, as_large
 from metarec.saving.difference import difference
 from metarec.saving.parts import Describing, Reading
 from metarec.saving.world import World, current, quietly, single
 
+MOMENTS_OF = "moments."  # before the names of an optimizer's state
 WEIGHTS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -36,7 +38,8 @@ class Structured:
         rebuilt = quietly(Reading(world, {**weights, **kept}, said).module)
         if problem := difference(model, rebuilt):
             raise ValueError(problem)
-        return Saved({name: said[name] for name in ("settings", "parts")}, {**weights, **kept})
+        moments = {MOMENTS_OF + name: tensor for name, tensor in _moments(model).items()}
+        return Saved({name: said[name] for name in ("settings", "parts")}, {**weights, **kept, **moments})
 
     def from_state(self, kind: type[Any], saved: Saved, catalog: Catalog, warm: NDArray[Any]) -> Any:
         """The module, its weights those of the file: none is made first; half precision becomes single.
@@ -46,11 +49,33 @@ class Structured:
         """
         world = current(catalog, warm)
         check_types(saved.tensors)
-        reading = Reading(world, saved.tensors, {"class": kind.__name__, **saved.settings})
+        tensors = {name: t for name, t in saved.tensors.items() if not name.startswith(MOMENTS_OF)}
+        reading = Reading(world, tensors, {"class": kind.__name__, **saved.settings})
         out = quietly(reading.module)
-        weights = {name: t for name, t in saved.tensors.items() if name not in reading.taken}
-        assign(out, weights, world)
+        assign(out, {name: t for name, t in tensors.items() if name not in reading.taken}, world)
+        if len(tensors) < len(saved.tensors):
+            moments = {n.removeprefix(MOMENTS_OF): t for n, t in saved.tensors.items() if n.startswith(MOMENTS_OF)}
+            _check_moments(out, moments)
+            vars(out)["moments"] = moments
         return out
+
+
+def _moments(module: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state that a model keeps, for its weights as large as they are now."""
+    own = dict(module.named_parameters())
+    parts = ((name, *name.rpartition(".")[::2], tensor) for name, tensor in vars(module).get("moments", {}).items())
+    return {name: as_large(tensor, own[weight], key) for name, weight, key, tensor in parts}
+
+
+def _check_moments(module: nn.Module, moments: Mapping[str, Tensor]) -> None:
+    """See that an optimizer's state is that of weights of this model."""
+    shapes = {f"{n}.{key}": p.shape for n, p in module.named_parameters() for key in MOMENTS if key != "step"}
+    shapes |= {f"{name}.step": torch.Size() for name, _ in module.named_parameters()}
+    for name, tensor in moments.items():
+        if name not in shapes or tensor.shape != shapes[name] or not tensor.is_floating_point():
+            raise ValueError(f"{MOMENTS_OF}{name}: expected {tuple(shapes.get(name, ()))} of a weight of the model")
+        if name.endswith((".step", ".exp_avg_sq")) and bool((tensor < 0).any()):
+            raise ValueError(f"{MOMENTS_OF}{name} must not be below 0")
 
 
 def check_types(tensors: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,112 @@
+"""Clicks that follow others: put together, and cut to what a training on the latest of them reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from metarec.data.dataset import Dataset, Ints, Vocabulary
+from metarec.data.examples import filter_interactions
+from metarec.data.sampler import EpisodeSampler
+from metarec.data.vocabulary import Id
+from metarec.types import EpisodeBatch
+
+TWICE = "interactions that were there already"
+
+
+def followed_by(before: Dataset | None, clicks: Dataset) -> Dataset:
+    """Clicks and those after them as one data set; a click that is there already, as of a second delivery, counts once.
+
+    Args:
+        before: the earlier clicks; None for none.
+        clicks: the later ones, of the same catalogue; users of any vocabulary. Its ``day`` and ``warm`` are taken over.
+
+    Returns:
+        All of them; ``dropped`` counts those left out.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> data = planted(users=60, items=40)
+        >>> some, more = (filter_interactions(data, data.time <= t) for t in (500_000, 900_000))
+        >>> both = followed_by(some, more)
+        >>> len(both) == len(more), both.dropped[TWICE] == len(some)
+        (True, True)
+    """
+    users, parts = clicks.users, [clicks] if before is None or not len(before) else [before, clicks]
+    codes = [part.user for part in parts]
+    if len(parts) > 1 and parts[0].users is not users:
+        users = Vocabulary(dict.fromkeys([*_ids(parts[0]), *_ids(parts[1])]), "user")
+        codes = [_under(users, part) for part in parts]
+    user, item = np.concatenate(codes), np.concatenate([part.item for part in parts])
+    time = np.concatenate([part.time for part in parts])
+    if not np.issubdtype(time.dtype, np.signedinteger):
+        time = time.astype(np.float64)
+    order = np.lexsort((np.arange(len(time)), time, user))
+    dropped = dict(clicks.dropped)
+    out = replace(clicks, users=users, user=user[order], item=item[order], time=time[order], dropped=dropped)
+    return _once(out)
+
+
+def _ids(data: Dataset) -> list[Id]:
+    """Ids of the users who clicked."""
+    return data.users.decode(data.user_codes.tolist())
+
+
+def _under(users: Vocabulary, data: Dataset) -> Ints:
+    """The user codes of clicks in another vocabulary."""
+    return np.repeat(users.encode(_ids(data)), np.diff(data.offsets))
+
+
+def _once(data: Dataset) -> Dataset:
+    """Every click once; the first of those with the same user, item and time."""
+    if not len(data) or not data.duplicates:
+        return data
+    order = np.lexsort((np.arange(len(data)), data.item, data.time, data.user))
+    columns = [column[order] for column in (data.user, data.time, data.item)]
+    again = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])
+    kept = np.ones(len(data), dtype=np.bool_)
+    kept[order[1:][again]] = False
+    dropped = {**data.dropped, TWICE: data.dropped.get(TWICE, 0) + int((~kept).sum())}
+    return replace(data, user=data.user[kept], item=data.item[kept], time=data.time[kept], dropped=dropped)
+
+
+def recent(data: Dataset, since: float, clicks: int) -> Dataset:
+    """The last so many clicks of each user who clicked from a time on, and of nobody else.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> late = recent(planted(users=60, items=40), since=1_500_000, clicks=5)
+        >>> int(np.diff(late.offsets).max()), bool((late.time[late.offsets[1:] - 1] >= 1_500_000).all())
+        (5, True)
+    """
+    stop, count = data.offsets[1:], np.diff(data.offsets)
+    late = data.time[stop - 1] >= since
+    kept = np.repeat(late, count) & (np.repeat(stop, count) - np.arange(len(data)) <= clicks)
+    return filter_interactions(data, kept)
+
+
+@dataclass(frozen=True, eq=False)
+class RecentSampler(EpisodeSampler):
+    """An :class:`~metarec.EpisodeSampler` that asks only for clicks from a time on; earlier ones are history.
+
+    Args:
+        since: the time.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> data = recent(planted(users=60, items=40), 1_500_000, 50)
+        >>> batch = next(RecentSampler(data, queries=0.5, since=1_500_000).epoch(0))
+        >>> bool((batch.query.time[batch.query.weight > 0] >= 1_500_000).all())
+        True
+    """
+
+    since: float = 0.0
+
+    def epoch(self, epoch: int, own: slice = slice(None)) -> Iterator[EpisodeBatch]:
+        """The batches of one epoch; see :meth:`EpisodeSampler.epoch <metarec.EpisodeSampler.epoch>`."""
+        for batch in super().epoch(epoch, own):
+            query, time = batch.query, batch.query.time
+            asked = query.weight if time is None else query.weight * (time >= self.since)
+            yield EpisodeBatch(batch.user, batch.support, replace(query, weight=asked))
