@@ -1,8 +1,8 @@
 """Losses and validation metrics to TensorBoard, MLflow or Weights & Biases.
 
-Each is a callback for ``on_progress=`` of :func:`metarec.fit`, and for the steps of any other training. At the end of an
-epoch it notes ``STAGE/loss``, the mean over the epoch's users, and ``STAGE/METRIC`` for whatever a validation gave; see
-:func:`metarec.recipes.validated`. Install them with the extra ``loggers``.
+Each is a callback for ``on_progress=`` of :func:`metarec.fit`, and for the steps of any other training. At the end of
+an epoch it notes ``STAGE/loss``, the mean over the epoch's users, and ``STAGE/METRIC`` for whatever a validation gave;
+see :func:`metarec.recipes.validated`. Install them with the extra ``loggers``.
 """
 
 from __future__ import annotations

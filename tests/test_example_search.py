@@ -42,7 +42,9 @@ def test_the_best_trial_is_reached_again_by_its_settings(script: ModuleType) -> 
 def test_it_trains_on_upstream_alone_until_the_evaluation(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Dataset] = []
     train = sasrec.train
-    monkeypatch.setattr(script.sasrec, "train", lambda model, data, **how: seen.append(data) or train(model, data, **how))
+    monkeypatch.setattr(
+        script.sasrec, "train", lambda model, data, **how: seen.append(data) or train(model, data, **how)
+    )
     monkeypatch.setitem(script.search.__kwdefaults__, "epochs", 2)
     report = script.main(WORLD, 2)
     assert len(seen) == 3

@@ -149,7 +149,7 @@ def validated(training: Iterator[Progress], model: Method, later: Dataset) -> It
     Args:
         training: of the model, or of a part of it.
         model: what ranks; in evaluation mode meanwhile.
-        later: the validation users; their last three clicks are asked for.
+        later: the validation users; their last three clicks are asked for, among the items that somebody has clicked.
 
     Example:
         >>> from metarec.datasets import PLANTED_SPLIT, planted
@@ -161,12 +161,14 @@ def validated(training: Iterator[Progress], model: Method, later: Dataset) -> It
         [['ndcg@10'], ['ndcg@10']]
     """
     leave_out, batches = leaves_out_seen(later.known_repeat_share), list(last_clicks(later, CLICKS))
+    clicked = torch.from_numpy(later.warm | (np.bincount(later.item, minlength=later.catalog.size) > 0))
     for step in training:
         if not step.epoch_done:
             yield step
             continue
         with evaluating(model) as device:
-            found = ranked(model, (batch.to(device) for batch in batches), exclude_seen=leave_out).by_user()
+            asked = (batch.to(device) for batch in batches)
+            found = ranked(model, asked, items=clicked.to(device), exclude_seen=leave_out).by_user()
         yield replace(step, metrics={METRIC: float(found.mean())} if len(found) else {})
 
 
