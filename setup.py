@@ -74,6 +74,8 @@ setup(
             "uvicorn>=0.34",
             "uvloop>=0.21; platform_system != 'Windows'",
         ],
+        # Neighbours of 100,000 items and more on a CPU; without it they are exact, and take hours for a million.
+        "index": ["faiss-cpu>=1.10"],
         "export": ["onnx>=1.18", "onnxruntime>=1.21", "onnxscript>=0.3"],
         "loggers": ["mlflow-skinny>=3.1", "tensorboard>=2.19", "wandb>=0.20"],
         "demo": ["streamlit>=1.40"],

@@ -4,22 +4,24 @@
     torchrun --nproc-per-node 2 examples/mml_hangzhou.py --data dataset/hangzhou --device cuda
     python examples/mml_hangzhou.py --clicks "Alien (1979)" "Blade Runner (1982)" "The Matrix (1999)"
 
-Trains MML on the users before a moment in time and tests it on those who come after. The run's folder gets figure.png,
-model.safetensors (for mr.load) and results.json (for examples/print_results.py); an interrupted run goes on.
+Trains on the users before a moment in time and tests on those who come after. The run's folder gets figure.png,
+model.safetensors and results.json (for examples/print_results.py); an interrupted run goes on.
 
 Without --data it takes dataset/hangzhou if that is there, and else the MovieTweetings data that come with metarec.
-The preset of a city (hangzhou, shanghai, changsha) is the released hyper-parameters and split time, and is the
-default for data of that name; "default" is metarec's own recipe. Without a city, and without --split-time, the last
-fifth of the users to start are the cold ones. Items that a user has clicked are left out of the rankings where fewer
-than 2% of the clicks upstream are repeats, or as --exclude-seen and --no-exclude-seen say.
+--preset says what is trained: "fit" what metarec.fit chooses for the data, "mml" MML with our settings, and a city
+(hangzhou, shanghai, changsha; the default for data of that name) MML with the released settings and split time.
+Otherwise the last fifth of the users to start are the cold ones. Items that a user has clicked are left out of the
+rankings where fewer than 2% of the clicks upstream are repeats, or as --exclude-seen and --no-exclude-seen say.
 """
 
 import argparse
 import difflib
 import io
+import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,12 +32,15 @@ from tqdm import tqdm
 import metarec as mr
 from metarec.data import find_modalities
 from metarec.evaluation import choose_steps
+from metarec.fit_command import progress_bar
 from metarec.functional.histories import leaves_out_seen, rule_in_words
+from metarec.options import device as named_device
 from metarec.recipes.config import PRESETS, SPLIT_TIME
 from metarec.report import results_table
 from metarec.reporting import plot_results, split_counts, write_results
 
 HANGZHOU = Path("dataset/hangzhou")
+FIT, OURS = "fit", "mml"
 FILMS = ("The Matrix (1999)", "Inception (2010)", "Alien (1979)")
 
 
@@ -47,7 +52,7 @@ class Job:
     down: mr.Dataset
     at: float
     preset: str
-    config: mr.MMLConfig
+    config: mr.MMLConfig | None
     exclude_seen: bool
     clicks: list[str]
     seed: int
@@ -56,20 +61,20 @@ class Job:
 
     @property
     def checkpoint(self) -> Path:
-        """Where training goes on after an interruption."""
-        return self.folder / "training.safetensors"
+        """Where training goes on after an interruption: a file, or a folder of finished stages."""
+        return self.folder / ("stages" if self.config is None else "training.safetensors")
 
     @property
     def protocol(self) -> dict[str, Any]:
         """How cold users are tested."""
-        same = {name: getattr(self.config, name) for name in ("max_length", "negatives")}
+        same = {} if self.config is None else {n: getattr(self.config, n) for n in ("max_length", "negatives")}
         return {"exclude_seen": self.exclude_seen, "seed": self.seed, **same}
 
     @property
     def settings(self) -> dict[str, object]:
         """What runs must have in common to be averaged."""
-        modalities = "+".join(self.config.modalities or ())
-        same = {name: getattr(self.config, name) for name in ("epochs", "warmup_epochs")}
+        same = {} if self.config is None else {n: getattr(self.config, n) for n in ("epochs", "warmup_epochs")}
+        modalities = "+".join(sorted(self.up.catalog.modalities))
         return {"preset": self.preset, "modalities": modalities, "exclude_seen": self.exclude_seen, **same}
 
 
@@ -97,10 +102,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add, choice = parser.add_argument, argparse.BooleanOptionalAction
     add("--data", type=Path, metavar="PATH", help="folder that holds NAME.inter and feature files, or the .inter file")
-    add("--modalities", type=names, metavar="A,B", help="features, as in text,image; none for ids only (default: all)")
-    add("--preset", choices=["default", *PRESETS], help="settings (default: the city of that name, or default)")
+    listed = lambda text: () if text == "none" else tuple(text.split(","))  # noqa: E731
+    add("--modalities", type=listed, metavar="A,B", help="features, as in text,image; none for ids only (default: all)")
+    add("--preset", choices=[FIT, OURS, "default", *PRESETS], help="what is trained (default: the city, or fit)")
     add("--split-time", type=number, metavar="T", help="last time of upstream, in the units of the file")
-    add("--epochs", type=int, metavar="N", help="epochs of meta-training, generators too (default: the preset's)")
+    add("--epochs", type=int, metavar="N", help="epochs of MML's meta-training, generators too (default: the preset's)")
     add("--warmup-epochs", type=int, metavar="N", help="epochs of ordinary training before it (default: the preset's)")
     add("--exclude-seen", action=choice, help="leave what the user has clicked out of the rankings, or not")
     add("--clicks", nargs="+", metavar="ITEM", help="titles or ids, oldest first, for the new user (default: three)")
@@ -111,35 +117,28 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def names(text: str) -> tuple[str, ...]:
-    """Names separated by commas; none of them for the word ``none``."""
-    return () if text == "none" else tuple(text.split(","))
-
-
 def number(text: str) -> float:
     """A time, whole where it is written so."""
     return int(text) if text.isdecimal() else float(text)
 
 
 def device(text: str) -> torch.device:
-    """Where to compute; refuses what this machine does not have."""
-    try:
-        found = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if text == "auto" else text)
-    except RuntimeError as error:
-        raise argparse.ArgumentTypeError(f"expected auto, cpu or cuda, got {text!r}") from error
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise argparse.ArgumentTypeError(f"{text}: this machine has {torch.cuda.device_count()} such devices; use cpu")
-    return found
+    """Where to compute; ``auto`` is a GPU if there is one."""
+    return named_device(("cuda" if torch.cuda.is_available() else "cpu") if text == "auto" else text)
 
 
 def prepare(options: argparse.Namespace) -> Job:
     """Load, split and settle every choice, and say what was settled."""
     data = load(options)
-    preset = options.preset or (data.name if data.name in PRESETS else "default")
-    config = mr.MMLConfig() if preset == "default" else mr.MMLConfig.preset(preset)
-    modalities = tuple(sorted(data.catalog.modalities)) if options.modalities is None else options.modalities
-    asked = {"epochs": options.epochs, "generator_epochs": options.epochs, "warmup_epochs": options.warmup_epochs}
-    config = replace(config, modalities=modalities, **{name: n for name, n in asked.items() if n is not None})
+    preset = options.preset or (data.name if data.name in PRESETS else FIT)
+    if preset == "default":
+        preset = OURS
+        print("--preset default is called mml now; the old name goes with the next release", file=sys.stderr)
+    config = None if preset == FIT else settings(data, preset, options)
+    if config is None and (options.epochs, options.warmup_epochs) != (None, None):
+        raise ValueError("--epochs and --warmup-epochs are of MML; with --preset fit each training ends by itself")
+    if config is None and mr.distributed.processes() > 1:
+        raise ValueError("--preset fit runs in one process; give --preset mml, or do without torchrun")
     at = options.split_time
     if at is None:
         at = SPLIT_TIME if {preset, data.name} & set(PRESETS) else mr.split_time(data, cold_users=0.2)
@@ -155,12 +154,20 @@ def prepare(options: argparse.Namespace) -> Job:
     return job
 
 
+def settings(data: mr.Dataset, preset: str, options: argparse.Namespace) -> mr.MMLConfig:
+    """Of MML: those of the preset, but for what was asked for."""
+    config = mr.MMLConfig() if preset == OURS else mr.MMLConfig.preset(preset)
+    modalities = tuple(sorted(data.catalog.modalities)) if options.modalities is None else options.modalities
+    asked = {"epochs": options.epochs, "generator_epochs": options.epochs, "warmup_epochs": options.warmup_epochs}
+    return replace(config, modalities=modalities, **{name: n for name, n in asked.items() if n is not None})
+
+
 def load(options: argparse.Namespace) -> mr.Dataset:
     """The user's data, dataset/hangzhou, or what comes with the library."""
     path = options.data or (HANGZHOU if HANGZHOU.exists() else None)
     if path is None:
         print(f"data: MovieTweetings, which come with metarec ({HANGZHOU} is not there; --data takes your own)")
-        return mr.datasets.movietweetings()
+        return mr.datasets.movietweetings(*([] if options.modalities is None else [options.modalities]))
     found = find_modalities(path) if options.modalities is None else options.modalities
     print(f"data: {path}, " + (f"features: {', '.join(found)}" if found else "no features: item ids only"))
     return mr.load_atomic(path, modalities=found)
@@ -168,8 +175,7 @@ def load(options: argparse.Namespace) -> mr.Dataset:
 
 def titles(catalog: mr.Catalog) -> Sequence[str]:
     """One name per item: its title where the item file has one, else its id."""
-    column = next((name for name in catalog.attributes if "title" in name), None)
-    return catalog.items.ids if column is None else catalog.attributes[column]
+    return next((own for name, own in catalog.attributes.items() if "title" in name), catalog.items.ids)
 
 
 def usual_clicks(up: mr.Dataset) -> Sequence[str]:
@@ -195,15 +201,15 @@ def item_ids(catalog: mr.Catalog, clicks: Sequence[str]) -> list[str]:
 def run(job: Job, *, restart: bool) -> None:
     """Train, test, recommend; leave the model, the results and the figure."""
     if restart:
-        job.checkpoint.unlink(missing_ok=True)
+        forget(job)
     elif job.checkpoint.exists():
         print(f"going on from {job.checkpoint} (--restart starts again)")
-    model = mr.MML.build(job.up, job.config, seed=job.seed).to(job.device)
-    losses, seconds = train(model, job)
+    model, losses, seconds = fit(job) if job.config is None else train(job.config, job)
     if not mr.distributed.leave():
         return
     began = time.perf_counter()
-    model.config = tested(model, job)
+    if isinstance(model, mr.MML):
+        model.config = tested(model, job)
     mr.save(model, job.folder / "model.safetensors")
     reports = test(model, job)
     seconds["test"] = round(time.perf_counter() - began, 1)
@@ -211,55 +217,6 @@ def run(job: Job, *, restart: bool) -> None:
     for only, title in (("cold", "whose test item is cold"), ("repeated", "who had clicked it before")):
         some = any(report.rows[only].any() for report in reports.values())
         print(f"\nthose of them {title}", results_table(reports, only=only) if some else "none", sep="\n")
-    record(job, reports, seconds)
-    plot_results(job.folder / "figure.png", reports, losses)
-    recommend(model, job)
-    job.checkpoint.unlink(missing_ok=True)
-    print(f"\n{sum(seconds.values()):.0f} s; {job.folder} holds model.safetensors, results.json and figure.png")
-
-
-def train(model: mr.MML, job: Job) -> tuple[dict[str, list[float]], dict[str, float]]:
-    """All stages, each under its bar; the losses and the seconds of each."""
-    losses: dict[str, list[float]] = {}
-    seconds: dict[str, float] = {}
-    bar, last, screen = tqdm(disable=True), time.perf_counter(), sys.stderr if mr.distributed.is_first() else sys.stdout
-    try:
-        for step in mr.recipes.mml.train(model, mr.EpisodeSampler(job.up, seed=job.seed), checkpoint=job.checkpoint):
-            before, now = (step.epoch - 1) * step.total_users, time.perf_counter()
-            if step.stage not in losses:
-                bar.close()
-                total = step.epochs * step.total_users
-                bar = tqdm(total=total, initial=before, desc=step.stage, unit=" users", smoothing=0, file=screen)
-                bar.start_t -= now - last
-            losses.setdefault(step.stage, []).append(step.loss)
-            seconds[step.stage], last = round(seconds.get(step.stage, 0) + now - last, 3), now
-            bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
-            bar.update(before + step.users - bar.n)
-    finally:
-        bar.close()
-    return losses, seconds
-
-
-def tested(model: mr.MML, job: Job) -> mr.MMLConfig:
-    """The settings for the test: with the released hyper-parameters, validation clicks choose the number of steps."""
-    if job.config.variant != "paper":
-        return job.config
-    steps = {
-        name: choose_steps(model.meta(name), job.down, progress=f"{name} steps", **job.protocol)
-        for name in model.learners
-    }
-    print(f"inner steps chosen on the validation clicks: {', '.join(f'{name} {n}' for name, n in steps.items())}")
-    return replace(job.config, test_steps=steps)
-
-
-def test(model: mr.MML, job: Job) -> dict[str, mr.Report]:
-    """The cold-user protocol for every part of the model, and popularity as the floor."""
-    methods = {"popularity": mr.Popularity(job.up), **model.methods()}
-    return {name: mr.evaluate(m, job.down, progress=f"test {name}", **job.protocol) for name, m in methods.items()}
-
-
-def record(job: Job, reports: dict[str, mr.Report], seconds: dict[str, float]) -> None:
-    """Write results.json."""
     write_results(
         job.folder / "results.json",
         reports,
@@ -270,12 +227,69 @@ def record(job: Job, reports: dict[str, mr.Report], seconds: dict[str, float]) -
         seconds=seconds,
         device=job.device,
         settings=job.settings,
+        fitted=getattr(model, "report", None),
     )
+    plot_results(job.folder / "figure.png", reports, losses)
+    recommend(model, job)
+    forget(job)
+    print(f"\n{sum(seconds.values()):.0f} s; {job.folder} holds model.safetensors, results.json and figure.png")
 
 
-def recommend(model: mr.MML, job: Job) -> None:
+def forget(job: Job) -> None:
+    """Drop what an interrupted run would go on from."""
+    shutil.rmtree(job.checkpoint) if job.checkpoint.is_dir() else job.checkpoint.unlink(missing_ok=True)
+
+
+def fit(job: Job) -> tuple[mr.Model, dict[str, list[float]], dict[str, float]]:
+    """What metarec.fit chooses and trains, under a bar."""
+    began = time.perf_counter()
+    with progress_bar() as on_progress:
+        model = mr.fit(job.up, seed=job.seed, device=job.device, folder=job.checkpoint, on_progress=on_progress)
+    print(model.report)
+    return model, {}, {"fit": round(time.perf_counter() - began, 1)}
+
+
+def train(config: mr.MMLConfig, job: Job) -> tuple[mr.Model, dict[str, list[float]], dict[str, float]]:
+    """MML through all stages, each under its bar; the losses and the seconds of each."""
+    model = mr.MML.build(job.up, config, seed=job.seed).to(job.device)
+    losses, seconds = dict[str, list[float]](), dict[str, float]()
+    last, screen = time.perf_counter(), sys.stderr if mr.distributed.is_first() else sys.stdout
+    with ExitStack() as bars:
+        for step in mr.recipes.mml.train(model, mr.EpisodeSampler(job.up, seed=job.seed), checkpoint=job.checkpoint):
+            now = time.perf_counter()
+            if step.stage not in losses:
+                bars.close()
+                total = step.epochs * step.total_users
+                bar = bars.enter_context(tqdm(total=total, desc=step.stage, unit=" users", file=screen))
+            losses.setdefault(step.stage, []).append(step.loss)
+            seconds[step.stage], last = round(seconds.get(step.stage, 0) + now - last, 3), now
+            bar.set_postfix(loss=f"{step.loss:.4f}", refresh=False)
+            bar.update((step.epoch - 1) * step.total_users + step.users - bar.n)
+    return model, losses, seconds
+
+
+def tested(model: mr.MML, job: Job) -> mr.MMLConfig:
+    """The settings for the test: with the released hyper-parameters, validation clicks choose the number of steps."""
+    if model.config.variant != "paper":
+        return model.config
+    steps = {
+        name: choose_steps(model.meta(name), job.down, progress=f"{name} steps", **job.protocol)
+        for name in model.learners
+    }
+    print(f"inner steps chosen on the validation clicks: {', '.join(f'{name} {n}' for name, n in steps.items())}")
+    return replace(model.config, test_steps=steps)
+
+
+def test(model: mr.Model, job: Job) -> dict[str, mr.Report]:
+    """The cold-user protocol for every part of the model, and popularity as the floor."""
+    parts = model.methods() if isinstance(model, mr.MML) else {**model.members(), "fit": model}
+    methods = {"popularity": mr.Popularity(job.up), **parts}
+    return {name: mr.evaluate(m, job.down, progress=f"test {name}", **job.protocol) for name, m in methods.items()}
+
+
+def recommend(model: mr.Model, job: Job) -> None:
     """Ten recommendations for someone who has clicked a few things."""
-    catalog, user = model.catalog, mr.Recommender(model).adapt(job.clicks)
+    catalog, user = job.up.catalog, mr.Recommender(model).adapt(job.clicks)
     called = dict(zip(catalog.items.ids, titles(catalog), strict=True))
     print(f"\nsomeone new has clicked {', '.join(called[name] or name for name in job.clicks)}; recommended:")
     for place, item in enumerate(user.recommend(k=10, exclude_seen=job.exclude_seen), start=1):

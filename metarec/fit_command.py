@@ -46,7 +46,7 @@ def fit_files(options: argparse.Namespace) -> None:
     sys.stdout.write(f"{up}\n{down}\nsplit at {at}\n")
     settings = {"budget": options.budget, "seed": options.seed, "device": options.device, "folder": options.folder}
     began = time.perf_counter()
-    with _bar() as on_progress:
+    with progress_bar() as on_progress:
         model = fit(up, live=data if options.live else None, on_progress=on_progress, **settings)
     fitted = time.perf_counter()
     if model.report is None:
@@ -116,7 +116,7 @@ def moment_of(text: str, data: Dataset) -> float:
 
 
 @contextmanager
-def _bar() -> Iterator[Callable[[FitProgress], None]]:
+def progress_bar() -> Iterator[Callable[[FitProgress], None]]:
     """A bar with the time that is left, and what moves it."""
     with tqdm(total=100, bar_format="{percentage:3.0f}%|{bar}| {elapsed}{postfix}", file=sys.stderr) as bar:
 

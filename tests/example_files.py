@@ -9,7 +9,7 @@ import numpy as np
 import metarec as mr
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "mml_hangzhou.py"
-QUICK = ("--epochs", "1", "--warmup-epochs", "1")
+QUICK = ("--preset", "mml", "--epochs", "1", "--warmup-epochs", "1")
 AT = ("--split-time", str(mr.datasets.PLANTED_SPLIT))
 
 

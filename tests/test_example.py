@@ -19,8 +19,9 @@ from PIL import Image
 
 import metarec as mr
 from example_files import AT, QUICK, SCRIPT, world, write_world
+from fit_worlds import shorten
 from metarec.evaluation import STEPS, choose_steps
-from metarec.recipes import config
+from metarec.recipes import MMLConfig, config, fit_stages
 from metarec.reporting import load_results
 
 METRICS = [f"{name}@{k}" for name in ("recall", "mrr", "ndcg") for k in (5, 10, 20)]
@@ -76,7 +77,7 @@ def test_a_run_leaves_the_model_the_results_and_the_figure(done: tuple[Path, str
     stages = [f"{name}{how}" for name in ("id", "image", "text") for how in (" warm-up", "", " generator")]
     assert set(results["seconds"]) == {*stages, "fusion", "test"}
     assert (results["dataset"], results["seed"], results["split"]) == ("toy", 0, {"at": mr.datasets.PLANTED_SPLIT})
-    assert results["settings"]["preset"] == "default" and results["settings"]["exclude_seen"] is False
+    assert results["settings"]["preset"] == "mml" and results["settings"]["exclude_seen"] is False
 
 
 def test_the_counts_are_those_of_a_plain_loop(done: tuple[Path, str]) -> None:
@@ -156,6 +157,63 @@ def stopped(train: Any, stage: str) -> Any:
     return until
 
 
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of so many users that something can be chosen."""
+    return write_world(tmp_path_factory.mktemp("shop") / "shop", 220)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten(monkeypatch, epochs=2)
+
+
+def test_by_default_what_fit_chooses_is_tested_and_left(
+    script: ModuleType, quick: None, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    command = ["--data", str(shop), *AT, "--out", str(tmp_path), "--modalities", "text", "--seed", "3"]
+    with monkeypatch.context() as patch:
+        patch.setattr(fit_stages.Stages, "finish", stopped_after(fit_stages.Stages.finish, "SASRec id+text: training"))
+        with pytest.raises(SystemExit) as stop:
+            script.main(command)
+    assert stop.value.code == 130 and str(tmp_path / "stages") in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["stages"]
+    script.main(command)
+    assert f"going on from {tmp_path / 'stages'}" in (printed := capsys.readouterr().out)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["figure.png", "model.safetensors", "results.json"]
+    data = mr.load_atomic(shop, modalities=("text",))
+    up, down = mr.split_by_time(data, at=mr.datasets.PLANTED_SPLIT)
+    fitted, results = mr.fit(up, seed=3), load_results(tmp_path)
+    loaded = mr.load(tmp_path / "model.safetensors")
+    assert list(results["methods"]) == ["popularity", *fitted.members(), "fit"]
+    for model in (fitted, loaded):
+        expected = {name: metric.to_dict() for name, metric in mr.evaluate(model, down, seed=3).metrics.items()}
+        assert results["methods"]["fit"] == expected
+    assert results["fitted"]["users"] == fitted.report.users and str(loaded.report) in printed
+    assert results["settings"] == {"preset": "fit", "modalities": "text", "exclude_seen": False}
+    assert set(results["seconds"]) == {"fit", "test"}
+
+
+def stopped_after(finish: Any, stage: str) -> Any:
+    """A stage that is interrupted once it is kept."""
+
+    def until(self: Any, done: str) -> None:
+        finish(self, done)
+        if done == stage:
+            raise KeyboardInterrupt
+
+    return until
+
+
+def test_fit_is_for_one_process(
+    script: ModuleType, toy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(mr.distributed, "processes", lambda: 2)
+    with pytest.raises(SystemExit):
+        script.main(["--data", str(toy), *AT])
+    assert "--preset mml" in capsys.readouterr().err
+
+
 def test_dataset_hangzhou_is_the_default_with_its_preset(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,10 +283,18 @@ def test_without_data_the_embedded_films_are_taken(
     assert capsys.readouterr().out.startswith("data: MovieTweetings")
     script.main(["--preset", "changsha", "--split-time", "1375000000", "--modalities", "text", "--no-exclude-seen"])
     usual, other = settled
-    assert (usual.preset, usual.at, usual.exclude_seen) == ("default", 1375260596, True)  # nobody rates a film twice
+    assert (usual.preset, usual.at, usual.exclude_seen) == ("fit", 1375260596, True)  # nobody rates a film twice
+    assert usual.config is None and set(usual.up.catalog.modalities) == {"image", "text"}
     assert usual.clicks == ["0133093", "1375666", "0078748"]  # IMDb's numbers of the three films
     assert (other.preset, other.at, other.exclude_seen) == ("changsha", 1375000000, False)
     assert other.config == replace(config.PRESETS["changsha"], modalities=("text",))
+    assert set(other.up.catalog.modalities) == {"text"}
+    script.main(["--preset", "default", "--epochs", "7"])  # its name of before
+    assert "mml" in capsys.readouterr().err
+    assert (settled[-1].preset, settled[-1].config) == (
+        "mml",
+        MMLConfig(modalities=("image", "text"), epochs=7, generator_epochs=7),
+    )
 
 
 @pytest.mark.parametrize(
@@ -238,11 +304,12 @@ def test_without_data_the_embedded_films_are_taken(
         (["--split-time", "99"], "no upstream users with at least 4 interactions at 99"),
         (["--modalities", "text,sound"], "no features for modality 'sound'; looked for sound.npz"),
         (["--clicks", "The item33", "Teh item3"], "--clicks 'Teh item3': no such item; near: ['The item3'"),
-        (["--epochs", "-1"], "epochs must be at least 0, got -1"),
+        (["--epochs", "3"], "--epochs and --warmup-epochs are of MML"),
+        (["--preset", "mml", "--epochs", "-1"], "epochs must be at least 0, got -1"),
         (["--seed", "-1"], "seed must be at least 0, got -1"),
         (["--split-time", "soon"], "argument --split-time: invalid number value: 'soon'"),
-        (["--device", "cuda:99"], "cuda:99: this machine has"),
-        (["--device", "abacus"], "expected auto, cpu or cuda, got 'abacus'"),
+        (["--device", "cuda:99"], "'cuda:99' is not to be had"),
+        (["--device", "abacus"], "'abacus' is not to be had"),
         (["--preset", "paris"], "invalid choice: 'paris'"),
     ],
 )

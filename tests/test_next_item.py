@@ -21,14 +21,22 @@ UP, _ = split_by_time(planted(users=60, items=40), at=PLANTED_SPLIT)
 
 
 @pytest.mark.parametrize("at_once", [1, 20, 1 << 19])
-def test_log_sum_exp_of_products_and_its_gradient(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("vectors", [5, 0])
+def test_the_sum_of_softmax_losses_and_its_gradient(
+    at_once: int, vectors: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(losses.AT_ONCE, "cpu", at_once)
     draw = torch.Generator().manual_seed(0)
-    state = torch.randn(7, 3, generator=draw, dtype=torch.float64, requires_grad=True)
-    vectors = torch.randn(5, 3, generator=draw, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(losses.logsumexp_of_products(state, vectors), (state @ vectors.T).logsumexp(-1))
-    assert torch.autograd.gradcheck(losses.logsumexp_of_products, (state, vectors))
-    assert losses.logsumexp_of_products(state[:0], vectors).shape == (0,)
+    state, positive, share = (torch.randn(*shape, generator=draw).double() for shape in ((7, 3), (7,), (7,)))
+    among = torch.randn(vectors, 3, generator=draw).double()
+    included = torch.arange(7) < (4 if vectors else 0)
+    leaves = [tensor.requires_grad_() for tensor in (state, among, positive)]
+    total, each = losses.softmax_sum(*leaves, included, share)
+    expected = losses.softmax_among(positive, state @ among.T, included)
+    torch.testing.assert_close(each, expected.detach())
+    torch.testing.assert_close(total, (expected * share).sum())
+    assert torch.autograd.gradcheck(lambda *given: 3 * losses.softmax_sum(*given, included, share)[0], leaves)
+    assert losses.softmax_sum(state[:0], among, positive[:0], included[:0], share[:0])[1].shape == (0,)
 
 
 @pytest.mark.parametrize("inputs", [("id",), ("text",), ("id", "image", "text")])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import as_file, files
 
 from metarec.data.atomic import load_atomic
 from metarec.data.dataset import Dataset
 
 
-def movietweetings() -> Dataset:
+def movietweetings(modalities: Sequence[str] = ("text", "image")) -> Dataset:
     """What 6,737 people rated in tweets between 2013-02-28 and 2013-11-06: 100,241 ratings of 4,235 films.
 
     Users have at least 4 ratings and films at least 2. ``time`` is the moment of the tweet in unix seconds, int64,
@@ -20,8 +21,14 @@ def movietweetings() -> Dataset:
     Workshop on Crowdsourcing and Human Computation for Recommender Systems, CrowdRec at RecSys 2013. Cite it when
     you use the data. Licence: MIT; the file LICENSE beside the data holds it.
 
+    Args:
+        modalities: those that are read.
+
     Returns:
         All interactions; ``split_by_time`` makes the upstream and downstream sides.
+
+    Raises:
+        FileNotFoundError: if there is no such modality.
 
     Example:
         >>> data = movietweetings()
@@ -31,4 +38,4 @@ def movietweetings() -> Dataset:
         'The Matrix (1999)'
     """
     with as_file(files("metarec.datasets") / "files" / "movietweetings") as folder:
-        return load_atomic(folder, modalities=("text", "image"), ignore=("rating",))
+        return load_atomic(folder, modalities=modalities, ignore=("rating",))

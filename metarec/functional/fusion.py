@@ -44,13 +44,14 @@ def standardise(scores: Tensor, known: Tensor, fitted: int | None = None) -> Ten
     return unit * torch.where(flat, 0, torch.where(flat, 1, variance).rsqrt())
 
 
-def fuse(scores: Tensor, weights: Tensor, known: Tensor) -> Tensor:
+def fuse(scores: Tensor, weights: Tensor, known: Tensor, scale: Tensor | None = None) -> Tensor:
     """Weighted mean of the modalities' scores over the modalities that know each candidate.
 
     Args:
         scores: (..., M, C), on one scale (see :func:`standardise`).
         weights: (..., M), not negative.
         known: (M, C) bool.
+        scale: (M,) that the scores are multiplied by; 1 by default.
 
     Returns:
         (..., C). A candidate that no weighted modality knows gets the lowest score of its row. What is not finite
@@ -61,10 +62,10 @@ def fuse(scores: Tensor, weights: Tensor, known: Tensor) -> Tensor:
         >>> fuse(s, torch.tensor([[0.5, 0.5]]), torch.tensor([[True, True, False], [True, False, False]]))
         tensor([[2., 2., 2.]])
     """
-    share = weights.unsqueeze(-1) * known
-    total = share.sum(-2)
+    total = weights @ known.to(weights.dtype)
     silent = total <= 0
-    mean = (share * scores).sum(-2) / torch.where(silent, 1, total)
+    scaled = weights if scale is None else weights * scale
+    mean = (scaled.unsqueeze(-2) @ torch.where(known, scores, 0)).squeeze(-2) / torch.where(silent, 1, total)
     lowest = mean.masked_fill(silent, torch.inf).amin(-1, keepdim=True)
     return torch.where(silent, torch.where(lowest == torch.inf, 0, lowest), mean)
 
@@ -92,9 +93,7 @@ def fuse_scored(
         tensor([[-1.,  1.]])
     """
     scores = torch.stack([standardise(s.scores, s.known, s.fitted) for s in scored], -2)
-    if scale is not None:
-        scores = scores * scale.unsqueeze(-1)
-    out = fuse(scores, weights, torch.stack([s.known for s in scored]))
+    out = fuse(scores, weights, torch.stack([s.known for s in scored]), scale)
     if not torch.compiler.is_compiling() and not bool(out.detach().sum().isfinite()):
         _tell(scored, weights, out, names or [f"{m} of {len(scored)}" for m in range(len(scored))])
     return out

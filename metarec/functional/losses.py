@@ -81,66 +81,67 @@ def softmax_among(positive: Tensor, candidates: Tensor, included: Tensor) -> Ten
         >>> softmax_among(torch.zeros(2), torch.zeros(2, 3), torch.tensor([True, False]))  # log 3, log 4
         tensor([1.0986, 1.3863])
     """
-    return softmax_beside(positive, candidates.logsumexp(-1), included)
-
-
-def softmax_beside(positive: Tensor, others: Tensor, included: Tensor) -> Tensor:
-    """Cross-entropy of the target beside candidates of whom the log-sum-exp is known.
-
-    Args:
-        positive: (...) scores of the targets.
-        others: (...) log-sum-exp of the candidates' scores.
-        included: (...) bool, whether the target is among the candidates.
-
-    Returns:
-        (...) loss per example.
-
-    Example:
-        >>> softmax_beside(torch.zeros(1), torch.zeros(1), torch.tensor([False]))  # log 2
-        tensor([0.6931])
-    """
+    others = candidates.logsumexp(-1)
     return torch.where(included, others, torch.logaddexp(others, positive)) - positive
 
 
-class _LogSumExp(torch.autograd.Function):
-    """``(state @ vectors.T).logsumexp(-1)``, a block of states at a time, forward and backward."""
+class _SoftmaxSum(torch.autograd.Function):
+    """Cross-entropies among the products of states and vectors, and in the same pass the gradients of their sum."""
 
     @staticmethod
-    def forward(ctx: Any, state: Tensor, vectors: Tensor) -> Tensor:
-        ctx.rows = max(1, AT_ONCE.get(state.device.type, 1 << 26) // max(1, len(vectors)))
-        found = [(part @ vectors.T).logsumexp(-1) for part in state.split(ctx.rows)]
-        out = torch.cat(found) if found else state.new_empty(0)
-        ctx.save_for_backward(state, vectors, out)
-        return out
+    def forward(
+        ctx: Any, state: Tensor, vectors: Tensor, positive: Tensor, included: Tensor, share: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        rows = max(1, AT_ONCE.get(state.device.type, 1 << 26) // max(1, len(vectors)))
+        room = state.new_empty(min(rows, len(state)), len(vectors))  # for the products of every block
+        losses, of_positive = torch.empty_like(positive), torch.empty_like(positive)
+        of_state, of_vectors = torch.empty_like(state), torch.zeros_like(vectors)
+        for first in range(0, len(state), rows):
+            some = slice(first, first + rows)
+            own, beside = positive[some], positive[some].masked_fill(included[some], -torch.inf)
+            block = torch.mm(state[some], vectors.T, out=room[: len(own)])
+            peak = torch.maximum(block.amax(-1), beside) if len(vectors) else beside
+            block.sub_(peak.unsqueeze(-1)).exp_()
+            beside = (beside - peak).exp_()
+            total = block.sum(-1).add_(beside)
+            losses[some] = total.log() + (peak - own)
+            scale = share[some] / total
+            of_positive[some] = beside * scale - share[some]
+            torch.mm(block, vectors, out=of_state[some]).mul_(scale.unsqueeze(-1))
+            of_vectors.addmm_(block.T, state[some] * scale.unsqueeze(-1))
+        ctx.save_for_backward(of_state, of_vectors, of_positive)
+        ctx.mark_non_differentiable(losses)
+        return (losses * share).sum(), losses
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-        state, vectors, out = ctx.saved_tensors
-        of_state, of_vectors = torch.empty_like(state), torch.zeros_like(vectors)
-        blocks = zip(*(tensor.split(ctx.rows) for tensor in (state, out, grads[0], of_state)), strict=True)
-        for part, total, grad, into in blocks:
-            share = (part @ vectors.T).sub_(total.unsqueeze(-1)).exp_().mul_(grad.unsqueeze(-1))
-            torch.mm(share, vectors, out=into)
-            of_vectors.addmm_(share.T, part)
-        return of_state, of_vectors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        return *(grads[0] * gradient for gradient in ctx.saved_tensors), None, None
 
 
-def logsumexp_of_products(state: Tensor, vectors: Tensor) -> Tensor:
-    """Log-sum-exp of the products of states and vectors, which are never all held at once; one derivative.
+def softmax_sum(
+    state: Tensor, vectors: Tensor, positive: Tensor, included: Tensor, share: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted sum of full-softmax cross-entropies, whose logits are never all held; one derivative.
+
+    A block of states at a time gives the losses and their gradients too, so that each product is computed once.
 
     Args:
         state: (n, D).
-        vectors: (C, D).
+        vectors: (C, D) of the candidates.
+        positive: (n,) scores of the targets.
+        included: (n,) bool, whether the target is among the candidates; else it is counted beside them.
+        share: (n,) weights, without gradients.
 
     Returns:
-        (n,).
+        the sum, and the losses (n,), without gradients.
 
     Example:
-        >>> logsumexp_of_products(torch.zeros(1, 2), torch.ones(3, 2))  # log 3
-        tensor([1.0986])
+        >>> state, vectors, one = torch.zeros(1, 2), torch.ones(3, 2), torch.ones(1)
+        >>> softmax_sum(state, vectors, torch.zeros(1), torch.tensor([True]), one)  # log 3
+        (tensor(1.0986), tensor([1.0986]))
     """
-    out: Tensor = _LogSumExp.apply(state, vectors)  # type: ignore[no-untyped-call]
+    out: tuple[Tensor, Tensor] = _SoftmaxSum.apply(state, vectors, positive, included, share)  # type: ignore[no-untyped-call]
     return out
 
 

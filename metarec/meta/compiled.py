@@ -9,14 +9,15 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from metarec.meta.engine import Engine, InnerLoop, Rate, one_rate, takes_plain_steps
+from metarec.meta.engine import InnerLoop, Rate, one_rate, takes_plain_steps
 from metarec.meta.inspection import as_built, declared, parts_of, separate, slots_of
 from metarec.meta.kernel import KernelEncoder, encoder_sizes
 from metarec.meta.library import KERNEL, MOST_WIDE, OBJECTIVES, Pass, library
+from metarec.meta.summed import SummedLosses
 from metarec.types import EpisodeBatch, Examples
 
 
-class CompiledUsers(Engine):
+class CompiledUsers(SummedLosses):
     """B users' first-order weights, each user's in one row that the compiled kernel reads.
 
     Takes views on a CPU whose parameters all sit in one encoder: one that is just what its class builds, where that
@@ -122,6 +123,24 @@ class CompiledUsers(Engine):
     def weights(self) -> dict[str, Tensor]:
         """The adapted weights by their name in the view, each (B, ...)."""
         return {f"{self.path}.{name}": value for name, value in self.encoder.weights().items()}
+
+
+def in_kernel(learner: nn.Module, users: int) -> Any | None:
+    """A copy of a learner whose encoder the library computes, for B users by the weights that they share.
+
+    Args:
+        learner: has an ``encoder``; gradients reach its parameters.
+        users: B.
+
+    Returns:
+        the copy, or None where the library does not compute just this encoder.
+    """
+    encoder: Any = learner.encoder
+    if library() is None or not computes(encoder):
+        return None
+    kernel = KernelEncoder(encoder, users)
+    kernel.mode = "graph"
+    return _replaced(learner, encoder, kernel)
 
 
 def computes(encoder: nn.Module) -> bool:

@@ -101,8 +101,13 @@ class Engine(Protocol):
             objective: the outer loss.
             trained: parameters.
         """
-        losses = self.steps(part.support, loop).attached()("loss", part.query, objective)
-        return losses, list(torch.autograd.grad(losses.sum(), trained, allow_unused=True))
+        total, losses = self.steps(part.support, loop).attached().query_losses(part.query, objective)
+        return losses, list(torch.autograd.grad(total, trained, allow_unused=True))
+
+    def query_losses(self, query: Examples, objective: Any) -> tuple[Tensor, Tensor]:
+        """The sum of the outer losses, for its gradients, and the losses (B,)."""
+        losses = self("loss", query, objective)
+        return losses.sum(), losses
 
     def attached(self) -> Self:
         """After the last step: gradients of an outer loss reach the shared weights."""

@@ -103,7 +103,9 @@ class KernelEncoder(nn.Module):
         at = torch.arange(x.shape[-2]).expand(len(x), -1) if at is None else at
         task = self._task(keep, at)
         self.turn += 1
-        task.point(saved=self.row.new_empty(self.users, task.sizes()[1]))
+        count = self.users * task.sizes()[1]
+        few = count <= MOST_KEPT
+        task.point(saved=_borrowed(_saved_left, self.row, count, task) if few else self.row.new_empty(count))
         leaves = {"inner": (self.leaf,), "graph": (*self.base.values(),)}.get(self.mode, ())
         bias = self._bias(context)
         out: Tensor = _Encode.apply(self, task, self._plain(x), bias, *leaves)  # type: ignore[no-untyped-call]
@@ -223,20 +225,35 @@ class KernelEncoder(nn.Module):
         return dict(zip(self.base, own, strict=True))
 
 
-_spare: deque[Tensor] = deque(maxlen=1)  # rows of users who are gone: new memory costs a third of the steps' time
+# Memory that is handed on: new pages cost a third of the time of the steps.
+_rows_left: deque[Tensor] = deque(maxlen=1)
+_saved_left: deque[Tensor] = deque(maxlen=1)
+MOST_KEPT = 1 << 25  # numbers of a forward pass that are handed on
 
 
 def _rows(encoder: KernelEncoder) -> Tensor:
     """A row (B, size) for each user of an encoder; another encoder gets the memory when this one is gone."""
-    count = encoder.users * encoder.size
+    flat = _borrowed(_rows_left, encoder.row, encoder.users * encoder.size, encoder)
+    return flat.view(encoder.users, encoder.size)
+
+
+def _borrowed(left: deque[Tensor], like: Tensor, count: int, owner: Any) -> Tensor:
+    """So many numbers, from what is left of an owner who is gone, if it is enough.
+
+    Args:
+        left: what is left.
+        like: of their type.
+        count: how many.
+        owner: when it is gone, the memory is left.
+    """
     try:
-        flat: Tensor | None = _spare.pop()  # one call: of several threads, one gets it
+        flat: Tensor | None = left.pop()  # one call: of several threads, one gets it
     except IndexError:
         flat = None
-    if flat is None or flat.dtype != encoder.row.dtype or flat.numel() < count:
-        flat = encoder.row.new_empty(count)
-    weakref.finalize(encoder, _spare.append, flat).atexit = False
-    return flat[:count].view(encoder.users, encoder.size)
+    if flat is None or flat.dtype != like.dtype or flat.numel() < count:
+        flat = like.new_empty(count)
+    weakref.finalize(owner, left.append, flat).atexit = False
+    return flat[:count]
 
 
 def encoder_sizes(base: Any) -> dict[str, int]:

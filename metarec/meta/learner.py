@@ -161,14 +161,16 @@ class MetaLearner(AdaptingModel, nn.Module):
         Raises:
             FloatingPointError: if a user's loss is not finite; names the users.
         """
-        with torch.no_grad():  # a graph that leads to the parameters would keep a CUDA graph from being recorded
+        serves = episodes.user.is_cpu  # elsewhere a graph to the parameters would keep a CUDA graph from being recorded
+        with torch.set_grad_enabled(serves):
             view = self.learner.task_view(self.adapts)
+        ready = [view] if serves else []
         engine = self._chosen(view, self._loop(), episodes.support)
         sizes = self._chunk_sizes(view, engine, episodes.support, True)
         total = 0.0
         for part in episodes.chunks(*sizes):
             need = len(part) * bytes_per_user(view, part.support, self._graph_steps(True))
-            for users_done, (losses, parameters, gradients) in self._gradients(part, need):
+            for users_done, (losses, parameters, gradients) in self._gradients(part, need, ready):
                 if not bool(torch.isfinite(losses).all()):
                     users = users_done[~torch.isfinite(losses)].tolist()
                     raise FloatingPointError(
@@ -180,22 +182,27 @@ class MetaLearner(AdaptingModel, nn.Module):
                 total += float(losses.sum())
         return total / len(episodes)
 
-    def _gradients(self, part: EpisodeBatch, need: int) -> Iterator[tuple[Tensor, Gradients]]:
+    def _gradients(self, part: EpisodeBatch, need: int, ready: list[nn.Module]) -> Iterator[tuple[Tensor, Gradients]]:
         """User codes with their losses and gradients, split in two after an out-of-memory error of the GPU."""
 
         def work(users: EpisodeBatch) -> Gradients:
             found = None
             if self.graphs and self.adapts == "encoder":
                 found = self.graphs.gradients(self, users, need * len(users) // len(part))
-            return found or self.gradients(users)
+            return found or self.gradients(users, ready.pop() if ready else None)
 
         for users, found in split_to_fit(work, part, lambda users: users.chunks(-(-len(users) // 2))):
             yield users.user, found
 
-    def gradients(self, part: EpisodeBatch) -> Gradients:
-        """Query losses (B,) of users that fit into memory, parameters, and the gradients of the losses' sum."""
+    def gradients(self, part: EpisodeBatch, view: nn.Module | None = None) -> Gradients:
+        """Query losses (B,) of users that fit into memory, parameters, and the gradients of the losses' sum.
+
+        Args:
+            part: the users.
+            view: the learner's task view, if it was made already; its graph is used up.
+        """
         trained = [p for p in self.parameters() if p.requires_grad]
-        view, loop = self.learner.task_view(self.adapts), self._loop()
+        view, loop = self.learner.task_view(self.adapts) if view is None else view, self._loop()
         engine = self._chosen(view, loop, part.support)
         users = engine(view, len(part), _own_tensors(view, part.support))
         losses, gradients = users.query_gradients(part, loop, self.objectives[1], trained)

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from metarec.meta.adapted import AdaptedLinear, AdaptedNorm, AdaptedPart, Delta, kernels
-from metarec.meta.engine import Engine, InnerLoop, Rate, one_rate, takes_plain_steps
+from metarec.meta.engine import InnerLoop, Rate, one_rate, takes_plain_steps
 from metarec.meta.inspection import separate, stackable
+from metarec.meta.summed import SummedLosses
 from metarec.types import Examples
 
 Part = TypeVar("Part", bound=AdaptedPart)
 
 
-class LowRankUsers(Engine):
+class LowRankUsers(SummedLosses):
     """B users' first-order weights as the shared ones plus low-rank updates.
 
     Takes views that say so: the learner's class and that of its encoder name in ``broadcasts`` the parameters of their

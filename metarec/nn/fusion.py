@@ -48,8 +48,12 @@ class AdaptiveFusion(nn.Module):
         """
         if len(scored) != len(self.bias):
             raise ValueError(f"AdaptiveFusion: built for {len(self.bias)} modalities, got {len(scored)}")
-        logits = self.gate(torch.stack([s.state for s in scored], -2)).squeeze(-1) + self.bias
-        active = torch.stack([s.active for s in scored], -1)
+        return self.user_weights([s.state for s in scored], [s.active for s in scored])
+
+    def user_weights(self, states: Sequence[Tensor], known: Sequence[Tensor]) -> Tensor:
+        """The same from each modality's states (..., D), and whether it knows something of the history, (...)."""
+        logits = self.gate(torch.stack(list(states), -2)).squeeze(-1) + self.bias
+        active = torch.stack(list(known), -1)
         out: Tensor = logits.masked_fill(~active, torch.finfo(logits.dtype).min).softmax(-1) * active
         return out
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarec.functional.neighbour_index import near_items
 from metarec.functional.neighbours import nearest_items
 from metarec.nn.items import IdItems, Items, TableItems, has_rows, more_items
 from metarec.types import Modality
@@ -31,7 +32,7 @@ def warm_neighbours(modalities: Sequence[Modality], warm: Tensor, k: int) -> Ten
         [[2], [1]]
     """
     described = torch.stack([m.present for m in modalities]).any(0) & (torch.arange(len(warm), device=warm.device) > 0)
-    return nearest_items(torch.cat([m.features for m in modalities], dim=1), described & warm, k)
+    return near_items(torch.cat([m.features for m in modalities], dim=1), described & warm, k)
 
 
 class ColdItemGenerator(nn.Module):
@@ -170,14 +171,13 @@ class ColdItemGenerator(nn.Module):
 
     def _one_modality(self, own: Tensor, present: Tensor, attention: nn.Linear) -> Tensor:
         """(I, D) own projections -> (I, D) own plus the attended neighbours'."""
-        near = own[self.neighbours]
-        mine, theirs = (own @ attention.weight.view(2, -1).T).unbind(-1)  # v . [W f_i ; W f_k], item by item
-        logits = mine.unsqueeze(-1) + theirs[self.neighbours] + attention.bias
+        mine, theirs = (own @ attention.weight.view(2, -1).T).split(1, -1)  # v . [W f_i ; W f_k], item by item
+        logits = mine + F.embedding(self.neighbours, theirs).squeeze(-1) + attention.bias
         if self.variant == "metarec":
             logits = F.leaky_relu(logits, 0.2)
         usable = present[self.neighbours] & (self.neighbours > 0)
         weights = logits.masked_fill(~usable, torch.finfo(logits.dtype).min).softmax(-1) * usable
-        out = own + (weights.unsqueeze(-1) * near).sum(1)
+        out = own + F.embedding_bag(self.neighbours, own, per_sample_weights=weights, mode="sum")
         return F.relu(out) if self.variant == "paper" else out
 
     def forward(self, ids: Tensor) -> Tensor:

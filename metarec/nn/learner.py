@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from metarec.functional.scaling import FeatureScale
 from metarec.nn.add_items import larger, standardised_by_name, with_catalog
 from metarec.nn.former import FormerNames
 from metarec.nn.frozen import as_table, wide
-from metarec.nn.items import Items, drawn_once
+from metarec.nn.full_softmax import users_softmax
+from metarec.nn.items import Items, TableItems, drawn_once
 from metarec.nn.tabled import LearnerModel
 from metarec.nn.touched import TouchedRows
 from metarec.types import Examples, Scored
@@ -125,6 +126,15 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
         else:
             raise ValueError(f"objective must be 'bpr', 'sampled_softmax' or 'softmax', got {objective!r}")
         return losses.weighted_mean(each, weight)
+
+    def softmax_sum(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """The full softmax of B users whose items are a table: the losses' sum, and the losses (B,) without gradients.
+
+        The same as :meth:`loss`, with one derivative and without holding all scores.
+        """
+        items = cast(TableItems, self.items)
+        vectors = items.weight.index_select(0, self.candidate_codes())
+        return users_softmax(self.states(examples), examples, items, vectors, self.candidates)
 
     def products(
         self, examples: Examples, items: Items | None = None, *, negatives: bool = True

@@ -71,7 +71,7 @@ def fit(
     Raises:
         ValueError: if there is no interaction; if a modality is called ``id`` or has a ``/`` in its name; if live
             clicks are given that are of another catalogue, or nothing says how long a day is; or if the folder is that
-            of another fit.
+            of another fit, or the seed negative.
 
     Example:
         >>> from metarec.data import split_by_time
@@ -84,7 +84,7 @@ def fit(
     _check(upstream, live)
     times = checksum({"time": torch.from_numpy(upstream.time)}, "")[:16]
     lives = None if live is None else len(live)
-    told = (fingerprint(EpisodeSampler(upstream, negatives=0)), times, seed, lives, day, budget)
+    told = (fingerprint(EpisodeSampler(upstream, seed=seed, negatives=0)), times, seed, lives, day, budget)
     key = " ".join(map(str, told))
     stages = Stages(folder, key, budget=budget, on_progress=on_progress)
     setup = Setup(upstream, live=live, day=day, seed=seed, device=device)

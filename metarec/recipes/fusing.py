@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Self, cast
 
 import numpy as np
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 from metarec import distributed
 from metarec.data.dataset import Catalog
 from metarec.data.sampler import EpisodeSampler
-from metarec.functional import softmax
 from metarec.functional.fusion import fuse_scored
 from metarec.meta import MetaLearner
 from metarec.meta.bank import Bank, fits
@@ -24,12 +22,11 @@ from metarec.nn.learner import TOLD
 from metarec.nn.linear_scores import LinearScores
 from metarec.nn.tabled import TabledModel
 from metarec.recipes.config import MMLConfig
+from metarec.recipes.fusion_loss import AdaptedUsers, FusionLoss
 from metarec.recipes.training import TrainingRun
 from metarec.scoring import UserState
 from metarec.types import EpisodeBatch, Examples, Progress, Scored, Scorer
 from metarec.versions import kept
-
-FLOATS = 1 << 26  # scores (users, modalities, items) at once while the fusion is trained
 
 
 class FusedBank(Bank):
@@ -150,38 +147,6 @@ def fused(scored: Sequence[Scored], fusion: AdaptiveFusion | None, names: Sequen
     return Scored(scores, weights, known, active.any(-1), scored[0].fitted)
 
 
-@dataclass(frozen=True)
-class _Users:
-    """What the fusion sees of adapted users: states (n, D) and activity (n,) per modality, targets (n,)."""
-
-    states: list[Tensor]
-    active: list[Tensor]
-    target: Tensor
-
-    def scored(self, learners: Sequence[ModalityLearner], rows: Tensor) -> list[Scored]:
-        out = []
-        for learner, state, active in zip(learners, self.states, self.active, strict=True):
-            with torch.no_grad():
-                scores = learner.items.scores(state[rows])
-            out.append(Scored(scores, state[rows], learner.items.known, active[rows], learner.fitted))
-        return out
-
-    def loss(
-        self, fusion: AdaptiveFusion, learners: Sequence[ModalityLearner], candidates: Tensor, rows: Tensor
-    ) -> float:
-        """Cross-entropy of some users, summed; where gradients are enabled, that of the mean is added to ``.grad``.
-
-        No more than ``FLOATS`` scores are held at once.
-        """
-        total = 0.0
-        for part in rows.split(max(1, FLOATS // (len(learners) * len(candidates)))):
-            loss = softmax(fusion(self.scored(learners, part)), self.target[part], candidates).sum()
-            if torch.is_grad_enabled():
-                (loss / len(rows)).backward()
-            total += float(loss.detach())
-        return total
-
-
 def fusion_users(sampler: EpisodeSampler, config: MMLConfig) -> tuple[EpisodeSampler, EpisodeSampler]:
     """The users that train the fusion, and those that train the learners and generators.
 
@@ -215,21 +180,21 @@ def train_fusion(
     chosen = np.random.default_rng([sampler.seed, 4]).permutation(sampler.user_codes)
     held_out = max(1, len(chosen) // 5)
     learners = [cast(ModalityLearner, meta.eval().learner) for meta in metas]
-    validation = _adapted_users(metas, sampler.for_users(chosen[:held_out]))
-    training = _adapted_users(metas, sampler.for_users(chosen[held_out:])) if len(chosen) > held_out else validation
+    watched = _adapted_users(metas, sampler.for_users(chosen[:held_out]))
+    users = _adapted_users(metas, sampler.for_users(chosen[held_out:])) if len(chosen) > held_out else watched
     with torch.no_grad():
         frozen = [learner.task_view("encoder") for learner in learners]
-    how = fusion, frozen, learners[0].candidates
-    optimizer = torch.optim.Adam(fusion.parameters(), lr=config.fusion_lr)
+    training, validation = (FusionLoss(fusion, frozen, some) for some in (users, watched))
+    optimizer = torch.optim.Adam(fusion.parameters(), lr=config.fusion_lr, fused=True)
     best, best_loss, since = copy.deepcopy(fusion.state_dict()), float("inf"), 0
     for epoch in range(config.fusion_epochs):
-        order = torch.randperm(len(training.target)).to(training.target.device)
+        order = torch.randperm(len(training)).to(training.target.device)
         for rows in order.split(config.users_per_batch):
             optimizer.zero_grad(set_to_none=True)
-            distributed.backward(lambda own: training.loss(*how, own) / len(own), rows, list(fusion.parameters()))
+            distributed.backward(lambda own: training(own) / len(own), rows, list(fusion.parameters()))
             optimizer.step()
             run.mark()
-        value = _loss(validation, *how)
+        value = validation.mean()
         yield Progress("fusion", epoch + 1, config.fusion_epochs, len(chosen), len(chosen), value, 0.0)
         since = 0 if value < best_loss - 1e-4 else since + 1
         if since == 0:
@@ -240,7 +205,7 @@ def train_fusion(
     run.finish("fusion")
 
 
-def _adapted_users(metas: Sequence[MetaLearner], sampler: EpisodeSampler) -> _Users:
+def _adapted_users(metas: Sequence[MetaLearner], sampler: EpisodeSampler) -> AdaptedUsers:
     """Adapt the users of a sampler and keep the states of their query examples."""
     found: list[list[Tensor]] = [[] for _ in range(2 * len(metas))]
     targets = []
@@ -258,12 +223,4 @@ def _adapted_users(metas: Sequence[MetaLearner], sampler: EpisodeSampler) -> _Us
         for own, tensor in zip(found, distributed.spread(adapted, batch), strict=True):
             own.append(tensor[real])
     joined = [torch.cat(own) for own in found]
-    return _Users(joined[: len(metas)], joined[len(metas) :], torch.cat(targets))
-
-
-@torch.no_grad()
-def _loss(users: _Users, fusion: AdaptiveFusion, learners: Sequence[ModalityLearner], candidates: Tensor) -> float:
-    """Mean over the users, each process having computed its share."""
-    rows = distributed.share(torch.arange(len(users.target), device=users.target.device))
-    total = torch.tensor(users.loss(fusion, learners, candidates, rows), dtype=torch.float64)
-    return float(distributed.total(total.to(rows.device))) / len(users.target)
+    return AdaptedUsers(joined[: len(metas)], joined[len(metas) :], torch.cat(targets))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from metarec.functional.losses import logsumexp_of_products, softmax_beside
+from metarec.meta.compiled import in_kernel
 from metarec.nn import ModalityLearner, TableItems
+from metarec.nn.full_softmax import users_softmax
 from metarec.nn.items import drawn_once
 from metarec.types import EpisodeBatch, Examples
 
@@ -40,36 +42,41 @@ def backward_softmax(
 ) -> float:
     """Add the gradient of the mean of the users' mean losses; returns the loss.
 
-    The item vectors are drawn once. On a CPU, users with histories of about one length go through the encoder together.
+    The item vectors are drawn once. On a CPU the compiled kernel runs the encoder; without it, users with histories of
+    about one length go through the encoder together.
 
     Args:
         learner: on the batch's device.
         batch: of B users.
         examples: what a batch asks for.
     """
-    table = drawn_once(learner.items).table()
-    items = TableItems(table.detach().requires_grad_(), learner.items.known)
-    candidates = items.weight[learner.candidate_codes()]
-    shared = candidates.detach().requires_grad_()
-    if batch.user.device.type == "cpu":
-        order = (batch.query.history > 0).sum(-1).argsort(stable=True)
-        batch = EpisodeBatch(batch.user[order], batch.support[order], batch.query[order])
-    total = 0.0
-    for part in batch.chunks(CPU_USERS if batch.user.device.type == "cpu" else len(batch)):
-        loss = _softmax(learner, examples(part), items, shared) / len(batch)
-        loss.backward()
-        total += float(loss.detach())
-    candidates.backward(shared.grad)
-    if table.requires_grad:
-        table.backward(items.weight.grad)
-    return total
+    items = TableItems(drawn_once(learner.items).table(), learner.items.known)
+    vectors = items.weight.index_select(0, learner.candidate_codes())
+    compiled = in_kernel(learner, len(batch))
+    view = learner if compiled is None else compiled
+    parts: Iterable[EpisodeBatch] = [batch]
+    if batch.user.is_cpu:
+        view = _with_rows(view, batch.query.history)
+        parts = _by_length(batch) if compiled is None else parts
+    asked = map(examples, parts)
+    sums = [users_softmax(view.states(p, items), p, items, vectors, learner.candidates)[0] for p in asked]
+    loss = torch.stack(sums).sum() / len(batch)
+    loss.backward()
+    return float(loss.detach())
 
 
-def _softmax(learner: ModalityLearner, examples: Examples, items: TableItems, candidates: Tensor) -> Tensor:
-    """The sum of the users' mean losses, of real examples alone."""
-    share = examples.weight / examples.weight.sum(-1, keepdim=True).clamp(min=1)
-    real = examples.weight > 0
-    state, target = learner.states(examples, items)[real], examples.target[real]
-    others = logsumexp_of_products(state, candidates)
-    each = softmax_beside((state * items(target)).sum(-1), others, learner.candidates[target])
-    return (each * share[real]).sum()
+def _with_rows(learner: ModalityLearner, history: Tensor) -> ModalityLearner:
+    """A copy of a learner whose context is computed for each item of a history once, and for no other item."""
+    if learner.context is None:
+        return learner
+    codes = history.unique()
+    rows, out = learner.context(codes), copy.copy(learner)
+    table = rows.new_zeros(len(learner.context.known), rows.shape[-1]).index_copy(0, codes, rows)
+    out._modules = {**learner._modules, "context": TableItems(table, learner.context.known)}
+    return out
+
+
+def _by_length(batch: EpisodeBatch) -> Iterable[EpisodeBatch]:
+    """A few users at a time, those with the shortest histories first."""
+    order = (batch.query.history > 0).sum(-1).argsort(stable=True)
+    return EpisodeBatch(batch.user[order], batch.support[order], batch.query[order]).chunks(CPU_USERS)

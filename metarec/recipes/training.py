@@ -137,7 +137,7 @@ class TrainingRun:
             return
         record.begin_stage(self.model, name)
         parameters = list(parameters)
-        optimizer = torch.optim.Adam(parameters, lr=lr)
+        optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
         self._go_on(optimizer, parameters)
         start = self._start(name, epochs, optimizer, parameters)
         for epoch in range(start, epochs):
