@@ -14,6 +14,7 @@ from metarec.options import (
     Parser,
     add_columns,
     add_device,
+    add_learned,
     add_list_lengths,
     add_split,
     diversity,
@@ -98,6 +99,7 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     several = "vectors of items; of atomic files, all that are found"
     add("--features", type=feature, nargs="+", default=[], metavar="NAME=FILE", help=several)
     add_columns(add)
+    add_learned(add)
     add_split(fit)
     add("--live", action="store_true", help="count clicks up to each question's time, not only those trained on")
     add("--budget", type=number(float, 0.01), metavar="MINUTES", help="that it may take, about; none: as it pays")

@@ -37,6 +37,7 @@ LAYERS = {
     "recipes": MIDDLE,
     "asking": GROUND | {"data", "model", "wrapped"},
     "list_metrics": GROUND | {"data"},
+    "loggers": {"types", "recipes"},
     "evaluation": MIDDLE | {"asking", "list_metrics", "report"},
     "report": MIDDLE,
     "comparison": {"report"},
