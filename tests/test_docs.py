@@ -232,7 +232,7 @@ def test_a_stream_is_drawn_as_its_file_has_it(monkeypatch: pytest.MonkeyPatch) -
     found = {"frozen": run, "learned_on": run, "learner": {"frozen": run}}
     monkeypatch.setattr(plots, "read", {"stream_movietweetings": found}.__getitem__)
     figure = plots.stream({})
-    drawn = [[(line.get_xdata(), line.get_ydata()) for line in axes.lines] for axes in figure.axes]
+    drawn = [[(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines] for axes in figure.axes]
     plt.close(figure)
     assert [len(lines) for lines in drawn] == [2, 1]
     assert drawn[1][0] == ([0.0, 4.0], [0.2, 0.3])
