@@ -14,6 +14,7 @@ from metarec.options import (
     Parser,
     add_columns,
     add_device,
+    add_learned,
     add_list_lengths,
     add_split,
     diversity,
@@ -42,9 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         refuse(f"metarec {options.command}", str(error))
 
 
+class _Version(argparse.Action):
+    """Says the version, the engine, the threads and the extras."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Called by argparse."""
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="metarec", description="A new user has clicked three things; what next?")
-    parser.add_argument("--version", action="version", version=f"metarec {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="the version, and what of the library is in use")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     style = argparse.ArgumentDefaultsHelpFormatter
 
@@ -90,6 +99,7 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     several = "vectors of items; of atomic files, all that are found"
     add("--features", type=feature, nargs="+", default=[], metavar="NAME=FILE", help=several)
     add_columns(add)
+    add_learned(add)
     add_split(fit)
     add("--live", action="store_true", help="count clicks up to each question's time, not only those trained on")
     add("--budget", type=number(float, 0.01), metavar="MINUTES", help="that it may take, about; none: as it pays")

@@ -113,6 +113,15 @@ def feature(text: str) -> tuple[str, Path]:
     return name, Path(file)
 
 
+def least(text: str) -> tuple[str, float]:
+    """A column and the least value of a click."""
+    column, _, value = text.rpartition("=")
+    with contextlib.suppress(ValueError):
+        if column:
+            return column, float(value)
+    raise argparse.ArgumentTypeError(f"expected COLUMN=NUMBER, as in rating=4, got '{printable(text, 60)}'")
+
+
 def diversity(text: str) -> float | dict[str, int]:
     """A weight from 0 to 1, or a column and how many items of each category at most."""
     column, equals, most = text.partition("=")
@@ -133,6 +142,15 @@ def add_columns(add: Callable[..., object]) -> None:
     for name in ("user", "item", "time"):
         add(f"--{name}", metavar="COLUMN", help=f"the column of {name}s; found by its name")
     add_device(add)
+
+
+def add_learned(add: Callable[..., object]) -> None:
+    """Options for what is learned from beside who clicked what, and which rows are clicks."""
+    add("--attributes", nargs="+", default=[], metavar="COLUMN", help="of the items, to learn from: genres, price ...")
+    add("--users", type=Path, metavar="FILE", help="Parquet or CSV, a row for each user; of atomic files, NAME.user")
+    add("--profile", nargs="+", default=[], metavar="COLUMN", help="of the users, to learn from: age, city ...")
+    add("--weight", metavar="COLUMN", help="of the clicks, what each weighs in training: ratings, counts")
+    add("--positive", type=least, nargs="+", default=[], metavar="COLUMN=LEAST", help="rows below are no clicks")
 
 
 def add_split(command: argparse.ArgumentParser) -> None:

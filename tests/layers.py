@@ -37,6 +37,7 @@ LAYERS = {
     "recipes": MIDDLE,
     "asking": GROUND | {"data", "model", "wrapped"},
     "list_metrics": GROUND | {"data"},
+    "loggers": {"types", "recipes"},
     "evaluation": MIDDLE | {"asking", "list_metrics", "report"},
     "report": MIDDLE,
     "comparison": {"report"},
@@ -53,8 +54,9 @@ LAYERS = {
     "export": UPPER | {"serving"},
     "service": UPPER | {"io", "recommender"},
     "options": {"files", "functional"},
+    "installed": {"meta"},
     "fit_command": UPPER | {"io", "reporting"},
     "read_commands": UPPER | {"io", "options", "recommender"},
     "compare_command": UPPER | {"io", "options", "reporting", "fit_command", "read_commands"},
-    "__main__": {"io", "options", "export", "service", "fit_command", "read_commands", "compare_command"},
+    "__main__": {"installed", "io", "options", "export", "service", "fit_command", "read_commands", "compare_command"},
 }

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from metarec.data.dataset import Dataset, Ints, Vocabulary
 from metarec.data.examples import filter_interactions
+from metarec.data.rows import joined_weights, take
 from metarec.data.sampler import EpisodeSampler
 from metarec.data.vocabulary import Id
 from metarec.types import EpisodeBatch
@@ -46,9 +47,10 @@ def followed_by(before: Dataset | None, clicks: Dataset) -> Dataset:
     if not np.issubdtype(time.dtype, np.signedinteger):
         time = time.astype(np.float64)
     order = np.lexsort((np.arange(len(time)), time, user))
-    dropped = dict(clicks.dropped)
-    out = replace(clicks, users=users, user=user[order], item=item[order], time=time[order], dropped=dropped)
-    return _once(out)
+    weight, dropped = joined_weights(parts), dict(clicks.dropped)
+    weight = None if weight is None else weight[order]
+    columns: dict[str, Any] = {"user": user[order], "item": item[order], "time": time[order], "weight": weight}
+    return _once(replace(clicks, users=users, dropped=dropped, **columns))
 
 
 def user_ids(data: Dataset) -> list[Id]:
@@ -67,7 +69,7 @@ def _once(data: Dataset) -> Dataset:
         return data
     kept = ~repeats(data.user, data.time, data.item)
     dropped = {**data.dropped, TWICE: data.dropped.get(TWICE, 0) + int((~kept).sum())}
-    return replace(data, user=data.user[kept], item=data.item[kept], time=data.time[kept], dropped=dropped)
+    return take(data, kept, dropped=dropped)
 
 
 def repeats(user: Ints, time: NDArray[Any], item: Ints) -> NDArray[np.bool_]:
