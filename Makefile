@@ -4,7 +4,7 @@ PYTHON ?= python
 PIP = $(PYTHON) -m pip install -c constraints.txt
 
 .PHONY: help install dev extras learn2learn scatter encoders test coverage mutation demo-test lint types doctest docs
-.PHONY: lowest package notebook sanitize
+.PHONY: lowest package notebook sanitize wheel
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -91,6 +91,9 @@ lowest:  ## the tests on the lowest numpy, polars, ... that setup.py allows; aft
 package:  ## wheel and source archive, in build/dist
 	rm -rf build/dist
 	$(PYTHON) -m build --outdir build/dist
+
+wheel:  ## the wheel of this machine, installed where there is no compiler: it must use the kernel
+	.ci/wheel $(PYTHON)
 
 notebook:  ## run examples/tour.ipynb, which must not fail; what it shows is then in build/tour.ipynb
 	$(PIP) -q -e ".[notebook]"

@@ -19,7 +19,7 @@ TEST = [
 KERNEL = Extension(
     "metarec.meta._encoder_kernel",
     ["metarec/meta/encoder_kernel.c"],
-    depends=["metarec/meta/encoder_kernel.h"],
+    depends=["metarec/meta/encoder_kernel.h", "metarec/meta/encoder_float.h"],
     extra_compile_args=["-O3", "-g0", "-fno-math-errno", "-pthread"],
     extra_link_args=["-pthread"],
     libraries=["m"],
@@ -98,6 +98,7 @@ setup(
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
         "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
         "Typing :: Typed",
     ],

@@ -60,10 +60,10 @@ def recipe(clock: Clock, seed: int) -> dict[str, Any]:
     import metarec as mr
 
     data = mr.datasets.movietweetings()
-    up, down = mr.split_by_time(data, mr.split_time(data, cold_users=0.2))
+    up, _ = mr.split_by_time(data, mr.split_time(data, cold_users=0.2))
     with clock.stage("mml_blend"):
         model = mr.recipes.mml_blend(up, seed=seed)
-    return {"ranks": {"mml_blend": mr.evaluate(model, down, exclude_seen=True, seed=seed).rank.tolist()}}
+    return {"kind": type(model).__name__}
 
 
 def neighbours(clock: Clock, items: int) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from metarec.options import (
     add_list_lengths,
     add_split,
     diversity,
+    duration,
     feature,
     number,
     refuse,
@@ -42,9 +43,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         refuse(f"metarec {options.command}", str(error))
 
 
+class _Version(argparse.Action):
+    """Says the version, the engine, the threads and the extras."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Called by argparse."""
+        parser.exit()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="metarec", description="A new user has clicked three things; what next?")
-    parser.add_argument("--version", action="version", version=f"metarec {__version__}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="the version, and what of the library is in use")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     style = argparse.ArgumentDefaultsHelpFormatter
 
@@ -76,6 +85,8 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     told = "changes are written there before they are answered; MODEL.journal where they are allowed"
     add("--journal", type=Path, metavar="PATH", help=told)
     add("--workers", type=COUNT, default=1, metavar="N", help="processes, each with the whole model")
+    learn = "learn on from the journal in a process of its own, so often: 60s, 5m, 1h; with --allow-changes"
+    add("--learn", type=duration, metavar="TIME", help=learn)
     serve.set_defaults(run=_serve)
 
 
@@ -172,7 +183,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from metarec.service import Build, Limits, serve, serve_workers
+    from metarec.service import Build, Limits, learning, serve, serve_workers
 
     limits = Limits(
         waiting=options.waiting,
@@ -188,11 +199,14 @@ def _serve(options: argparse.Namespace) -> None:
         allow_changes=options.allow_changes,
         journal=options.journal,
         version=__version__,
+        learn=options.learn,
     )
-    if options.workers == 1:
-        serve(build(), host=options.host, port=options.port, limits=limits)
-    else:
-        serve_workers(build, options.workers, host=options.host, port=options.port)
+    app = build() if options.workers == 1 else None
+    with learning(build):
+        if app is not None:
+            serve(app, host=options.host, port=options.port, limits=limits)
+        else:
+            serve_workers(build, options.workers, host=options.host, port=options.port)
 
 
 def _export(options: argparse.Namespace) -> None:

@@ -18,6 +18,7 @@ from metarec.files import replace_file
 from metarec.functional.text import printable
 
 Number = TypeVar("Number", int, float)
+_UNITS = {"s": 1, "m": 60, "h": 3600}
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
 
 
@@ -73,6 +74,24 @@ def number(kind: Callable[[str], Number], least: float, most: float = sys.float_
         raise argparse.ArgumentTypeError(f"expected a number {bounds}, got '{printable(text, 60)}'")
 
     return read
+
+
+def duration(text: str) -> float:
+    """Seconds, as ``90``, ``60s``, ``5m`` or ``1h``.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is none above 0.
+
+    Example:
+        >>> duration("5m"), duration("0.5")
+        (300.0, 0.5)
+    """
+    unit = _UNITS.get(text[-1:])
+    with contextlib.suppress(ValueError):
+        value = float(text if unit is None else text[:-1]) * (unit or 1)
+        if 0 < value < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"expected a time such as 60s, 5m or 1h, got '{printable(text, 60)}'")
 
 
 def device(text: str) -> torch.device:

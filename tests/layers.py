@@ -52,10 +52,11 @@ LAYERS = {
     "serialization": {"io"},
     "encoders": {"types", "data"},
     "export": UPPER | {"serving"},
-    "service": UPPER | {"recommender"},
+    "service": UPPER | {"io", "recommender"},
     "options": {"files", "functional"},
+    "installed": {"meta"},
     "fit_command": UPPER | {"io", "reporting"},
     "read_commands": UPPER | {"io", "options", "recommender"},
     "compare_command": UPPER | {"io", "options", "reporting", "fit_command", "read_commands"},
-    "__main__": {"io", "options", "export", "service", "fit_command", "read_commands", "compare_command"},
+    "__main__": {"installed", "io", "options", "export", "service", "fit_command", "read_commands", "compare_command"},
 }

@@ -33,7 +33,9 @@ def command(*arguments):
 
 def test_version_and_help():
     done = subprocess.run(command("--version"), cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout == f"metarec {metarec.__version__}\n"
+    version, *lines = done.stdout.splitlines()
+    assert version == f"metarec {metarec.__version__}"
+    assert [line.partition(": ")[0] for line in lines] == ["engine", "threads", "extras"]
     with pytest.raises(SystemExit, match="0"):
         main(["serve", "--help"])
 

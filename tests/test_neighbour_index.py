@@ -18,7 +18,9 @@ needs_faiss = pytest.mark.skipif(imported("faiss") is None, reason="faiss is not
 def clustered(items: int, width: int = 32) -> Tensor:
     draw = torch.Generator().manual_seed(0)
     centres = torch.randn(items // 50, width, generator=draw)
-    return centres[torch.randint(len(centres), (items,), generator=draw)] + 0.5 * torch.randn(items, width, generator=draw)
+    return centres[torch.randint(len(centres), (items,), generator=draw)] + 0.5 * torch.randn(
+        items, width, generator=draw
+    )
 
 
 def films() -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ALPHA = 0.01  # of the users' own distribution in that of their lists, so that no category has none
+AT_ONCE = 64  # lists whose features are held at once: what a cache holds
 
 
 def mean_at(codes: Tensor, values: Tensor, k: Sequence[int]) -> Tensor:
@@ -77,14 +78,20 @@ def diversity_at(codes: Tensor, features: Sequence[tuple[Tensor, Tensor]], k: Se
         >>> diversity_at(torch.tensor([[1, 2, 3]]), [(features, torch.arange(4) > 0)], [2, 3]).tolist()
         [[1.0, 0.6666666666666666]]
     """
+    parts = [_diversity(some, features, k) for some in codes.split(AT_ONCE)]
+    return torch.cat(parts) if parts else torch.zeros(0, len(k), dtype=torch.float64)
+
+
+def _diversity(codes: Tensor, features: Sequence[tuple[Tensor, Tensor]], k: Sequence[int]) -> Tensor:
     distance, pairs = (torch.zeros(len(codes), len(k), dtype=torch.float64) for _ in range(2))
     for table, present in features:
         has = present[codes] & (codes > 0)
         unit = F.normalize(table[codes].double(), dim=-1) * has.unsqueeze(-1)
+        cosines = unit @ unit.mT
+        others = 2 * cosines.tril(-1).sum(2)  # of each item with those before it, both ways round
         count = _first(has, k)
         ordered = count * (count - 1)
-        cosines = _first(unit, k).square().sum(-1) - _first(unit.square().sum(-1), k)
-        distance += ordered - cosines
+        distance += ordered - _first(others, k)
         pairs += ordered
     return distance / pairs.clamp(min=1)
 

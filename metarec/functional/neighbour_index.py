@@ -77,7 +77,7 @@ def _members(first: Tensor, most: int) -> Tensor:
 
 
 def _searched(entries: Tensor, features: Tensor, rows: Tensor, k: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Some rows of features at a time, their products with the nearest entries, and which these are; by torch's threads."""
+    """Some rows at a time, their products with the nearest entries, and which these are; by torch's threads."""
     faiss: Any = importlib.import_module("faiss")
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(torch.get_num_threads())

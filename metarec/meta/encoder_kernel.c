@@ -62,20 +62,14 @@ typedef struct {
 #define MIX(h) (h ^= h >> 16, h *= 0x85EBCA6Bu, h ^= h >> 13, h *= 0xC2B2AE35u, h ^= h >> 16)
 static ALWAYS uint32_t mixed(uint32_t h) { return MIX(h); }
 
-typedef float V_f32 __attribute__((vector_size(32), aligned(4), may_alias));
-typedef int32_t I_f32 __attribute__((vector_size(32)));
-typedef double V_f64 __attribute__((vector_size(32), aligned(8), may_alias));
-
-typedef uint32_t U_f32 __attribute__((vector_size(32)));
-typedef int64_t I_f64 __attribute__((vector_size(32)));
 typedef float H_f32 __attribute__((vector_size(16), aligned(4), may_alias));
+typedef double V_f64 __attribute__((vector_size(32), aligned(8), may_alias));
+typedef int64_t I_f64 __attribute__((vector_size(32)));
 
-/* 0 where the hash of a key and of places from j on is below the bar, else the scale. */
-static ALWAYS V_f32 drawn_f32(uint32_t j, uint32_t key, uint32_t bar, float scale) {
-    U_f32 h = ((U_f32){0, 1, 2, 3, 4, 5, 6, 7} + j) * 0x9E3779B9u ^ key;
-    MIX(h);
-    return (V_f32)((I_f32)(h >= bar) & (I_f32)((V_f32){0} + scale));
-}
+#define BYTES 32
+#define PLACES 0, 1, 2, 3, 4, 5, 6, 7
+#define NAME(x) x##_f32
+#include "encoder_float.h"
 
 static ALWAYS V_f64 drawn_f64(uint32_t j, uint32_t key, uint32_t bar, double scale) {
     V_f64 out;
@@ -106,44 +100,11 @@ static ALWAYS void add_sums_f64(V_f64 a, V_f64 b, V_f64 c, V_f64 d, double *out)
     *(V_f64 *)out += SHUFFLE_f64(ab, cd, 0, 1, 4, 5) + SHUFFLE_f64(ab, cd, 2, 3, 6, 7);
 }
 
-static ALWAYS float root_f32(float x) { return sqrtf(x); }
 static ALWAYS double root_f64(double x) { return sqrt(x); }
-
-/* e^x for x <= 0, to two units in the last place; below -87 it is the smallest normal number or less. */
-static ALWAYS V_f32 exp_f32(V_f32 x) {
-    I_f32 low = x > -87.0f;
-    x = (V_f32)((I_f32)x & low);
-    V_f32 shifted = x * 1.44269504f + 12582912.0f; /* rounds to the nearest integer in the low bits */
-    V_f32 whole = shifted - 12582912.0f;
-    x = x - whole * 0.693359375f - whole * -2.12194440e-4f;
-    V_f32 y = x * 1.9875691500e-4f + 1.3981999507e-3f;
-    y = y * x + 8.3334519073e-3f;
-    y = y * x + 4.1665795894e-2f;
-    y = y * x + 1.6666665459e-1f;
-    y = y * x + 5.0000001201e-1f;
-    y = y * x * x + x + 1.0f;
-    I_f32 power = ((I_f32)shifted << 23) + (I_f32)y;
-    return (V_f32)(power & low);
-}
 
 static ALWAYS V_f64 exp_f64(V_f64 x) {
     for (int j = 0; j < 4; j++) x[j] = exp(x[j]);
     return x;
-}
-
-/* Phi and phi of the normal distribution; Abramowitz and Stegun 7.1.26, to 1e-7. */
-static ALWAYS void normal_f32(V_f32 x, V_f32 *cdf, V_f32 *pdf) {
-    I_f32 sign = (I_f32)x & INT32_MIN;
-    V_f32 size = (V_f32)((I_f32)x ^ sign), bell = exp_f32(-0.5f * x * x);
-    V_f32 t = 1.0f / (size * (0.3275911f * 0.70710678f) + 1.0f);
-    V_f32 y = t * 1.061405429f - 1.453152027f;
-    y = y * t + 1.421413741f;
-    y = y * t - 0.284496736f;
-    y = y * t + 0.254829592f;
-    V_f32 tail = 0.5f * y * t * bell;
-    I_f32 right = x > 0.0f;
-    *cdf = (V_f32)(((I_f32)(1.0f - tail) & right) | ((I_f32)tail & ~right));
-    *pdf = bell * 0.39894228f;
 }
 
 static ALWAYS void normal_f64(V_f64 x, V_f64 *cdf, V_f64 *pdf) {
@@ -177,6 +138,7 @@ static ALWAYS void normal_f64(V_f64 x, V_f64 *cdf, V_f64 *pdf) {
 LOSS_BACK(score_back_f32, float, expf, logf)
 LOSS_BACK(score_back_f64, double, exp, log)
 
+#define BYTES 32
 #define real float
 #define NAME(x) x##_f32
 #include "encoder_kernel.h"
@@ -185,6 +147,61 @@ LOSS_BACK(score_back_f64, double, exp, log)
 #define real double
 #define NAME(x) x##_f64
 #include "encoder_kernel.h"
+#undef BYTES
+
+/* Vectors of twice the width, for processors that have them and encoders that fill them. */
+#if defined(__x86_64__)
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#endif
+#define BYTES 64
+#define PLACES 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+#define NAME(x) x##_wide
+#include "encoder_float.h"
+
+static ALWAYS void add_sums_wide(V_wide a, V_wide b, V_wide c, V_wide d, float *out) {
+    union { V_wide all; V_f32 half[2]; } x = {a}, y = {b}, z = {c}, u = {d};
+    add_sums_f32(x.half[0] + x.half[1], y.half[0] + y.half[1], z.half[0] + z.half[1], u.half[0] + u.half[1], out);
+}
+
+#define score_back_wide score_back_f32
+#define BYTES 64
+#define real float
+#define NAME(x) x##_wide
+#include "encoder_kernel.h"
+#undef real
+#undef NAME
+#undef BYTES
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+#endif
+
+/* Which of them computes a job: F32, F64 or WIDE. */
+enum { F32, F64, WIDE };
+
+static int64_t kind_of(const Job *job, int64_t wide) {
+#if defined(__x86_64__)
+    int fills = job->dim % 32 == 0 && job->feedforward % 32 == 0;
+    if (!wide && fills && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+        return WIDE;
+#endif
+    return wide ? F64 : F32;
+}
+
+static Layout layout_of(const Job *job, int64_t wide) {
+    int64_t kind = kind_of(job, wide);
+#if defined(__x86_64__)
+    if (kind == WIDE) return layout_wide(job);
+#endif
+    return kind == F64 ? layout_f64(job) : layout_f32(job);
+}
 
 /* Runs a function on the threads of the OpenMP that torch has loaded: a pool of our own would compete with them. */
 extern void GOMP_parallel(void (*function)(void *), void *given, unsigned threads, unsigned flags) __attribute__((weak));
@@ -197,7 +214,12 @@ typedef struct {
 static void work(void *given) {
     Parts *parts = given;
     for (int64_t j; (j = __atomic_fetch_add(&parts->next, 1, __ATOMIC_RELAXED)) < parts->job->threads;) {
-        int failed = (parts->wide ? share_f64 : share_f32)(parts->job, j);
+        int64_t kind = kind_of(parts->job, parts->wide);
+        int (*share)(const Job *, long) = kind == F64 ? share_f64 : share_f32;
+#if defined(__x86_64__)
+        if (kind == WIDE) share = share_wide;
+#endif
+        int failed = share(parts->job, j);
         if (failed) parts->job->failed = failed;
     }
 }
@@ -240,7 +262,7 @@ static int check(const Job *job, int64_t wide, int inner) {
     if (job->length > job->positions || job->length < 1) return SIZES + 1;
     if (job->threads < 1) return SIZES + 8;
     if (job->what < FORWARD || job->what > LEARN || (job->what == LEARN) != inner) return SIZES + 10;
-    Layout o = wide ? layout_f64(job) : layout_f32(job);
+    Layout o = layout_of(job, wide);
     int64_t B = job->users, L = job->length, S = job->asked, D = job->dim, T = job->threads, rows = B;
     int product = job->what == DESCEND || job->what == LEARN, descends = job->what == STEP || job->what == DESCEND;
     if (job->stride != 0 && job->stride < o.row) return SIZES + 9;
@@ -303,7 +325,7 @@ int encoder_threads(void) { return GOMP_parallel != NULL; }
 int encoder_sizes(const Job *job, int64_t wide, int64_t *sizes) {
     int failed = check_sizes(job);
     if (failed) return failed;
-    Layout o = wide ? layout_f64(job) : layout_f32(job);
+    Layout o = layout_of(job, wide);
     sizes[0] = o.row, sizes[1] = o.saved;
     return 0;
 }
@@ -313,14 +335,18 @@ int encoder_sizes(const Job *job, int64_t wide, int64_t *sizes) {
 int encoder_convert(const Job *job, int64_t wide, void *row, int64_t count, void *const *parameters,
                     const int64_t *counts, int64_t given, int64_t back) {
     if (check_sizes(job) || given != 3 + 12 * job->layers) return -1;
-    Layout o = wide ? layout_f64(job) : layout_f32(job);
+    Layout o = layout_of(job, wide);
     if (!row || count < o.row) return -1;
     int64_t D = job->dim, F = job->feedforward, start[] = {job->positions * D, D, D};
     int64_t block[] = {3 * D * D, 3 * D, D * D, D, D, D, F * D, F, D * F, D, D, D};
     for (int64_t j = 0; j < given; j++)
         if (!parameters[j] || counts[j] != (j < 3 ? start[j] : block[(j - 3) % 12])) return (int)(j + 1);
-    if (wide) convert_f64(job, row, (double *const *)parameters, (int)back);
-    else convert_f32(job, row, (float *const *)parameters, (int)back);
+    int64_t kind = kind_of(job, wide);
+#if defined(__x86_64__)
+    if (kind == WIDE) convert_wide(job, row, (float *const *)parameters, (int)back);
+#endif
+    if (kind == F64) convert_f64(job, row, (double *const *)parameters, (int)back);
+    if (kind == F32) convert_f32(job, row, (float *const *)parameters, (int)back);
     return 0;
 }
 

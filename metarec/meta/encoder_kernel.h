@@ -4,11 +4,10 @@
    of PANEL. A weight matrix (in, out) lies in panels of PANEL columns: w[out / PANEL][in + 1][PANEL]; the one row more
    keeps the panels out of each other's cache sets. */
 
-#define LANES (32 / (int)sizeof(real))
+#define LANES (BYTES / (int)sizeof(real))
 #define PANEL (2 * LANES)
 #define PADDED(n) (((n) + PANEL - 1) / PANEL * PANEL)
 
-typedef real NAME(V) __attribute__((vector_size(32), aligned(sizeof(real)), may_alias));
 #define V NAME(V)
 #define AT(p) (*(V *)(p))
 #define GET(p) (*(const V *)(p))
@@ -534,12 +533,13 @@ static int NAME(start)(NAME(User) * u, const Job *job) {
     real **places[] = {&u->one, &u->two, &u->three, &u->hidden, &u->scratch, &u->q, &u->k, &u->v, &u->flip, &u->near,
                        &u->back, &u->state, &u->dstate, &u->score};
     long total = 0;
-    for (int j = 0; j < 14; j++) total += sizes[j] + PANEL;
+    for (int j = 0; j < 14; j++) total += PADDED(sizes[j]) + PANEL;
     u->job = job, u->o = o, u->step = 0;
     u->rows = malloc(2 * L * sizeof(long));
-    real *block = u->rows ? calloc(total, sizeof(real)) : NULL;
+    real *block = u->rows ? aligned_alloc(64, (total * sizeof(real) + 63) / 64 * 64) : NULL;
     if (!block) return 0;
-    for (int j = 0; j < 14; j++) *places[j] = block, block += sizes[j] + PANEL;
+    memset(block, 0, total * sizeof(real));
+    for (int j = 0; j < 14; j++) *places[j] = block, block += PADDED(sizes[j]) + PANEL;
     return 1;
 }
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -17,6 +19,7 @@ MOST_WIDE = 1024  # D; the library's MAX_WIDE
 OBJECTIVES = {"bpr": 0, "sampled_softmax": 1}  # losses that the library knows
 FORWARD, BACKWARD, STEP, DESCEND, LEARN = range(5)  # what a job is to do
 
+_LOG = logging.getLogger("metarec")
 _SIZES = ("users", "length", "asked", "dim", "heads", "layers", "feedforward", "positions", "threads")
 _MODES = ("stride", "what", "failed", "steps", "objective", "compared")
 _GIVEN = ("drop", "eps", "weights", "moved", "x", "keep", "bias", "at")
@@ -65,12 +68,26 @@ class Job(ctypes.Structure):
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernel, or None where it was not built or this processor cannot run it."""
-    for suffix in EXTENSION_SUFFIXES:
-        path = Path(__file__).with_name(f"_encoder_kernel{suffix}")
-        if path.exists():
-            return _opened(path)
-    return None
+    """The compiled kernel, or None where it was not built or this processor cannot run it, which is said once."""
+    paths = (Path(__file__).with_name(f"_encoder_kernel{suffix}") for suffix in EXTENSION_SUFFIXES)
+    found = next((_opened(path) for path in paths if path.exists()), None)
+    if found is None:
+        _LOG.warning(
+            "the compiled kernel is not there, so a CPU adapts users at a third of the speed or less: install a wheel "
+            "of metarec, or a C compiler and then `pip install --force-reinstall --no-deps --no-binary metarec metarec`"
+        )
+    elif not found.encoder_threads() and (os.cpu_count() or 1) > 1:
+        _LOG.warning(
+            "the compiled kernel runs on one thread, since no OpenMP runtime that it knows is loaded: install one "
+            "(libgomp1 on Debian, libgomp on Fedora), or spread the work over processes"
+        )
+    return found
+
+
+def has_threads() -> bool:
+    """Whether the kernel is there and runs on more threads than the caller's."""
+    found = library()
+    return found is not None and bool(found.encoder_threads())
 
 
 def _opened(path: Path) -> ctypes.CDLL | None:

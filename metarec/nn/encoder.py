@@ -95,6 +95,8 @@ class SequenceEncoder(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(EncoderBlock(dim, heads, feedforward or 4 * dim, dropout) for _ in range(layers))
+        if self.position.is_meta:  # there are no numbers; drawing them loads half of torch
+            return
         nn.init.normal_(self.position, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
