@@ -4,8 +4,8 @@
     python examples/new_user_demo.py --model runs/movietweetings-default-seed0/model.safetensors --port 8501
 
 Wants the extra ``demo``: pip install '.[demo]'. Without --model, a small model is trained first on the MovieTweetings
-data that come with metarec, which takes about a minute. The page shows the ten best films, how much of each
-recommendation comes from the clicked ids, the text and the image, and what the list was before.
+data that come with metarec, which takes about a minute. The page shows the ten best films, which click moved each up
+most, how much of each recommendation comes from the clicked ids, the text and the image, and what the list was before.
 """
 
 import argparse
@@ -121,6 +121,9 @@ def page(path: Path) -> None:
     with listing:
         st.subheader("For you" if clicks else "Nothing clicked: the unadapted ranking")
         st.markdown("\n".join(f"{n}. {called[item]}{moved(item, n, before)}" for n, item in enumerate(items, 1)))
+        if clicks:
+            named = (f"{n}. {called[own[0].id]}" for n, own in enumerate(user.because(items, k=1), 1) if own)
+            st.caption(f"The click that moved each up most: {', '.join(named)}")
     with picture:
         st.subheader("Where each comes from")
         names = {"id": "who clicked what (ID)"}

@@ -62,6 +62,20 @@ def shown(text):
     return [re.sub(r" :\w+\[.*\]$", "", line.split(". ", 1)[1]) for line in text.splitlines()]
 
 
+def strongest(model, demo, films):
+    """The click that moved each listed film up most, asked for one film at a time."""
+    called = demo.titles(model.catalog)
+    ids, recommender = {title: item for item, title in called.items()}, mr.Recommender(model)
+    listed = [item.id for item in recommender.adapt([ids[film] for film in films]).recommend(k=10)]
+    return [called[recommender.adapt([ids[f] for f in films]).because(item)[0].id] for item in listed]
+
+
+def named(page):
+    """The clicks that the page gives as reasons, in the order of the list."""
+    text = next(caption.value for caption in page.caption if "1. " in caption.value)
+    return re.split(r",? ?\d+\. ", text)[1:]
+
+
 def test_picking_a_film_changes_the_list(model, file, demo, monkeypatch):
     from streamlit.testing.v1 import AppTest
 
@@ -74,6 +88,7 @@ def test_picking_a_film_changes_the_list(model, file, demo, monkeypatch):
     page.multiselect[0].select(new).run()
     assert shown(page.markdown[0].value) == expected(model, demo, [*usual, NEW])
     assert "(new)" in page.markdown[0].value
+    assert named(page) == strongest(model, demo, [*usual, NEW])
     page.multiselect[0].set_value([]).run()
     assert not page.exception and "unadapted" in page.subheader[0].value
 
