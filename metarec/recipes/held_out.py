@@ -83,7 +83,7 @@ class HeldOut:
             return np.zeros(0)
         asked = {"part": "serving", "users_per_batch": 128, "max_length": length, "seed": self.seed}
         sampler = EpisodeSampler(self.data, negatives=negatives_of(model), **asked)  # type: ignore[arg-type]
-        with evaluating(model) as device, torch.no_grad():
+        with evaluating(model), torch.no_grad():
             found = [_ranks(model, batch.to(device_of(model))) for batch in sampler.epoch(0)]
         return (1 / torch.log2(1 + torch.cat(found).double())).cpu().numpy()
 
