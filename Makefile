@@ -14,7 +14,7 @@ install:  ## the library alone; needs no compiler, but uses one
 	$(PIP) .
 
 dev:  ## the library, editable, with the tools for tests, lint and types and those that compile the extras
-	$(PIP) -e ".[dev,build,learn2learn-needs,serve,export,demo,index]"
+	$(PIP) -e ".[dev,build,learn2learn-needs,serve,export,demo,index,loggers]"
 
 extras: learn2learn scatter  ## learn2learn and torch-scatter, compiled against the installed torch
 

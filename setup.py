@@ -8,6 +8,7 @@ from setuptools import Extension, find_packages, setup
 ROOT = Path(__file__).parent
 TEST = [
     "hypothesis>=6.100",
+    "optuna>=4",  # examples/search.py; its SQLAlchemy is the local store of MLflow
     "pytest>=8",
     "torchmetrics>=1.4",
     # The GPU kernels are tested in its interpreter; CUDA builds of torch bring it along.
@@ -76,6 +77,7 @@ setup(
         # Neighbours of 100,000 items and more on a CPU; without it they are exact, and take hours for a million.
         "index": ["faiss-cpu>=1.10"],
         "export": ["onnx>=1.18", "onnxruntime>=1.21", "onnxscript>=0.3"],
+        "loggers": ["mlflow-skinny>=3.1", "tensorboard>=2.19", "wandb>=0.20"],
         "demo": ["streamlit>=1.40"],
         # With the extra serve, whose modules have pages too.
         "docs": ["furo>=2025.9", "latex2mathml>=3.78", "myst-parser>=5", "pandas>=3", "sphinx>=9"],

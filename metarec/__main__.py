@@ -16,9 +16,11 @@ from metarec.options import (
     Parser,
     add_columns,
     add_device,
+    add_learned,
     add_list_lengths,
     add_split,
     diversity,
+    duration,
     feature,
     number,
     refuse,
@@ -86,6 +88,8 @@ def _add_serve(serve: argparse.ArgumentParser) -> None:
     told = "changes are written there before they are answered; MODEL.journal where they are allowed"
     add("--journal", type=Path, metavar="PATH", help=told)
     add("--workers", type=COUNT, default=1, metavar="N", help="processes, each with the whole model")
+    learn = "learn on from the journal in a process of its own, so often: 60s, 5m, 1h; with --allow-changes"
+    add("--learn", type=duration, metavar="TIME", help=learn)
     serve.set_defaults(run=_serve)
 
 
@@ -98,6 +102,7 @@ def _add_fit(fit: argparse.ArgumentParser) -> None:
     several = "vectors of items; of atomic files, all that are found"
     add("--features", type=feature, nargs="+", default=[], metavar="NAME=FILE", help=several)
     add_columns(add)
+    add_learned(add)
     add_split(fit)
     add("--live", action="store_true", help="count clicks up to each question's time, not only those trained on")
     add("--budget", type=number(float, 0.01), metavar="MINUTES", help="that it may take, about; none: as it pays")
@@ -181,7 +186,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _serve(options: argparse.Namespace) -> None:
-    from metarec.service import Build, Limits, serve, serve_workers
+    from metarec.service import Build, Limits, learning, serve, serve_workers
 
     limits = Limits(
         waiting=options.waiting,
@@ -197,11 +202,14 @@ def _serve(options: argparse.Namespace) -> None:
         allow_changes=options.allow_changes,
         journal=options.journal,
         version=__version__,
+        learn=options.learn,
     )
-    if options.workers == 1:
-        serve(build(), host=options.host, port=options.port, limits=limits)
-    else:
-        serve_workers(build, options.workers, host=options.host, port=options.port)
+    app = build() if options.workers == 1 else None
+    with learning(build):
+        if app is not None:
+            serve(app, host=options.host, port=options.port, limits=limits)
+        else:
+            serve_workers(build, options.workers, host=options.host, port=options.port)
 
 
 def _export(options: argparse.Namespace) -> None:

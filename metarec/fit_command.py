@@ -21,6 +21,7 @@ from metarec.recipes.fit_stages import FitProgress
 from metarec.reporting import split_counts, write_results
 
 ATOMIC = (".inter", ".inter.gz")
+SETTINGS = ("budget", "live", "attributes", "profile", "weight", "positive")
 RESULTS, PICTURE = "results.json", "fit.png"
 
 
@@ -66,7 +67,7 @@ def fit_files(options: argparse.Namespace) -> None:
         seed=options.seed,
         seconds=seconds,
         device=options.device,
-        settings={"budget": options.budget, "live": options.live},
+        settings={name: getattr(options, name) for name in SETTINGS},
         fitted=model.report,
     )
     sys.stdout.write(f"{out.parent} has {out.name}, {RESULTS} and {PICTURE}\n")
@@ -82,15 +83,24 @@ def read_clicks(options: argparse.Namespace) -> Dataset:
     clicks: Path = options.clicks
     features = dict(options.features)
     if not _is_atomic(clicks):
-        names = {"user": options.user, "item": options.item, "time": options.time}
-        return Dataset.from_frame(clicks, options.items, features=features, **names)
-    for name in ("items", "user", "item"):
+        same = ("user", "item", "time", "users", "profile", "attributes", "weight")
+        told = {name: getattr(options, name) for name in same}
+        return Dataset.from_frame(clicks, options.items, features=features, positive=dict(options.positive), **told)
+    for name in ("items", "users", "user", "item"):
         if getattr(options, name) is not None:
             raise ValueError(
                 f"--{name} is for Parquet and CSV files; {clicks} is read as atomic files, which name their columns "
-                "and have items in NAME.item"
+                "and have items in NAME.item and users in NAME.user"
             )
-    return load_atomic(clicks, features or find_modalities(clicks), time_field=options.time)
+    return load_atomic(
+        clicks,
+        features or find_modalities(clicks),
+        attributes=options.attributes,
+        profile=options.profile,
+        time_field=options.time,
+        weight_field=options.weight,
+        positive=dict(options.positive),
+    )
 
 
 def _is_atomic(path: Path) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 DAY = 86_400.0  # seconds
+JUMP = 30  # days; clicks of a few clocks that are so far ahead of all others are left out
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,18 @@ class Learning:
 
     Attributes:
         replay: days of earlier clicks that are trained on again with the new ones.
+        replay_users: where fewer users clicked within these days, the replay reaches back to so many; where more did,
+            as many are drawn as clicked something new, and at least so many. A step on a few users alone would move all
+            weights by their noise.
         epochs: over the users who clicked within them.
         lr: learning rate of Adam; the learners of an MML have those of its settings.
         users_per_batch: B.
         seed: of batches and dropout.
         keep_optimizer: keep Adam's moments in the model, and in its file, and go on with them. Takes twice the memory
             of the weights.
+        held_out: last clicks, one of every tenth user, that are not trained on but decide whether the new weights are
+            taken; at most so many, and none where there are fewer than 20. 0 takes all that is finite.
+        per_day: clicks of one user within a day that count; those beyond, as of a robot, are left out.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -34,22 +42,61 @@ class Learning:
     """
 
     replay: float = 14
+    replay_users: int = 512
     epochs: int = 1
     lr: float = 1e-3
     users_per_batch: int = 128
     seed: int = 0
     keep_optimizer: bool = False
+    held_out: int = 256
+    per_day: int = 200
 
     def __post_init__(self) -> None:
         if not 0 <= self.replay < float("inf") or not 0 < self.lr < float("inf"):
             raise ValueError(
                 f"Learning: expected replay of at least 0 days and lr above 0, got {self.replay}, {self.lr}"
             )
-        if self.epochs < 1 or self.users_per_batch < 1 or self.seed < 0:
-            raise ValueError(
-                "Learning: expected epochs and users_per_batch of at least 1 and a seed of at least 0, got "
-                f"{self.epochs}, {self.users_per_batch} and {self.seed}"
-            )
+        for name, least in {
+            "replay_users": 0,
+            "epochs": 1,
+            "users_per_batch": 1,
+            "seed": 0,
+            "held_out": 0,
+            "per_day": 1,
+        }.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"Learning: expected {name} of at least {least}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came of learning on; a model that has learned on has it as ``learned``.
+
+    Attributes:
+        taken: whether the weights are the new ones; models without weights only count, and take all.
+        why: why they are not.
+        held_out: clicks that decided on it.
+        before: what the old weights were worth on them, the mean of 1 / log2(1 + rank); NaN where nothing decided.
+        after: the same of the new weights.
+        dropped: clicks that were left out, by what is wrong with them.
+
+    Example:
+        >>> Learned().taken, Learned(taken=False, why="loss nan").why
+        (True, 'loss nan')
+    """
+
+    taken: bool = True
+    why: str = ""
+    held_out: int = 0
+    before: float = float("nan")
+    after: float = float("nan")
+    dropped: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+
+    def to_dict(self) -> dict[str, Any]:
+        """All as plain data, None for what is no number."""
+        said = {"taken": self.taken, "why": self.why, "held_out": self.held_out, "dropped": dict(self.dropped)}
+        values = {"before": self.before, "after": self.after}
+        return said | {name: None if value != value else value for name, value in values.items()}
 
 
 _CONTINUES: dict[type, Callable[..., Any]] = {}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Protocol, Self, TypeVar
 
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from metarec.codecs import Codec, add_codec, codec_of
 from metarec.data.dataset import Catalog, Dataset
-from metarec.learning import Learning, learning_of
+from metarec.data.screening import screened
+from metarec.learning import DAY, JUMP, Learned, Learning, learning_of
 from metarec.scoring import Scores, UserState
 from metarec.types import Examples, Scored, Scorer
 
@@ -81,6 +82,7 @@ class Model:
         scales: by modality, how the features of new items are standardised.
         second: how many units of the data's times are a second.
         profile: by column, how profiles of users that it reads are encoded; empty where it reads none.
+        learned: what came of the last :meth:`learn`; None before, and of a model that was read back.
 
     Example:
         >>> from metarec import Recommender
@@ -108,6 +110,7 @@ class Model:
     scales: Any = MappingProxyType({})
     second: float = 1.0
     profile: Any = MappingProxyType({})
+    learned: Learned | None = None
 
     def attach(self, data: Dataset) -> Self:
         """Note the items of an upstream side, and which of them were clicked there; returns itself."""
@@ -181,8 +184,9 @@ class Model:
         """A model that has learned on from everybody's new clicks; this one stays as it is, so it can serve meanwhile.
 
         Weights are trained on the clicks and on a replay of those before, by what they were trained with; counts move
-        on as by :meth:`observe`. Users who are new join, and items first clicked now get rows of their own. The same
-        clicks give the same weights.
+        on. New users join, and items first clicked now get rows. The same clicks give the same weights, which are taken
+        only if they are finite and rank held-out last clicks no worse than the old ones, beyond noise. Clicks that were
+        delivered before, floods of one user and clocks that jump ahead are left out. ``learned`` of the result says it.
 
         Args:
             clicks: of this catalogue's items, later than all that were learned before; users of any vocabulary.
@@ -191,13 +195,19 @@ class Model:
 
         Raises:
             ValueError: if a click is of no item of the catalogue, or earlier than the last one counted; names it.
-            FloatingPointError: if a loss or a weight is not finite.
         """
-        continues = learning_of(type(self))
-        if continues is None:
+        how, day = how or Learning(), DAY * self.second
+        kept = screened(clicks, before, day=day, per_day=how.per_day, jump=JUMP * day)
+        out = self._go_on(kept, before, how)
+        new = {what: n - clicks.dropped.get(what, 0) for what, n in kept.dropped.items()}
+        out.learned = replace(out.learned or Learned(), dropped={what: n for what, n in new.items() if n})
+        return out
+
+    def _go_on(self, clicks: Dataset, before: Dataset | None, how: Learning) -> Self:
+        """Another model, which has learned on from clicks that nothing is wrong with."""
+        if (continues := learning_of(type(self))) is None:
             return copy.copy(self).observe(clicks)
-        learned: Self = continues(self, clicks, before, how or Learning())
-        return learned
+        return continues(self, clicks, before, how)  # type: ignore[no-any-return]
 
     def members(self) -> Mapping[str, Model]:
         """The models that it is made of, by name."""

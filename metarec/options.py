@@ -18,6 +18,7 @@ from metarec.files import replace_file
 from metarec.functional.text import printable
 
 Number = TypeVar("Number", int, float)
+_UNITS = {"s": 1, "m": 60, "h": 3600}
 _CHOICE = re.compile(r"invalid choice: '(.*)' \(choose from (.*)\)", re.DOTALL)
 
 
@@ -75,6 +76,24 @@ def number(kind: Callable[[str], Number], least: float, most: float = sys.float_
     return read
 
 
+def duration(text: str) -> float:
+    """Seconds, as ``90``, ``60s``, ``5m`` or ``1h``.
+
+    Raises:
+        argparse.ArgumentTypeError: if it is none above 0.
+
+    Example:
+        >>> duration("5m"), duration("0.5")
+        (300.0, 0.5)
+    """
+    unit = _UNITS.get(text[-1:])
+    with contextlib.suppress(ValueError):
+        value = float(text if unit is None else text[:-1]) * (unit or 1)
+        if 0 < value < float("inf"):
+            return value
+    raise argparse.ArgumentTypeError(f"expected a time such as 60s, 5m or 1h, got '{printable(text, 60)}'")
+
+
 def device(text: str) -> torch.device:
     """A device that is there."""
     try:
@@ -92,6 +111,15 @@ def feature(text: str) -> tuple[str, Path]:
     if not name or not file:
         raise argparse.ArgumentTypeError(f"expected NAME=FILE, as in text=text.npz, got '{printable(text, 60)}'")
     return name, Path(file)
+
+
+def least(text: str) -> tuple[str, float]:
+    """A column and the least value of a click."""
+    column, _, value = text.rpartition("=")
+    with contextlib.suppress(ValueError):
+        if column:
+            return column, float(value)
+    raise argparse.ArgumentTypeError(f"expected COLUMN=NUMBER, as in rating=4, got '{printable(text, 60)}'")
 
 
 def diversity(text: str) -> float | dict[str, int]:
@@ -114,6 +142,15 @@ def add_columns(add: Callable[..., object]) -> None:
     for name in ("user", "item", "time"):
         add(f"--{name}", metavar="COLUMN", help=f"the column of {name}s; found by its name")
     add_device(add)
+
+
+def add_learned(add: Callable[..., object]) -> None:
+    """Options for what is learned from beside who clicked what, and which rows are clicks."""
+    add("--attributes", nargs="+", default=[], metavar="COLUMN", help="of the items, to learn from: genres, price ...")
+    add("--users", type=Path, metavar="FILE", help="Parquet or CSV, a row for each user; of atomic files, NAME.user")
+    add("--profile", nargs="+", default=[], metavar="COLUMN", help="of the users, to learn from: age, city ...")
+    add("--weight", metavar="COLUMN", help="of the clicks, what each weighs in training: ratings, counts")
+    add("--positive", type=least, nargs="+", default=[], metavar="COLUMN=LEAST", help="rows below are no clicks")
 
 
 def add_split(command: argparse.ArgumentParser) -> None:

@@ -6,8 +6,8 @@ N negatives, I catalogue rows (row 0 is padding), C candidates, M modalities, D 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, repeat
 from typing import Protocol, Self, runtime_checkable
 
@@ -246,6 +246,7 @@ class Progress:
         total_users: users in one epoch.
         loss: mean loss per user of this step.
         users_per_second: speed of this epoch so far.
+        metrics: what a validation after this step gave, by name; empty where there was none.
 
     Example:
         >>> step = Progress("text", epoch=1, epochs=2, users=64, total_users=64, loss=0.6931, users_per_second=180.2)
@@ -260,6 +261,7 @@ class Progress:
     total_users: int
     loss: float
     users_per_second: float
+    metrics: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     @property
     def epoch_done(self) -> bool:
@@ -268,7 +270,8 @@ class Progress:
 
     def __str__(self) -> str:
         done = f"epoch {self.epoch}/{self.epochs} user {self.users}/{self.total_users}"
-        return f"{self.stage} {done} loss {self.loss:.4f} {self.users_per_second:.0f} users/s"
+        found = "".join(f" {name} {value:.4f}" for name, value in self.metrics.items())
+        return f"{self.stage} {done} loss {self.loss:.4f} {self.users_per_second:.0f} users/s{found}"
 
 
 class Scorer(Protocol):

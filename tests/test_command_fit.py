@@ -149,6 +149,10 @@ def test_where_it_splits(options: Sequence[str], at: int, tmp_path: Path) -> Non
         (["CLICKS", "--out", "MODEL", "--split", "May"], "--split: expected a time .*2024-05-01, got 'May'"),
         (["CLICKS", "--out", "MODEL", "--features", "text.npz"], "--features: expected NAME=FILE"),
         (["ATOMIC", "--out", "MODEL", "--items", "CLICKS"], "--items is for Parquet and CSV"),
+        (["ATOMIC", "--out", "MODEL", "--users", "CLICKS"], "--users is for Parquet and CSV"),
+        (["CLICKS", "--out", "MODEL", "--positive", "rating"], "--positive: .*rating=4, got 'rating'"),
+        (["CLICKS", "--out", "MODEL", "--weight", "stars"], "no column 'stars'"),
+        (["CLICKS", "--out", "MODEL", "--profile", "age"], "profile"),
         (["CLICKS", "--out", "MODEL", "--user", "wer"], "no column 'wer'"),
         (["CLICKS", "--out", "MODEL", "--device", "abacus"], "'abacus' is not to be had"),
     ],
@@ -168,3 +172,38 @@ def test_a_wrong_option_says_what_is_meant(
 def test_the_progress_names_epoch_and_time_left() -> None:
     step = Progress("SASRec", 3, 200, 10, 100, 4.25, 50.0)
     assert re.findall(r"\d+", in_words(FitProgress("training", 0.2, 3700.0, step))) == ["3", "200", "1", "01", "40"]
+
+
+@pytest.mark.parametrize("kind", ["atomic", "parquet"])
+def test_attributes_profiles_weights_and_rules_reach_the_fit(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clicks = rows(FEW).with_columns(rating=pl.int_range(pl.len()) % 5 + 0.5)
+    items = pl.DataFrame({"item_id": FEW.catalog.items.ids, "kind": [f"k{n % 3}" for n in range(40)]})
+    users = pl.DataFrame({"user_id": FEW.users.ids, "age": [20.0 + n % 30 for n in range(60)]})
+    expected = mr.Dataset.from_frame(
+        clicks, items, attributes=["kind"], users=users, profile=["age"], weight="rating", positive={"rating": 1}
+    )
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    for end, frame in (("inter", clicks), ("item", items), ("user", users)):
+        if kind == "atomic":
+            floats = ("age", "rating", "timestamp")
+            typed = {name: f"{name}:{'float' if name in floats else 'token'}" for name in frame.columns}
+            frame.rename(typed).write_csv(folder / f"shop.{end}", separator="\t")
+        else:
+            frame.write_parquet(folder / f"{end}.parquet")
+    seen: list[mr.Dataset] = []
+    monkeypatch.setattr("metarec.fit_command.fit", lambda up, **how: seen.append(up) or mr.fit(up, **how))
+    source = [folder] if kind == "atomic" else [folder / "inter.parquet", "--items", folder / "item.parquet"]
+    source += [] if kind == "atomic" else ["--users", folder / "user.parquet"]
+    learned = ["--attributes", "kind", "--profile", "age", "--weight", "rating", "--positive", "rating=1"]
+    run(*source, *learned, "--out", tmp_path / "model")
+    up = mr.split_by_time(expected, mr.split_time(expected, 0.2))[0]
+    (got,) = seen
+    assert np.array_equal(got.weight, up.weight) and np.array_equal(got.item, up.item)
+    assert got.weight.min() > 1 and len(expected) < len(clicks)
+    assert np.array_equal(got.catalog["attributes"].features, up.catalog["attributes"].features)
+    assert np.array_equal(got.profiles.features, up.profiles.features)
+    settings = results(tmp_path / "model")["settings"]
+    assert settings["attributes"] == ["kind"] and settings["positive"] == [["rating", 1.0]]

@@ -20,6 +20,7 @@ from metarec.datasets import PLANTED_SPLIT
 from metarec.learning import Learning
 from metarec.nn.first_clicks import begin_rows, own_weights
 from metarec.recipes import EASE, MML, Ensemble, LivePopularity, sasrec
+from metarec.recipes.learning_on import begin_of_replay, replayed
 from metarec.recipes.metalearned import maml
 from metarec.recipes.next_item import every_click
 from metarec.recipes.sasrec import SummedItems
@@ -136,7 +137,7 @@ def test_only_clicks_of_the_replay_are_asked_for() -> None:
 
 def test_what_is_older_than_the_replay_and_no_history_changes_nothing() -> None:
     until = float(DOWN.time.min())
-    how = Learning(replay=100)
+    how = Learning(replay=100, replay_users=0)
     since = until - 100 * 86_400 * UP.second
     idle = np.isin(UP.user, UP.user_codes[[UP.time[UP.user == u].max() < since for u in UP.user_codes]])
     assert idle.any() and not idle.all()
@@ -147,15 +148,45 @@ def test_what_is_older_than_the_replay_and_no_history_changes_nothing() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["replay", "epochs", "lr", "users_per_batch", "seed"])
+@pytest.mark.parametrize("name", ["replay", "replay_users", "epochs", "lr", "users_per_batch", "seed"])
 def test_each_setting_does_something(name: str) -> None:
     old, usual = learner("id"), Learning()
-    other = {"replay": 1e3, "epochs": 2, "lr": 2e-3, "users_per_batch": 4, "seed": 1}[name]
-    assert usual == Learning(replay=14, epochs=1, lr=1e-3, users_per_batch=128, seed=0, keep_optimizer=False)
+    assert usual == replace(usual, replay=14, replay_users=512, epochs=1, lr=1e-3, users_per_batch=128, seed=0)
+    assert (usual.keep_optimizer, usual.held_out, usual.per_day) == (False, 256, 200)
+    usual = replace(usual, replay_users=0) if name == "replay" else usual
+    other = {"replay": 1e3, "replay_users": 0, "epochs": 2, "lr": 2e-3, "users_per_batch": 4, "seed": 1}[name]
     given = replace(usual, **{name: other})
-    assert not same(weights(old.learn(DOWN, before=UP)), weights(old.learn(DOWN, before=UP, how=given)))
+    assert not same(*(weights(old.learn(DOWN, before=UP, how=how)) for how in (usual, given)))
     with pytest.raises(ValueError, match=str(-1)):
         replace(usual, **{name: -1})
+
+
+def test_a_replay_reaches_back_to_as_many_users_as_asked_for() -> None:
+    new, day = float(DOWN.time.min()), 4_000.0
+    every = followed_by(UP, DOWN)
+    last = sorted((every.time[every.user == user].max() for user in every.user_codes), reverse=True)
+    older = [float(time) for time in last if time < new]
+    for users in (1, 7, len(older), len(older) + 9):
+        found = begin_of_replay(every, new, Learning(replay=1, replay_users=users), day)
+        assert found == min(new - day, older[min(users, len(older)) - 1])
+    assert begin_of_replay(every, new, Learning(replay=1e6), day) == new - 1e6 * day
+    assert begin_of_replay(DOWN, new, Learning(replay=2), day) == new - 2 * day
+
+
+def test_of_the_replay_as_many_users_are_drawn_as_clicked_something_new_and_not_the_same_each_time() -> None:
+    drawn = []
+    for new in (UP.time.max() * 0.8, UP.time.max() * 0.8 + 1):
+        late = {int(user) for user in UP.user_codes if UP.time[UP.user == user].max() >= new}
+        found = replayed(UP, float(new), Learning(replay_users=1))
+        assert late < set(found.user_codes.tolist()) and len(found.user_codes) == 2 * len(late)
+        for user in found.user_codes:
+            assert found.item[found.user == user].tolist() == UP.item[UP.user == user].tolist()
+        again = replayed(UP, float(new), Learning(replay_users=1))
+        assert np.array_equal(again.user, found.user)
+        drawn.append(set(found.user_codes.tolist()) - late)
+    assert drawn[0] != drawn[1]
+    assert len(replayed(UP, float(new), Learning(replay_users=len(late) + 3)).user_codes) == 2 * len(late) + 3
+    assert replayed(UP, float(new), Learning()) is UP
 
 
 NEW = np.bincount(DOWN.item, minlength=len(UP.warm)).astype(bool) & ~UP.warm
@@ -216,11 +247,13 @@ def test_users_may_be_of_another_vocabulary() -> None:
 
 
 def test_a_second_delivery_changes_nothing() -> None:
-    old = learner("id")
-    twice = followed_by(None, DOWN)
-    half = filter_interactions(DOWN, DOWN.time < np.median(DOWN.time))
+    old, is_early = learner("id"), DOWN.time < np.median(DOWN.time)
+    half, rest = (filter_interactions(DOWN, rows) for rows in (is_early, ~is_early))
+    so_far = followed_by(UP, half)
     assert followed_by(half, DOWN).dropped[TWICE] == len(half)
-    assert same(weights(old.learn(DOWN, before=followed_by(UP, half))), weights(old.learn(twice, before=UP)))
+    learned, again = old.learn(rest, before=so_far), old.learn(DOWN, before=so_far)
+    assert same(weights(again), weights(learned))
+    assert again.learned.dropped == {TWICE: len(half)} and not learned.learned.dropped
 
 
 def test_nobody_to_train_on_leaves_the_weights() -> None:

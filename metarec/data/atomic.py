@@ -29,6 +29,7 @@ def load_atomic(
     attributes: Sequence[str] = (),
     profile: Sequence[str] = (),
     time_field: str | None = None,
+    weight_field: str | None = None,
     positive: Mapping[str, float] = NOTHING,
     ignore: Sequence[str] = (),
 ) -> Dataset:
@@ -56,6 +57,7 @@ def load_atomic(
         time_field: the time column, of type float. By default the one that is called like a time (``timestamp``,
             ``exposure_time``, ``time_ms``, ``Date``, ...) or, failing that, holds unix times; where there is none, the
             order of the rows is the order in time.
+        weight_field: a column of numbers above 0, of type float: what each click weighs in training.
         positive: column -> least value of a click, e.g. ``{"label": 1}`` or ``{"rating": 4}``; other rows are left out.
         ignore: columns of the interactions to pass over, whatever they look like.
 
@@ -92,14 +94,12 @@ def load_atomic(
     name = inter.name.removesuffix(".gz").removesuffix(".inter")
     item_table = _read_items(inter.parent, name)
     known = [] if item_table is None else [item_table.unique_ids("item_id")]
-    columns = Columns(next(read_blocks(inter, LOOKED_AT)), Asked(time_field, positive, ignore))
+    columns = Columns(next(read_blocks(inter, LOOKED_AT)), Asked(time_field, positive, ignore, weight=weight_field))
     events = read_events(inter, columns, read_blocks(inter), known)
     unread = {f"values of column {column!r}, which is not read": events.rows for column in columns.unread}
     found, dropped = _modalities(modalities, inter.parent, name, events.items, item_table)
-    texts = _attributes(item_table, events.items)
-    warm = np.zeros(events.items.size, dtype=np.bool_)
-    warm[events.item] = True
-    encodings, learned = _learned(attributes, item_table, texts, found)
+    warm = np.bincount(events.item, minlength=events.items.size) > 0
+    encodings, learned = _learned(attributes, item_table, texts := _attributes(item_table, events.items), found)
     return Dataset(
         events.users,
         Catalog(events.items, found | learned, texts, encodings=encodings),
@@ -111,6 +111,7 @@ def load_atomic(
         events.dropped | unread | dropped,
         0.0 if events.numbered else None,
         profiles=_profiles(profile, inter.parent / f"{name}.user", events.users),
+        weight=events.weight,
     )
 
 

@@ -45,6 +45,7 @@ class Asked:
         call: what was called, for messages, as are the next two.
         time_word: its argument that names the time.
         time_form: what a time looks like there.
+        weight: the column of weights, if there is one.
 
     Raises:
         ValueError: if an argument is of another form.
@@ -58,6 +59,7 @@ class Asked:
     call: str = "load_atomic"
     time_word: str = "time_field"
     time_form: str = "a number, of type float in the header"
+    weight: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.ignore, str):
@@ -71,6 +73,11 @@ class Asked:
             raise ValueError(
                 f"positive must be column -> the least value of a click, such as {{'rating': 4}}, got {self.positive!r}"
             )
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The column of weights, if there is one."""
+        return () if self.weight is None else (self.weight,)
 
 
 class Rows(Protocol):
@@ -127,9 +134,9 @@ class Columns:
     def __init__(self, block: Rows, asked: Asked) -> None:
         self.path, self.asked = block.path, asked
         self.dropped: dict[str, int] = {}
-        for name in (*asked.positive, *asked.ignore):
+        for name in (*asked.positive, *asked.weights, *asked.ignore):
             block.column(name, block.types.get(name, "float"))
-        taken = {asked.user, asked.item, *asked.positive, *asked.ignore}
+        taken = {asked.user, asked.item, *asked.positive, *asked.weights, *asked.ignore}
         self._free = {name: kind for name, kind in block.types.items() if name not in taken}
         self._refuse_lists(block)
         self.time = asked.time_field or self._find_time(block)
@@ -155,6 +162,23 @@ class Columns:
             block = block.filter(kept)
         self._kept += len(block)
         return block
+
+    def weights(self, clicks: Rows) -> NDArray[np.float64]:
+        """(n,) what clicks weigh; (0,) where no column says.
+
+        Raises:
+            ValueError: if one is not a number above 0.
+        """
+        if self.asked.weight is None:
+            return np.empty(0)
+        weight = clicks.numbers(self.asked.weight)
+        if (weight <= 0).any():
+            name, least = self.asked.weight, weight.min()
+            raise ValueError(
+                f"{self.path}: column {name!r} has weights down to {least:g}; expected numbers above 0: leave rows out "
+                f"with positive={{{name!r}: ...}}, the least value of a click"
+            )
+        return weight
 
     def finish(self) -> dict[str, int]:
         """Say what is to be said after the last row, and return what was left out.
@@ -184,7 +208,8 @@ class Columns:
     def needed(self) -> tuple[str, ...]:
         """The columns that are read."""
         time = () if self.time is None else (self.time,)
-        return tuple(dict.fromkeys((self.asked.user, self.asked.item, *time, *self.asked.positive, *self._labels)))
+        asked = self.asked
+        return tuple(dict.fromkeys((asked.user, asked.item, *time, *asked.positive, *asked.weights, *self._labels)))
 
     @property
     def unread(self) -> tuple[str, ...]:

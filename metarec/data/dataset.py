@@ -17,6 +17,7 @@ from metarec.data.clock import DAYS, Times, told_day
 from metarec.data.item_counts import ItemCounts
 from metarec.data.profiles import Profiles
 from metarec.data.vocabulary import Ints, Vocabulary
+from metarec.data.weights import Weights, check_weights
 
 Columns = Sequence[str] | Mapping[str, str | None]
 
@@ -41,10 +42,11 @@ class Dataset:
         profiles: what is known of the users, if anything is.
         upstream_repeat_share: ``repeat_share`` of the upstream side, known to both sides of a split.
         upstream_counts: how often each item was clicked on the upstream side, likewise.
+        weight: (n,) what each click weighs beside its user's others when a learner is trained; None for all the same.
 
     Raises:
         ValueError: if the columns differ in length or are not sorted, the times are not int64 or finite float64, or
-            ``day`` is not finite or negative.
+            ``day`` is not finite or negative, or a weight is not above 0.
 
     Example:
         >>> people, catalog = Vocabulary(["ann", "bob"], "user"), Catalog(Vocabulary("abc"))
@@ -66,6 +68,7 @@ class Dataset:
     upstream_repeat_share: float | None = None
     profiles: Profiles | None = None
     upstream_counts: ItemCounts | None = None
+    weight: Weights | None = None
 
     def __post_init__(self) -> None:
         if not len(self.user) == len(self.item) == len(self.time):
@@ -79,6 +82,8 @@ class Dataset:
             raise ValueError(f"{self.name}: interactions must be sorted by user, then time")
         if self.warm.shape != (self.catalog.size,):
             raise ValueError(f"{self.name}: warm must have shape ({self.catalog.size},), got {self.warm.shape}")
+        if self.weight is not None:
+            check_weights(self.weight, len(self), self.name)
         if self.profiles is not None and len(self.profiles.features) != self.users.size:
             raise ValueError(
                 f"{self.name}: expected profiles of {self.users.size} rows, got {len(self.profiles.features)}"
@@ -112,6 +117,7 @@ class Dataset:
         item: str | None = None,
         time: str | None = None,
         title: str | None = None,
+        weight: str | None = None,
         positive: Mapping[str, float] = MappingProxyType({}),
         ignore: Sequence[str] = (),
     ) -> Self:
@@ -146,6 +152,7 @@ class Dataset:
                 the calendar; where there is none, the order of the rows is the order in time.
             title: the column of titles in ``items``, which becomes the attribute ``title``; by default ``title``,
                 ``name`` ...
+            weight: a column of numbers above 0, ratings or counts, say: what each click weighs in training.
             positive: column -> least value of a click, e.g. ``{"rating": 4}``; other rows are left out.
             ignore: columns of the clicks to pass over, whatever they look like.
 
@@ -167,7 +174,7 @@ class Dataset:
         from metarec.data.frames import Named, read_frames
 
         named = Named(user, item, time, title, _named("attributes", attributes), _named("profile", profile))
-        return cls(**read_frames(clicks, items, users, features, named, positive, ignore))
+        return cls(**read_frames(clicks, items, users, features, named, positive, ignore, weight))
 
     def __len__(self) -> int:
         return len(self.user)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from metarec.data.clock import Times, check_one_unit
 from metarec.data.columns import Columns, Rows
 from metarec.data.vocabulary import Ints, Vocabulary
+from metarec.data.weights import Weights
 
 WAITING = 2
 PART = 1 << 18  # rows that are sorted at a time, or a PARTS-th of all
@@ -33,6 +34,7 @@ class Events:
         user: (n,) int64 user codes.
         item: (n,) int64 item codes.
         time: (n,) int64 where all times are whole numbers, and float64 otherwise.
+        weight: (n,) what each weighs; None where no column says.
         numbered: whether the times only number the rows.
         rows: how many rows there were.
         dropped: what of the file was left out and how much of it.
@@ -43,6 +45,7 @@ class Events:
     user: Ints
     item: Ints
     time: Times
+    weight: Weights | None
     numbered: bool
     rows: int
     dropped: dict[str, int]
@@ -69,6 +72,7 @@ def read_events(
     """
     users, items = _Ids(), _Ids()
     times = _Moments()
+    weights: list[Weights] = []
     start = rows = 0
     for block in blocks:
         rows += len(block)
@@ -77,6 +81,7 @@ def read_events(
         items.add(clicks.ids(columns.asked.item))
         number = np.arange(start, start + len(clicks), dtype=np.int64)
         times.add(number if columns.time is None else clicks.times(columns.time))
+        weights.append(columns.weights(clicks))
         start += len(clicks)
     dropped = columns.finish()
     user_ids, user = users.encoded("user", whole_numbers=whole_numbers[0])
@@ -89,10 +94,12 @@ def read_events(
     del user
     time = cast(Times, time[order])
     items_in_order = _gathered(item, order)
+    weight = np.concatenate(weights)[order] if columns.asked.weights else None
     del item, order
     user_of = np.repeat(np.arange(user_ids.size), counts)
     numbered = columns.time is None
-    return Events(user_ids, item_ids, user_of, items_in_order, time, numbered=numbered, rows=rows, dropped=dropped)
+    columns_read = (user_of, items_in_order, time, weight)
+    return Events(user_ids, item_ids, *columns_read, numbered=numbered, rows=rows, dropped=dropped)
 
 
 def _joined(parts: list[Codes]) -> Codes:

@@ -12,6 +12,8 @@ from metarec.data.catalog import Catalog
 from metarec.data.clock import Times
 from metarec.data.dataset import Dataset, Ints
 from metarec.data.item_counts import ItemCounts
+from metarec.data.rows import take
+from metarec.data.weights import Weights
 from metarec.types import Examples
 
 CUT = "interactions cut off"
@@ -29,6 +31,7 @@ def build_examples(
     rng: np.random.Generator,
     time: Times | None = None,
     second: float = 1.0,
+    weight: Weights | None = None,
     own: slice = slice(None),
 ) -> Examples:
     """Build next-item examples at positions first..last-1 of users whose clicks begin at ``start`` of ``item``.
@@ -46,6 +49,7 @@ def build_examples(
         rng: draws the negatives.
         time: (n,) times of all clicks, if known.
         second: how many units of ``time`` are a second; the gaps are in seconds.
+        weight: (n,) what clicks weigh; all 1 by default.
         own: build the examples of these users only; negatives are drawn as for all.
     """
     column = np.arange(max(1, int(last.max())))
@@ -60,7 +64,8 @@ def build_examples(
     read = np.where(column < np.maximum(last, 1)[:, None], start[:, None] + column, -1)
     history = np.where(read >= 0, item[read], 0)
     drawn = (np.searchsorted(cumulative, point, side="right") - 1).astype(np.int64) * real[..., None]
-    arrays = (history, position, target, drawn, real.astype(np.float32))
+    weighs = real if weight is None else np.where(real, weight[following], 0)
+    arrays = (history, position, target, drawn, weighs.astype(np.float32))
     examples = Examples(*(torch.from_numpy(a) for a in arrays))
     if time is None:
         return examples
@@ -122,7 +127,7 @@ def filter_interactions(data: Dataset, kept: NDArray[np.bool_]) -> Dataset:
     """Keep the interactions of an (n,) mask; those left out are counted in ``dropped``."""
     count = data.dropped.get(CUT, 0) + int((~kept).sum())
     dropped = {**data.dropped, CUT: count} if count else data.dropped
-    return replace(data, user=data.user[kept], item=data.item[kept], time=data.time[kept], dropped=dropped)
+    return take(data, kept, dropped=dropped)
 
 
 def on_catalog(data: Dataset, catalog: Catalog, warm: NDArray[np.bool_]) -> Dataset:
@@ -147,8 +152,8 @@ def on_catalog(data: Dataset, catalog: Catalog, warm: NDArray[np.bool_]) -> Data
     kept, count = item > 0, int((item == 0).sum())
     dropped = {**data.dropped, UNKNOWN: count} if count else data.dropped
     counts = data.upstream_counts and data.upstream_counts.recoded(np.append(0, known), catalog.size)
-    moved = replace(data, catalog=catalog, warm=warm, dropped=dropped, upstream_counts=counts)
-    return replace(moved, user=data.user[kept], item=item[kept], time=data.time[kept])
+    moved = {"catalog": catalog, "warm": warm, "dropped": dropped, "upstream_counts": counts}
+    return take(data, kept, item=item[kept], **moved)
 
 
 def begun_after(data: Dataset, time: float) -> Dataset:

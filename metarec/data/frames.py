@@ -53,9 +53,10 @@ def read_frames(
     named: Named,
     positive: Mapping[str, float],
     ignore: Any,
+    weight: str | None,
 ) -> dict[str, Any]:
     """The fields of a data set; see ``Dataset.from_frame``."""
-    source, asked = _open_clicks(clicks, named, positive, ignore)
+    source, asked = _open_clicks(clicks, named, positive, ignore, weight)
     rows = Clicks(source, asked)
     known = _items_of(items, rows.asked.item, named, features)
     events = rows.events(known)
@@ -71,6 +72,7 @@ def read_frames(
         "user": events.user,
         "item": events.item,
         "time": time,
+        "weight": events.weight,
         "warm": warm,
         "name": _name(Path(clicks)) if isinstance(clicks, str | Path) else "data",
         "dropped": {**events.dropped, **({} if known is None else known.dropped), **lost},
@@ -79,7 +81,9 @@ def read_frames(
     }
 
 
-def _open_clicks(clicks: Any, named: Named, positive: Mapping[str, float], ignore: Any) -> tuple[Source, Asked]:
+def _open_clicks(
+    clicks: Any, named: Named, positive: Mapping[str, float], ignore: Any, weight: str | None
+) -> tuple[Source, Asked]:
     """The table of clicks, and what the caller says of its columns."""
     source = open_source(clicks, "clicks")
     asked = Asked(
@@ -91,6 +95,7 @@ def _open_clicks(clicks: Any, named: Named, positive: Mapping[str, float], ignor
         CALL,
         "time",
         FORM,
+        weight,
     )
     if named.time is not None:
         find_column(source, named.time, (), "time", CALL)
@@ -144,7 +149,7 @@ class Clicks:
         first = FrameRows(source.name, self.types, head, self.iso)
         self.columns = Columns(first, asked)
         self.missing = dict.fromkeys(self.columns.needed[: 3 if self.columns.time else 2], 0)
-        self.missing |= dict.fromkeys(asked.positive, 0)
+        self.missing |= dict.fromkeys([*asked.positive, *asked.weights], 0)
 
     def events(self, items: Items | None) -> Events:
         """All clicks as codes.

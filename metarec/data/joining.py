@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metarec.data.dataset import Dataset, Ints, Vocabulary
 from metarec.data.examples import filter_interactions
+from metarec.data.rows import joined_weights, take
 from metarec.data.sampler import EpisodeSampler
 from metarec.data.vocabulary import Id
 from metarec.types import EpisodeBatch
@@ -37,39 +40,52 @@ def followed_by(before: Dataset | None, clicks: Dataset) -> Dataset:
     users, parts = clicks.users, [clicks] if before is None or not len(before) else [before, clicks]
     codes = [part.user for part in parts]
     if len(parts) > 1 and parts[0].users is not users:
-        users = Vocabulary(dict.fromkeys([*_ids(parts[0]), *_ids(parts[1])]), "user")
+        users = Vocabulary(dict.fromkeys([*user_ids(parts[0]), *user_ids(parts[1])]), "user")
         codes = [_under(users, part) for part in parts]
     user, item = np.concatenate(codes), np.concatenate([part.item for part in parts])
     time = np.concatenate([part.time for part in parts])
     if not np.issubdtype(time.dtype, np.signedinteger):
         time = time.astype(np.float64)
     order = np.lexsort((np.arange(len(time)), time, user))
-    dropped = dict(clicks.dropped)
-    out = replace(clicks, users=users, user=user[order], item=item[order], time=time[order], dropped=dropped)
-    return _once(out)
+    weight, dropped = joined_weights(parts), dict(clicks.dropped)
+    weight = None if weight is None else weight[order]
+    columns: dict[str, Any] = {"user": user[order], "item": item[order], "time": time[order], "weight": weight}
+    return _once(replace(clicks, users=users, dropped=dropped, **columns))
 
 
-def _ids(data: Dataset) -> list[Id]:
-    """Ids of the users who clicked."""
+def user_ids(data: Dataset) -> list[Id]:
+    """Ids of the users who clicked, in the order of their codes."""
     return data.users.decode(data.user_codes.tolist())
 
 
 def _under(users: Vocabulary, data: Dataset) -> Ints:
     """The user codes of clicks in another vocabulary."""
-    return np.repeat(users.encode(_ids(data)), np.diff(data.offsets))
+    return np.repeat(users.encode(user_ids(data)), np.diff(data.offsets))
 
 
 def _once(data: Dataset) -> Dataset:
     """Every click once; the first of those with the same user, item and time."""
     if not len(data) or not data.duplicates:
         return data
-    order = np.lexsort((np.arange(len(data)), data.item, data.time, data.user))
-    columns = [column[order] for column in (data.user, data.time, data.item)]
-    again = np.logical_and.reduce([column[1:] == column[:-1] for column in columns])
-    kept = np.ones(len(data), dtype=np.bool_)
-    kept[order[1:][again]] = False
+    kept = ~repeats(data.user, data.time, data.item)
     dropped = {**data.dropped, TWICE: data.dropped.get(TWICE, 0) + int((~kept).sum())}
-    return replace(data, user=data.user[kept], item=data.item[kept], time=data.time[kept], dropped=dropped)
+    return take(data, kept, dropped=dropped)
+
+
+def repeats(user: Ints, time: NDArray[Any], item: Ints) -> NDArray[np.bool_]:
+    """(n,) whether the same click stands before each, in three columns of any order.
+
+    Example:
+        >>> repeats(np.array([2, 1, 2]), np.array([5, 5, 5]), np.array([7, 7, 7])).tolist()
+        [False, False, True]
+    """
+    order = np.lexsort((np.arange(len(user)), item, time, user))
+    again = np.ones(max(0, len(user) - 1), dtype=np.bool_)
+    for column in (user, time, item):
+        again &= column[order][1:] == column[order][:-1]
+    out = np.zeros(len(user), dtype=np.bool_)
+    out[order[1:][again]] = True
+    return out
 
 
 def recent(data: Dataset, since: float, clicks: int) -> Dataset:

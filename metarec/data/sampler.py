@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from metarec.data.dataset import Dataset, Ints
 from metarec.data.examples import build_examples, check_sampling_weights, cumulative_weights
 from metarec.data.support import SupportMaker
+from metarec.data.weights import Weights
 from metarec.types import EpisodeBatch
 
 Part = Literal["train", "validation", "test", "serving"]
@@ -172,6 +173,7 @@ class EpisodeSampler:
                     rng=rng,
                     time=self.data.time,
                     second=self.data.second,
+                    weight=self._click_weights if train else None,
                     own=own,
                 )
                 for a, b in cuts
@@ -191,6 +193,14 @@ class EpisodeSampler:
             return n - q - 1, n - q - 1, n - 1
         last = n - 2 if self.part == "validation" else n - 1
         return n - 2 if self.part == "serving" else n - 3, last - 1, last
+
+    @cached_property
+    def _click_weights(self) -> Weights | None:
+        """(n,) what clicks weigh beside their user's others: 1 on average over each user's."""
+        weight, counts = self.data.weight, np.diff(self.data.offsets)
+        if weight is None:
+            return None
+        return weight / np.repeat(np.add.reduceat(weight, self.data.offsets[:-1]) / counts, counts)
 
     @cached_property
     def _clicks(self) -> Ints:

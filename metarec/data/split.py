@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from metarec.data.clock import Times
 from metarec.data.dataset import Dataset
 from metarec.data.item_counts import ItemCounts
+from metarec.data.rows import take
 
 Rows = NDArray[np.bool_]
 
@@ -143,11 +144,9 @@ def _told(data: Dataset) -> str:
 
 def _side(data: Dataset, side: str, rows: Rows, warm: Rows, counts: dict[str, int]) -> Dataset:
     """The interactions of one side as a data set of its own."""
-    return replace(
+    return take(
         data,
-        user=data.user[rows],
-        item=data.item[rows],
-        time=data.time[rows],
+        rows,
         warm=warm,
         name=f"{data.name} {side}",
         dropped={**data.dropped, **{what: count for what, count in counts.items() if count}},

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+LEAST = 1e-6  # sum of weights that is divided by
 AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 26}  # products that are held at once
 
 
@@ -146,10 +147,10 @@ def softmax_sum(
 
 
 def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:
-    """Mean of (..., S) losses over each user's real examples, (...); 0 for a user without any.
+    """Weighted mean of (..., S) losses over each user's real examples, (...); 0 for a user without any.
 
     Example:
         >>> weighted_mean(torch.tensor([[2.0, 4.0, 9.0]]), torch.tensor([[1.0, 1.0, 0.0]]))
         tensor([3.])
     """
-    return (loss * weight).sum(-1) / weight.sum(-1).clamp(min=1)
+    return (loss * weight).sum(-1) / weight.sum(-1).clamp(min=LEAST)

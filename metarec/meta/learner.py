@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -158,9 +159,12 @@ class MetaLearner(AdaptingModel, nn.Module):
     def backward(self, episodes: EpisodeBatch) -> float:
         """Add the gradient of the mean query loss over users to ``.grad``, chunk by chunk; returns that loss.
 
+        Queries weigh as they are told to; clicks that are adapted to weigh the same, as those of a served user do.
+
         Raises:
             FloatingPointError: if a user's loss is not finite; names the users.
         """
+        episodes = _supported_alike(episodes)
         serves = episodes.user.is_cpu  # elsewhere a graph to the parameters would keep a CUDA graph from being recorded
         with torch.set_grad_enabled(serves):
             view = self.learner.task_view(self.adapts)
@@ -221,3 +225,10 @@ def add_gradient(parameter: Tensor, gradient: Tensor, share: float) -> None:
         parameter.grad = gradient * share
     else:
         parameter.grad.add_(gradient, alpha=share)
+
+
+def _supported_alike(episodes: EpisodeBatch) -> EpisodeBatch:
+    """The same with clicks that weigh the same in the support."""
+    weight = episodes.support.weight
+    support = replace(episodes.support, weight=(weight > 0).to(weight.dtype))
+    return EpisodeBatch(episodes.user, support, episodes.query)

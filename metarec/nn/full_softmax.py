@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from metarec.functional.losses import softmax_sum
+from metarec.functional.losses import LEAST, softmax_sum
 from metarec.nn.items import TableItems
 from metarec.types import Examples
 
@@ -34,7 +34,7 @@ def users_softmax(
         >>> users_softmax(torch.zeros(1, 2, 5), examples, TableItems(torch.ones(4, 5), every), torch.ones(3, 5), every)
         (tensor(1.0986), tensor([1.0986]))
     """
-    share = (examples.weight / examples.weight.sum(-1, keepdim=True).clamp(min=1)).to(state.dtype)
+    share = (examples.weight / examples.weight.sum(-1, keepdim=True).clamp(min=LEAST)).to(state.dtype)
     real = (share > 0).flatten().nonzero().squeeze(-1) if state.is_cpu else slice(None)
     own, target, part = state.flatten(0, 1)[real], examples.target.flatten()[real], share.flatten()[real]
     positive = (own * items(target)).sum(-1)

@@ -11,7 +11,7 @@ from metarec.recipes.inner_steps import select_inner_steps, with_inner_steps
 from metarec.recipes.itemknn import ItemKNN
 from metarec.recipes.mml import MML
 from metarec.recipes.mml_blend import mml_blend
-from metarec.recipes.nested_validation import fit_by_nested_validation
+from metarec.recipes.nested_validation import fit_by_nested_validation, validated, validation_split
 from metarec.recipes.own_clicks import OwnClicks
 from metarec.recipes.popularity import LivePopularity, Popularity
 from metarec.recipes.profile_popularity import ProfilePopularity
@@ -39,6 +39,8 @@ __all__ = [
     "paying_steps",
     "sasrec",
     "select_inner_steps",
+    "validated",
+    "validation_split",
     "with_inner_steps",
     "with_steps",
 ]

@@ -172,7 +172,7 @@ class AdaptationSearch:
             hopeless = epoch - stopping.best >= 2 * stopping.every or worse
             return stops or hopeless
 
-        yield from procedure.train(meta, self.data, MOST, seed=self.seed, after=after)
+        yield from stopping.through(procedure.train(meta, self.data, MOST, seed=self.seed, after=after))
         stopping.restore()
         self._note(procedure, meta, base, epochs=stopping.best)
 

@@ -133,12 +133,8 @@ class Counts(Model):
                 self.observed.add_(1)  # tells caches that something has changed
         return self
 
-    def learn(self, clicks: Dataset, *, before: Dataset | None = None, how: Learning | None = None) -> Self:
-        """Counts that have moved on by new clicks, as by :meth:`observe`; these stay as they are.
-
-        Raises:
-            ValueError: as :meth:`observe`.
-        """
+    def _go_on(self, clicks: Dataset, before: Dataset | None, how: Learning) -> Self:
+        """Counts that have moved on; these stay as they are."""
         out = self.copied()
         if self.information == "live":
             out.observed = self.observed.clone()

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Protocol
 
 from torch import nn
 
-from metarec.recipes.validation import Ranked
+from metarec.recipes.validation import METRIC, Ranked
 from metarec.types import Progress
 
 PATIENCE = 80  # steps without a better validation
@@ -82,6 +83,22 @@ class EarlyStopping:
             self._kept = copy.deepcopy(self.model.state_dict())
         self.curve.append((epoch, ndcg))
         return late or epoch - self.best >= self.patience
+
+    def through(self, training: Iterator[Progress]) -> Iterator[Progress]:
+        """The steps of the training that this watches; the last of an epoch carries what the validation gave."""
+        last: Progress | None = None
+        for step in training:
+            if last is not None:
+                yield self._validated(last)
+            last = step if step.epoch_done else None
+            if last is None:
+                yield step
+        if last is not None:
+            yield self._validated(last)
+
+    def _validated(self, step: Progress) -> Progress:
+        found = dict(self.curve).get(step.epoch)
+        return step if found is None else replace(step, metrics={METRIC: found})
 
     def restore(self) -> None:
         """Give the model the weights that validated best."""

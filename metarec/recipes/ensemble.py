@@ -215,12 +215,8 @@ class Ensemble(Model, nn.Module):
         self.observed.add_(1)
         return self
 
-    def learn(self, clicks: Dataset, *, before: Dataset | None = None, how: Learning | None = None) -> Self:
-        """An ensemble whose parts have learned on from new clicks, each in its way; their fitted weights stay.
-
-        Raises:
-            ValueError: as a part does, which is named; this ensemble stays as it is in any case.
-        """
+    def _go_on(self, clicks: Dataset, before: Dataset | None, how: Learning) -> Self:
+        """Parts that have learned on, each in its way; the fitted weights stay."""
         learned = {
             name: _each(name, "learn", partial(part.learn, before=before, how=how), clicks)
             for name, part in self._members.items()

@@ -122,7 +122,7 @@ class FittedLearner:
 
         def trained() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
             stopping = self._stopping(learner, share=0.6)
-            self._go("training", self._train(learner, data, EPOCHS, after=stopping))
+            self._go("training", stopping.through(self._train(learner, data, EPOCHS, after=stopping)))
             stopping.restore()
             return learner.state_dict(), {"epochs": stopping.best, "curve": stopping.curve}
 
@@ -154,7 +154,8 @@ class FittedLearner:
         def trained() -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
             base = self._rank(learner).by_user()
             stopping = self._stopping(out, share=0.7)
-            self._go("generator", self._train_generator(out, data, GENERATOR_EPOCHS, after=stopping))
+            training = self._train_generator(out, data, GENERATOR_EPOCHS, after=stopping)
+            self._go("generator", stopping.through(training))
             stopping.restore()
             reached = base if stopping.found is None else stopping.found.by_user()
             gain = reached - base

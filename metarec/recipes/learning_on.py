@@ -19,13 +19,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from metarec.data.dataset import Dataset
+from metarec.data.examples import filter_interactions
 from metarec.data.joining import RecentSampler, followed_by, recent
-from metarec.learning import DAY, Learning, add_learning
+from metarec.learning import DAY, Learned, Learning, add_learning
 from metarec.meta import MetaLearner
 from metarec.nn import ColdItemGenerator, ModalityLearner, record
 from metarec.nn.first_clicks import begin_rows, own_weights
 from metarec.recipes import mml, sasrec
 from metarec.recipes.click_log import check_items
+from metarec.recipes.held_out import HeldOut, held_rows
 from metarec.recipes.mml import MML
 from metarec.recipes.training import TrainingRun
 from metarec.types import EpisodeBatch, Progress
@@ -47,7 +49,8 @@ class Batches:
         how: the settings.
 
     Attributes:
-        data: the last clicks of everybody who clicked within the replay, of a history's length.
+        data: the last clicks of everybody who clicked within the replay, of a history's length, but those held out.
+        held: the clicks that decide whether the weights are taken.
         since: the time at which the replay begins.
         new: (I,) bool, items that were first clicked now.
         until: time of the last click.
@@ -56,11 +59,14 @@ class Batches:
     def __init__(self, model: Any, clicks: Dataset, before: Dataset | None, how: Learning) -> None:
         self.how, self.length = how, record.longest_history(model)
         self.until = float(clicks.time.max())
-        self.since = float(clicks.time.min()) - how.replay * DAY * model.second
         every = followed_by(before, clicks)
+        self.since = begin_of_replay(every, float(clicks.time.min()), how, DAY * model.second)
         self.new: NDArray[np.bool_] = np.bincount(every.item, minlength=len(model.warm)) > 0
         self.new &= ~model.warm
-        self.data = recent(every, self.since, self.length + 1)
+        held = held_rows(every, self.since, float(clicks.time.min()), how.held_out)
+        self.held = HeldOut.of(every, held, self.length, how.seed)
+        trained = filter_interactions(every, ~np.isin(np.arange(len(every)), held)) if len(held) else every
+        self.data = replayed(recent(trained, self.since, self.length + 1), float(clicks.time.min()), how)
 
     @property
     def is_enough(self) -> bool:
@@ -73,8 +79,44 @@ class Batches:
         return RecentSampler(self.data, since=self.since, **{**usual, **settings})
 
 
+def begin_of_replay(data: Dataset, new: float, how: Learning, day: float) -> float:
+    """So many days before the new clicks, or as far back as ``how.replay_users`` users clicked last, if that is more.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> data = planted(users=60, items=40)
+        >>> [begin_of_replay(data, 1e6, Learning(replay=1, replay_users=n), 4e3) for n in (0, 20)]
+        [996000.0, 509394.0]
+    """
+    since = new - how.replay * day
+    last = np.sort(data.time[data.offsets[1:] - 1])
+    earlier = last[last < new][-how.replay_users :] if how.replay_users else last[:0]
+    return min(since, float(earlier[0])) if len(earlier) else since
+
+
+def replayed(data: Dataset, new: float, how: Learning) -> Dataset:
+    """The users who clicked from a time on, and a draw of the others: as many, and at least ``how.replay_users``.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> data = planted(users=60, items=40)
+        >>> late = int((data.time[data.offsets[1:] - 1] >= 1_200_000).sum())
+        >>> late, len(replayed(data, 1_200_000, Learning(replay_users=20)).user_codes)
+        (9, 29)
+    """
+    is_new = data.time[data.offsets[1:] - 1] >= new
+    others, most = data.user_codes[~is_new], max(int(is_new.sum()), how.replay_users)
+    if len(others) <= most:
+        return data
+    draw = np.random.default_rng([how.seed, *np.frombuffer(np.float64(new).tobytes(), np.uint32)])
+    drawn = draw.choice(others, most, replace=False)
+    return filter_interactions(data, np.isin(data.user, np.append(data.user_codes[is_new], drawn)))
+
+
 def continued(lesson: Lesson, model: Any, clicks: Dataset, before: Dataset | None, how: Learning) -> Any:
     """A copy of a model that has had a lesson; where there is nobody to train on, its weights stay.
+
+    So they do where the lesson leaves what is not finite, or ranks held-out clicks worse: ``learned`` says so.
 
     Args:
         lesson: the stages of the training, of the copy.
@@ -85,7 +127,6 @@ def continued(lesson: Lesson, model: Any, clicks: Dataset, before: Dataset | Non
 
     Raises:
         ValueError: if the model does not say which items it has, or a click is of none of them.
-        FloatingPointError: if a loss or a weight is not finite.
     """
     if model.catalog is None or model.warm is None:
         raise ValueError(f"learn: {type(model).__name__} does not say which items it has; attach(upstream) first")
@@ -93,24 +134,44 @@ def continued(lesson: Lesson, model: Any, clicks: Dataset, before: Dataset | Non
         if part is not None and part.catalog is not model.catalog:
             check_items(part, model.catalog)
     if not len(clicks):
-        return model
+        return _unchanged(model, Learned())
     batches, out = Batches(model, clicks, before, how), own_weights(model)
     for learner in dict.fromkeys(part for part in out.modules() if isinstance(part, ModalityLearner)):
         begin_rows(learner, batches.new)
     out.warm = model.warm | batches.new
-    moments = vars(model).get("moments") if how.keep_optimizer else None
-    training = out.training
+    try:
+        _give(lesson, out, batches, how)
+    except FloatingPointError as error:
+        return _unchanged(model, Learned(taken=False, why=str(error)))
+    said = batches.held.decide(model, out, batches.length)
+    if not said.taken:
+        return _unchanged(model, said)
+    out.learned = said
+    return out
+
+
+def _unchanged(model: Any, said: Learned) -> Any:
+    """The same weights, of which it is said what came of learning on."""
+    out = own_weights(model)
+    out.learned = said
+    return out
+
+
+def _give(lesson: Lesson, model: Any, batches: Batches, how: Learning) -> None:
+    """Give a lesson, in training mode."""
+    kept = vars(model).pop("moments", None) if how.keep_optimizer else None
+    training = model.training
     with torch.random.fork_rng(devices=[]):
-        run = TrainingRun(out, seed=how.seed, settings={}, moments=moments)
-        record.begin(out, batches.until)
-        out.train()
+        run = TrainingRun(model, seed=how.seed, settings={}, moments=kept)
+        record.begin(model, batches.until)
+        model.train()
         if batches.is_enough:
-            for _ in lesson(out, batches, run, how):
+            for _ in lesson(model, batches, run, how):
                 pass
-    vars(out).pop("moments", None)
-    if how.keep_optimizer and (kept := run.moments or moments):
-        out.moments = kept
-    return out.train(training)
+    vars(model).pop("moments", None)
+    if how.keep_optimizer and (moments := run.moments or kept):
+        model.moments = moments
+    model.train(training)
 
 
 def next_items(learner: ModalityLearner, batches: Batches, run: TrainingRun, how: Learning) -> Iterator[Progress]:

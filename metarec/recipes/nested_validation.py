@@ -8,6 +8,7 @@ the whole upstream side, with the same weights. Nothing after the split is read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,11 +16,14 @@ import torch
 from metarec.data import Dataset, EpisodeSampler, split_by_time, split_time
 from metarec.data.examples import filter_interactions, leave_last_out
 from metarec.functional.histories import leaves_out_seen
+from metarec.modes import evaluating
 from metarec.recipes.candidates import candidate_scores
 from metarec.recipes.context_weights import PENALTY, ContextWeights
 from metarec.recipes.ensemble import Ensemble
-from metarec.types import EpisodeBatch, Method
+from metarec.recipes.validation import METRIC, ranked
+from metarec.types import EpisodeBatch, Method, Progress
 
+CLICKS = 3  # last clicks of each validation user that are asked for
 COLD_USERS = 0.2  # share of the upstream users who validate
 SCORES = 1 << 24  # of all items, for the users of a batch
 
@@ -56,7 +60,7 @@ class NestedValidation:
         make: Callable[[Dataset], dict[str, Method]],
         *,
         cold_users: float = COLD_USERS,
-        clicks: int = 3,
+        clicks: int = CLICKS,
         device: torch.device | str = "cpu",
     ) -> None:
         self.upstream, self.device = upstream, device
@@ -85,7 +89,7 @@ def fit_by_nested_validation(
     make: Callable[[Dataset], dict[str, Method]],
     *,
     cold_users: float = COLD_USERS,
-    clicks: int = 3,
+    clicks: int = CLICKS,
     context: bool = True,
     device: torch.device | str = "cpu",
 ) -> Ensemble:
@@ -137,6 +141,35 @@ def last_clicks(data: Dataset, clicks: int, *, users_per_batch: int | None = Non
         rest = leave_last_out(data, taken, least=4)
         if len(rest):
             yield from EpisodeSampler(rest, part="serving", users_per_batch=users_per_batch).epoch(0)
+
+
+def validated(training: Iterator[Progress], model: Method, later: Dataset) -> Iterator[Progress]:
+    """The steps of a training; the last of every epoch carries how the model then serves users whom it does not know.
+
+    Args:
+        training: of the model, or of a part of it.
+        model: what ranks; in evaluation mode meanwhile.
+        later: the validation users; their last three clicks are asked for, among the items that somebody has clicked.
+
+    Example:
+        >>> from metarec.datasets import PLANTED_SPLIT, planted
+        >>> from metarec.recipes import sasrec
+        >>> up, down = split_by_time(planted(users=100, items=40), at=PLANTED_SPLIT)
+        >>> earlier, later = validation_split(up)
+        >>> learner = sasrec.build(earlier, dim=8)
+        >>> [sorted(step.metrics) for step in validated(sasrec.train(learner, earlier, epochs=2), learner, later)]
+        [['ndcg@10'], ['ndcg@10']]
+    """
+    leave_out, batches = leaves_out_seen(later.known_repeat_share), list(last_clicks(later, CLICKS))
+    clicked = torch.from_numpy(later.warm | (np.bincount(later.item, minlength=later.catalog.size) > 0))
+    for step in training:
+        if not step.epoch_done:
+            yield step
+            continue
+        with evaluating(model) as device:
+            asked = (batch.to(device) for batch in batches)
+            found = ranked(model, asked, items=clicked.to(device), exclude_seen=leave_out).by_user()
+        yield replace(step, metrics={METRIC: float(found.mean())} if len(found) else {})
 
 
 def at_most(batches: list[EpisodeBatch], clicks: int) -> list[EpisodeBatch]:

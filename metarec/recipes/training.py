@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metarec import distributed
@@ -282,7 +284,9 @@ def stages_of(config: MMLConfig, learners: Sequence[str], generating: Sequence[s
 def fingerprint(sampler: EpisodeSampler) -> str:
     """The first 16 digits of a checksum over everything that a training reads of its sampler's data."""
     data = sampler.data
-    arrays = {"user": data.user, "item": data.item, "warm": data.warm, "sampled": sampler.user_codes}
+    arrays: dict[str, NDArray[Any]] = {"user": data.user, "item": data.item, "warm": data.warm}
+    arrays |= {"sampled": sampler.user_codes}
+    arrays |= {} if data.weight is None else {"weight": data.weight}
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     for name, modality in data.catalog.modalities.items():
         tensors |= {f"{name}.features": modality.features.cpu(), f"{name}.present": modality.present.cpu()}

@@ -14,6 +14,7 @@ from metarec.functional.ranking import ndcg_at, ranks
 from metarec.types import EpisodeBatch, Method
 
 LENGTH = 10  # of the list whose NDCG is looked at
+METRIC = f"ndcg@{LENGTH}"
 
 
 @dataclass(frozen=True)

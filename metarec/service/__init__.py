@@ -12,8 +12,9 @@ if _MISSING:
 from metarec.service.app import create_app  # noqa: E402
 from metarec.service.build import Build  # noqa: E402
 from metarec.service.journal import Journal  # noqa: E402
+from metarec.service.learner_process import learning  # noqa: E402
 from metarec.service.limits import Limits  # noqa: E402
 from metarec.service.server import serve  # noqa: E402
 from metarec.service.workers import serve_workers  # noqa: E402
 
-__all__ = ["Build", "Journal", "Limits", "create_app", "serve", "serve_workers"]
+__all__ = ["Build", "Journal", "Limits", "create_app", "learning", "serve", "serve_workers"]

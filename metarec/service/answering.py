@@ -66,12 +66,14 @@ class Answer:
         adapted: whether there was something to learn from.
         weights: how much each learner counts for this user, by name.
         because: for each item the clicks that moved it up most, if they were asked for.
+        version: of the weights, in a service that learns.
     """
 
     items: list[Recommendation]
     adapted: bool
     weights: dict[str, float]
     because: list[list[Reason]] | None = None
+    version: int = 0
 
 
 def answers(recommender: Recommender, jobs: Sequence[Job]) -> list[Answer | ValueError]:

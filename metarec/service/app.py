@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
@@ -41,6 +42,7 @@ def create_app(
     allow_changes: bool = False,
     version: str = "",
     journal: Journal | None = None,
+    learned: Path | None = None,
 ) -> FastAPI:
     """The service as an ASGI application, for any ASGI server.
 
@@ -53,9 +55,12 @@ def create_app(
         version: shown by ``/health`` and in the documentation.
         journal: what clients change is written there before it is answered, and what other processes write there is
             followed. Without one, changes end with the process.
+        learned: a file of a learner, which is served as soon as it is there, and again whenever it is new. Answers
+            then have a header ``model-version``.
 
     Raises:
         DamagedError: if a change of the journal does not fit the model.
+        ValueError: if there is a learner's file, but no journal.
 
     Example:
         >>> from metarec.datasets import planted
@@ -65,7 +70,7 @@ def create_app(
         ['/health', '/metrics', '/recommend', '/recommend/users']
     """
     limits = limits or Limits()
-    service = Service(recommender, limits, max_batch=max_batch, version=version, journal=journal)
+    service = Service(recommender, limits, max_batch=max_batch, version=version, journal=journal, learned=learned)
     app = FastAPI(
         title="metarec",
         summary="A new user has clicked three things; what next?",

@@ -26,6 +26,7 @@ class Build:
         allow_changes: let clients tell of clicks, and add and remove items.
         journal: where changes are; None for a file beside the model where changes are allowed, and for none elsewhere.
         version: of the software.
+        learn: seconds between two steps of learning on, by a process of its own; None for none.
     """
 
     model: Path
@@ -35,6 +36,12 @@ class Build:
     allow_changes: bool = False
     journal: Path | None = None
     version: str = ""
+    learn: float | None = None
+
+    @property
+    def learned(self) -> Path:
+        """The file that the learner writes, beside the model."""
+        return self.model.with_name(f"{self.model.name}.learned")
 
     def __call__(self) -> FastAPI:
         """The application, with the changes of the journal.
@@ -51,6 +58,7 @@ class Build:
             allow_changes=self.allow_changes,
             version=self.version,
             journal=self.open_journal(),
+            learned=None if self.learn is None else self.learned,
         )
 
     def open_journal(self) -> Journal | None:

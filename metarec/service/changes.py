@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable, Iterable, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any, TypeVar
 
 from metarec.recommender import Recommender
@@ -65,13 +66,7 @@ class Changes:
             recommender = copy.copy(self._first)
             self.journal.restart()
         self._torn = True  # until all that was read is made
-        for kind, some in groupby(self.journal.further(writing=writing), key=lambda change: change.kind):
-            for fields in _joined(some) if kind == "clicks" else (change.fields for change in some):
-                try:
-                    _made(recommender, kind, fields)
-                except (ValueError, TypeError) as error:
-                    why = f"{self.journal.path}: a change of the journal does not fit the model: {error}"
-                    raise DamagedError(why) from error
+        make(recommender, self.journal.further(writing=writing), self.journal.path)
         self.recommender, self._torn = recommender, False
 
     def commit(self, changes: Sequence[Change], model: Call) -> list[str | Exception]:
@@ -113,7 +108,26 @@ class Changes:
         return answer
 
 
-def _joined(changes: Iterable[Change]) -> Iterable[dict[str, list[Any]]]:
+def make(recommender: Recommender, changes: Iterable[Change], path: Path) -> None:
+    """Make changes of a journal.
+
+    Args:
+        recommender: is changed.
+        changes: in order.
+        path: of the journal.
+
+    Raises:
+        DamagedError: if one does not fit the model.
+    """
+    for kind, some in groupby(changes, key=lambda change: change.kind):
+        for fields in joined(some) if kind == "clicks" else (change.fields for change in some):
+            try:
+                _made(recommender, kind, fields)
+            except (ValueError, TypeError) as error:
+                raise DamagedError(f"{path}: a change of the journal does not fit the model: {error}") from error
+
+
+def joined(changes: Iterable[Change]) -> Iterable[dict[str, list[Any]]]:
     """The clicks of many requests as those of a few."""
     columns: dict[str, list[Any]] = {}
     for count, change in enumerate(changes, start=1):

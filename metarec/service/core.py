@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 from fastapi import Header
@@ -19,10 +23,14 @@ from metarec.service.batching import Batcher
 from metarec.service.changes import Changes
 from metarec.service.connections import Connections
 from metarec.service.guard import Metrics
+from metarec.service.handover import Handover
 from metarec.service.journal import Change, Journal
 from metarec.service.limits import Limits
 from metarec.service.reader import Reader, check_key, check_size
+from metarec.service.watching import Watch
 
+_LOG = logging.getLogger("metarec.service")
+_LOOK = 0.5  # seconds between two looks at the learner's file
 Key = Annotated[
     str | None,
     Header(alias="Idempotency-Key", description="A name for the request: sent again under it, it is made only once."),
@@ -38,16 +46,26 @@ class Service:
         max_batch: users adapted together.
         version: of the software, for ``/health``.
         journal: of the changes; see :func:`create_app`.
+        learned: the file of a learner; see there.
     """
 
     def __init__(
-        self, recommender: Recommender, limits: Limits, *, max_batch: int, version: str, journal: Journal | None = None
+        self,
+        recommender: Recommender,
+        limits: Limits,
+        *,
+        max_batch: int,
+        version: str,
+        journal: Journal | None = None,
+        learned: Path | None = None,
     ) -> None:
         self.limits, self.version = limits, version
         self.changes = Changes(recommender, journal)
+        self.handover = None if learned is None else Handover(self.changes, learned)
         self.metrics, self.connections = Metrics(), Connections(limits)
+        self.watch = Watch(self.metrics.registry)
         self.batcher: Batcher[Job, Answer] = Batcher(
-            lambda jobs: answers(self.recommender, jobs),
+            self._answers,
             max_batch=max_batch,
             waiting=limits.waiting,
             observe=self.metrics.batch.observe,
@@ -62,6 +80,14 @@ class Service:
     def recommender(self) -> Recommender:
         """What answers, with all changes so far."""
         return self.changes.recommender
+
+    def _answers(self, jobs: Sequence[Job]) -> Sequence[Answer | Exception]:
+        found = answers(self.recommender, jobs)
+        if found and isinstance(found[0], Answer):
+            self.watch.shown(self.recommender, found[0].items)
+        if self.handover is None or not (version := self.handover.version):
+            return found
+        return [one if isinstance(one, Exception) else replace(one, version=version) for one in found]
 
     def _read(self) -> None:
         """Take notice of the catalogue."""
@@ -78,9 +104,23 @@ class Service:
         """From the first request to the last: computes what is computed once, and answers all that waits at the end."""
         async with self.batcher, self.writer:
             await self.batcher.call(self._prepare)
+            watching = asyncio.create_task(self._watch())
             yield
+            watching.cancel()
         if self.changes.journal is not None:
             self.changes.journal.close()
+
+    async def _watch(self) -> None:
+        """Serve what the learner has learned, as soon as it is there."""
+        while self.handover is not None:
+            try:
+                if self.handover.newer() and (found := await asyncio.to_thread(self.handover.read)):
+                    take = partial(self.handover.take, *found)
+                    await self.writer.call(partial(self.batcher.wait, take))  # between commits, and between batches
+                    await self._notice()
+            except Exception:
+                _LOG.exception("the learner's weights could not be taken over")
+            await asyncio.sleep(_LOOK)
 
     async def current(self) -> None:
         """Make the changes that other processes have acknowledged by now."""
@@ -109,7 +149,7 @@ class Service:
             reader = self.reader
             job, columns = reader.job(request), reader.attributes.shown(request.attributes)
             [answer] = await self._answered([job], [""])
-        return Response(schema.content(answer, columns), media_type="application/json")
+        return Response(schema.content(answer, columns), headers=self._told(answer), media_type="application/json")
 
     async def recommend_users(self, request: schema.RecommendUsersRequest) -> Response:
         """Recommend to several users at once."""
@@ -117,11 +157,19 @@ class Service:
             await self.current()
             reader, parts = self.reader, []
             jobs, columns = reader.jobs(request), reader.attributes.shown(request.attributes)
-            found = await self._answered(jobs, [f"users.{i}: " for i in range(len(jobs))])
+            where = [f"users.{i}: " for i in range(len(jobs))]
+            found = await self._answered(jobs, where)
+            while len({answer.version for answer in found}) > 1:  # no answer is of two models
+                found = await self._answered(jobs, where)
         for answer in found:
             parts.append(schema.content(answer, columns))
             await asyncio.sleep(0)  # other clients' requests go on in between
-        return Response(b'{"users":[%b]}' % b",".join(parts), media_type="application/json")
+        own = self._told(found[0]) if found else None
+        return Response(b'{"users":[%b]}' % b",".join(parts), headers=own, media_type="application/json")
+
+    def _told(self, answer: Answer) -> dict[str, str] | None:
+        """Which weights have answered, as a header."""
+        return None if self.handover is None else {"model-version": str(answer.version)}
 
     async def _answered(self, jobs: Sequence[Job], where: Sequence[str]) -> list[Answer]:
         results, out = await self.batcher.submit(jobs), []
@@ -178,10 +226,13 @@ class Service:
             "learners": list(self.recommender.learners),
             "waiting": len(self.batcher),
             "version": self.version,
+            **({} if self.handover is None else {"learning": self.handover.told()}),
         }
         return JSONResponse(said, 503 if problem else 200)
 
     async def show_metrics(self) -> PlainTextResponse:
         """Counts and times in the Prometheus text format."""
         self.metrics.waiting.set(len(self.batcher))
+        if self.handover is not None:
+            self.watch.look(self.handover)
         return PlainTextResponse(self.metrics.text(), media_type=CONTENT_TYPE_LATEST)

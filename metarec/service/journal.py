@@ -6,12 +6,13 @@ import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 FORMAT = 1
+_LAST = (1 << 63) - 1  # the largest number that SQLite has
 _NEW = """
 CREATE TABLE about (format INTEGER NOT NULL, model TEXT NOT NULL) STRICT;
 CREATE TABLE changes (
@@ -141,11 +142,12 @@ class Journal:
         found: tuple[int] = self._read.execute("PRAGMA data_version").fetchone()
         return found[0]
 
-    def further(self, *, writing: bool = False) -> Iterator[Change]:
+    def further(self, *, writing: bool = False, until: int | None = None) -> Iterator[Change]:
         """The changes after those that were read or written here, in order.
 
         Args:
             writing: within :meth:`writing`.
+            until: the last one; by default all there are.
 
         Raises:
             DamagedError: if one was changed in the file, or is missing.
@@ -153,8 +155,9 @@ class Journal:
         """
         with self._errors():
             rows = (self._write if writing else self._read).execute(
-                "SELECT number, key, kind, body, answer, digest FROM changes WHERE number > ? ORDER BY number",
-                (self.number,),
+                "SELECT number, key, kind, body, answer, digest FROM changes WHERE number > ? AND number <= ? "
+                "ORDER BY number",
+                (self.number, _LAST if until is None else until),
             )
             for number, key, kind, body, answer, digest in rows:
                 change = Change(kind, body, key)
@@ -162,6 +165,17 @@ class Journal:
                     raise self._damaged(f"change {number} is not as it was written")
                 self.number, self._digest = number, digest
                 yield change
+
+    def between(self, first: int, last: int) -> Iterator[Change]:
+        """The changes after one, up to another, all of which were read here before; in any thread.
+
+        Raises:
+            JournalError: if they cannot be read.
+        """
+        with self._errors(), closing(sqlite3.connect(self.path, self._seconds)) as own:
+            query = "SELECT kind, body, key FROM changes WHERE number > ? AND number <= ? ORDER BY number"
+            for kind, body, key in own.execute(query, (first, last)):
+                yield Change(kind, body, key)
 
     @contextmanager
     def writing(self) -> Iterator[None]:

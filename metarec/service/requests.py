@@ -238,6 +238,7 @@ class HealthResponse(BaseModel):
     learners: list[str]
     waiting: int
     version: str
+    learning: dict[str, Any] | None = Field(None, description="How the learner is, and which weights answer.")
 
 
 class ErrorResponse(BaseModel):

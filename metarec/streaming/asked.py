@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from metarec.asking import ranked
 from metarec.data.dataset import Dataset, Ints
 from metarec.data.examples import filter_interactions
+from metarec.data.rows import take
 from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
 from metarec.functional.histories import leaves_out_seen, rule_in_words
 from metarec.model import Model
@@ -50,8 +51,7 @@ class Stream:
         """The clicks from one time on and before another."""
         place = np.searchsorted(self._time, [first, last])
         rows = np.sort(self._order[place[0] : place[1]])
-        columns = {name: getattr(self.data, name)[rows] for name in ("user", "item", "time")}
-        return replace(self.data, **columns, dropped={})
+        return take(self.data, rows, dropped={})
 
     @cached_property
     def edges(self) -> NDArray[np.float64]:
