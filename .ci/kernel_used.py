@@ -1,5 +1,7 @@
 """Proves that an installed metarec adapts users by the compiled kernel that came with it, and says where from."""
 
+import sys
+
 import torch
 
 import metarec as mr
@@ -21,3 +23,4 @@ support = Examples(
 found = mr.MetaLearner(learner, lr=0.1, steps=2).adapt(support)
 if not all(isinstance(users, CompiledUsers) for users in found.stacks):
     raise SystemExit(f"users were adapted by {[type(users).__name__ for users in found.stacks]}")
+sys.stdout.write(f"the compiled kernel of {mr.__file__}\n")

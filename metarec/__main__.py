@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from metarec import __version__
+from metarec.installed import in_use
 from metarec.io import load
 from metarec.options import (
     Parser,
@@ -48,6 +50,7 @@ class _Version(argparse.Action):
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         """Called by argparse."""
+        sys.stdout.write(f"metarec {__version__}\n{in_use()}\n")
         parser.exit()
 
 

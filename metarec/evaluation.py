@@ -21,7 +21,7 @@ from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
 from metarec.functional.histories import check_exclude_seen, leaves_out_seen, rule_in_words
 from metarec.list_metrics import ListMeter
 from metarec.meta import MetaLearner
-from metarec.modes import evaluating
+from metarec.modes import device_of, evaluating
 from metarec.nn.record import Record, longest_history, negatives_of, record_of
 from metarec.report import Report
 from metarec.types import EpisodeBatch, Method
@@ -187,7 +187,8 @@ def _batches(
 ) -> Iterator[Ranked]:
     """The query examples of one epoch, ranked batch by batch."""
     label = progress if isinstance(progress, str) else f"evaluate {type(method).__name__}"
-    with evaluating(method) as device:
+    device = device_of(method)
+    with evaluating(method):
 
         def work(batch: EpisodeBatch) -> Ranked:
             return ranked(method, batch.to(device), sampler, last, exclude_seen=exclude_seen, length=length)

@@ -12,12 +12,12 @@ from torch import nn
 
 
 @contextmanager
-def evaluating(method: object) -> Iterator[torch.device]:
-    """Put a module in evaluation mode for a while, until the last of several threads is done; yields its device."""
+def evaluating(method: object) -> Iterator[None]:
+    """Put a module in evaluation mode for a while, until the last of several threads is done."""
     if not isinstance(method, nn.Module):
-        yield torch.device("cpu")
+        yield
         return
-    module, parts = method, _parts(method)
+    parts = _parts(method)
     with _modes_lock:
         still = not any(part.training or part in _modes for part in parts)  # neither here nor in another thread
         for part in () if still else parts:
@@ -25,7 +25,7 @@ def evaluating(method: object) -> Iterator[torch.device]:
             _modes[part] = asked + 1, training
             part.training = False
     try:
-        yield next((t.device for t in chain(module.parameters(), module.buffers())), torch.device("cpu"))
+        yield
     finally:
         with _modes_lock:
             for part in () if still else parts:
@@ -34,6 +34,14 @@ def evaluating(method: object) -> Iterator[torch.device]:
                     _modes[part] = asked - 1, training
                 else:
                     part.training = training
+
+
+def device_of(method: object) -> torch.device:
+    """Where a module is; the CPU for anything else."""
+    if isinstance(method, nn.Module):
+        for tensor in chain(method.parameters(), method.buffers()):
+            return tensor.device
+    return torch.device("cpu")
 
 
 def _parts(module: nn.Module) -> list[nn.Module]:

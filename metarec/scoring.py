@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Protocol, Self
 
@@ -55,8 +56,7 @@ class UserState:
 
     def part(self, name: str) -> UserState:
         """What one part of an ensemble keeps."""
-        start = f"{name}/"
-        return UserState({n.removeprefix(start): t for n, t in self.tensors.items() if n.startswith(start)})
+        return UserState({own: self.tensors[whole] for own, whole in _names(tuple(self.tensors), name)})
 
     @classmethod
     def nest(cls, parts: Mapping[str, UserState]) -> dict[str, Tensor]:
@@ -69,6 +69,12 @@ class UserState:
         if len(parts) == 1:
             return parts[0]
         return cls({name: _cat([part.tensors[name] for part in parts]) for name in parts[0].tensors})
+
+
+@lru_cache(maxsize=1024)
+def _names(names: tuple[str, ...], part: str) -> list[tuple[str, str]]:
+    """Of a part of an ensemble: the names that it gave, and the whole ones."""
+    return [(name[len(part) + 1 :], name) for name in names if name.startswith(f"{part}/")]
 
 
 def _cat(tensors: Sequence[Tensor]) -> Tensor:

@@ -6,12 +6,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, Self, TypeVar
 
 from torch import Tensor, nn
 
 T = TypeVar("T")
-Versions = tuple[tuple[int, int], ...]
+Versions = tuple[tuple[int, ...], tuple[int, ...]]  # data pointers, and how often each tensor was changed in place
+_CHANGES = attrgetter("_version")
 
 
 def tensors_of(model: object, *, buffers: bool = True) -> list[Tensor]:
@@ -61,7 +63,8 @@ def version(model: object, *, buffers: bool = True) -> Versions:
 
 
 def _versions(tensors: Iterable[Tensor]) -> Versions:
-    return tuple([(tensor.data_ptr(), tensor._version) for tensor in tensors])
+    each = list(tensors)
+    return tuple(map(Tensor.data_ptr, each)), tuple(map(_CHANGES, each))
 
 
 @dataclass(frozen=True, eq=False)

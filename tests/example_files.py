@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
@@ -11,6 +13,15 @@ import metarec as mr
 SCRIPT = Path(__file__).parents[1] / "examples" / "mml_hangzhou.py"
 QUICK = ("--preset", "mml", "--epochs", "1", "--warmup-epochs", "1")
 AT = ("--split-time", str(mr.datasets.PLANTED_SPLIT))
+
+
+def load_script() -> ModuleType:
+    """The main job as a module."""
+    spec = importlib.util.spec_from_file_location("mml_hangzhou", SCRIPT)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def world(users: int) -> mr.Dataset:

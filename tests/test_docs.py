@@ -225,6 +225,19 @@ def test_what_was_measured_of_serving_is_shown(monkeypatch: pytest.MonkeyPatch, 
     assert "{picture} served" not in tables.serving()
 
 
+def test_a_stream_is_drawn_as_its_file_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    plots = extension("stream_plots", monkeypatch)
+    curve = [{"begin": 86_400.0 * day, "mean": value, "se": 0.01} for day, value in ((5, 0.2), (9, 0.3))]
+    run = {"ndcg@10": 0.25, "stream": {"curve": curve}}
+    found = {"frozen": run, "learned_on": run, "learner": {"frozen": run}}
+    monkeypatch.setattr(plots, "read", {"stream_movietweetings": found}.__getitem__)
+    figure = plots.stream({})
+    drawn = [[(list(line.get_xdata()), list(line.get_ydata())) for line in axes.lines] for axes in figure.axes]
+    plt.close(figure)
+    assert [len(lines) for lines in drawn] == [2, 1]
+    assert drawn[1][0] == ([0.0, 4.0], [0.2, 0.3])
+
+
 def test_a_verdict_needs_an_interval_beside_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     verdict = extension("results", monkeypatch).verdict
     rows = [{"gain_low": low, "gain_high": high} for low, high in ((0.1, 0.3), (-0.3, -0.1), (-0.1, 0.3), (0.0, 0.0))]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metarec.meta import library
-from metarec.meta.library import BACKWARD, DESCEND, FORWARD, LEARN, STEP, Pass
+from metarec.meta.library import BACKWARD, DESCEND, FORWARD, LEARN, STEP, VALUES, Pass
 from optional import needs_kernel
 
 pytestmark = needs_kernel
@@ -25,6 +25,7 @@ NEEDED = {
     STEP: "drop eps weights moved keep bias at saved dstate",
     DESCEND: "drop eps weights moved x keep bias at saved vectors weight",
     LEARN: "drop eps moved x keep bias at saved vectors weight dvectors losses dx dbias",
+    VALUES: "drop eps weights x keep bias at saved state",
 }
 
 
@@ -80,7 +81,7 @@ def test_an_address_that_is_needed_is_not_null(what):
 WRONG = {
     "users": (-1, 1 << 40), "length": (0, -1, 7, 1 << 20), "asked": (-1, 1 << 40), "dim": (0, -8, 1025, 1 << 62),
     "heads": (0, -1, 4, 1 << 62), "layers": (0, -1, 1 << 62), "feedforward": (0, 1 << 62),
-    "positions": (0, 4, 1 << 62), "threads": (0, -1, 1 << 40), "stride": (-1, 1), "what": (-1, 5, LEARN),
+    "positions": (0, 4, 1 << 62), "threads": (0, -1, 1 << 40), "stride": (-1, 1), "what": (-1, 6, LEARN),
     "steps": (-1, 1 << 40), "objective": (-1, 2), "compared": (0, -1, 1 << 40),
 }  # fmt: skip
 

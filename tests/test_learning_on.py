@@ -162,8 +162,7 @@ def test_each_setting_does_something(name: str) -> None:
 
 
 def test_a_replay_reaches_back_to_as_many_users_as_asked_for() -> None:
-    new, day = float(DOWN.time.min()), 4_000.0
-    every = followed_by(UP, DOWN)
+    new, day, every = float(DOWN.time.min()), 4_000.0, followed_by(UP, DOWN)
     last = sorted((every.time[every.user == user].max() for user in every.user_codes), reverse=True)
     older = [float(time) for time in last if time < new]
     for users in (1, 7, len(older), len(older) + 9):

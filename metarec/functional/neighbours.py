@@ -86,7 +86,7 @@ def _near(features: Tensor, columns: Tensor, usable: Tensor, k: int, first: int)
     similar = (features[rows] @ features.T)[:, columns].masked_fill_(rows.unsqueeze(-1) == columns, -torch.inf)
     least = similar.topk(k).values[:, -1:]
     length = torch.linalg.vector_norm(features[rows], dim=1, keepdim=True)
-    room = ROUNDING * length * float(torch.linalg.vector_norm(features[usable], dim=1).max())
+    room = ROUNDING * length * float(torch.linalg.vector_norm(features, dim=1)[usable].max())
     return columns[(similar >= least - room).any(0)]
 
 

@@ -47,7 +47,7 @@ typedef struct Job {
 /* What lies at the addresses of a job. */
 enum { DROP, EPS, WEIGHTS, MOVED, X, KEEP, BIAS, AT_, SAVED, STATE, DSTATE, DX, DBIAS, VECTORS, WEIGHT, DVECTORS, LOSSES };
 
-enum { FORWARD, BACKWARD, STEP, DESCEND, LEARN };
+enum { FORWARD, BACKWARD, STEP, DESCEND, LEARN, VALUES };
 enum { BPR, SAMPLED_SOFTMAX };
 
 /* Offsets in a user's row of weights, in a block of it, in its saved activations, in a block of them; padded widths. */
@@ -261,10 +261,11 @@ static int check(const Job *job, int64_t wide, int inner) {
     if (failed) return failed;
     if (job->length > job->positions || job->length < 1) return SIZES + 1;
     if (job->threads < 1) return SIZES + 8;
-    if (job->what < FORWARD || job->what > LEARN || (job->what == LEARN) != inner) return SIZES + 10;
+    if (job->what < FORWARD || job->what > VALUES || (job->what == LEARN) != inner) return SIZES + 10;
     Layout o = layout_of(job, wide);
     int64_t B = job->users, L = job->length, S = job->asked, D = job->dim, T = job->threads, rows = B;
     int product = job->what == DESCEND || job->what == LEARN, descends = job->what == STEP || job->what == DESCEND;
+    int forward = job->what == FORWARD || job->what == VALUES;
     if (job->stride != 0 && job->stride < o.row) return SIZES + 9;
     if (product && (job->steps < 0 || job->steps > INT32_MAX)) return SIZES + 12;
     if (product && (job->objective < BPR || job->objective > SAMPLED_SOFTMAX)) return SIZES + 13;
@@ -274,12 +275,12 @@ static int check(const Job *job, int64_t wide, int inner) {
     if (job->stride && B) rows = times(B - 1, job->stride, 1) + o.row;
     NEED(WEIGHTS, weights, job->stride ? rows : o.row, !inner);
     NEED(MOVED, moved, times(descends && !job->query ? B : T, o.row, 1), descends);
-    NEED(X, x, times(B, L, D), job->what == FORWARD || product);
+    NEED(X, x, times(B, L, D), forward || product);
     NEED(KEEP, keep, times(B, L, 1), 1);
     NEED(BIAS, bias, times(B, L, L), 0);
     NEED(AT_, at, times(B, S, 1), 1);
     NEED(SAVED, saved, times(job->what < DESCEND ? B : T, o.saved, 1), 1);
-    NEED(STATE, state, times(B, S, D), job->what == FORWARD);
+    NEED(STATE, state, times(B, S, D), forward);
     NEED(DSTATE, dstate, times(B, S, D), job->what == BACKWARD || job->what == STEP);
     NEED(DX, dx, times(B, L, D), 0);
     NEED(DBIAS, dbias, times(B, L, L), 0);

@@ -589,7 +589,7 @@ static int NAME(share)(const Job *job, long thread) {
     int failed = NAME(start)(&u, job) && (!job->query || NAME(start)(&query, job->query)) ? 0 : 1;
     for (long b = thread; b < job->users && !failed; b += job->threads) {
         if (!NAME(turn_to)(&u, b, thread) || (job->query && !NAME(turn_to)(&query, b, thread))) failed = 2;
-        else if (job->what == FORWARD) NAME(forward_user)(&u, NAME(of)(job->state, b, job->asked * job->dim));
+        else if (job->what == FORWARD || job->what == VALUES) NAME(forward_user)(&u, NAME(of)(job->state, b, job->asked * job->dim));
         else if (job->what == DESCEND) {
             NAME(descend)(&u);
             if (job->query) query.w = u.w, NAME(learn)(&query);

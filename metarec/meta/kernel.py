@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from metarec.meta.library import BACKWARD, DESCEND, LEARN, OBJECTIVES, STEP, Pass
+from metarec.meta.library import BACKWARD, DESCEND, LEARN, OBJECTIVES, STEP, VALUES, Pass
 
 Products = tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor, Tensor]  # see KernelEncoder.descend
 
@@ -103,13 +103,24 @@ class KernelEncoder(nn.Module):
         at = torch.arange(x.shape[-2]).expand(len(x), -1) if at is None else at
         task = self._task(keep, at)
         self.turn += 1
+        bias = self._bias(context)
+        if self.mode == "values" and not torch.is_grad_enabled():
+            return self._values(task, self._plain(x), bias)
         count = self.users * task.sizes()[1]
         few = count <= MOST_KEPT
         task.point(saved=_borrowed(_saved_left, self.row, count, task) if few else self.row.new_empty(count))
         leaves = {"inner": (self.leaf,), "graph": (*self.base.values(),)}.get(self.mode, ())
-        bias = self._bias(context)
         out: Tensor = _Encode.apply(self, task, self._plain(x), bias, *leaves)  # type: ignore[no-untyped-call]
         return out
+
+    def _values(self, task: Pass, x: Tensor, bias: Tensor | None) -> Tensor:
+        """States that no gradient is asked for: what a backward pass would need stays in a cache, of one user."""
+        job = task.job
+        state, saved = x.new_empty(job.users, job.asked, job.dim), x.new_empty(job.threads, task.sizes()[1])
+        task.point(x=x, bias=bias, state=state, saved=saved)
+        task.set(what=VALUES)
+        task.run()
+        return state
 
     def descend(self, products: Products, objective: str, steps: int, lr: float) -> None:
         """All inner steps at once, on a loss of products of states and vectors.

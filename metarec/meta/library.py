@@ -17,7 +17,7 @@ from torch import Tensor
 KERNEL = "post-norm transformer"  # what an encoder's class says of itself if the library computes just that
 MOST_WIDE = 1024  # D; the library's MAX_WIDE
 OBJECTIVES = {"bpr": 0, "sampled_softmax": 1}  # losses that the library knows
-FORWARD, BACKWARD, STEP, DESCEND, LEARN = range(5)  # what a job is to do
+FORWARD, BACKWARD, STEP, DESCEND, LEARN, VALUES = range(6)  # what a job is to do
 
 _LOG = logging.getLogger("metarec")
 _SIZES = ("users", "length", "asked", "dim", "heads", "layers", "feedforward", "positions", "threads")
@@ -40,7 +40,7 @@ class Job(ctypes.Structure):
         what: ``FORWARD``; ``BACKWARD``, which adds the gradients of the users' weights to rows of ``moved``, if any,
             one for each thread; ``STEP``, a backward pass that writes each user's stepped weights to its row of
             ``moved``; ``DESCEND``, all inner steps; ``LEARN``, loss and gradients at the weights that another job led
-            to.
+            to; ``VALUES``, a forward pass that no backward pass follows.
         failed: 1 if there was not enough memory, 2 if a position is out of range.
         rate: minus the step size, or 1.
         drop: (1 + layers) dropout probabilities; eps: (1 + 2 layers) of the norms.

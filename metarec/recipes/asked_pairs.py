@@ -84,7 +84,8 @@ def summed_by_user(
     """
     if not asked or not users:
         return np.zeros(users + 1, np.int64), np.empty(0, np.int64), np.empty(0)
-    done = np.append(0, np.sum([a.count.sum(1) for a in asked], 0).cumsum())
+    done = np.zeros(users + 1, np.int64)
+    np.sum([a.count.sum(1) for a in asked], 0).cumsum(out=done[1:])
     starts: list[Ints] = []
     codes: list[Ints] = []
     sums: list[Floats] = []
@@ -94,9 +95,11 @@ def summed_by_user(
         stop = max(first + 1, min(stop, users, first + CELLS // items))
         row = np.arange(stop - first + 1) * items  # where each user's cells begin
         terms = [a.of(first, stop, row, share) for a in asked]
-        cell, value = (np.concatenate(column) for column in zip(*terms, strict=True))
+        cell, value = terms[0] if len(terms) == 1 else map(np.concatenate, zip(*terms, strict=True))
         cells = np.bincount(cell, value, row[-1])
         found = np.flatnonzero(cells != 0)  # of bool it is several times as fast
+        if users == 1:
+            return np.array([0, len(found)]), found, cells[found].astype(np.float64)
         edge = np.searchsorted(found, row)
         starts.append(edge[:-1] + found_before)
         codes.append(found - np.repeat(row[:-1], np.diff(edge)))

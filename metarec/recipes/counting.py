@@ -175,7 +175,17 @@ def all_read(query: Examples) -> Tensor:
 
 
 def last_read(query: Examples, clicks: int) -> Tensor:
-    """(N, clicks) int32, the last items of the history that each query may read, the last one first, 0 after them."""
+    """(N, clicks) int32, the last items of the history that each query may read, the last one first, 0 after them.
+
+    Several models of an ensemble ask the same of one query, which keeps the answer.
+    """
+    kept: dict[int, Tensor] = vars(query).setdefault("_last_read", {})
+    if clicks not in kept:
+        kept[clicks] = _last_read(query, clicks)
+    return kept[clicks]
+
+
+def _last_read(query: Examples, clicks: int) -> Tensor:
     last = torch.minimum(query.position, (query.history > 0).sum(-1, keepdim=True) - 1)
     place = last.unsqueeze(-1) - torch.arange(clicks, device=last.device)
     items = query.history.gather(1, place.clamp(min=0).flatten(1)).view(place.shape)

@@ -23,7 +23,7 @@ from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
 from metarec.functional.ranking import ranks
 from metarec.learning import Learned
 from metarec.model import dense
-from metarec.modes import evaluating
+from metarec.modes import device_of, evaluating
 from metarec.nn.record import negatives_of
 
 SHARE = 10  # of so many users one
@@ -83,8 +83,8 @@ class HeldOut:
             return np.zeros(0)
         asked = {"part": "serving", "users_per_batch": 128, "max_length": length, "seed": self.seed}
         sampler = EpisodeSampler(self.data, negatives=negatives_of(model), **asked)  # type: ignore[arg-type]
-        with evaluating(model) as device, torch.no_grad():
-            found = [_ranks(model, batch.to(device)) for batch in sampler.epoch(0)]
+        with evaluating(model), torch.no_grad():
+            found = [_ranks(model, batch.to(device_of(model))) for batch in sampler.epoch(0)]
         return (1 / torch.log2(1 + torch.cat(found).double())).cpu().numpy()
 
     def decide(self, old: Any, new: Any, length: int) -> Learned:

@@ -16,7 +16,7 @@ import torch
 from metarec.data import Dataset, EpisodeSampler, split_by_time, split_time
 from metarec.data.examples import filter_interactions, leave_last_out
 from metarec.functional.histories import leaves_out_seen
-from metarec.modes import evaluating
+from metarec.modes import device_of, evaluating
 from metarec.recipes.candidates import candidate_scores
 from metarec.recipes.context_weights import PENALTY, ContextWeights
 from metarec.recipes.ensemble import Ensemble
@@ -166,9 +166,9 @@ def validated(training: Iterator[Progress], model: Method, later: Dataset) -> It
         if not step.epoch_done:
             yield step
             continue
-        with evaluating(model) as device:
-            asked = (batch.to(device) for batch in batches)
-            found = ranked(model, asked, items=clicked.to(device), exclude_seen=leave_out).by_user()
+        with evaluating(model):
+            asked = (batch.to(device_of(model)) for batch in batches)
+            found = ranked(model, asked, items=clicked.to(device_of(model)), exclude_seen=leave_out).by_user()
         yield replace(step, metrics={METRIC: float(found.mean())} if len(found) else {})
 
 

@@ -57,7 +57,8 @@ class PairSums:
 
     def bounds(self, items: Ints) -> list[tuple[Ints, Ints]]:
         """Where the pairs of first items begin in each part and how many they are, shaped as the items."""
-        ends = [[np.searchsorted(key, edge) for edge in (items * CODE, (items + 1) * CODE)] for key, _ in self.parts]
+        edges = np.stack([items, items + 1]) * CODE
+        ends = (np.searchsorted(key, edges) for key, _ in self.parts)
         return [(low, high - low) for low, high in ends]
 
 

@@ -17,7 +17,7 @@ from metarec.data.rows import take
 from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
 from metarec.functional.histories import leaves_out_seen, rule_in_words
 from metarec.model import Model
-from metarec.modes import evaluating
+from metarec.modes import device_of, evaluating
 from metarec.nn.record import longest_history, negatives_of
 
 Users = Literal["cold", "known"]
@@ -130,9 +130,9 @@ class Asked:
             max_length=length,
             seed=self.seed,
         )
-        with evaluating(model) as device:
+        with evaluating(model):
             found = [
-                ranked(model, batch.to(device), sampler, None, exclude_seen=self.exclude_seen, length=1)
+                ranked(model, batch.to(device_of(model)), sampler, None, exclude_seen=self.exclude_seen, length=1)
                 for batch in sampler.epoch(0)
             ]
         columns = ((one.user, one.target, one.rank, one.is_repeat) for one in found)
