@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 import metarec as mr
+from metarec.serving.users import User
 
 FILMS = ("The Matrix (1999)", "Inception (2010)", "Alien (1979)")
 QUICK = mr.MMLConfig(dim=32, layers=1, warmup_epochs=3, epochs=1, generator_epochs=1, fusion_epochs=10)
@@ -122,8 +123,7 @@ def page(path: Path) -> None:
         st.subheader("For you" if clicks else "Nothing clicked: the unadapted ranking")
         st.markdown("\n".join(f"{n}. {called[item]}{moved(item, n, before)}" for n, item in enumerate(items, 1)))
         if clicks:
-            named = (f"{n}. {called[own[0].id]}" for n, own in enumerate(user.because(items, k=1), 1) if own)
-            st.caption(f"The click that moved each up most: {', '.join(named)}")
+            st.caption(f"The click that moved each up most: {reasons(user, items, called)}")
     with picture:
         st.subheader("Where each comes from")
         names = {"id": "who clicked what (ID)"}
@@ -135,6 +135,11 @@ def page(path: Path) -> None:
         )
         weights = ", ".join(f"{name} {weight:.0%}" for name, weight in user.weights.items())
         st.caption(f"Your weights: {weights}. A film that a learner does not know is ranked by the others.")
+
+
+def reasons(user: User, items: Sequence[str], called: Mapping[str, str]) -> str:
+    """The click that moved each item up most, by places."""
+    return ", ".join(f"{n}. {called[own[0].id]}" for n, own in enumerate(user.because(items, k=1), 1) if own)
 
 
 def moved(item: str, place: int, before: Sequence[str] | None) -> str:
