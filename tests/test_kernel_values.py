@@ -1,4 +1,4 @@
-"""States of the compiled encoder that no gradient is asked for, against those of its gradient path and of the module."""
+"""States of the compiled encoder without gradients, against those of its gradient path and of the module."""
 
 from __future__ import annotations
 
