@@ -36,7 +36,7 @@ UPSTREAM: dict[str, Callable[[Dataset], Model]] = {
     "co-clicks": CoClicks,
     "EASE": lambda data: EASE(data, penalty=5.0),
     "EASE of some": lambda data: EASE(data, penalty=5.0, items=9),
-    "ItemKNN": lambda data: ItemKNN(data, neighbours=4, shrink=2.0, decay=0.9),
+    "ItemKNN": lambda data: ItemKNN(data, neighbours=4, shrink=2.0),
     "LightGCN": lambda data: LightGCN(data, dim=5),
 }
 ALL = {**LIVE, **UPSTREAM}

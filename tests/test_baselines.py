@@ -65,7 +65,11 @@ def test_itemknn_sums_the_similarities_of_the_nearest_items(neighbours: int, dec
         for j in range(ITEMS + 1):
             if i != j:
                 similar[i, j] = (x[:, i] * x[:, j]).sum() / (np.sqrt(x[:, i].sum() * x[:, j].sum()) + 3.0)
-    histories, found = score(ItemKNN(up, neighbours=neighbours, shrink=3.0, decay=decay), make_data(4))
+    model = ItemKNN(up, neighbours=neighbours, shrink=3.0, decay=decay)
+    histories, found = score(model, make_data(4))
+    assert model.catalog is not None and model.warm is not None
+    again = ItemKNN.from_state(model.state(), model.catalog, model.warm)
+    assert torch.equal(score(again, make_data(4))[1].scores, found.scores)
     for history, row in zip(histories, found.scores[:, 0].numpy(), strict=True):
         upper, lower = np.zeros(ITEMS + 1), np.zeros(ITEMS + 1)  # ties at the border may fall either way
         for item in set(history):

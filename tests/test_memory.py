@@ -141,11 +141,11 @@ def test_out_of_memory_halves_the_users_and_changes_nothing(monkeypatch):
     loss, expected = gradient(meta)
     whole, tried = meta.gradients, []
 
-    def small(part):
+    def small(part, view=None):
         tried.append(len(part))
         if len(part) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(part)
+        return whole(part, view)
 
     monkeypatch.setattr(meta, "gradients", small)
     found_loss, found = gradient(meta)
@@ -153,15 +153,15 @@ def test_out_of_memory_halves_the_users_and_changes_nothing(monkeypatch):
     assert found_loss == pytest.approx(loss, rel=1e-12)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
-    def diverged(part):
-        losses, parameters, gradients = small(part)
+    def diverged(part, view=None):
+        losses, parameters, gradients = small(part, view)
         return losses.masked_fill(part.user == 3, torch.nan), parameters, gradients
 
     monkeypatch.setattr(meta, "gradients", diverged)
     with pytest.raises(FloatingPointError, match=r"user codes \[3\] is not finite"):
         meta.backward(episodes)
 
-    monkeypatch.setattr(meta, "gradients", lambda part: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
+    monkeypatch.setattr(meta, "gradients", lambda part, view: (_ for _ in ()).throw(torch.OutOfMemoryError("full")))
     with pytest.raises(torch.OutOfMemoryError, match="full"):
         meta.backward(episodes)
 

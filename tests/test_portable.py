@@ -206,6 +206,7 @@ def test_rows_are_what_evaluating_by_hand_gives(command, modules, sixty):
     row = rows["upstream", "ndcg@10"]
     model = modules["portable_run"].counts(sixty.up, live=None, seed=0, device="cpu")
     others = {"EASE, light": EASE(sixty.up, penalty=100.0), "item neighbours": ItemKNN(sixty.up)}
+    others |= {"neighbours of last clicks": ItemKNN(sixty.up, decay=0.6)}
     asked = {**model.members(), **others, "own clicks": OwnClicks(sixty.up)}  # also what this recipe does without
     parts = {name: evaluate(part, sixty.down, positions=3) for name, part in asked.items()}
     means = {name: report.values("ndcg@10").mean() for name, report in parts.items()}

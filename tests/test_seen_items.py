@@ -180,9 +180,9 @@ def test_steps_are_not_chosen_by_clicks_that_no_list_shows() -> None:
 def test_nested_validation_follows_the_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     said, real = [], nested_validation.candidate_scores
 
-    def watched(*args: Any, exclude_seen: bool) -> Any:
+    def watched(*args: Any, exclude_seen: bool, **how: Any) -> Any:
         said.append(exclude_seen)
-        return real(*args, exclude_seen=exclude_seen)
+        return real(*args, exclude_seen=exclude_seen, **how)
 
     monkeypatch.setattr(nested_validation, "candidate_scores", watched)
     for share in (0.0, 0.3):

@@ -151,6 +151,7 @@ class TrainingRun:
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"loss {loss} in epoch {epoch + 1} of stage {name!r}; {LOWER}")
                 optimizer.step()
+                torch.autograd.graph.increment_version(parameters)  # a fused step does not: what is kept would be stale
                 self.mark()
                 seen += count
                 speed = seen / max(time.perf_counter() - began, 1e-9)
