@@ -74,3 +74,12 @@ def test_items_are_drawn_once_for_a_batch(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(type(learner.items), "table", lambda self: drawn.append(1) or table(self))
     backward_softmax(learner, next(EpisodeSampler(UP, users_per_batch=48, negatives=0).epoch(0)))
     assert len(drawn) == 1
+
+
+def test_every_step_tells_that_weights_changed() -> None:
+    """By their versions it is told what was trained, and that tables which are kept are stale."""
+    learner = sasrec.build(UP, dim=8)
+    before = {name: parameter._version for name, parameter in learner.named_parameters()}
+    for _ in sasrec.train(learner, UP, epochs=1):
+        break
+    assert all(parameter._version > before[name] for name, parameter in learner.named_parameters())
