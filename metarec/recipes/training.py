@@ -150,8 +150,7 @@ class TrainingRun:
                 loss, count = distributed.backward_own(backward, batch, parameters)
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"loss {loss} in epoch {epoch + 1} of stage {name!r}; {LOWER}")
-                optimizer.step()
-                torch.autograd.graph.increment_version(parameters)  # a fused step does not: what is kept would be stale
+                _step(optimizer, parameters)
                 self.mark()
                 seen += count
                 speed = seen / max(time.perf_counter() - began, 1e-9)
@@ -241,6 +240,12 @@ def as_large(value: Tensor, parameter: Tensor, key: str) -> Tensor:
     out = torch.zeros_like(parameter.detach())
     out[: len(value)] = value
     return out
+
+
+def _step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+    """A step that tells of itself: a fused one leaves the versions of the weights, by which kept tables are stale."""
+    optimizer.step()
+    torch.autograd.graph.increment_version(parameters)
 
 
 def _versions(model: nn.Module) -> _Versions:
