@@ -59,7 +59,8 @@ nitpick_ignore = [("py:exc", "torch.OutOfMemoryError")]  # has no page
 nitpick_ignore_regex = [
     (r"py:class", r"metarec\.[\w.]+\.(T|R|C|Batch|Number|_\w+)"),  # type variables and private classes have no page
     # What metarec.service is made of, and what checks the fields of its requests.
-    (r"py:(class|exc)", r"(annotated_types|argparse|asyncio|fastapi|httptools|prometheus_client|pydantic|socket|starlette|uvicorn)\..*"),
+    (r"py:(class|exc)", r"(annotated_types|argparse|asyncio|fastapi|httptools|pydantic|socket|starlette|uvicorn)\..*"),
+    (r"py:class", r"prometheus_client\..*"),
     (
         r"py:class",
         r"Ge|Le|Header|types\.Annotated|FailFast|FieldInfo|NoneType|PydanticUndefined|metarec\.service\.requests\._\w+",
