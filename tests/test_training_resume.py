@@ -214,3 +214,16 @@ def test_a_sampler_of_other_items_is_refused(tmp_path: Path) -> None:
     ):
         next(train(MML.build(planted(users=60, items=50), CONFIG), tmp_path / "x"))
     assert not (tmp_path / "x").exists()
+
+
+def test_weights_that_changed_have_another_version() -> None:
+    """In every stage: by their versions it is told what was trained, and that tables which are kept are stale."""
+    model = MML.build(UP, CONFIG)
+    own = dict(model.named_parameters())
+    seen, stages = {name: (p.detach().clone(), p._version) for name, p in own.items()}, set()
+    for step in mml.train(model, EpisodeSampler(UP)):
+        moved = {name for name, p in own.items() if not torch.equal(p, seen[name][0])}
+        assert all(own[name]._version > seen[name][1] for name in moved), step
+        stages |= {step.stage} if moved else set()
+        seen |= {name: (own[name].detach().clone(), own[name]._version) for name in moved}
+    assert stages == {*(f"{n}{how}" for n in model.learners for how in (" warm-up", "", " generator")), "fusion"}

@@ -23,7 +23,7 @@ from metarec.nn.linear_scores import LinearScores
 from metarec.nn.tabled import TabledModel
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.fusion_loss import AdaptedUsers, FusionLoss
-from metarec.recipes.training import TrainingRun
+from metarec.recipes.training import TrainingRun, adam
 from metarec.scoring import UserState
 from metarec.types import EpisodeBatch, Examples, Progress, Scored, Scorer
 from metarec.versions import kept
@@ -185,13 +185,14 @@ def train_fusion(
     with torch.no_grad():
         frozen = [learner.task_view("encoder") for learner in learners]
     training, validation = (FusionLoss(fusion, frozen, some) for some in (users, watched))
-    optimizer = torch.optim.Adam(fusion.parameters(), lr=config.fusion_lr, fused=True)
+    parameters = list(fusion.parameters())
+    optimizer = adam(parameters, config.fusion_lr)
     best, best_loss, since = copy.deepcopy(fusion.state_dict()), float("inf"), 0
     for epoch in range(config.fusion_epochs):
         order = torch.randperm(len(training)).to(training.target.device)
         for rows in order.split(config.users_per_batch):
             optimizer.zero_grad(set_to_none=True)
-            distributed.backward(lambda own: training(own) / len(own), rows, list(fusion.parameters()))
+            distributed.backward(lambda own: training(own) / len(own), rows, parameters)
             optimizer.step()
             run.mark()
         value = validation.mean()

@@ -139,7 +139,7 @@ class TrainingRun:
             return
         record.begin_stage(self.model, name)
         parameters = list(parameters)
-        optimizer = torch.optim.Adam(parameters, lr=lr, fused=True)
+        optimizer = adam(parameters, lr)
         self._go_on(optimizer, parameters)
         start = self._start(name, epochs, optimizer, parameters)
         for epoch in range(start, epochs):
@@ -150,7 +150,7 @@ class TrainingRun:
                 loss, count = distributed.backward_own(backward, batch, parameters)
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"loss {loss} in epoch {epoch + 1} of stage {name!r}; {LOWER}")
-                _step(optimizer, parameters)
+                optimizer.step()
                 self.mark()
                 seen += count
                 speed = seen / max(time.perf_counter() - began, 1e-9)
@@ -242,10 +242,11 @@ def as_large(value: Tensor, parameter: Tensor, key: str) -> Tensor:
     return out
 
 
-def _step(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
-    """A step that tells of itself: a fused one leaves the versions of the weights, by which kept tables are stale."""
-    optimizer.step()
-    torch.autograd.graph.increment_version(parameters)
+def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
+    """Fused Adam whose steps raise the versions of the weights, by which kept tables are stale; torch's do not."""
+    out = torch.optim.Adam(parameters, lr=lr, fused=True)
+    out.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(parameters))
+    return out
 
 
 def _versions(model: nn.Module) -> _Versions:
