@@ -15,7 +15,8 @@ from torch import Tensor
 
 from metarec.data.dataset import Dataset
 from metarec.functional.histories import leaves_out_seen
-from metarec.recipes.mml import MML, device_of
+from metarec.modes import device_of
+from metarec.recipes.mml import MML
 from metarec.recipes.nested_validation import last_clicks
 from metarec.recipes.validation import ranked
 
@@ -69,10 +70,11 @@ def select_inner_steps(model: MML, users: Dataset, *, clicks: int = 5, items: Te
     training = model.training
     model.eval()
     leave_out = leaves_out_seen(users.known_repeat_share)
-    out, batches = {}, [batch.to(device_of(model)) for batch in last_clicks(users, clicks)]
+    device = device_of(model)
+    out, batches = {}, [batch.to(device) for batch in last_clicks(users, clicks)]
+    among = None if items is None else items.to(device)
     for name in model.learners:
         ways = model.meta(name), with_inner_steps(model, 0).meta(name)
-        among = None if items is None else items.to(device_of(model))
         try:
             moved, still = (
                 ranked(way, batches, items=among, exclude_seen=leave_out, name=name).by_user() for way in ways

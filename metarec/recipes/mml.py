@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog, Dataset
 from metarec.data.sampler import EpisodeSampler
+from metarec.modes import device_of
 from metarec.nn import AdaptiveFusion, ColdItemGenerator, FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder
 from metarec.nn.generator import warm_neighbours
 from metarec.nn.record import begin, expect, trained
@@ -247,8 +248,3 @@ def train_generator(
         sampler.users,
         backward,
     )
-
-
-def device_of(module: nn.Module) -> torch.device:
-    """Where a module's parameters are."""
-    return next(module.parameters()).device

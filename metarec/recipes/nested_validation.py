@@ -162,13 +162,13 @@ def validated(training: Iterator[Progress], model: Method, later: Dataset) -> It
     """
     leave_out, batches = leaves_out_seen(later.known_repeat_share), list(last_clicks(later, CLICKS))
     clicked = torch.from_numpy(later.warm | (np.bincount(later.item, minlength=later.catalog.size) > 0))
+    clicked, batches = clicked.to(device_of(model)), [batch.to(device_of(model)) for batch in batches]
     for step in training:
         if not step.epoch_done:
             yield step
             continue
         with evaluating(model):
-            asked = (batch.to(device_of(model)) for batch in batches)
-            found = ranked(model, asked, items=clicked.to(device_of(model)), exclude_seen=leave_out).by_user()
+            found = ranked(model, batches, items=clicked, exclude_seen=leave_out).by_user()
         yield replace(step, metrics={METRIC: float(found.mean())} if len(found) else {})
 
 

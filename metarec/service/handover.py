@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-
 from metarec.files import read_header
+from metarec.modes import device_of
 from metarec.recommender import Recommender
 from metarec.service.changes import Changes, make
 
@@ -82,7 +81,6 @@ class Handover:
     Args:
         changes: of the service.
         path: the file that the learner writes.
-        device: where the model runs.
 
     Raises:
         ValueError: if the service has no journal.
@@ -91,11 +89,11 @@ class Handover:
         lesson: of the weights that were taken over last.
     """
 
-    def __init__(self, changes: Changes, path: Path, device: torch.device | str = "cpu") -> None:
+    def __init__(self, changes: Changes, path: Path) -> None:
         if changes.journal is None:
             raise ValueError("a service that learns needs a journal: allow_changes=True, or journal=")
         self.changes, self.journal, self.path = changes, changes.journal, path
-        self._device, self._given = device, weakref.ref[Recommender](changes.recommender)
+        self._given = weakref.ref[Recommender](changes.recommender)
         self.lesson = Lesson(self.journal.model)
         self._tried, self._problem = (0, 0), ""
 
@@ -127,7 +125,8 @@ class Handover:
         self._tried, self._problem = self._stamp(), ""
         try:
             lesson = Lesson.of(self.path, self.journal.model)
-            found, until = Recommender.load(self.path, device=self._device), self.journal.number
+            device = device_of(self.changes.recommender.model)
+            found, until = Recommender.load(self.path, device=device), self.journal.number
             if lesson.number > until:
                 raise ValueError(f"{self.path}: learned from changes that the journal does not hold")
             make(found, self.journal.between(lesson.number, until), self.journal.path)
