@@ -90,7 +90,7 @@ class EASE(SomeItems):
         """The sums of the weights' rows of the clicked items."""
         history = state.tensors["history"]
         weight, codes, place = (own.to(history.device) for own in (self.weight, self.codes, self._place))
-        own, real = distinct(place[history.long()])
+        own, real, _ = distinct(place[history.long()])
         summed = F.embedding_bag(own[real], weight, real.sum(1).cumsum(0) - real.sum(1), mode="sum")
         return PlacedScores(summed, codes, place)
 
@@ -162,12 +162,12 @@ def placed(codes: Tensor, items: int) -> Tensor:
     return place
 
 
-def distinct(place: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows (N, L) in ascending order, and which of them, (N, L) bool, are not negative and not there before."""
-    place = place.sort(1).values
-    real = place >= 0
-    real[:, 1:] &= place[:, 1:] != place[:, :-1]
-    return place, real
+def distinct(place: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (N, L) in ascending order; which are the last of their value, and not negative; and where each stood."""
+    place, order = place.sort(dim=1, stable=True)
+    last = place >= 0
+    last[:, :-1] &= place[:, 1:] != place[:, :-1]
+    return place, last, order
 
 
 def check_ascending(name: str, codes: Ints, items: int) -> None:

@@ -16,7 +16,7 @@ from metarec.model import Saved, register
 from metarec.recipes.asked_pairs import Asked, ranges, summed_by_user
 from metarec.recipes.click_log import Floats, check_codes
 from metarec.recipes.counting import numbers
-from metarec.recipes.ease import SomeItems, check_ascending, cooccurrences, most_clicked, placed
+from metarec.recipes.ease import SomeItems, check_ascending, cooccurrences, distinct, most_clicked, placed
 from metarec.recipes.sparse_scores import SparseScores
 from metarec.scoring import Scores, UserState
 
@@ -60,10 +60,8 @@ class ItemKNN(SomeItems):
     ) -> None:
         if neighbours < 1 or shrink < 0:
             raise ValueError(f"ItemKNN: expected neighbours >= 1 and shrink >= 0, got {neighbours} and {shrink}")
-        if not 0 < decay <= 1:
-            raise ValueError(f"ItemKNN: expected a decay above 0 and at most 1, got {decay}")
         self.attach(data)
-        self.decay = decay
+        self.decay = _checked(decay)
         codes = most_clicked(data, items)
         together = cooccurrences(data, codes, device)
         root = together.diagonal().sqrt()
@@ -83,9 +81,7 @@ class ItemKNN(SomeItems):
     def scores(self, state: UserState) -> Scores:
         """The summed similarities of the clicked items' neighbours, 0 for all else."""
         history = state.tensors["history"].cpu().long()
-        place, order = self._place[history].sort(dim=1, stable=True)
-        last = place >= 0
-        last[:, :-1] &= place[:, 1:] != place[:, :-1]
+        place, last, order = distinct(self._place[history])
         after = (history > 0).flip(1).cumsum(1).flip(1).gather(1, order) - 1
         weight = (self.decay ** after.clamp(min=0).double()).numpy()
         own, real = place.numpy(), last.numpy()
@@ -119,8 +115,11 @@ class ItemKNN(SomeItems):
             raise ValueError(f"start does not divide {len(item)} neighbours among {len(codes)} items")
         if not np.isin(item, codes).all() or (value <= 0).any():
             raise ValueError("item and value: expected neighbours among the codes, with values above 0")
-        decay = saved.settings.get("decay", 1.0)
-        if not isinstance(decay, int | float) or isinstance(decay, bool) or not 0 < decay <= 1:
-            raise ValueError(f"expected a decay above 0 and at most 1, got {decay!r}")
-        self.decay = float(decay)
+        self.decay = _checked(saved.settings.get("decay", 1.0))
         self._begin(codes, start, item, value, len(self.warm))
+
+
+def _checked(decay: object) -> float:
+    if not isinstance(decay, int | float) or isinstance(decay, bool) or not 0 < decay <= 1:
+        raise ValueError(f"decay must be above 0 and at most 1, got {decay!r}")
+    return float(decay)

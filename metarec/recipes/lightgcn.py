@@ -122,7 +122,7 @@ class LightGCN(Counts, nn.Module):
         """The products of the items' vectors and the user's, which is read from those of the clicked items."""
         table: _Table = kept(self, "table", self._table)
         history = state.tensors["history"].to(self.known.device).long()
-        own, real = distinct(torch.where(self.known[history], history, -1))
+        own, real, _ = distinct(torch.where(self.known[history], history, -1))
         each = table.read[own.clamp(min=0)].double() * real.unsqueeze(2)
         summed = each.cumsum(1)[:, -1]  # in the order of the items, however many the others have clicked
         return GraphScores(table, summed / real.sum(1, keepdim=True).clamp(min=1).sqrt())
