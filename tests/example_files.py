@@ -15,9 +15,9 @@ QUICK = ("--preset", "mml", "--epochs", "1", "--warmup-epochs", "1")
 AT = ("--split-time", str(mr.datasets.PLANTED_SPLIT))
 
 
-def load_script() -> ModuleType:
-    """The main job as a module."""
-    spec = importlib.util.spec_from_file_location("mml_hangzhou", SCRIPT)
+def load_script(path: Path = SCRIPT) -> ModuleType:
+    """An example as a module; the main job by default."""
+    spec = importlib.util.spec_from_file_location(f"{path.stem}_example", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from example_files import write_world
+from example_files import load_script, write_world
 from metarec.data import load_atomic, split_by_time, split_time
 
 SCRIPT = Path(__file__).parents[1] / "examples" / "mml_blend.py"
@@ -17,11 +16,7 @@ SCRIPT = Path(__file__).parents[1] / "examples" / "mml_blend.py"
 @pytest.fixture
 def script(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location("mml_blend_example", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 @pytest.mark.parametrize("more", [[], ["--live"]])

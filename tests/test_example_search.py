@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
+from example_files import load_script
 from fit_worlds import sides
 from metarec.data import Dataset
 from metarec.recipes import sasrec, validated, validation_split
@@ -21,11 +21,7 @@ pytestmark = pytest.mark.skipif(imported("optuna") is None, reason="no Optuna he
 
 @pytest.fixture
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("search_example", SCRIPT)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(SCRIPT)
 
 
 def test_the_best_trial_is_reached_again_by_its_settings(script: ModuleType) -> None:
