@@ -13,7 +13,6 @@ The floor is that of docs/performance.md, from the ceilings measured in the same
 from __future__ import annotations
 
 import argparse
-import io
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,7 +34,7 @@ from machine import (
     stamp,
 )
 
-from metarec.files import replace_file, write_json
+from metarec.files import write_json, write_png
 
 SHAPE = {"clicks": 12, "steps": 5, "dim": 64, "items": 4000, "layers": 2, "heads": 2}
 USERS = {"cpu": 256, "cuda": 16384}  # per batch, where something else is changed
@@ -136,9 +135,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     base, where = result["settings"], place(result["machine"])
     usual = ", ".join(f"{TITLES[axis]} {base[axis]:,}" for axis in result["curves"])
     figure.suptitle(f"{where}, {result['threads']} threads, commit {result['commit'][:10]}; if not changed: {usual}")
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110)
-    replace_file(path, image.getvalue())
+    write_png(path, figure, dpi=110)
     pyplot.close(figure)
 
 

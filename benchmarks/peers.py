@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import io
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,7 @@ from released import released_loop
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from metarec.files import replace_file, write_json
+from metarec.files import write_json, write_png
 from metarec.nn import ModalityLearner
 from metarec.types import EpisodeBatch, Examples
 
@@ -142,9 +141,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     title = f"{place(result['machine'])}, commit {result['commit'][:10]}"
     panel.set(xscale="log", xlabel="users meta-trained per second", title=title)
     panel.margins(x=0.15)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110)
-    replace_file(path, image.getvalue())
+    write_png(path, figure, dpi=110)
     pyplot.close(figure)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -125,6 +126,13 @@ def _json(path: str | Path, value: object, **how: Any) -> str:
     except (TypeError, ValueError) as error:
         raise type(error)(f"{path}: not written: {error}") from error
     return text
+
+
+def write_png(path: str | Path, figure: Any, **how: Any) -> None:
+    """Write a matplotlib figure, whole or not at all."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", **how)
+    replace_file(path, image.getvalue())
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

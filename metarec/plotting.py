@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from metarec.files import replace_file
+from metarec.files import write_png
 from metarec.report import METRICS, SLICES, Report
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73")  # Okabe and Ito's, told apart by colour-blind readers
+# Okabe and Ito's, told apart by colour-blind readers.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^")
 
 
@@ -60,9 +60,7 @@ def plot_results(
         _draw_metrics(figure.add_subplot(panels[number]), reports, k, part)
     for place, (stage, values) in enumerate(losses.items()):
         _draw_loss(figure.add_subplot(grid[place % rows, 1 + place // rows]), stage, values)
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    replace_file(path, image.getvalue())
+    write_png(path, figure)
 
 
 def _draw_loss(axes: Axes, stage: str, values: Sequence[float]) -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from metarec.files import replace_file
+from metarec.files import write_png
 
 KINDS = ("ensemble", "part", "generator", "adaptation")
 
@@ -134,9 +133,7 @@ class FitReport:
         axes.set_yticks(range(len(shown)), [f"{c.name}{' (chosen)' if c.chosen else ''}" for c in shown], fontsize=8)
         axes.set_xlabel(f"NDCG@10 of {self.users} validation users, two standard errors")
         axes.grid(axis="x", alpha=0.3)
-        packed = io.BytesIO()
-        figure.savefig(packed, format="png")
-        replace_file(path, packed.getvalue())
+        write_png(path, figure)
 
 
 def _finite(error: list[list[float]]) -> list[list[float]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarec.data.dataset import Ints
-from metarec.files import replace_file
+from metarec.files import write_png
 from metarec.functional.means import Metric, clustered_mean
+from metarec.plotting import COLOURS
 from metarec.report import Report
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito's
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +111,4 @@ def plot_stream(
     axes.set_title(title, loc="left", fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend(fontsize="small")
-    image = io.BytesIO()
-    figure.savefig(image, format="png")
-    replace_file(path, image.getvalue())
+    write_png(path, figure)
