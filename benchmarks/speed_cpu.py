@@ -5,16 +5,16 @@ Usage::
     git worktree add ../before 3e0ee78 && (cd ../before && python setup.py build_ext --inplace)
     python benchmarks/speed_cpu.py --before ../before --out benchmarks/results/speed_cpu.json
 
-The main job is README's first command: load, split, train MML, test every part of it; the recipe is the training of
-``mml_blend``, left out with ``--recipes 0``; neighbours are what a generator builds first. Ratios are of CPU seconds,
-now to before, the median over the seeds: they hold on a machine that others use, too. NDCG@10 of both builds is
-compared user by user. With ``--keep`` a job that was done is not done again. Beside the JSON comes a picture.
+The main job is what ``examples/mml_hangzhou.py --preset mml`` does, README's first command of the build before: load,
+split, train MML, test every part of it. The recipe is the training of ``mml_blend``, left out with ``--recipes 0``;
+neighbours are what a generator builds first. Ratios are of CPU seconds, now to before, the median over the seeds: they
+hold on a machine that others use, too. NDCG@10 of both builds is compared user by user. With ``--keep`` a job that was
+done is not done again. Beside the JSON comes a picture.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import subprocess
@@ -31,7 +31,7 @@ from machine import ROOT, add_machine_options, add_numbers, command_line, stamp
 from tqdm import tqdm
 
 from metarec.comparison import compare
-from metarec.files import replace_file, write_json
+from metarec.files import write_json, write_png
 from metarec.report import Report
 
 BUILDS = ("before", "now")
@@ -122,9 +122,7 @@ def draw(seconds: Mapping[str, Mapping[str, Mapping[str, float]]], path: Path) -
     axes.invert_yaxis()
     axes.set_xlabel("CPU seconds of the main job")
     axes.legend(frameon=False)
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=110)
-    replace_file(path, image.getvalue())
+    write_png(path, figure, dpi=110)
     pyplot.close(figure)
 
 

@@ -40,7 +40,7 @@ class Clock:
 
 
 def main_job(clock: Clock, seed: int) -> dict[str, Any]:
-    """What README's first command does: load, split, train MML stage by stage, test every part."""
+    """Load, split, train MML stage by stage, test every part."""
     import metarec as mr
 
     data = mr.datasets.movietweetings()

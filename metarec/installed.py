@@ -15,6 +15,7 @@ EXTRAS = {  # extra -> the module by which it is known
     "index": "faiss",
     "serve": "fastapi",
     "export": "onnx",
+    "loggers": "wandb",
     "demo": "streamlit",
 }
 
