@@ -97,10 +97,20 @@ def recent(data: Dataset, since: float, clicks: int) -> Dataset:
         >>> int(np.diff(late.offsets).max()), bool((late.time[late.offsets[1:] - 1] >= 1_500_000).all())
         (5, True)
     """
-    stop, count = data.offsets[1:], np.diff(data.offsets)
-    late = data.time[stop - 1] >= since
-    kept = np.repeat(late, count) & (np.repeat(stop, count) - np.arange(len(data)) <= clicks)
-    return filter_interactions(data, kept)
+    late = data.time[data.offsets[1:] - 1] >= since
+    return filter_interactions(data, np.repeat(late, np.diff(data.offsets)) & among_last(data, clicks))
+
+
+def among_last(data: Dataset, clicks: int) -> NDArray[np.bool_]:
+    """(n,) whether each click is one of its user's last so many.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> data = planted(users=60, items=40)
+        >>> int(among_last(data, 2).sum()) == 2 * len(data.user_codes)
+        True
+    """
+    return np.repeat(data.offsets[1:], np.diff(data.offsets)) - np.arange(len(data)) <= clicks
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from metarec.data.dataset import Dataset, Ints
 from metarec.data.examples import filter_interactions
+from metarec.data.joining import among_last
 from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
 from metarec.functional.ranking import ranks
 from metarec.learning import Learned
@@ -74,8 +75,7 @@ class HeldOut:
     def of(cls, data: Dataset, rows: Ints, length: int, seed: int) -> HeldOut:
         """Of rows of the data, with histories of a length."""
         own = np.isin(data.user, data.user[rows])
-        stop = np.repeat(data.offsets[1:], np.diff(data.offsets))
-        return cls(filter_interactions(data, own & (stop - np.arange(len(data)) <= length + 1)), seed)
+        return cls(filter_interactions(data, own & among_last(data, length + 1)), seed)
 
     def worth(self, model: Any, length: int) -> NDArray[np.float64]:
         """(n,) 1 / log2(1 + rank) of each click in the catalogue, NaN if a score is."""
