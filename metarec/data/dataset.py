@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from metarec.data.catalog import Catalog
 from metarec.data.clock import DAYS, Times, told_day
 from metarec.data.item_counts import ItemCounts
+from metarec.data.kinds import OtherEvents
 from metarec.data.profiles import Profiles
 from metarec.data.vocabulary import Ints, Vocabulary
 from metarec.data.weights import Weights, check_weights
@@ -43,6 +44,7 @@ class Dataset:
         upstream_repeat_share: ``repeat_share`` of the upstream side, known to both sides of a split.
         upstream_counts: how often each item was clicked on the upstream side, likewise.
         weight: (n,) what each click weighs beside its user's others when a learner is trained; None for all the same.
+        others: events of other kinds, which learners read in histories; None where there are none.
 
     Raises:
         ValueError: if the columns differ in length or are not sorted, the times are not int64 or finite float64, or
@@ -69,6 +71,7 @@ class Dataset:
     profiles: Profiles | None = None
     upstream_counts: ItemCounts | None = None
     weight: Weights | None = None
+    others: OtherEvents | None = None
 
     def __post_init__(self) -> None:
         if not len(self.user) == len(self.item) == len(self.time):

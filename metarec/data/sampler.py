@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from metarec.data.dataset import Dataset, Ints
 from metarec.data.examples import build_examples, check_sampling_weights, cumulative_weights
+from metarec.data.kinds import EventWindows
 from metarec.data.support import SupportMaker
 from metarec.data.weights import Weights
 from metarec.types import EpisodeBatch
@@ -39,6 +40,8 @@ class EpisodeSampler:
     consecutive clicks each epoch; the other parts take the last ones. Part test keeps x_{n-2} out of the support,
     so that it can choose settings; serving adapts to all that is known, even a single click (no support at all), with
     the negatives that a :class:`metarec.Recommender` draws for the same clicks.
+
+    Where the data have events of other kinds, examples carry the last ``max_length`` events of all kinds, too.
 
     Args:
         data: the clicks; negatives are drawn from its warm items, so that cold items are never pushed down.
@@ -178,6 +181,11 @@ class EpisodeSampler:
                 )
                 for a, b in cuts
             )
+            if self._windows is not None:
+                begins = start[users][own]
+                window = self._windows.starts(begins + last[own])
+                spans = ((support, known), (query, last))
+                support, query = (self._windows.beside(e, begins, to[own], window) for e, to in spans)
             if self.part == "serving" and self.negative_sampling == "uniform":
                 support = self._maker.with_negatives(support)
             codes = torch.from_numpy(self.user_codes[users[own]])
@@ -217,6 +225,14 @@ class EpisodeSampler:
     def _rows(self) -> Ints:
         """(users,) rows of ``data.user_codes`` that are sampled."""
         return np.flatnonzero(self._asked & (self._clicks >= LEAST_CLICKS[self.part]))
+
+    @cached_property
+    def _windows(self) -> EventWindows | None:
+        """The events of all kinds, if there are others than the clicks."""
+        data = self.data
+        if data.others is None:
+            return None
+        return EventWindows(data.user, data.item, data.time, data.others, self.max_length)
 
     @cached_property
     def _maker(self) -> SupportMaker:

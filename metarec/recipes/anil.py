@@ -65,7 +65,8 @@ class HeadLearner(ModalityLearner):
         encoder = HeadedEncoder(learner.encoder, learner.items.table().shape[1])
         encoder.head.to(next(learner.parameters()))
         record.expect(encoder.head)
-        super().__init__(learner.items, encoder, context=learner.context, candidates=learner.candidates)
+        parts = {"context": learner.context, "candidates": learner.candidates, "kinds": learner.kinds}
+        super().__init__(learner.items, encoder, **parts)
         for name in TOLD:
             if name in vars(learner):
                 setattr(self, name, vars(learner)[name])

@@ -1,0 +1,139 @@
+"""Events of other kinds than the clicks that are to be predicted, and windows of all of them in time order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from metarec.data.clock import Times
+from metarec.data.vocabulary import Ints
+from metarec.functional.kinds import coded
+from metarec.types import Examples
+
+
+@dataclass(frozen=True, eq=False)
+class OtherEvents:
+    """Events that are read in histories and never predicted, sorted by user, then time: views beside purchases, say.
+
+    An event at the very moment of a click stands after it: which came first is not known.
+
+    Attributes:
+        names: of all kinds, that of the clicks first.
+        user: (m,) int64 user codes.
+        item: (m,) int64 item codes.
+        time: (m,) in the units of the clicks.
+        kind: (m,) int64, 1..K-1.
+
+    Raises:
+        ValueError: if the columns differ in length or are not sorted, a kind is not one of ``names``, or a name stands
+            twice.
+
+    Example:
+        >>> others = OtherEvents(("buy", "view"), np.array([1, 1]), np.array([3, 4]), np.array([5, 9]), np.array([1, 1]))
+        >>> len(others), len(others.until(6)), others
+        (2, 1, 2 view)
+    """
+
+    names: tuple[str, ...]
+    user: Ints
+    item: Ints
+    time: Times
+    kind: Ints
+
+    def __post_init__(self) -> None:
+        lengths = {len(column) for column in (self.user, self.item, self.time, self.kind)}
+        if len(lengths) > 1:
+            raise ValueError(f"other events: expected columns of one length, got {sorted(lengths)}")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError(f"other events: a kind stands twice in {list(self.names)}")
+        if len(self) and not (self.kind.min() >= 1 and self.kind.max() < len(self.names)):
+            raise ValueError(f"other events: kinds must be in 1..{len(self.names) - 1}, the places in {self.names}")
+        same = self.user[1:] == self.user[:-1]
+        if (self.user[1:] < self.user[:-1]).any() or (same & (self.time[1:] < self.time[:-1])).any():
+            raise ValueError("other events: they must be sorted by user, then time")
+
+    @classmethod
+    def sorted(cls, names: Sequence[str], user: Ints, item: Ints, time: Times, kind: Ints) -> Self:
+        """From columns in any order; ties as they were."""
+        order = np.lexsort((np.arange(len(user)), time, user))
+        return cls(tuple(names), user[order], item[order], time[order], kind[order])
+
+    def __len__(self) -> int:
+        return len(self.user)
+
+    def __repr__(self) -> str:
+        counts = np.bincount(self.kind, minlength=len(self.names)).tolist()
+        return ", ".join(f"{count:,} {name}" for name, count in zip(self.names[1:], counts[1:], strict=True))
+
+    def filter(self, kept: NDArray[np.bool_]) -> Self:
+        """Those of an (m,) mask."""
+        columns: dict[str, Any] = {name: getattr(self, name)[kept] for name in ("user", "item", "time", "kind")}
+        return replace(self, **columns)
+
+    def until(self, time: float) -> Self:
+        """Those that came no later than a time."""
+        return self.filter(self.time <= time)
+
+    def of_users(self, users: Ints) -> Self:
+        """Those of some users."""
+        return self.filter(np.isin(self.user, users))
+
+
+class EventWindows:
+    """The clicks and all other events of each user as one sequence, of which the last so many are read.
+
+    Args:
+        user: (n,) of the clicks, sorted by user, then time.
+        item: (n,) likewise.
+        time: (n,) likewise.
+        others: the other events.
+        length: E, most events that are read.
+
+    Example:
+        >>> others = OtherEvents(("buy", "view"), np.array([1, 1]), np.array([3, 4]), np.array([5, 9]), np.array([1, 1]))
+        >>> windows = EventWindows(np.array([1, 1]), np.array([7, 8]), np.array([6, 9]), others, length=50)
+        >>> windows.code.tolist() == [coded(3, 1), 7, 8, coded(4, 1)], windows.place.tolist()
+        (True, [1, 2])
+    """
+
+    def __init__(self, user: Ints, item: Ints, time: Times, others: OtherEvents, length: int) -> None:
+        clicks = len(user)
+        owner = np.concatenate([user, others.user])
+        later = np.arange(len(owner)) >= clicks
+        order = np.lexsort((np.arange(len(owner)), later, np.concatenate([time, others.time]), owner))
+        place = np.empty(len(owner), dtype=np.int64)
+        place[order] = np.arange(len(owner))
+        owner = owner[order]
+        begins = np.searchsorted(owner, owner, side="left")
+        self.code: Ints = np.concatenate([item, coded(others.item, others.kind)])[order]
+        self.place: Ints = place[:clicks]  # of each click among all events
+        self.first: Ints = begins[self.place]  # where each click's user begins among them
+        self.length = length
+
+    def starts(self, asked: Ints) -> Ints:
+        """(B,) where the windows begin that end right before some clicks, given by their rows."""
+        return np.maximum(self.first[asked], self.place[asked] - self.length)
+
+    def beside(self, examples: Examples, start: Ints, last: Ints, window: Ints) -> Examples:
+        """Examples with the events of all kinds that they may read.
+
+        Args:
+            examples: of B users; position 0 is the click in row ``start``.
+            start: (B,) rows of the clicks.
+            last: (B,) the last position that is read.
+            window: (B,) where the windows begin.
+        """
+        rows = start[:, None] + examples.position.numpy() + 1
+        real = examples.weight.numpy() > 0
+        at = self.place[np.where(real, rows, start[:, None])] - 1 - window[:, None]
+        read = np.where(real, np.maximum(at, -1), -1)
+        ends = self.place[start + last] - window
+        column = np.arange(max(1, int(ends.max(initial=0))))
+        inside = column < ends[:, None]
+        events = np.where(inside, self.code[np.where(inside, window[:, None] + column, 0)], 0)
+        return replace(examples, events=torch.from_numpy(events), read=torch.from_numpy(read))
