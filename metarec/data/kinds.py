@@ -57,6 +57,21 @@ class OtherEvents:
         if (self.user[1:] < self.user[:-1]).any() or (same & (self.time[1:] < self.time[:-1])).any():
             raise ValueError("other events: they must be sorted by user, then time")
 
+    def check_codes(self, users: int, items: int, where: str) -> None:
+        """Check that all users and items are those of a data set.
+
+        Args:
+            users: U, with padding.
+            items: I, with padding.
+            where: what is checked, for messages.
+
+        Raises:
+            ValueError: if one is not.
+        """
+        for name, codes, size in (("user", self.user, users), ("item", self.item, items)):
+            if len(self) and not 1 <= codes.min() <= codes.max() < size:
+                raise ValueError(f"{where}: other events: expected {name} codes in 1..{size - 1}")
+
     @classmethod
     def sorted(cls, names: Sequence[str], user: Ints, item: Ints, time: Times, kind: Ints) -> Self:
         """From columns in any order; ties as they were."""
@@ -74,6 +89,11 @@ class OtherEvents:
         """Those of an (m,) mask."""
         columns: dict[str, Any] = {name: getattr(self, name)[kept] for name in ("user", "item", "time", "kind")}
         return replace(self, **columns)
+
+    def recoded(self, items: Ints) -> Self:
+        """Under the codes of another catalogue, (I,) by item code; those on items that it lacks, 0, are left out."""
+        kept = items[self.item] > 0
+        return replace(self.filter(kept), item=items[self.item[kept]])
 
     def until(self, time: float) -> Self:
         """Those that came no later than a time."""
@@ -137,3 +157,38 @@ class EventWindows:
         inside = column < ends[:, None]
         events = np.where(inside, self.code[np.where(inside, window[:, None] + column, 0)], 0)
         return replace(examples, events=torch.from_numpy(events), read=torch.from_numpy(read))
+
+
+def joined_others(parts: Sequence[OtherEvents | None], codes: Sequence[Ints | None]) -> OtherEvents | None:
+    """The other events of several data sets, each once; None where none has any.
+
+    Args:
+        parts: of each.
+        codes: (U,) of each, the codes that its users have now, by their code; None where they stay.
+
+    Raises:
+        ValueError: if the kinds are not the same.
+
+    Example:
+        >>> one = np.array([1])
+        >>> views = OtherEvents(("buy", "view"), one, np.array([3]), np.array([5]), one)
+        >>> both = joined_others([views, None, views], [None, None, np.array([0, 2])])
+        >>> both.user.tolist(), joined_others([views, views], [None, None])
+        ([1, 2], 1 view)
+    """
+    found = [(part, code) for part, code in zip(parts, codes, strict=True) if part is not None]
+    if not found:
+        return None
+    names = found[0][0].names
+    if strange := next((part.names for part, _ in found if part.names != names), None):
+        raise ValueError(f"other events: the kinds are {list(names)} in one place and {list(strange)} in the other")
+    user = np.concatenate([part.user if code is None else code[part.user] for part, code in found])
+    item, time, kind = (np.concatenate([getattr(part, n) for part, _ in found]) for n in ("item", "time", "kind"))
+    out = OtherEvents.sorted(names, user, item, time, kind)
+    order = np.lexsort((out.kind, out.item, out.time, out.user))
+    again = np.ones(max(0, len(out) - 1), dtype=np.bool_)
+    for column in (out.user, out.time, out.item, out.kind):
+        again &= column[order][1:] == column[order][:-1]
+    kept = np.ones(len(out), dtype=np.bool_)
+    kept[order[1:][again]] = False
+    return out.filter(kept)
