@@ -107,7 +107,7 @@ def load_atomic(
     encodings, learned = _learned(attributes, item_table, texts := _attributes(item_table, events.items), found)
     return Dataset(
         events.users,
-        Catalog(events.items, found | learned, texts, encodings=encodings),
+        Catalog(events.items, found | learned, texts, encodings=encodings, kinds=others.names if others else ()),
         events.user,
         events.item,
         events.time,

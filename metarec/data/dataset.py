@@ -88,7 +88,7 @@ class Dataset:
         if self.weight is not None:
             check_weights(self.weight, len(self), self.name)
         if self.others is not None:
-            self.others.check_codes(self.users.size, self.catalog.size, self.name)
+            self.others.check_codes(self.users.size, self.catalog, self.name)
         if self.profiles is not None and len(self.profiles.features) != self.users.size:
             raise ValueError(
                 f"{self.name}: expected profiles of {self.users.size} rows, got {len(self.profiles.features)}"

@@ -77,7 +77,7 @@ def read_frames(
     attributes = {} if known is None else known.attributes(events.items)
     return {
         "users": events.users,
-        "catalog": Catalog(events.items, modalities | learned, attributes, encodings=encodings),
+        "catalog": Catalog(events.items, modalities | learned, attributes, encodings=encodings, kinds=others.names if others else ()),
         "user": events.user,
         "item": events.item,
         "time": events.time,

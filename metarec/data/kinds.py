@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metarec.data.catalog import Catalog
 from metarec.data.clock import Times
 from metarec.data.vocabulary import Ints
 from metarec.functional.kinds import coded
@@ -57,18 +58,20 @@ class OtherEvents:
         if (self.user[1:] < self.user[:-1]).any() or (same & (self.time[1:] < self.time[:-1])).any():
             raise ValueError("other events: they must be sorted by user, then time")
 
-    def check_codes(self, users: int, items: int, where: str) -> None:
-        """Check that all users and items are those of a data set.
+    def check_codes(self, users: int, catalog: Catalog, where: str) -> None:
+        """Check that all users, items and kinds are those of a data set.
 
         Args:
             users: U, with padding.
-            items: I, with padding.
+            catalog: the items.
             where: what is checked, for messages.
 
         Raises:
             ValueError: if one is not.
         """
-        for name, codes, size in (("user", self.user, users), ("item", self.item, items)):
+        if self.names != catalog.kinds:
+            raise ValueError(f"{where}: other events: the kinds are {self.names}, in the catalogue {catalog.kinds}")
+        for name, codes, size in (("user", self.user, users), ("item", self.item, catalog.size)):
             if len(self) and not 1 <= codes.min() <= codes.max() < size:
                 raise ValueError(f"{where}: other events: expected {name} codes in 1..{size - 1}")
 
@@ -89,6 +92,18 @@ class OtherEvents:
         """Those of an (m,) mask."""
         columns: dict[str, Any] = {name: getattr(self, name)[kept] for name in ("user", "item", "time", "kind")}
         return replace(self, **columns)
+
+    def named(self, names: tuple[str, ...]) -> Self:
+        """The same under the kinds of a model, by name.
+
+        Raises:
+            ValueError: if one is none of them, or another kind is to be predicted.
+        """
+        if strange := [name for name in self.names if name not in names]:
+            raise ValueError(f"other events: unknown kind {strange[0]!r}; the model knows {list(names)}")
+        if self.names[0] != names[0]:
+            raise ValueError(f"other events: the model predicts {names[0]!r}, the clicks are {self.names[0]!r}")
+        return replace(self, names=names, kind=np.array([names.index(name) for name in self.names])[self.kind])
 
     def recoded(self, items: Ints) -> Self:
         """Under the codes of another catalogue, (I,) by item code; those on items that it lacks, 0, are left out."""
