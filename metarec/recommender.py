@@ -43,9 +43,7 @@ class Recommender(Answers):
     catalogue have changed; after a part of it was exchanged or hooked, make a new one. Runs where the model is and in
     evaluation mode; the model is left as it was. The same clicks give the same list, whoever else is adapted to at the
     same time. Any number of threads may call it; each call sees one catalogue and one set of weights. Ids are those of
-    the data, text or whole numbers,
-    in any container that has an order (lists, arrays, columns of pandas, polars or Arrow, generators): by position,
-    never by label.
+    the data, in any container that has an order (lists, columns of pandas or polars, generators), never by label.
 
     Args:
         model: whatever ranks: an ensemble, an :class:`~metarec.MML`, counts, trained or loaded; a method of your own
@@ -97,6 +95,7 @@ class Recommender(Answers):
         at: When = None,
         last: When = None,
         profile: Profile | None = None,
+        kinds: Sequence[str] | None = None,
     ) -> User: ...
     @overload
     def adapt(
@@ -107,6 +106,7 @@ class Recommender(Answers):
         at: When = None,
         last: When = None,
         profile: Sequence[Profile | None] | None = None,
+        kinds: Sequence[Sequence[str] | None] | None = None,
     ) -> Users: ...
     def adapt(
         self,
@@ -116,13 +116,13 @@ class Recommender(Answers):
         at: When = None,
         last: When = None,
         profile: Profile | Sequence[Profile | None] | None = None,
+        kinds: Sequence[Any] | None = None,
     ) -> User | Users:
         """Adapt to one user's clicks, or to those of many users.
 
         A user with one click has nothing to adapt to and is served by the shared weights. One without any gets the
-        unadapted ranking, that of the average state after one likely click. ``adapted`` says which.
-
-        Many users are adapted to thousands at a time, in halves, which are logged, where a GPU's memory is too small.
+        unadapted ranking, that of the average state after one likely click. ``adapted`` says which. Many users are
+        adapted to thousands at a time, in halves, which are logged, where a GPU's memory is too small.
 
         Args:
             history: external ids of what the user clicked, in time order, or one such sequence per user; the last
@@ -134,15 +134,20 @@ class Recommender(Answers):
             last: when each user clicked last, if known, likewise: an ensemble's weights depend on how long ago.
             profile: what is known of the user, by column of ``users=`` that the model was fitted on, as
                 ``{"age": 30}``; of many users one such mapping, or None, each. It counts after clicks, too.
+            kinds: of a model of several kinds of events, the name of the kind of each event in ``history``; of many
+                users one such sequence, or None for clicks alone, each.
 
         Raises:
             ValueError: if an id is not known (naming it and the nearest known ones), no modality knows any of a user's
                 items, a score is not finite, weights are to be kept of a model that adapts item rows too, or a profile
-                has a column that the model does not read.
+                has a column, or an event a kind, that the model does not know.
         """
         entries, state = plain(history, "adapt"), self._states.current()
         one = all(map(is_single, entries))
-        clicks = LazyHistories([entries] if one else entries, state.catalog.items)
+        every, catalog, clicks = [entries] if one else entries, state.catalog, None
+        if kinds is not None:
+            clicks = Clicks.of_kinds(every, [kinds] if one else plain(kinds, "kinds"), catalog.items, catalog.kinds)
+        clicks = clicks or LazyHistories(every, catalog.items)
         asking, given = len(clicks.counts), [profile] if one else profile
         told = None if profile is None else profile_rows(state.model.profile, given, asking)
         timed = clock(asking, at, last, state)
@@ -173,7 +178,7 @@ class Recommender(Answers):
         Args:
             clicks: a frame, or a mapping of columns, ``user`` (ids, known or not), ``item`` (known ids) and ``time``
                 (numbers in the units of the data, or datetimes, dates or ISO text; none before the last click that is
-                known).
+                known); of a model of several kinds of events, a column ``kind``, too. Without it all are clicks.
 
         Returns:
             How many clicks of how many users, and which users are new.

@@ -223,7 +223,9 @@ class Columns:
         """The columns that are read."""
         time = () if self.time is None else (self.time,)
         asked = self.asked
-        return tuple(dict.fromkeys((asked.user, asked.item, *time, *asked.positive, *asked.weights, *asked.kinds, *self._labels)))
+        return tuple(
+            dict.fromkeys((asked.user, asked.item, *time, *asked.positive, *asked.weights, *asked.kinds, *self._labels))
+        )
 
     @property
     def unread(self) -> tuple[str, ...]:

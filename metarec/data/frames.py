@@ -77,7 +77,9 @@ def read_frames(
     attributes = {} if known is None else known.attributes(events.items)
     return {
         "users": events.users,
-        "catalog": Catalog(events.items, modalities | learned, attributes, encodings=encodings, kinds=others.names if others else ()),
+        "catalog": Catalog(
+            events.items, modalities | learned, attributes, encodings=encodings, kinds=others.names if others else ()
+        ),
         "user": events.user,
         "item": events.item,
         "time": events.time,

@@ -35,7 +35,8 @@ class OtherEvents:
             twice.
 
     Example:
-        >>> others = OtherEvents(("buy", "view"), np.array([1, 1]), np.array([3, 4]), np.array([5, 9]), np.array([1, 1]))
+        >>> one = np.array([1, 1])
+        >>> others = OtherEvents(("buy", "view"), one, np.array([3, 4]), np.array([5, 9]), one)
         >>> len(others), len(others.until(6)), others
         (2, 1, 2 view)
     """
@@ -130,7 +131,8 @@ class EventWindows:
         length: E, most events that are read.
 
     Example:
-        >>> others = OtherEvents(("buy", "view"), np.array([1, 1]), np.array([3, 4]), np.array([5, 9]), np.array([1, 1]))
+        >>> one = np.array([1, 1])
+        >>> others = OtherEvents(("buy", "view"), one, np.array([3, 4]), np.array([5, 9]), one)
         >>> windows = EventWindows(np.array([1, 1]), np.array([7, 8]), np.array([6, 9]), others, length=50)
         >>> windows.code.tolist() == [coded(3, 1), 7, 8, coded(4, 1)], windows.place.tolist()
         (True, [1, 2])
@@ -145,6 +147,7 @@ class EventWindows:
         place[order] = np.arange(len(owner))
         owner = owner[order]
         begins = np.searchsorted(owner, owner, side="left")
+        self.user, self.time = owner, np.concatenate([time, others.time])[order]
         self.code: Ints = np.concatenate([item, coded(others.item, others.kind)])[order]
         self.place: Ints = place[:clicks]  # of each click among all events
         self.first: Ints = begins[self.place]  # where each click's user begins among them
@@ -207,3 +210,18 @@ def joined_others(parts: Sequence[OtherEvents | None], codes: Sequence[Ints | No
     kept = np.ones(len(out), dtype=np.bool_)
     kept[order[1:][again]] = False
     return out.filter(kept)
+
+
+def every_event(data: Any) -> tuple[Ints, Ints, Times]:
+    """User, coded item and time of a data set's events of all kinds, sorted by user, then time.
+
+    Example:
+        >>> from metarec.datasets import planted
+        >>> data = planted(users=60, items=40)
+        >>> every_event(data)[1] is data.item
+        True
+    """
+    if data.others is None:
+        return data.user, data.item, data.time
+    windows = EventWindows(data.user, data.item, data.time, data.others, length=1)
+    return windows.user, windows.code, windows.time

@@ -37,6 +37,10 @@ class EventKinds(nn.Module):
         """Vectors (..., D) of kinds (...)."""
         return F.embedding(kinds, self.weight)
 
+    def settings(self) -> dict[str, int]:
+        """What it is made with, for files."""
+        return {"size": len(self.weight), "dim": self.weight.shape[1]}
+
     def frozen(self) -> EventKinds:
         """The same vectors, with their gradients but without parameters of their own."""
         out = copy.copy(self)
@@ -56,3 +60,14 @@ def reading(learner: Any, examples: Examples) -> Examples:
     """
     found: Examples = learner.reading(examples) if hasattr(learner, "reading") else examples
     return found
+
+
+def reads_kinds(model: Any) -> bool:
+    """Whether a model, or a member of it, reads events of other kinds than clicks.
+
+    Example:
+        >>> reads_kinds(EventKinds(2, 4)), reads_kinds(nn.Linear(2, 2))
+        (True, False)
+    """
+    own = isinstance(model, nn.Module) and any(isinstance(part, EventKinds) for part in model.modules())
+    return own or (hasattr(model, "members") and any(map(reads_kinds, model.members().values())))

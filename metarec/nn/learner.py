@@ -180,7 +180,9 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
         history, among = examples.history, examples.target.unsqueeze(-1)
         if negatives:
             among = torch.cat([among, examples.negatives], -1)
-        ids = torch.cat([self._items_of(history), among.flatten(-2)], -1)  # gathered at once: so is the gradient of a table
+        ids = torch.cat(
+            [self._items_of(history), among.flatten(-2)], -1
+        )  # gathered at once: so is the gradient of a table
         items = items or drawn_once(self.items)
         x, vectors = items(ids).split([history.shape[-1], ids.shape[-1] - history.shape[-1]], -2)
         x, vectors = self._with_kinds(x, history), vectors.unflatten(-2, among.shape[-2:])
@@ -221,8 +223,8 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
         """The learner as one user's task: what of it is still a parameter is what adapts.
 
         ``"encoder"``: the items are frozen into tables, so only the encoder has parameters. ``"all"``: the projections
-        stay, and a table of items is wrapped in :class:`TouchedRows`, so that a user adapts the rows it touches. Vectors of
-        kinds are those of all users.
+        stay, and a table of items is wrapped in :class:`TouchedRows`, so that a user adapts the rows it touches. The
+        vectors of kinds never adapt.
         """
         if adapts not in ("encoder", "all"):
             raise ValueError(f"adapts must be 'encoder' or 'all', got {adapts!r}")
