@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from metarec.data.containers import is_single, plain, whole
-from metarec.data.histories import Clicks, LazyHistories
+from metarec.data.histories import Clicks, histories
 from metarec.data.new_clicks import click_data
 from metarec.data.new_items import Vectors, new_items
 from metarec.data.observed import Histories, Observed
@@ -49,8 +49,7 @@ class Recommender(Answers):
         model: whatever ranks: an ensemble, an :class:`~metarec.MML`, counts, trained or loaded; a method of your own
             that has a ``catalog`` and ``warm``, or has them by ``as_model(method, upstream)``.
         new_share: of the places in lists of ten, what items that training has not seen get, on average over typical
-            users: one number is added to all their scores. Choose it on upstream data, see
-            ``benchmarks/new_items.py``. By default scores stay as the model gives them.
+            users: one number is added to all their scores. Choose it on upstream data, see ``benchmarks/new_items.py``.
 
     Raises:
         TypeError: if the model does not say which items it scores.
@@ -134,8 +133,7 @@ class Recommender(Answers):
             last: when each user clicked last, if known, likewise: an ensemble's weights depend on how long ago.
             profile: what is known of the user, by column of ``users=`` that the model was fitted on, as
                 ``{"age": 30}``; of many users one such mapping, or None, each. It counts after clicks, too.
-            kinds: of a model of several kinds of events, the name of the kind of each event in ``history``; of many
-                users one such sequence, or None for clicks alone, each.
+            kinds: of several kinds of events, that of each in ``history``; of many users one such sequence, or None.
 
         Raises:
             ValueError: if an id is not known (naming it and the nearest known ones), no modality knows any of a user's
@@ -144,10 +142,7 @@ class Recommender(Answers):
         """
         entries, state = plain(history, "adapt"), self._states.current()
         one = all(map(is_single, entries))
-        every, catalog, clicks = [entries] if one else entries, state.catalog, None
-        if kinds is not None:
-            clicks = Clicks.of_kinds(every, [kinds] if one else plain(kinds, "kinds"), catalog.items, catalog.kinds)
-        clicks = clicks or LazyHistories(every, catalog.items)
+        clicks = histories([entries] if one else entries, [kinds] if one and kinds else kinds, state.catalog)
         asking, given = len(clicks.counts), [profile] if one else profile
         told = None if profile is None else profile_rows(state.model.profile, given, asking)
         timed = clock(asking, at, last, state)
@@ -273,8 +268,7 @@ class Recommender(Answers):
         """From a file that :meth:`save` or ``metarec.save`` wrote, a recommender that gives the same lists.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: as for ``metarec.load``.
+            FileNotFoundError, ValueError: as for ``metarec.load``.
         """
         model, header = read_model(path, device=device)
         share = header.get("new_share")
@@ -294,9 +288,8 @@ class Recommender(Answers):
         return Users(self, clicks, found.to(state.device), state.version)
 
     def _adapted(self, state: State, asked: EncodeRequest) -> Users:
-        found = encoded(state, asked)
         clicks = asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks
-        return Users(self, clicks, found, state.version)
+        return Users(self, clicks, encoded(state, asked), state.version)
 
     def __copy__(self) -> Self:
         """Another recommender of the same model; what is added to one is not in the other."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from metarec.data.catalog import Catalog
 from metarec.data.containers import plain, plain_rows
 from metarec.data.vocabulary import Id, Ints, Vocabulary
 from metarec.functional.kinds import ITEM, coded
@@ -205,3 +206,19 @@ def kind_codes(given: Sequence[Any], counts: Ints, kinds: Sequence[str]) -> Ints
             raise ValueError(f"user {user}: kinds: unknown kind {strange[0]!r:.80}; the model knows {list(kinds)}")
         out += [code[name] for name in names]
     return np.array(out, dtype=np.int64)
+
+
+def histories(given: Sequence[Sequence[Id]], kinds: Sequence[Any] | None, catalog: Catalog) -> Clicks | LazyHistories:
+    """Histories of B users, as lazily as can be.
+
+    Args:
+        given: external ids, of each user.
+        kinds: of each user the names of the kinds of the events, or None; None where all are clicks.
+        catalog: the items.
+
+    Raises:
+        ValueError: as :class:`LazyHistories` and :meth:`Clicks.of_kinds`.
+    """
+    if kinds is None:
+        return LazyHistories(given, catalog.items)
+    return Clicks.of_kinds(given, plain(kinds, "kinds"), catalog.items, catalog.kinds)

@@ -56,21 +56,18 @@ def click_data(clicks: Any, catalog: Catalog, since: float | None, second: float
         )
     users = Vocabulary(dict.fromkeys(user), "user")
     order = np.lexsort((np.arange(len(time)), time, users.encode(user)))
-    columns = (users.encode(user)[order], codes[order], time[order])
-    others, own = _others(clicks, catalog, columns, order)
-    return Dataset(users, catalog, *(column[own] for column in columns), np.arange(catalog.size) > 0, others=others)
+    who, what, at = users.encode(user)[order], codes[order], time[order]
+    kind = _kinds(clicks, catalog, len(order))[order]
+    own, rest = kind == 0, kind > 0
+    others = OtherEvents(catalog.kinds, who[rest], what[rest], at[rest], kind[rest]) if rest.any() else None
+    return Dataset(users, catalog, who[own], what[own], at[own], np.arange(catalog.size) > 0, others=others)
 
 
-def _others(
-    clicks: Any, catalog: Catalog, columns: tuple[Ints, Ints, NDArray[np.float64]], order: Ints
-) -> tuple[OtherEvents | None, NDArray[np.bool_]]:
-    """Events of other kinds than clicks, if a column says so, and which rows are clicks."""
-    every = np.ones(len(order), dtype=np.bool_)
+def _kinds(clicks: Any, catalog: Catalog, rows: int) -> Ints:
+    """(n,) the kind of each event; 0, a click, where no column says."""
     if not catalog.kinds or KIND not in _names(clicks):
-        return None, every
-    kind = kind_codes([_column(clicks, KIND)], np.array([len(order)]), catalog.kinds)[order]
-    rest = kind > 0
-    return OtherEvents(catalog.kinds, *(column[rest] for column in columns), kind[rest]), ~rest
+        return np.zeros(rows, dtype=np.int64)
+    return kind_codes([_column(clicks, KIND)], np.array([rows]), catalog.kinds)
 
 
 def _names(clicks: Any) -> Sequence[str]:

@@ -21,6 +21,7 @@ from metarec.data.sampler import EpisodeSampler
 from metarec.modes import device_of
 from metarec.nn import AdaptiveFusion, ColdItemGenerator, FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder
 from metarec.nn.generator import warm_neighbours
+from metarec.nn.kinds import EventKinds
 from metarec.nn.record import begin, expect, trained
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.features import joined, scales_of, standardised
@@ -101,7 +102,10 @@ class MML(LearnersByModality):
             same = {n: getattr(config, n) for n in ("dim", "max_length", "layers", "heads", "dropout")}
             encoder = SequenceEncoder(**same)
             expect(encoder, f"{name} warm-up", name)
-            learners[name] = ModalityLearner(items, encoder, context=aware, candidates=seen)
+            kinds = EventKinds(len(catalog.kinds), config.dim) if catalog.kinds else None
+            if kinds is not None:
+                expect(kinds, f"{name} warm-up", name)
+            learners[name] = ModalityLearner(items, encoder, context=aware, candidates=seen, kinds=kinds)
             told = {"fitted": self.fitted, "catalog": catalog, "warm": warm, "scales": self.scales}
             vars(learners[name]).update(told)
         self._modules["learners"] = nn.ModuleDict(learners)

@@ -148,7 +148,7 @@ def build(
             scales |= own
         encoder = SequenceEncoder(dim, max_length=max_length, layers=layers, dropout=dropout)
         items = sources[0] if len(sources) == 1 else SummedItems(sources, drop=drop_inputs)
-        kinds = None if upstream.others is None else EventKinds(len(upstream.others.names), dim)
+        kinds = EventKinds(len(upstream.catalog.kinds), dim) if upstream.catalog.kinds else None
         learner = ModalityLearner(items, encoder, candidates=warm, kinds=kinds)
     learner.scales = scales
     record.expect(learner)

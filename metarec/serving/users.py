@@ -187,15 +187,13 @@ class Users:
     def update(self, clicks: Sequence[Sequence[Id]], kinds: Sequence[Sequence[str] | None] | None = None) -> Users:
         """The same users after more clicks, one sequence per user (empty where there are none); kinds as in ``adapt``.
 
-        Users with new clicks take their inner steps on their whole history; the others are as they were. The steps
-        start
+        Users with new clicks take inner steps on their whole history; the others are as they were. The steps start
 
         - from the shared weights, where the users do not carry theirs. The result always equals adapting afresh to the
           whole history, however the clicks were cut into updates.
         - from where the user stood, if it was adapted to with ``keep_weights=True``. Every update moves the weights
           further from the shared ones, the early clicks count in each, and the order of updates matters. The result
-          equals adapting afresh only if the user had not moved yet: it had at most one click, or the model takes no
-          steps.
+          equals adapting afresh only if the user had not moved yet: at most one click, or a model without steps.
 
         Raises:
             ValueError: if there is not one sequence per user, or as for ``adapt``.
