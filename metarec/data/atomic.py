@@ -92,8 +92,7 @@ def load_atomic(
     from metarec.data.events import read_events
     from metarec.data.table import read_blocks
 
-    if isinstance(modalities, str):
-        raise ValueError(f"modalities must be names, got the string {modalities!r}; write ({modalities!r},)")
+    _check_names(modalities)
     inter = _find_inter(Path(path))
     name = inter.name.removesuffix(".gz").removesuffix(".inter")
     item_table = _read_items(inter.parent, name)
@@ -103,11 +102,11 @@ def load_atomic(
     events, others = read_events(inter, columns, read_blocks(inter), known).apart(columns)
     unread = {f"values of column {column!r}, which is not read": events.rows for column in columns.unread}
     found, dropped = _modalities(modalities, inter.parent, name, events.items, item_table)
-    warm = np.bincount(events.item, minlength=events.items.size) > 0
+    warm, kinds = np.bincount(events.item, minlength=events.items.size) > 0, others.names if others else ()
     encodings, learned = _learned(attributes, item_table, texts := _attributes(item_table, events.items), found)
     return Dataset(
         events.users,
-        Catalog(events.items, found | learned, texts, encodings=encodings, kinds=others.names if others else ()),
+        Catalog(events.items, found | learned, texts, encodings=encodings, kinds=kinds),
         events.user,
         events.item,
         events.time,
@@ -119,6 +118,11 @@ def load_atomic(
         weight=events.weight,
         others=others,
     )
+
+
+def _check_names(modalities: object) -> None:
+    if isinstance(modalities, str):
+        raise ValueError(f"modalities must be names, got the string {modalities!r}; write ({modalities!r},)")
 
 
 def find_modalities(path: str | Path) -> tuple[str, ...]:

@@ -99,8 +99,7 @@ def read_events(
     Raises:
         ValueError: if the rows are not as described there, or there are none.
     """
-    users, items, kinds = _Ids(), _Ids(), _Ids()
-    times = _Moments()
+    users, items, kinds, times = _Ids(), _Ids(), _Ids(), _Moments()
     weights: list[Weights] = []
     start = rows = 0
     for block in blocks:
@@ -120,8 +119,7 @@ def read_events(
     time = times.joined()
     if columns.time is not None:
         check_one_unit(time, f"{source}: column {columns.time!r}")
-    counts = np.bincount(user, minlength=user_ids.size)
-    order = _order(user, time, counts)
+    order = _order(user, time, counts := np.bincount(user, minlength=user_ids.size))
     del user
     time = cast(Times, time[order])
     items_in_order = _gathered(item, order)

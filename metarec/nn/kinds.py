@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarec.nn.record import expect
 from metarec.types import Examples
 
 
@@ -47,6 +49,20 @@ class EventKinds(nn.Module):
         out._parameters, out._buffers = {}, {"weight": self.weight}
         out._non_persistent_buffers_set = {"weight"}
         return out
+
+
+def event_kinds(kinds: Sequence[str], dim: int, *stages: str) -> EventKinds | None:
+    """Vectors of kinds of events by their names, which stages of training are to come for; None where there are none.
+
+    Example:
+        >>> event_kinds(("buy", "view"), 4).weight.shape, event_kinds((), 4)
+        (torch.Size([2, 4]), None)
+    """
+    if not kinds:
+        return None
+    out = EventKinds(len(kinds), dim)
+    expect(out, *stages)
+    return out
 
 
 def reading(learner: Any, examples: Examples) -> Examples:

@@ -22,7 +22,7 @@ from metarec.functional.losses import weighted_mean
 from metarec.functional.scaling import FeatureScale
 from metarec.nn import FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder, TableItems, record
 from metarec.nn.items import drawn_once, has_rows, more_items
-from metarec.nn.kinds import EventKinds
+from metarec.nn.kinds import event_kinds
 from metarec.recipes.features import scales_of, standardised
 from metarec.recipes.next_item import CPU_USERS, backward_softmax, every_click
 from metarec.recipes.training import TrainingRun
@@ -148,7 +148,7 @@ def build(
             scales |= own
         encoder = SequenceEncoder(dim, max_length=max_length, layers=layers, dropout=dropout)
         items = sources[0] if len(sources) == 1 else SummedItems(sources, drop=drop_inputs)
-        kinds = EventKinds(len(upstream.catalog.kinds), dim) if upstream.catalog.kinds else None
+        kinds = event_kinds(upstream.catalog.kinds, dim)
         learner = ModalityLearner(items, encoder, candidates=warm, kinds=kinds)
     learner.scales = scales
     record.expect(learner)
