@@ -92,8 +92,7 @@ def load_atomic(
     from metarec.data.events import read_events
     from metarec.data.table import read_blocks
 
-    _check_names(modalities)
-    inter = _find_inter(Path(path))
+    inter = _find_inter(_checked(path, modalities))
     name = inter.name.removesuffix(".gz").removesuffix(".inter")
     item_table = _read_items(inter.parent, name)
     known = [] if item_table is None else [item_table.unique_ids("item_id")]
@@ -120,9 +119,10 @@ def load_atomic(
     )
 
 
-def _check_names(modalities: object) -> None:
+def _checked(path: str | Path, modalities: object) -> Path:
     if isinstance(modalities, str):
         raise ValueError(f"modalities must be names, got the string {modalities!r}; write ({modalities!r},)")
+    return Path(path)
 
 
 def find_modalities(path: str | Path) -> tuple[str, ...]:
