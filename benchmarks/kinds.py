@@ -1,4 +1,4 @@
-"""What events of other kinds than the one that is predicted say of users: read with their kinds, without, or not at all.
+"""What events of other kinds than the one that is predicted say: read with their kinds, without, or not at all.
 
 Usage::
 
@@ -17,6 +17,7 @@ Graph Transformer Network for Multi-Behavior Recommendation, AAAI 2021. Interval
 from __future__ import annotations
 
 import argparse
+import importlib.resources
 import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -79,9 +80,7 @@ def planted(users: int, items: int = 60, *, views: int = 3, purchases: int = 6, 
 
 def movielens() -> pl.DataFrame:
     """MovieLens-100K, the stars as kinds."""
-    spec = importlib.util.find_spec("recbole")
-    assert spec is not None and spec.origin is not None
-    path = Path(spec.origin).parent / "dataset_example" / "ml-100k" / "ml-100k.inter"
+    path = Path(str(importlib.resources.files("recbole"))) / "dataset_example" / "ml-100k" / "ml-100k.inter"
     rows = pl.read_csv(path, separator="\t").rename(lambda name: name.partition(":")[0])
     kind = pl.lit("liked")
     for name, (low, high) in STARS.items():
@@ -142,7 +141,9 @@ def _finish(training: Iterator[Any]) -> None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="where the result goes")
-    add_numbers(parser, {"seeds": (3, "of each learner"), "users": (1000, "of the planted world")}, least={"users": 100})
+    add_numbers(
+        parser, {"seeds": (3, "of each learner"), "users": (1000, "of the planted world")}, least={"users": 100}
+    )
     add_machine_options(parser, device="cpu")
     return parser.parse_args(arguments)
 

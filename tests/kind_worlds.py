@@ -18,7 +18,11 @@ def random_kinds(users: int = 60, items: int = 40, others: int = 500, seed: int 
     """The planted world with carts and views at random."""
     data, rng = planted(users=users, items=items), np.random.default_rng(seed)
     first, last = int(data.time.min()), int(data.time.max())
-    columns = (rng.integers(1, users + 1, others), rng.integers(1, items + 1, others), rng.integers(first, last, others))
+    columns = (
+        rng.integers(1, users + 1, others),
+        rng.integers(1, items + 1, others),
+        rng.integers(first, last, others),
+    )
     beside = OtherEvents.sorted(KINDS, *columns, rng.integers(1, 3, others))
     return replace(data, others=beside, catalog=replace(data.catalog, kinds=KINDS))
 

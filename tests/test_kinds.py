@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from kind_worlds import KINDS, carts, random_kinds, shop
 from torch import Tensor
 
 import metarec as mr
+from kind_worlds import KINDS, carts, random_kinds, shop
 from metarec.data import EpisodeSampler
 from metarec.data.examples import filter_interactions, leave_last_out, on_catalog
 from metarec.data.joining import followed_by
@@ -148,6 +148,20 @@ def test_training_windows_ask_for_each_click_after_the_events_before_it() -> Non
             reads = zip(examples.position[row][real].tolist(), examples.read[row][real].tolist(), strict=True)
             for position, read in reads:
                 assert examples.events[row, : read + 1].tolist() == _by_hand(data, user, position + 1, 10_000)[0]
+
+
+def test_windows_of_training_go_over_all_clicks_of_who_has_many_events() -> None:
+    data, asked = random_kinds(users=20, others=1000), set()
+    for epoch in range(40):
+        for batch in EpisodeSampler(data, max_length=10, users_per_batch=20).epoch(epoch):
+            assert batch.query.read is not None and int(batch.query.read[batch.query.weight > 0].min()) >= 0
+            assert batch.query.events is not None and batch.query.events.shape[1] <= 10
+            times = batch.query.time
+            assert times is not None
+            asked |= {(user, float(time)) for user, time in zip(batch.user.tolist(), times[:, 0], strict=True)}
+    first = data.offsets[:-1]
+    could = len(data) - 2 * len(first)
+    assert len(asked) > 0.9 * could
 
 
 def test_the_events_of_a_moment_stand_after_its_click() -> None:

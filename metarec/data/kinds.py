@@ -157,6 +157,21 @@ class EventWindows:
         """(B,) where the windows begin that end right before some clicks, given by their rows."""
         return np.maximum(self.first[asked], self.place[asked] - self.length)
 
+    def drawn(self, first: Ints, clicks: Ints, rng: np.random.Generator) -> tuple[Ints, Ints]:
+        """(B,) rows where windows begin and how many clicks they hold, at random among users with too many events.
+
+        Args:
+            first: (B,) rows where the users' clicks begin.
+            clicks: (B,) how many they are, at least 3.
+            rng: draws the clicks that windows end at.
+        """
+        end = first + clicks - 1
+        many = self.place[end] - self.first[end] > self.length
+        end = np.where(many, first + rng.integers(2, clicks), end)
+        start = np.maximum(np.searchsorted(self.place, self.place[end] - self.length), first)
+        start = np.minimum(start, end - 2)
+        return start, end - start + 1
+
     def beside(self, examples: Examples, start: Ints, last: Ints, window: Ints) -> Examples:
         """Examples with the events of all kinds that they may read.
 

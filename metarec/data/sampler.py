@@ -41,7 +41,8 @@ class EpisodeSampler:
     so that it can choose settings; serving adapts to all that is known, even a single click (no support at all), with
     the negatives that a :class:`metarec.Recommender` draws for the same clicks.
 
-    Where the data have events of other kinds, examples carry the last ``max_length`` events of all kinds, too.
+    Where the data have events of other kinds, examples carry the last ``max_length`` events of all kinds, too, and
+    train takes a random window of so many of them.
 
     Args:
         data: the clicks; negatives are drawn from its warm items, so that cold items are never pushed down.
@@ -158,6 +159,8 @@ class EpisodeSampler:
         count = np.minimum(self._clicks[rows], self.max_length + 1)
         spare = self._clicks[rows] - count
         start = self.data.offsets[rows] + (rng.integers(0, spare + 1) if train else spare)
+        if train and self._windows is not None:
+            start, count = self._windows.drawn(self.data.offsets[rows], self._clicks[rows], rng)
         order = rng.permutation(len(rows)) if train else np.arange(len(rows))
         for at in range(0, len(rows), self.users_per_batch):
             users = order[at : at + self.users_per_batch]
