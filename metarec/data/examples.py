@@ -31,9 +31,9 @@ def build_examples(
     weight: Weights | None = None,
     own: slice = slice(None),
 ) -> Examples:
-    """Build next-item examples, without negatives, at positions first..last-1 of users whose clicks begin at ``start`` of ``item``.
+    """Build next-item examples at positions first..last-1 of users whose clicks begin at ``start`` of ``item``.
 
-    The history holds at least the first click, so that no row is padding alone.
+    They have no negatives yet. The history holds at least the first click, so that no row is padding alone.
 
     Args:
         item: (n,) item codes of all clicks.
