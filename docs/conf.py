@@ -65,6 +65,10 @@ nitpick_ignore_regex = [
         r"py:class",
         r"Ge|Le|Header|types\.Annotated|FailFast|FieldInfo|NoneType|PydanticUndefined|metarec\.service\.requests\._\w+",
     ),
+    (
+        r"py:class",
+        r"Ints|Part|torch\.optim\.adam\.Adam",
+    ),  # a path that has no page, and types
     (r"py:class", r"(collections\.abc\.Mapping|dict|list\[dict)\[[~\w.]+"),  # Sphinx cuts `float | dict[str, float]` so
 ]
 

@@ -93,6 +93,10 @@ class Vocabulary:
     def __contains__(self, name: object) -> bool:
         return name in self._code
 
+    def has_all(self, ids: Iterable[Id]) -> bool:
+        """Whether all of some ids are known."""
+        return self._code.keys() >= set(ids)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Vocabulary) and self.ids == other.ids
 

@@ -89,23 +89,28 @@ class SparseScores:
     def approximate(self, start: int, stop: int) -> Tensor:
         """(N, stop - start) float32 of a piece of the catalogue."""
         out = torch.full((len(self), stop - start), self.base, device=self.value.device)
-        place, value = self.item - start, self.value
-        if len(self) > 1:
-            place += self._row * (stop - start)
-        if start > 0 or stop < len(self.known):
-            here = (self.item >= start) & (self.item < stop)
-            place, value = place[here], value[here]
-        out.view(-1).scatter_(0, place, value.float())
+        self.write_to(out, start)
         return out
 
-    def exact(self, codes: Tensor) -> Tensor:
-        """(N, K) float64 of item codes (N, K)."""
+    def write_to(self, out: Tensor, start: int) -> None:
+        """Put the entries, and nothing else, into (N, C) float32 of a piece of the catalogue."""
+        place, value, width = self.item - start, self.value, out.shape[1]
+        here = (place >= 0) & (place < width) if width < len(self.known) else None
+        if len(self) > 1:
+            place += self._row * width
+        if here is not None:
+            place, value = place[here], value[here]
+        out.view(-1).scatter_(0, place, value.float())
+
+    def exact(self, codes: Tensor, *, instead: Tensor | float | None = None) -> Tensor:
+        """(N, K) float64 of item codes (N, K); ``instead`` of what is no entry, the base by default."""
+        others = self.base if instead is None else instead
         if not len(self.item):
-            return self.value.new_full(codes.shape, self.base)
+            return self.value.new_zeros(codes.shape) + others
         own = self._row * len(self.known) + self.item
         wanted = torch.arange(len(self), device=codes.device).unsqueeze(1) * len(self.known) + codes
         place = torch.searchsorted(own, wanted).clamp(max=len(own) - 1)
-        return torch.where(own[place] == wanted, self.value[place], self.base)
+        return torch.where(own[place] == wanted, self.value[place], others)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation over the known items."""
@@ -118,8 +123,8 @@ class SparseStack:
     """Sparse scores of N users by S models with the same known items, to be weighted and added up.
 
     Attributes:
-        start: (N * S + 1,) int64, where the entries of each user and model begin, all models of the first user first.
-        item: (n,) int64 item codes, ascending for each user and model.
+        start: (S * N + 1,) int64, where the entries of each model and user begin, all users of the first model first.
+        item: (n,) int64 item codes, ascending for each model and user.
         above: (n,) float64, what they are above all other items.
         base: (S,) float64, the scores of those.
         known: (I,) bool each, items that a model knows and its moments are taken over.
@@ -142,37 +147,31 @@ class SparseStack:
     @classmethod
     def of(cls, scores: Sequence[SparseScores]) -> Self:
         """The scores of each model, for the same users."""
-        first = scores[0]
-        base = torch.tensor([own.base for own in scores], dtype=torch.float64, device=first.item.device)
+        device = scores[0].item.device
+        base = torch.tensor([own.base for own in scores], dtype=torch.float64, device=device)
         item = torch.cat([own.item for own in scores])
         above = torch.cat([own.above * own.known.index_select(0, own.item) for own in scores])
-        counts = torch.stack([own.start.diff() for own in scores], 1)
-        start = F.pad(counts.flatten().cumsum(0), (1, 0))
-        if len(first) > 1 and len(scores) > 1:  # from all users of the first model to all models of the first user
-            begin = torch.cat([own.start[:-1] for own in scores]).view(len(scores), -1)
-            begin += F.pad(counts.sum(0).cumsum(0)[:-1], (1, 0)).unsqueeze(1)
-            order = torch.arange(len(item), device=item.device)
-            order += torch.repeat_interleave(begin.T.flatten() - start[:-1], counts.flatten())
-            item, above = item[order], above[order]
+        start = F.pad(torch.cat([own.start.diff() for own in scores]).cumsum(0), (1, 0))
         return cls(start, item, above, base, *zip(*((own.known, own.log_odds) for own in scores), strict=True))
+
+    def __len__(self) -> int:
+        return (len(self.start) - 1) // len(self.base)
 
     def __getitem__(self, users: slice) -> Self:
         """The scores of some users, one after the other."""
-        models = len(self.base)
-        first, stop, _ = users.indices((len(self.start) - 1) // models)
-        start = self.start[first * models : max(first, stop) * models + 1]
-        part = slice(int(start[0]), int(start[-1]))
-        return replace(self, start=start - start[0], item=self.item[part], above=self.above[part])
+        shape = len(self.base), len(self)
+        begin, end = (own.view(shape)[:, users] for own in (self.start[:-1], self.start[1:]))
+        own = self._row.remainder(shape[1])
+        first, stop, _ = users.indices(shape[1])
+        here = (own >= first) & (own < stop)
+        start = F.pad((end - begin).flatten().cumsum(0), (1, 0))
+        return replace(self, start=start, item=self.item[here], above=self.above[here])
 
     @cached_property
     def _row(self) -> Tensor:
-        """(n,) the user and model of each entry."""
+        """(n,) the model and user of each entry."""
         rows = torch.arange(len(self.start) - 1, device=self.item.device)
         return torch.repeat_interleave(rows, self.start.diff(), output_size=len(self.item))
-
-    @property
-    def _alone(self) -> bool:
-        return len(self.start) == len(self.base) + 1
 
     def error(self) -> Tensor:
         """() float64, of one score of one model, by rounding to float32."""
@@ -187,13 +186,12 @@ class SparseStack:
             start: where the piece begins.
             scale: (N, S) the weights.
         """
-        width = out.shape[1]
-        place, value = self.item - start, self.above * scale.flatten()[self._row]
-        here = (place >= 0) & (place < width) if width < len(self.known[0]) else None
-        if not self._alone:
-            place += self._row.div(len(self.base), rounding_mode="floor") * width
-        kept = slice(None) if here is None else here
-        out.view(-1).index_add_(0, place[kept], value[kept].float())
+        width, models = out.shape[1], len(self.base)
+        place, value = self.item - start, self.above * scale.T.flatten()[self._row]
+        here = (place >= 0) & (place < width) if width < len(self.known[0]) else slice(None)
+        if len(out) > 1:
+            place += torch.arange(0, out.numel(), width, device=out.device).repeat(models)[self._row]
+        out.view(-1).index_add_(0, place[here], value[here].float())
 
     def exact(self, codes: Tensor, scale: Tensor) -> Tensor:
         """(N, K) float64, those sums for item codes (N, K)."""
@@ -201,30 +199,31 @@ class SparseStack:
             return self.above.new_zeros(codes.shape)
         items, (users, models) = len(self.known[0]), scale.shape
         own = self._row * items + self.item
-        first = torch.arange(0, users * models * items, items, device=codes.device).view(users, models, 1)
-        wanted = first + codes.unsqueeze(1)
+        wanted = torch.arange(0, models * users * items, items, device=codes.device).view(models, users, 1) + codes
         place = torch.searchsorted(own, wanted).clamp(max=len(own) - 1)
         found = torch.where(own[place] == wanted, self.above[place], 0)
-        return (found * scale.unsqueeze(2)).sum(1)
+        return (found * scale.T.unsqueeze(2)).sum(0)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation over the known items, (N, S); what the others share enters in closed form."""
+        base = self.base.unsqueeze(1)
         count = torch.stack([known.count_nonzero() for known in self.known]).clamp(min=1).unsqueeze(1)
-        both = torch.stack([self.above, self.above.square()], 1)
-        sums = torch.segment_reduce(both, "sum", offsets=self.start, initial=0.0)
-        shift, square = (sums.view(-1, *count.shape[:1], 2) / count).unbind(2)
-        mean, variance = self.base + shift, square - shift.square()
+        shift, square = (
+            torch.segment_reduce(own, "sum", offsets=self.start, initial=0.0).view(len(base), -1) / count
+            for own in (self.above, self.above.square())
+        )
+        mean, variance = base + shift, square - shift.square()
         deviation = variance.clamp(min=0).sqrt()
         close = (variance <= CLOSE * shift.square()) | (deviation <= FLAT * mean.abs())  # flat, or lost to rounding
-        for user, model in close.nonzero().tolist():
-            own = slice(*self.start[user * len(self.base) + model :][:2].tolist())
+        for model, user in close.nonzero().tolist():
+            own = slice(*self.start[model * len(self) + user :][:2].tolist())
             known = self.known[model]
-            whole = self.base[model].repeat(1, len(known))
+            whole = base[model].repeat(1, len(known))
             whole[0, self.item[own]] += self.above[own]
-            mean[user, model], deviation[user, model] = torch.cat(DenseScores(whole, known).moments())
+            mean[model, user], deviation[model, user] = torch.cat(DenseScores(whole, known).moments())
         odds = [model for model, of_odds in enumerate(self.log_odds) if of_odds]
-        mean[:, odds], deviation[:, odds] = 0, 1
-        return mean, deviation
+        mean[odds], deviation[odds] = 0, 1
+        return mean.T, deviation.T
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.responses import HTMLResponse, PlainTextResponse
 from pydantic import BaseModel
+from starlette.types import Receive, Scope, Send
 
 from metarec.recommender import Recommender
 from metarec.service import requests as schema
@@ -32,6 +33,16 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         503: "No answer in time, too many connections, or no journal; try again.",
     }.items()
 }
+
+
+class Guarded(FastAPI):
+    """FastAPI behind a guard, which sees every request first and answers most without it."""
+
+    guard: Guard
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        await self.guard(scope, receive, send)
 
 
 def create_app(
@@ -71,7 +82,7 @@ def create_app(
     """
     limits = limits or Limits()
     service = Service(recommender, limits, max_batch=max_batch, version=version, journal=journal, learned=learned)
-    app = FastAPI(
+    app = Guarded(
         title="metarec",
         summary="A new user has clicked three things; what next?",
         version=version or "0",
@@ -93,7 +104,7 @@ def create_app(
     app.add_route("/docs", lambda request: HTMLResponse(page(schemas)), methods=["GET"], include_in_schema=False)
     direct = {route.path: route.direct for route in app.routes if isinstance(route, BodyRoute) and route.direct}
     paths = frozenset(schemas["paths"])
-    app.add_middleware(Guard, limits=limits, metrics=service.metrics, paths=paths, direct=direct)
+    app.guard = Guard(super(Guarded, app).__call__, limits, service.metrics, paths, direct)
     return app
 
 

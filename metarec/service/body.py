@@ -38,7 +38,7 @@ def parsed(content: bytes) -> Any:
     except UnicodeDecodeError as error:
         raise HTTPException(400, f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
     try:
-        return json.loads(text, object_pairs_hook=_once, parse_constant=_no_number)
+        return _DECODER.decode(text)
     except RecursionError as error:
         raise HTTPException(400, "the body nests too deeply") from error
     except json.JSONDecodeError:
@@ -59,6 +59,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> NoReturn:
     raise HTTPException(400, f"the body holds {name}, which is not JSON")
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_no_number)
 
 
 class Endpoint:

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -33,6 +34,7 @@ class Metrics:
         self.seconds = Histogram(
             "metarec_request_seconds", "From the headers to the answer.", ["path"], buckets=_SECONDS, **own
         )
+        self.counted, self.timed = lru_cache(None)(self.requests.labels), lru_cache(None)(self.seconds.labels)
         self.batch = Histogram("metarec_batch_users", "Users in one inner loop.", buckets=_USERS, **own)
         waiting, items = "Users whose answer is not there yet.", "Items of the catalogue."
         self.waiting = Gauge("metarec_waiting_users", waiting, multiprocess_mode="livesum", **own)
@@ -87,8 +89,8 @@ class Guard:
         try:
             await self._guarded(scope, receive, counted)
         finally:
-            self.metrics.requests.labels(path, str(status)).inc()
-            self.metrics.seconds.labels(path).observe(time.perf_counter() - start)
+            self.metrics.counted(path, str(status)).inc()
+            self.metrics.timed(path).observe(time.perf_counter() - start)
 
     async def _guarded(self, scope: Scope, receive: Receive, send: Send) -> None:
         too_many = scope.get("state", {}).get("too_many")

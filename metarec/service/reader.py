@@ -125,8 +125,8 @@ class Reader:
             ValueError: of either kind.
         """
         check_size(name, ids, self.limits.ids)
-        unknown = next((i for i in ids if i not in self.items), None)
-        if unknown is not None:
+        if not self.items.has_all(ids):
+            unknown = next(i for i in ids if i not in self.items)
             texts = self._near(str(unknown))
             near = ", ".join(map(short, map(int, texts) if self.items.whole_numbers else texts))
             raise ValueError(f"{name}: unknown item id {short(unknown)}; nearest known ids: {near}")

@@ -25,6 +25,7 @@ T = TypeVar("T")
 _ID = 256  # characters of a new id
 _TEXT = 10_000  # characters of a new attribute
 _REASONS = 10  # named with each item
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _UNCLEAN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, line ends, lone surrogates
 
 
@@ -263,4 +264,4 @@ def content(answer: Answer, columns: Mapping[str, Mapping[str, str]]) -> bytes:
     for item, reasons in zip(items, answer.because or (), strict=answer.because is not None):
         item["because"] = [{"id": reason.id, "effect": reason.effect} for reason in reasons]
     said = {"items": items, "count": len(items), "adapted": answer.adapted, "weights": answer.weights}
-    return json.dumps(said, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    return _ENCODER.encode(said).encode()
