@@ -115,7 +115,6 @@ def evaluate(
     check_exclude_seen("evaluate", exclude_seen)
     known = check_information(method, data)
     known.warn(type(method).__name__)
-    check_read_alike(method, data)
     share, exclude_seen = _rule(method, data, exclude_seen)
     length = longest_history(method) if max_length is None else max_length
     negatives = negatives_of(method) if negatives is None else negatives
@@ -218,6 +217,7 @@ def check_information(method: Method, data: Dataset) -> Record:
         ValueError: if it declares something else than ``"upstream"``, ``"live"`` or ``"later"``, or if it was fitted
             on clicks from the first click of ``data`` on and does not declare ``"later"``.
     """
+    check_read_alike(method, data)
     name, found = type(method).__name__, record_of(method)
     until = found.fitted_until
     if found.information != "later" and until is not None and not until < data.time.min():

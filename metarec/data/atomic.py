@@ -13,7 +13,12 @@ from metarec.data.dataset import Catalog, Dataset, Vocabulary
 from metarec.types import Modality
 
 if TYPE_CHECKING:
+    import polars as pl
+
+    from metarec.data.columns import Asked, Columns
     from metarec.data.encodings import Encoding
+    from metarec.data.events import Events
+    from metarec.data.kinds import OtherEvents
     from metarec.data.profiles import Profiles
     from metarec.data.table import Table
 
@@ -89,17 +94,14 @@ def load_atomic(
         >>> data.catalog.items.decode(data.item), data.time.tolist()
         (['a', 'b', 'b'], [7, 8, 9])
     """
-    from metarec.data.columns import Asked, Columns
-    from metarec.data.events import read_events
-    from metarec.data.table import read_blocks
+    from metarec.data.columns import Asked
 
     inter = _find_inter(_checked(path, modalities))
     name = inter.name.removesuffix(".gz").removesuffix(".inter")
     item_table = _read_items(inter.parent, name)
     known = [] if item_table is None else [item_table.unique_ids("item_id")]
     asked = Asked(time_field, positive, ignore, weight=weight_field, kind=kind_field, target=target)
-    columns = Columns(next(read_blocks(inter, LOOKED_AT)), asked)
-    events, others = read_events(inter, columns, read_blocks(inter), known).apart(columns)
+    columns, events, others = _events(inter, asked, known)
     unread = {f"values of column {column!r}, which is not read": events.rows for column in columns.unread}
     found, dropped = _modalities(modalities, inter.parent, name, events.items, item_table)
     warm, kinds = np.bincount(events.item, minlength=events.items.size) > 0, others.names if others else ()
@@ -118,6 +120,16 @@ def load_atomic(
         weight=events.weight,
         others=others,
     )
+
+
+def _events(inter: Path, asked: Asked, known: Sequence[pl.Series]) -> tuple[Columns, Events, OtherEvents | None]:
+    """The columns that are read, the clicks, and events of other kinds."""
+    from metarec.data.columns import Columns
+    from metarec.data.events import read_events
+    from metarec.data.table import read_blocks
+
+    columns = Columns(next(read_blocks(inter, LOOKED_AT)), asked)
+    return columns, *read_events(inter, columns, read_blocks(inter), known).apart(columns)
 
 
 def _checked(path: str | Path, modalities: object) -> Path:
