@@ -213,6 +213,11 @@ def exported_learners(model: object) -> tuple[dict[str, Any], Catalog]:
                 f"export: {what} cannot be exported, only MML, learners such as a SASRec, and what adapts or fuses "
                 "them; serve it with Recommender or metarec serve"
             )
+        if learner.kinds is not None:
+            raise TypeError(
+                f"export: {kind} reads events of several kinds, and what is exported reads clicks alone; serve it with "
+                "Recommender or metarec serve"
+            )
     catalog: Catalog | None = getattr(model, "catalog", None)
     if catalog is None:
         raise TypeError(f"export: nothing says which items {kind} scores; call attach(upstream) before")

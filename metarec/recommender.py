@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from metarec.data.containers import is_single, plain, whole
-from metarec.data.histories import Clicks, LazyHistories
+from metarec.data.histories import Clicks, histories
 from metarec.data.new_clicks import click_data
 from metarec.data.new_items import Vectors, new_items
 from metarec.data.observed import Histories, Observed
@@ -43,16 +43,13 @@ class Recommender(Answers):
     catalogue have changed; after a part of it was exchanged or hooked, make a new one. Runs where the model is and in
     evaluation mode; the model is left as it was. The same clicks give the same list, whoever else is adapted to at the
     same time. Any number of threads may call it; each call sees one catalogue and one set of weights. Ids are those of
-    the data, text or whole numbers,
-    in any container that has an order (lists, arrays, columns of pandas, polars or Arrow, generators): by position,
-    never by label.
+    the data, in any container that has an order (lists, columns of pandas or polars, generators), never by label.
 
     Args:
         model: whatever ranks: an ensemble, an :class:`~metarec.MML`, counts, trained or loaded; a method of your own
             that has a ``catalog`` and ``warm``, or has them by ``as_model(method, upstream)``.
         new_share: of the places in lists of ten, what items that training has not seen get, on average over typical
-            users: one number is added to all their scores. Choose it on upstream data, see
-            ``benchmarks/new_items.py``. By default scores stay as the model gives them.
+            users: one number is added to all their scores. Choose it on upstream data, see ``benchmarks/new_items.py``.
 
     Raises:
         TypeError: if the model does not say which items it scores.
@@ -97,6 +94,7 @@ class Recommender(Answers):
         at: When = None,
         last: When = None,
         profile: Profile | None = None,
+        kinds: Sequence[str] | None = None,
     ) -> User: ...
     @overload
     def adapt(
@@ -107,6 +105,7 @@ class Recommender(Answers):
         at: When = None,
         last: When = None,
         profile: Sequence[Profile | None] | None = None,
+        kinds: Sequence[Sequence[str] | None] | None = None,
     ) -> Users: ...
     def adapt(
         self,
@@ -116,13 +115,13 @@ class Recommender(Answers):
         at: When = None,
         last: When = None,
         profile: Profile | Sequence[Profile | None] | None = None,
+        kinds: Sequence[Any] | None = None,
     ) -> User | Users:
         """Adapt to one user's clicks, or to those of many users.
 
         A user with one click has nothing to adapt to and is served by the shared weights. One without any gets the
-        unadapted ranking, that of the average state after one likely click. ``adapted`` says which.
-
-        Many users are adapted to thousands at a time, in halves, which are logged, where a GPU's memory is too small.
+        unadapted ranking, that of the average state after one likely click. ``adapted`` says which. Many users are
+        adapted to thousands at a time, in halves, which are logged, where a GPU's memory is too small.
 
         Args:
             history: external ids of what the user clicked, in time order, or one such sequence per user; the last
@@ -134,15 +133,16 @@ class Recommender(Answers):
             last: when each user clicked last, if known, likewise: an ensemble's weights depend on how long ago.
             profile: what is known of the user, by column of ``users=`` that the model was fitted on, as
                 ``{"age": 30}``; of many users one such mapping, or None, each. It counts after clicks, too.
+            kinds: of several kinds of events, that of each in ``history``; of many users one such sequence, or None.
 
         Raises:
             ValueError: if an id is not known (naming it and the nearest known ones), no modality knows any of a user's
                 items, a score is not finite, weights are to be kept of a model that adapts item rows too, or a profile
-                has a column that the model does not read.
+                has a column, or an event a kind, that the model does not know.
         """
         entries, state = plain(history, "adapt"), self._states.current()
         one = all(map(is_single, entries))
-        clicks = LazyHistories([entries] if one else entries, state.catalog.items)
+        clicks = histories([entries] if one else entries, [kinds] if one and kinds else kinds, state.catalog)
         asking, given = len(clicks.counts), [profile] if one else profile
         told = None if profile is None else profile_rows(state.model.profile, given, asking)
         timed = clock(asking, at, last, state)
@@ -173,7 +173,7 @@ class Recommender(Answers):
         Args:
             clicks: a frame, or a mapping of columns, ``user`` (ids, known or not), ``item`` (known ids) and ``time``
                 (numbers in the units of the data, or datetimes, dates or ISO text; none before the last click that is
-                known).
+                known); of a model of several kinds of events, a column ``kind``, too. Without it all are clicks.
 
         Returns:
             How many clicks of how many users, and which users are new.
@@ -268,8 +268,7 @@ class Recommender(Answers):
         """From a file that :meth:`save` or ``metarec.save`` wrote, a recommender that gives the same lists.
 
         Raises:
-            FileNotFoundError: if there is no such file.
-            ValueError: as for ``metarec.load``.
+            FileNotFoundError, ValueError: as for ``metarec.load``.
         """
         model, header = read_model(path, device=device)
         share = header.get("new_share")
@@ -289,9 +288,8 @@ class Recommender(Answers):
         return Users(self, clicks, found.to(state.device), state.version)
 
     def _adapted(self, state: State, asked: EncodeRequest) -> Users:
-        found = encoded(state, asked)
         clicks = asked.clicks if isinstance(asked.clicks, Clicks) else asked.clicks.clicks
-        return Users(self, clicks, found, state.version)
+        return Users(self, clicks, encoded(state, asked), state.version)
 
     def __copy__(self) -> Self:
         """Another recommender of the same model; what is added to one is not in the other."""

@@ -6,111 +6,17 @@ N negatives, I catalogue rows (row 0 is padding), C candidates, M modalities, D 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from metarec.examples import Examples
 
-@dataclass(frozen=True)
-class Examples:
-    """Next-item examples of B users, all cut from one sequence per user.
-
-    Example ``s`` of a user reads ``history[: position[s] + 1]`` and predicts ``target[s]``. A causal encoder
-    therefore serves all S examples from a single pass over the history; no prefix is stored twice.
-
-    Attributes:
-        history: (B, L) int64 item codes in time order, padded on the right with 0.
-        position: (B, S) int64, index of the last history item that example s may read.
-        target: (B, S) int64, the item that came next (0 where the example is padding).
-        negatives: (B, S, N) int64 items that are not the target.
-        weight: (B, S) float, 1 for an example and 0 for padding.
-        time: (B, S) when the target was clicked, in the units of the data; None where it is not known. Scorers of
-            what is popular at the moment read it; learners do not.
-        gap: (B, S) how many seconds before that the user clicked last, in the units of the data where nothing says how
-            long a second is; None where it is not known.
-        profile: (B, P) what is known of each user, 0 where nothing is; None where nothing is of anybody.
-
-    Raises:
-        ValueError: if the shapes do not belong together.
-
-    Example:
-        >>> e = Examples(torch.tensor([[3, 1, 0]]), torch.tensor([[0]]), torch.tensor([[1]]),
-        ...              torch.tensor([[[2]]]), torch.ones(1, 1))
-        >>> len(e), e.trim().history.tolist()
-        (1, [[3]])
-    """
-
-    history: Tensor
-    position: Tensor
-    target: Tensor
-    negatives: Tensor
-    weight: Tensor
-    time: Tensor | None = None
-    gap: Tensor | None = None
-    profile: Tensor | None = None
-
-    def __post_init__(self) -> None:
-        users, shape = self.history.shape[:-1], self.position.shape
-        ok = (
-            shape[:-1] == users
-            and all(tensor.shape == shape for tensor in self._clock().values())
-            and self.target.shape == shape
-            and self.weight.shape == shape
-            and self.negatives.shape[:-1] == shape
-            and (self.profile is None or self.profile.shape[:-1] == users)
-        )
-        if not ok:
-            given = {f.name: getattr(self, f.name) for f in fields(self)}
-            got = {name: tuple(tensor.shape) for name, tensor in given.items() if tensor is not None}
-            want = "expected history (B,L), position, target, weight, time, gap (B,S), negatives (B,S,N), profile (B,P)"
-            raise ValueError(f"Examples: {want}, got {got}")
-
-    def __len__(self) -> int:
-        return self.history.shape[0]
-
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The five tensors that a learner reads, in the order of the constructor."""
-        return self.history, self.position, self.target, self.negatives, self.weight
-
-    def _clock(self) -> dict[str, Tensor]:
-        """What is known of time and gap."""
-        return {name: tensor for name, tensor in (("time", self.time), ("gap", self.gap)) if tensor is not None}
-
-    def each(self, change: Callable[[Tensor], Tensor]) -> Self:
-        """The same with every tensor changed."""
-        known = self._clock() | ({} if self.profile is None else {"profile": self.profile})
-        return type(self)(*map(change, self.tensors()), **{name: change(t) for name, t in known.items()})
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same examples on another device."""
-        return self.each(lambda tensor: tensor.to(device))
-
-    def __getitem__(self, users: slice | Tensor) -> Self:
-        """The examples of some users, in the order asked for."""
-        return self.each(lambda tensor: tensor[users])
-
-    def trim(self) -> Self:
-        """The same examples without the trailing columns that only pad."""
-        real = (self.weight > 0).any(0)
-        examples = int(real.nonzero().max()) + 1 if real.any() else 1
-        return replace(
-            self,
-            position=self.position[:, :examples],
-            target=self.target[:, :examples],
-            negatives=self.negatives[:, :examples],
-            weight=self.weight[:, :examples],
-            **{name: tensor[:, :examples] for name, tensor in self._clock().items()},
-        ).trim_history()
-
-    def trim_history(self) -> Self:
-        """The same examples without the trailing columns of the history that no example reads."""
-        read = self.position[self.weight > 0]
-        length = int(read.max()) + 1 if read.numel() else 1
-        return replace(self, history=self.history[:, :length], position=self.position.clamp(max=length - 1))
+__all__ = ["EpisodeBatch", "Examples", "Method", "Modality", "Progress", "Scored", "Scorer"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Which package of the library may import which: the table that tests and drawings are held to."""
 
 # What each package may import, itself aside. __init__.py may import them all.
-GROUND = {"types", "functional", "files"}
+GROUND = {"examples", "types", "functional", "files"}
 MIDDLE = GROUND | {
     "data",
     "modes",
@@ -18,7 +18,8 @@ MIDDLE = GROUND | {
 }
 UPPER = MIDDLE | {"recipes", "evaluation", "report", "comparison"}
 LAYERS = {
-    "types": set(),
+    "examples": set(),
+    "types": {"examples"},
     "files": set(),
     "functional": {"types"},
     "distributed": {"types"},

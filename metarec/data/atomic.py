@@ -30,6 +30,8 @@ def load_atomic(
     profile: Sequence[str] = (),
     time_field: str | None = None,
     weight_field: str | None = None,
+    kind_field: str | None = None,
+    target: str | None = None,
     positive: Mapping[str, float] = NOTHING,
     ignore: Sequence[str] = (),
 ) -> Dataset:
@@ -58,6 +60,8 @@ def load_atomic(
             ``exposure_time``, ``time_ms``, ``Date``, ...) or, failing that, holds unix times; where there is none, the
             order of the rows is the order in time.
         weight_field: a column of numbers above 0, of type float: what each click weighs in training.
+        kind_field: a column of type token that says what each row is: ``view``, ``cart`` or ``purchase``, say.
+        target: the kind that is to be predicted; see :meth:`metarec.Dataset.from_frame`.
         positive: column -> least value of a click, e.g. ``{"label": 1}`` or ``{"rating": 4}``; other rows are left out.
         ignore: columns of the interactions to pass over, whatever they look like.
 
@@ -88,31 +92,33 @@ def load_atomic(
     from metarec.data.events import read_events
     from metarec.data.table import read_blocks
 
-    if isinstance(modalities, str):
-        raise ValueError(f"modalities must be names, got the string {modalities!r}; write ({modalities!r},)")
-    inter = _find_inter(Path(path))
+    inter = _find_inter(_checked(path, modalities))
     name = inter.name.removesuffix(".gz").removesuffix(".inter")
     item_table = _read_items(inter.parent, name)
     known = [] if item_table is None else [item_table.unique_ids("item_id")]
-    columns = Columns(next(read_blocks(inter, LOOKED_AT)), Asked(time_field, positive, ignore, weight=weight_field))
-    events = read_events(inter, columns, read_blocks(inter), known)
+    asked = Asked(time_field, positive, ignore, weight=weight_field, kind=kind_field, target=target)
+    columns = Columns(next(read_blocks(inter, LOOKED_AT)), asked)
+    events, others = read_events(inter, columns, read_blocks(inter), known).apart(columns)
     unread = {f"values of column {column!r}, which is not read": events.rows for column in columns.unread}
     found, dropped = _modalities(modalities, inter.parent, name, events.items, item_table)
-    warm = np.bincount(events.item, minlength=events.items.size) > 0
+    warm, kinds = np.bincount(events.item, minlength=events.items.size) > 0, others.names if others else ()
     encodings, learned = _learned(attributes, item_table, texts := _attributes(item_table, events.items), found)
+    catalog = Catalog(events.items, found | learned, texts, encodings=encodings, kinds=kinds)
     return Dataset(
-        events.users,
-        Catalog(events.items, found | learned, texts, encodings=encodings),
-        events.user,
-        events.item,
-        events.time,
-        warm,
+        *(events.users, catalog, events.user, events.item, events.time, warm),
         name,
         events.dropped | unread | dropped,
         0.0 if events.numbered else None,
         profiles=_profiles(profile, inter.parent / f"{name}.user", events.users),
         weight=events.weight,
+        others=others,
     )
+
+
+def _checked(path: str | Path, modalities: object) -> Path:
+    if isinstance(modalities, str):
+        raise ValueError(f"modalities must be names, got the string {modalities!r}; write ({modalities!r},)")
+    return Path(path)
 
 
 def find_modalities(path: str | Path) -> tuple[str, ...]:

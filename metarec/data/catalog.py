@@ -24,6 +24,7 @@ class Catalog:
         hidden: ids of items that are not to be recommended any more.
         encodings: of the attributes that make the modality ``attributes``, by column: how their values become features,
             those of items added later too.
+        kinds: names of the kinds of events with the items, the one that is predicted first; none where all are clicks.
 
     Raises:
         ValueError: if a modality or attribute does not have one row per item, a value of an attribute is no text, a
@@ -40,6 +41,7 @@ class Catalog:
     attributes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     hidden: frozenset[Any] = frozenset()
     encodings: Mapping[str, Encoding] = field(default_factory=dict)
+    kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, modality in self.modalities.items():
@@ -60,7 +62,7 @@ class Catalog:
 
     def __reduce__(self) -> tuple[type[Self], tuple[object, ...]]:
         """How :mod:`copy` and :mod:`pickle` make another one."""
-        parts = dict(self.modalities), dict(self.attributes), self.hidden, dict(self.encodings)
+        parts = dict(self.modalities), dict(self.attributes), self.hidden, dict(self.encodings), self.kinds
         return type(self), (self.items, *parts)
 
     def __getitem__(self, modality: str) -> Modality:
@@ -97,6 +99,7 @@ class Catalog:
             {name: (*own, *added.attributes.get(name, [""] * more)) for name, own in self.attributes.items()},
             self.hidden,
             self.encodings,
+            self.kinds,
         )
 
     def grown(self, added: Catalog) -> Catalog:

@@ -75,3 +75,24 @@ def check_one_unit(time: Times, where: str) -> None:
         f"{where}: most times are unix {unit}, but {len(odd)} lie outside 1973 to 2103, such as {odd[0]}; they are "
         "taken as they are: correct these rows, or leave them out"
     )
+
+
+def check_times(time: Times, day: float | None, where: str) -> None:
+    """Check the type of times and the length of a day.
+
+    Args:
+        time: (n,) times.
+        day: how many units a day has, 0 or None.
+        where: what they are the times of, for messages.
+
+    Raises:
+        ValueError: if they are not int64 or finite float64, or the length is negative or not finite.
+    """
+    kind = time.dtype
+    if day is not None and not 0 <= day < float("inf"):
+        raise ValueError(f"{where}: day must be how many units of time are a day, or 0, got {day}")
+    if not np.issubdtype(kind, np.signedinteger) and kind != np.float64:
+        raise ValueError(f"{where}: expected times as int64 or float64, got {kind}; convert them, e.g. to unix seconds")
+    if kind == np.float64 and not np.isfinite(time).all():
+        row = int(np.flatnonzero(~np.isfinite(time))[0])
+        raise ValueError(f"{where}: the time of interaction {row} is {time[row]}, expected a finite number")

@@ -46,6 +46,8 @@ class Asked:
         time_word: its argument that names the time.
         time_form: what a time looks like there.
         weight: the column of weights, if there is one.
+        kind: the column of kinds of events, likewise.
+        target: the kind that is to be predicted.
 
     Raises:
         ValueError: if an argument is of another form.
@@ -60,6 +62,8 @@ class Asked:
     time_word: str = "time_field"
     time_form: str = "a number, of type float in the header"
     weight: str | None = None
+    kind: str | None = None
+    target: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.ignore, str):
@@ -69,10 +73,20 @@ class Asked:
         ok = isinstance(self.positive, Mapping) and all(
             isinstance(least, int | float) and np.isfinite(least) for least in self.positive.values()
         )
+        if (self.kind is None) != (self.target is None):
+            raise ValueError(
+                f"kind and target belong together: the column that says what each row is, and the kind that is to be "
+                f"predicted; got kind={self.kind!r} and target={self.target!r}"
+            )
         if not ok:
             raise ValueError(
                 f"positive must be column -> the least value of a click, such as {{'rating': 4}}, got {self.positive!r}"
             )
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The column of kinds, if there is one."""
+        return () if self.kind is None else (self.kind,)
 
     @property
     def weights(self) -> tuple[str, ...]:
@@ -136,7 +150,7 @@ class Columns:
         self.dropped: dict[str, int] = {}
         for name in (*asked.positive, *asked.weights, *asked.ignore):
             block.column(name, block.types.get(name, "float"))
-        taken = {asked.user, asked.item, *asked.positive, *asked.weights, *asked.ignore}
+        taken = {asked.user, asked.item, *asked.positive, *asked.weights, *asked.kinds, *asked.ignore}
         self._free = {name: kind for name, kind in block.types.items() if name not in taken}
         self._refuse_lists(block)
         self.time = asked.time_field or self._find_time(block)
@@ -209,7 +223,9 @@ class Columns:
         """The columns that are read."""
         time = () if self.time is None else (self.time,)
         asked = self.asked
-        return tuple(dict.fromkeys((asked.user, asked.item, *time, *asked.positive, *asked.weights, *self._labels)))
+        return tuple(
+            dict.fromkeys((asked.user, asked.item, *time, *asked.positive, *asked.weights, *asked.kinds, *self._labels))
+        )
 
     @property
     def unread(self) -> tuple[str, ...]:

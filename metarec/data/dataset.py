@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from metarec.data.catalog import Catalog
-from metarec.data.clock import DAYS, Times, told_day
+from metarec.data.clock import DAYS, Times, check_times, told_day
 from metarec.data.item_counts import ItemCounts
+from metarec.data.kinds import OtherEvents
 from metarec.data.profiles import Profiles
 from metarec.data.vocabulary import Ints, Vocabulary
 from metarec.data.weights import Weights, check_weights
@@ -43,6 +44,7 @@ class Dataset:
         upstream_repeat_share: ``repeat_share`` of the upstream side, known to both sides of a split.
         upstream_counts: how often each item was clicked on the upstream side, likewise.
         weight: (n,) what each click weighs beside its user's others when a learner is trained; None for all the same.
+        others: events of other kinds, which learners read in histories; None where there are none.
 
     Raises:
         ValueError: if the columns differ in length or are not sorted, the times are not int64 or finite float64, or
@@ -69,6 +71,7 @@ class Dataset:
     profiles: Profiles | None = None
     upstream_counts: ItemCounts | None = None
     weight: Weights | None = None
+    others: OtherEvents | None = None
 
     def __post_init__(self) -> None:
         if not len(self.user) == len(self.item) == len(self.time):
@@ -76,7 +79,7 @@ class Dataset:
                 f"{self.name}: user, item and time must have one value per interaction, got "
                 f"{len(self.user)}, {len(self.item)} and {len(self.time)}"
             )
-        self._check_time()
+        check_times(self.time, self.day, self.name)
         same = self.user[1:] == self.user[:-1]
         if (self.user[1:] < self.user[:-1]).any() or (same & (self.time[1:] < self.time[:-1])).any():
             raise ValueError(f"{self.name}: interactions must be sorted by user, then time")
@@ -84,23 +87,11 @@ class Dataset:
             raise ValueError(f"{self.name}: warm must have shape ({self.catalog.size},), got {self.warm.shape}")
         if self.weight is not None:
             check_weights(self.weight, len(self), self.name)
+        if self.others is not None:
+            self.others.check_codes(self.users.size, self.catalog, self.name)
         if self.profiles is not None and len(self.profiles.features) != self.users.size:
             raise ValueError(
                 f"{self.name}: expected profiles of {self.users.size} rows, got {len(self.profiles.features)}"
-            )
-
-    def _check_time(self) -> None:
-        kind = self.time.dtype
-        if self.day is not None and not 0 <= self.day < float("inf"):
-            raise ValueError(f"{self.name}: day must be how many units of time are a day, or 0, got {self.day}")
-        if not np.issubdtype(kind, np.signedinteger) and kind != np.float64:
-            raise ValueError(
-                f"{self.name}: expected times as int64 or float64, got {kind}; convert them, e.g. to unix seconds"
-            )
-        if kind == np.float64 and not np.isfinite(self.time).all():
-            row = int(np.flatnonzero(~np.isfinite(self.time))[0])
-            raise ValueError(
-                f"{self.name}: the time of interaction {row} is {self.time[row]}, expected a finite number"
             )
 
     @classmethod
@@ -118,6 +109,8 @@ class Dataset:
         time: str | None = None,
         title: str | None = None,
         weight: str | None = None,
+        kind: str | None = None,
+        target: str | None = None,
         positive: Mapping[str, float] = MappingProxyType({}),
         ignore: Sequence[str] = (),
     ) -> Self:
@@ -153,6 +146,9 @@ class Dataset:
             title: the column of titles in ``items``, which becomes the attribute ``title``; by default ``title``,
                 ``name`` ...
             weight: a column of numbers above 0, ratings or counts, say: what each click weighs in training.
+            kind: a column of text that says what each row is, ``view``, ``cart`` or ``purchase``, say.
+            target: the kind that is to be predicted: rows of it are the clicks. Those of other kinds, ``others``, are
+                read in histories and nothing else: they are neither targets nor counted nor recommended again.
             positive: column -> least value of a click, e.g. ``{"rating": 4}``; other rows are left out.
             ignore: columns of the clicks to pass over, whatever they look like.
 
@@ -171,10 +167,11 @@ class Dataset:
             >>> data.users.decode(data.user), data.catalog.attributes["title"]
             ([12, 7, 7], ['Alien', 'Heat'])
         """
-        from metarec.data.frames import Named, read_frames
+        from metarec.data.frames import Named, Said, read_frames
 
         named = Named(user, item, time, title, _named("attributes", attributes), _named("profile", profile))
-        return cls(**read_frames(clicks, items, users, features, named, positive, ignore, weight))
+        said = Said(positive, ignore, weight, kind, target)
+        return cls(**read_frames(clicks, items, users, features, named, said))
 
     def __len__(self) -> int:
         return len(self.user)
@@ -184,9 +181,10 @@ class Dataset:
         again = f", {self.repeat_share:.1%} repeats" if self.repeat_share else ""
         left = {what: self._with_share(what, count) for what, count in self.dropped.items()}
         out = f", left out {left}" if left else ""
+        beside = "" if self.others is None else f", beside {self.others}"
         return (
             f"Dataset({self.name}: {len(self):,} interactions{twice}{again}, {len(self.user_codes):,} users, "
-            f"{len(self.catalog.items):,} items, modalities {sorted(self.catalog.modalities)}{out})"
+            f"{len(self.catalog.items):,} items, modalities {sorted(self.catalog.modalities)}{beside}{out})"
         )
 
     def _with_share(self, what: str, count: int) -> int | str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from metarec.data.clock import Times, check_one_unit
 from metarec.data.columns import Columns, Rows
+from metarec.data.kinds import OtherEvents
 from metarec.data.vocabulary import Ints, Vocabulary
 from metarec.data.weights import Weights
 
@@ -35,6 +36,8 @@ class Events:
         item: (n,) int64 item codes.
         time: (n,) int64 where all times are whole numbers, and float64 otherwise.
         weight: (n,) what each weighs; None where no column says.
+        kind: (n,) codes of the kinds, from 1; None where no column says them.
+        kinds: names of the kinds, in the order of their codes.
         numbered: whether the times only number the rows.
         rows: how many rows there were.
         dropped: what of the file was left out and how much of it.
@@ -46,9 +49,35 @@ class Events:
     item: Ints
     time: Times
     weight: Weights | None
+    kind: Codes | None
+    kinds: tuple[Any, ...]
     numbered: bool
     rows: int
     dropped: dict[str, int]
+
+    def apart(self, columns: Columns) -> tuple[Events, OtherEvents | None]:
+        """Those of the kind that is to be predicted, and the others.
+
+        Raises:
+            ValueError: if none is of that kind; names the kinds.
+        """
+        if self.kind is None:
+            return self, None
+        target, names = str(columns.asked.target), [str(name) for name in self.kinds]
+        if target not in names:
+            raise ValueError(
+                f"{columns.path}: column {columns.asked.kind!r} has no row of the kind {target!r} that is to be "
+                f"predicted; its kinds are {names[:20]}: pass target= one of them"
+            )
+        own = names.index(target)
+        kinds = (target, *names[:own], *names[own + 1 :])
+        code = np.array([0, *(kinds.index(name) for name in names)])[self.kind]
+        asked, rest = code == 0, code > 0
+        weight = None if self.weight is None else self.weight[asked]
+        columns_of = ((self.user[rows], self.item[rows], self.time[rows]) for rows in (asked, rest))
+        (user, item, time), others = columns_of
+        clicks = replace(self, user=user, item=item, time=time, weight=weight, kind=None)
+        return clicks, OtherEvents(kinds, *others, code[rest])
 
 
 def read_events(
@@ -70,8 +99,7 @@ def read_events(
     Raises:
         ValueError: if the rows are not as described there, or there are none.
     """
-    users, items = _Ids(), _Ids()
-    times = _Moments()
+    users, items, kinds, times = _Ids(), _Ids(), _Ids(), _Moments()
     weights: list[Weights] = []
     start = rows = 0
     for block in blocks:
@@ -82,6 +110,8 @@ def read_events(
         number = np.arange(start, start + len(clicks), dtype=np.int64)
         times.add(number if columns.time is None else clicks.times(columns.time))
         weights.append(columns.weights(clicks))
+        for name in columns.asked.kinds:
+            kinds.add(clicks.ids(name))
         start += len(clicks)
     dropped = columns.finish()
     user_ids, user = users.encoded("user", whole_numbers=whole_numbers[0])
@@ -89,16 +119,17 @@ def read_events(
     time = times.joined()
     if columns.time is not None:
         check_one_unit(time, f"{source}: column {columns.time!r}")
-    counts = np.bincount(user, minlength=user_ids.size)
-    order = _order(user, time, counts)
+    order = _order(user, time, counts := np.bincount(user, minlength=user_ids.size))
     del user
     time = cast(Times, time[order])
     items_in_order = _gathered(item, order)
     weight = np.concatenate(weights)[order] if columns.asked.weights else None
+    names, kind = kinds.encoded("kind", whole_numbers=False) if columns.asked.kinds else (None, None)
+    kind = None if kind is None else kind[order]
     del item, order
     user_of = np.repeat(np.arange(user_ids.size), counts)
+    columns_read = (user_of, items_in_order, time, weight, kind, () if names is None else names.ids)
     numbered = columns.time is None
-    columns_read = (user_of, items_in_order, time, weight)
     return Events(user_ids, item_ids, *columns_read, numbered=numbered, rows=rows, dropped=dropped)
 
 

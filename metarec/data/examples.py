@@ -123,10 +123,13 @@ def on_catalog(data: Dataset, catalog: Catalog, warm: NDArray[np.bool_]) -> Data
     known = np.fromiter((code.get(text, 0) for text in texts), dtype=np.int64, count=len(texts))
     item = np.append(0, known)[data.item]
     kept, count = item > 0, int((item == 0).sum())
+    others = data.others and data.others.recoded(np.append(0, known))
+    if others is not None:
+        others = others.named(catalog.kinds) if catalog.kinds else None
     dropped = {**data.dropped, UNKNOWN: count} if count else data.dropped
     counts = data.upstream_counts and data.upstream_counts.recoded(np.append(0, known), catalog.size)
     moved = {"catalog": catalog, "warm": warm, "dropped": dropped, "upstream_counts": counts}
-    return take(data, kept, item=item[kept], **moved)
+    return take(data, kept, item=item[kept], others=others, **moved)
 
 
 def begun_after(data: Dataset, time: float) -> Dataset:

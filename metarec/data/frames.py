@@ -45,58 +45,72 @@ class Named:
     profile: Mapping[str, str | None]
 
 
+@dataclass(frozen=True)
+class Said:
+    """What the caller says of the rows of clicks; see ``Dataset.from_frame``."""
+
+    positive: Mapping[str, float]
+    ignore: Any
+    weight: str | None
+    kind: str | None
+    target: str | None
+
+
 def read_frames(
     clicks: Any,
     items: Any,
     users: Any,
     features: Mapping[str, Any],
     named: Named,
-    positive: Mapping[str, float],
-    ignore: Any,
-    weight: str | None,
+    said: Said,
 ) -> dict[str, Any]:
     """The fields of a data set; see ``Dataset.from_frame``."""
-    source, asked = _open_clicks(clicks, named, positive, ignore, weight)
+    source, asked = _open_clicks(clicks, named, said)
     rows = Clicks(source, asked)
     known = _items_of(items, rows.asked.item, named, features)
-    events = rows.events(known)
+    events, day = rows.in_unit(rows.events(known))
+    events, others = events.apart(rows.columns)
     modalities, lost = features_of(features, events.items, known, (asked.item, *ITEM[:2]))
     encodings, learned = ({}, {}) if known is None else known.encodings(events.items)
     warm = np.zeros(events.items.size, dtype=np.bool_)
     warm[events.item] = True
     attributes = {} if known is None else known.attributes(events.items)
-    time, day = rows.in_unit(events)
     return {
         "users": events.users,
-        "catalog": Catalog(events.items, modalities | learned, attributes, encodings=encodings),
+        "catalog": Catalog(
+            events.items, modalities | learned, attributes, encodings=encodings, kinds=others.names if others else ()
+        ),
         "user": events.user,
         "item": events.item,
-        "time": time,
+        "time": events.time,
         "weight": events.weight,
         "warm": warm,
         "name": _name(Path(clicks)) if isinstance(clicks, str | Path) else "data",
         "dropped": {**events.dropped, **({} if known is None else known.dropped), **lost},
         "day": day,
+        "others": others,
         "profiles": _profiles_of(users, events.users, asked.user, named),
     }
 
 
-def _open_clicks(
-    clicks: Any, named: Named, positive: Mapping[str, float], ignore: Any, weight: str | None
-) -> tuple[Source, Asked]:
+def _open_clicks(clicks: Any, named: Named, said: Said) -> tuple[Source, Asked]:
     """The table of clicks, and what the caller says of its columns."""
     source = open_source(clicks, "clicks")
     asked = Asked(
         named.time,
-        positive,
-        ignore,
+        said.positive,
+        said.ignore,
         find_column(source, named.user, USER, "user", CALL),
         find_column(source, named.item, ITEM, "item", CALL),
         CALL,
         "time",
         FORM,
-        weight,
+        said.weight,
+        said.kind,
+        said.target,
     )
+    if said.kind is not None:
+        find_column(source, said.kind, (), "kind", CALL)
     if named.time is not None:
         find_column(source, named.time, (), "time", CALL)
     if not len(source.head):
@@ -149,7 +163,7 @@ class Clicks:
         first = FrameRows(source.name, self.types, head, self.iso)
         self.columns = Columns(first, asked)
         self.missing = dict.fromkeys(self.columns.needed[: 3 if self.columns.time else 2], 0)
-        self.missing |= dict.fromkeys([*asked.positive, *asked.weights], 0)
+        self.missing |= dict.fromkeys([*asked.positive, *asked.weights, *asked.kinds], 0)
 
     def events(self, items: Items | None) -> Events:
         """All clicks as codes.
@@ -197,13 +211,14 @@ class Clicks:
                     "all text, or all whole numbers"
                 )
 
-    def in_unit(self, events: Events) -> tuple[Any, float | None]:
-        """The times, and how many of their units are a day, if the type of the column says it."""
+    def in_unit(self, events: Events) -> tuple[Events, float | None]:
+        """The same, and how many units of its times are a day, if the type of the column says it."""
         if self.columns.time is None:
-            return events.time, 0.0
+            return events, 0.0
         if self.columns.time in self.iso:
-            return whole_seconds(events.time)
-        return events.time, day_of(self.source.head[self.columns.time])
+            time, day = whole_seconds(events.time)
+            return replace(events, time=time), day
+        return events, day_of(self.source.head[self.columns.time])
 
 
 def whole_numbers(column: pl.Series) -> bool:

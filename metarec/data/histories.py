@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
+from typing import Any
 
 import numpy as np
 
-from metarec.data.containers import plain_rows
+from metarec.data.catalog import Catalog
+from metarec.data.containers import plain, plain_rows
 from metarec.data.vocabulary import Id, Ints, Vocabulary
+from metarec.functional.kinds import ITEM, coded
 
 
 @dataclass(frozen=True, eq=False)
 class Clicks:
-    """Ragged click histories of B users: item codes in time order, one user after the other.
+    """Ragged histories of B users: events in time order, one user after the other.
 
     Attributes:
-        codes: (n,) int64 item codes.
+        codes: (n,) int64 item codes, where all events are clicks; those of other kinds as
+            :func:`~metarec.functional.kinds.coded` makes them.
         offsets: (B + 1,) int64, where each user starts; the last entry is n.
 
     Example:
@@ -39,6 +44,24 @@ class Clicks:
         lazy = LazyHistories(histories, items)
         lazy.clicks.codes[:] = lazy.encoded(lazy.histories)
         return lazy.clicks
+
+    @classmethod
+    def of_kinds(
+        cls, histories: Sequence[Sequence[Id]], given: Sequence[Any], items: Vocabulary, kinds: Sequence[str]
+    ) -> Clicks:
+        """Encode external ids, and the names of the kinds of events with them.
+
+        Args:
+            histories: ids, of each user.
+            given: of each user one name per id; None where all are clicks.
+            items: encodes the ids.
+            kinds: names of all kinds.
+
+        Raises:
+            ValueError: as :meth:`of`, or if there are not as many kinds as ids, or one is not known.
+        """
+        clicks = cls.of(histories, items)
+        return cls(coded(clicks.codes, kind_codes(given, clicks.counts, kinds)), clicks.offsets)
 
     @classmethod
     def join(cls, parts: Sequence[Ints]) -> Clicks:
@@ -65,9 +88,18 @@ class Clicks:
         out: Ints = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][users] - offsets[:-1], np.diff(offsets))
         return out
 
+    @cached_property
+    def clicked(self) -> Clicks:
+        """The clicks alone, without events of other kinds."""
+        own = self.codes <= ITEM
+        if own.all():
+            return self
+        counts = np.bincount(self.owners()[own], minlength=len(self))
+        return Clicks(self.codes[own], _offsets(counts))
+
     @property
     def counts(self) -> Ints:
-        """(B,) clicks of each user."""
+        """(B,) events of each user."""
         return np.diff(self.offsets)
 
     def user(self, user: int) -> Ints:
@@ -144,3 +176,49 @@ def _blame(histories: Sequence[Sequence[Id]], items: Vocabulary) -> None:
             items.encode(history)
         except ValueError as error:
             raise ValueError(f"user {number}: {error}") from None
+
+
+def kind_codes(given: Sequence[Any], counts: Ints, kinds: Sequence[str]) -> Ints:
+    """(n,) codes of the kinds of all users' events, from their names.
+
+    Args:
+        given: of each user one name per event; None where all are clicks.
+        counts: (B,) events of each user.
+        kinds: names of all kinds, that of clicks first.
+
+    Raises:
+        ValueError: if there are not so many, or one is not known; names the user and the kind.
+
+    Example:
+        >>> kind_codes([["view", "buy"], None], np.array([2, 1]), ("buy", "view")).tolist()
+        [1, 0, 0]
+    """
+    if not kinds:
+        raise ValueError("kinds: the model knows clicks alone; fit it on data with kind= and target=")
+    if len(given) != len(counts):
+        raise ValueError(f"kinds: expected those of {len(counts)} users, got {len(given)}")
+    code, out = {name: number for number, name in enumerate(kinds)}, []
+    for user, (own, count) in enumerate(zip(given, counts.tolist(), strict=True)):
+        names = [kinds[0]] * count if own is None else plain(own, "kinds")
+        if len(names) != count:
+            raise ValueError(f"user {user}: kinds: expected one for each of {count} events, got {len(names)}")
+        if strange := [name for name in names if name not in code]:
+            raise ValueError(f"user {user}: kinds: unknown kind {strange[0]!r:.80}; the model knows {list(kinds)}")
+        out += [code[name] for name in names]
+    return np.array(out, dtype=np.int64)
+
+
+def histories(given: Sequence[Sequence[Id]], kinds: Sequence[Any] | None, catalog: Catalog) -> Clicks | LazyHistories:
+    """Histories of B users, as lazily as can be.
+
+    Args:
+        given: external ids, of each user.
+        kinds: of each user the names of the kinds of the events, or None; None where all are clicks.
+        catalog: the items.
+
+    Raises:
+        ValueError: as :class:`LazyHistories` and :meth:`Clicks.of_kinds`.
+    """
+    if kinds is None:
+        return LazyHistories(given, catalog.items)
+    return Clicks.of_kinds(given, plain(kinds, "kinds"), catalog.items, catalog.kinds)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from metarec.data.dataset import Dataset, Ints, Vocabulary
 from metarec.data.examples import filter_interactions
+from metarec.data.kinds import joined_others
 from metarec.data.rows import joined_weights, take
 from metarec.data.sampler import EpisodeSampler
 from metarec.data.vocabulary import Id
@@ -38,10 +39,11 @@ def followed_by(before: Dataset | None, clicks: Dataset) -> Dataset:
         (True, True)
     """
     users, parts = clicks.users, [clicks] if before is None or not len(before) else [before, clicks]
-    codes = [part.user for part in parts]
+    moved: list[Ints | None] = [None for _ in parts]
     if len(parts) > 1 and parts[0].users is not users:
-        users = Vocabulary(dict.fromkeys([*user_ids(parts[0]), *user_ids(parts[1])]), "user")
-        codes = [_under(users, part) for part in parts]
+        users = Vocabulary(dict.fromkeys([*_everybody(parts[0]), *_everybody(parts[1])]), "user")
+        moved = [_under(users, part) for part in parts]
+    codes = [part.user if code is None else code[part.user] for part, code in zip(parts, moved, strict=True)]
     user, item = np.concatenate(codes), np.concatenate([part.item for part in parts])
     time = np.concatenate([part.time for part in parts])
     if not np.issubdtype(time.dtype, np.signedinteger):
@@ -50,7 +52,8 @@ def followed_by(before: Dataset | None, clicks: Dataset) -> Dataset:
     weight, dropped = joined_weights(parts), dict(clicks.dropped)
     weight = None if weight is None else weight[order]
     columns: dict[str, Any] = {"user": user[order], "item": item[order], "time": time[order], "weight": weight}
-    return _once(replace(clicks, users=users, dropped=dropped, **columns))
+    others = joined_others([part.others for part in parts], moved)
+    return _once(replace(clicks, users=users, dropped=dropped, others=others, **columns))
 
 
 def user_ids(data: Dataset) -> list[Id]:
@@ -58,9 +61,20 @@ def user_ids(data: Dataset) -> list[Id]:
     return data.users.decode(data.user_codes.tolist())
 
 
+def _everybody(data: Dataset) -> list[Id]:
+    """Ids of the users of whom there is any event."""
+    return data.users.decode(_codes(data).tolist())
+
+
+def _codes(data: Dataset) -> Ints:
+    return data.user_codes if data.others is None else np.union1d(data.user_codes, data.others.user)
+
+
 def _under(users: Vocabulary, data: Dataset) -> Ints:
-    """The user codes of clicks in another vocabulary."""
-    return np.repeat(users.encode(user_ids(data)), np.diff(data.offsets))
+    """(U,) the codes in another vocabulary by user code; 0 of users without events."""
+    code = np.zeros(data.users.size, dtype=np.int64)
+    code[_codes(data)] = users.encode(_everybody(data))
+    return code
 
 
 def _once(data: Dataset) -> Dataset:

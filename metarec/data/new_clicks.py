@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from difflib import get_close_matches
@@ -14,9 +14,12 @@ from numpy.typing import NDArray
 
 from metarec.data.containers import plain
 from metarec.data.dataset import Catalog, Dataset, Vocabulary
+from metarec.data.histories import kind_codes
+from metarec.data.kinds import OtherEvents
 from metarec.data.vocabulary import Id, Ints
 
 COLUMNS = ("user", "item", "time")
+KIND = "kind"
 ISO = re.compile(r"\d{4}-\d\d-\d\d")
 
 
@@ -24,7 +27,8 @@ def click_data(clicks: Any, catalog: Catalog, since: float | None, second: float
     """New clicks as a data set of the model's items, checked.
 
     Args:
-        clicks: a frame, or a mapping of columns ``user``, ``item`` and ``time``.
+        clicks: a frame, or a mapping of columns ``user``, ``item`` and ``time``, and ``kind`` where the items are met
+            by events of several kinds; without it all are clicks.
         catalog: the items.
         since: the time of the last click that is known; None for none.
         second: how many units of the model's times are a second, for datetimes, dates and ISO text.
@@ -52,7 +56,23 @@ def click_data(clicks: Any, catalog: Catalog, since: float | None, second: float
         )
     users = Vocabulary(dict.fromkeys(user), "user")
     order = np.lexsort((np.arange(len(time)), time, users.encode(user)))
-    return Dataset(users, catalog, users.encode(user)[order], codes[order], time[order], np.arange(catalog.size) > 0)
+    who, what, at = users.encode(user)[order], codes[order], time[order]
+    kind = _kinds(clicks, catalog, len(order))[order]
+    own, rest = kind == 0, kind > 0
+    others = OtherEvents(catalog.kinds, who[rest], what[rest], at[rest], kind[rest]) if rest.any() else None
+    return Dataset(users, catalog, who[own], what[own], at[own], np.arange(catalog.size) > 0, others=others)
+
+
+def _kinds(clicks: Any, catalog: Catalog, rows: int) -> Ints:
+    """(n,) the kind of each event; 0, a click, where no column says."""
+    if not catalog.kinds or KIND not in _names(clicks):
+        return np.zeros(rows, dtype=np.int64)
+    return kind_codes([_column(clicks, KIND)], np.array([rows]), catalog.kinds)
+
+
+def _names(clicks: Any) -> Sequence[str]:
+    """Names of the columns."""
+    return list(clicks) if isinstance(clicks, Mapping) else list(getattr(clicks, "columns", ()))
 
 
 def _column(clicks: Any, name: str) -> Sequence[Any]:

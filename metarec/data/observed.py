@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from metarec.data.dataset import Dataset, Ints
+from metarec.data.kinds import every_event
 from metarec.data.vocabulary import Id
 
 
@@ -16,7 +17,7 @@ class Observed:
     """What new clicks were taken in.
 
     Attributes:
-        clicks: how many.
+        clicks: how many, or events of all kinds.
         users: how many users made them.
         new_users: ids of those who were not known before.
     """
@@ -56,16 +57,18 @@ class Histories:
 
     def extend(self, clicks: Dataset) -> Observed:
         """Take clicks in that come after all others."""
-        ids, new = clicks.users.decode(clicks.user_codes.tolist()), []
-        for user, first, last in zip(ids, clicks.offsets[:-1], clicks.offsets[1:], strict=True):
-            before = self._of.get(user)
+        user, code, time = every_event(clicks)
+        starts = np.append(np.flatnonzero(np.diff(user, prepend=0)), len(user))
+        ids, new = clicks.users.decode(user[starts[:-1]].tolist()), []
+        for name, first, last in zip(ids, starts[:-1], starts[1:], strict=True):
+            before = self._of.get(name)
             if before is None:
-                new.append(user)
-            own = clicks.item[first:last] if before is None else np.append(before[0], clicks.item[first:last])
-            self._of[user] = own[-self.length :].copy(), float(clicks.time[last - 1])
-        if len(clicks):
-            self.until = max(float(clicks.time.max()), -np.inf if self.until is None else self.until)
-        return Observed(len(clicks), len(ids), tuple(new))
+                new.append(name)
+            own = code[first:last] if before is None else np.append(before[0], code[first:last])
+            self._of[name] = own[-self.length :].copy(), float(time[last - 1])
+        if len(user):
+            self.until = max(float(time.max()), -np.inf if self.until is None else self.until)
+        return Observed(len(user), len(ids), tuple(new))
 
     def copy(self) -> Histories:
         """The same users; what is observed by one is not in the other."""

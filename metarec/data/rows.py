@@ -14,7 +14,7 @@ from metarec.data.weights import Weights
 
 
 def take(data: Dataset, rows: NDArray[Any] | slice, **changed: Any) -> Dataset:
-    """Some interactions, by mask or by number.
+    """Some interactions, by mask or by number; of events of other kinds, all of the users who are left.
 
     Args:
         data: the interactions.
@@ -28,7 +28,9 @@ def take(data: Dataset, rows: NDArray[Any] | slice, **changed: Any) -> Dataset:
         True
     """
     weight = None if data.weight is None else data.weight[rows]
-    own = {"user": data.user[rows], "item": data.item[rows], "time": data.time[rows], "weight": weight}
+    user, others = data.user[rows], data.others
+    own: dict[str, Any] = {"user": user, "item": data.item[rows], "time": data.time[rows], "weight": weight}
+    own["others"] = None if others is None else others.of_users(user)
     return replace(data, **{**own, **changed})
 
 

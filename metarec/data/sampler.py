@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from metarec.data.dataset import Dataset, Ints
 from metarec.data.examples import build_examples, check_sampling_weights
+from metarec.data.kinds import EventWindows
 from metarec.data.negatives import NegativeSampler
 from metarec.data.prefetch import prefetched
 from metarec.data.support import SupportMaker, copied, sent
@@ -41,6 +42,9 @@ class EpisodeSampler:
     consecutive clicks each epoch; the other parts take the last ones. Part test keeps x_{n-2} out of the support,
     so that it can choose settings; serving adapts to all that is known, even a single click (no support at all), with
     the negatives that a :class:`metarec.Recommender` draws for the same clicks.
+
+    Where the data have events of other kinds, examples carry the last ``max_length`` events of all kinds, too, and
+    train takes a random window of so many of them.
 
     Args:
         data: the clicks; negatives are drawn from its warm items, so that cold items are never pushed down.
@@ -178,6 +182,8 @@ class EpisodeSampler:
         count = np.minimum(self._clicks[rows], self.max_length + 1)
         spare = self._clicks[rows] - count
         start = self.data.offsets[rows] + (rng.integers(0, spare + 1) if train else spare)
+        if train and self._windows is not None:
+            start, count = self._windows.drawn(self.data.offsets[rows], self._clicks[rows], rng)
         order = rng.permutation(len(rows)) if train else np.arange(len(rows))
         for at in range(0, len(rows), self.users_per_batch):
             users = order[at : at + self.users_per_batch]
@@ -198,6 +204,11 @@ class EpisodeSampler:
                 )
                 for a, b in cuts
             )
+            if self._windows is not None:
+                begins = start[users][own]
+                window = self._windows.starts(begins + last[own])
+                spans = ((support, known), (query, last))
+                support, query = (self._windows.beside(e, begins, to[own], window) for e, to in spans)
             if self._served:
                 support = self._maker.with_negatives(support)
             codes = torch.from_numpy(self.user_codes[users[own]])
@@ -237,6 +248,14 @@ class EpisodeSampler:
     def _rows(self) -> Ints:
         """(users,) rows of ``data.user_codes`` that are sampled."""
         return np.flatnonzero(self._asked & (self._clicks >= LEAST_CLICKS[self.part]))
+
+    @cached_property
+    def _windows(self) -> EventWindows | None:
+        """The events of all kinds, if there are others than the clicks."""
+        data = self.data
+        if data.others is None:
+            return None
+        return EventWindows(data.user, data.item, data.time, data.others, self.max_length)
 
     @cached_property
     def _maker(self) -> SupportMaker:

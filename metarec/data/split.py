@@ -63,7 +63,8 @@ def split_by_time(data: Dataset, at: float, *, min_interactions: int = 4) -> tup
     share = up.repeat_share if data.upstream_repeat_share is None else data.upstream_repeat_share
     counts = ItemCounts.of(up.user, up.item, up.catalog.size)
     known: dict[str, Any] = {"upstream_repeat_share": share, "upstream_counts": counts}
-    return replace(up, **known), replace(down, **known)
+    earlier = up.others and up.others.until(at)
+    return replace(up, others=earlier, **known), replace(down, **known)
 
 
 def split_time(data: Dataset, cold_users: float = 0.2) -> int | float:

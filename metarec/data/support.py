@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metarec.data.histories import Clicks
 from metarec.data.vocabulary import Ints
+from metarec.functional.kinds import ITEM
 from metarec.types import Examples
 
 
@@ -38,22 +39,44 @@ class SupportMaker:
         self.rank = np.where(warm, np.cumsum(warm) - 1, len(self.warm))
 
     def __call__(self, clicks: Clicks) -> tuple[Examples, Examples]:
-        """Support and query of B users, each with at least one click.
+        """Support and query of B users, each with at least one event.
 
         Returns:
             support: every click after the first is a target; S = max(1, longest history - 1).
             query: Q = 1, the state after the last click; the target is unknown and stands as 0.
         """
+        events, clicks = clicks, clicks.clicked
+        support, query = self._of_clicks(clicks)
+        return (support, query) if clicks is events else self._beside(support, query, events)
+
+    def _beside(self, support: Examples, query: Examples, events: Clicks) -> tuple[Examples, Examples]:
+        """The same with the events of all kinds that may be read."""
+        most = np.minimum(events.counts, self.max_length)
+        column = np.arange(int(most.max()))
+        first = events.offsets[1:] - most
+        row = np.where(column < most[:, None], first[:, None] + column, -1)
+        codes = torch.from_numpy(np.where(row >= 0, events.codes[row], 0))
+        place = np.append(np.flatnonzero(events.codes <= ITEM), 0)  # of the clicks among all events
+        clicks = events.clicked
         n = np.minimum(clicks.counts, self.max_length)
-        column = np.arange(int(n.max()))
+        real = support.weight.numpy() > 0
+        target = np.where(real, (clicks.offsets[1:] - n)[:, None] + support.position.numpy() + 1, -1)
+        read = np.where(real, np.maximum(place[target] - 1 - first[:, None], -1), -1)
+        asked = replace(query, events=codes, read=torch.from_numpy(most - 1)[:, None])
+        return replace(support, events=codes, read=torch.from_numpy(read)), asked
+
+    def _of_clicks(self, clicks: Clicks) -> tuple[Examples, Examples]:
+        n = np.minimum(clicks.counts, self.max_length)
+        column = np.arange(max(1, int(n.max())))
+        codes = np.append(clicks.codes, 0)  # so that there is one, of users without clicks
         read = np.where(column < n[:, None], (clicks.offsets[1:] - n)[:, None] + column, -1)
-        history = np.where(read >= 0, clicks.codes[read], 0)
+        history = np.where(read >= 0, codes[read], 0)
         target = history[:, 1:] if len(column) > 1 else np.zeros_like(history)
         real = target > 0
         position = column[: target.shape[1]] * real
         known = history[:, : target.shape[1]] * (real | (column[: target.shape[1]] == 0))
         support = (known, position, target, self._negatives(target) * real[..., None], real.astype(np.float32))
-        ends, one = (n - 1)[:, None], np.ones((len(n), 1), dtype=np.float32)
+        ends, one = np.maximum(n - 1, 0)[:, None], np.ones((len(n), 1), dtype=np.float32)
         zero = np.zeros((len(n), 1), dtype=np.int64)
         query = (history, ends, zero, np.zeros((len(n), 1, self.negatives), dtype=np.int64), one)
         return _examples(support), _examples(query)

@@ -20,6 +20,7 @@ from metarec.meta.inspection import leads_back
 from metarec.meta.library import library
 from metarec.nn.frozen import check_vectors, wide
 from metarec.nn.item_tables import ItemTables
+from metarec.nn.kinds import reading
 from metarec.nn.linear_scores import LinearScores
 from metarec.nn.tabled import TabledModel, TableSnapshot, clicked, has_own, is_linear
 from metarec.nn.touched import TouchedRows
@@ -136,6 +137,7 @@ class Bank(TableSnapshot):
     ) -> dict[str, Tensor]:
         """The tensors of one learner, (N, ...) each."""
         model, more = self.models[number], {}
+        support = reading(learner_of(model), support)
         if given is not None:
             more["weights"] = split_weights(model, given[:, number])
         still = vars(type(model)).get("plain_sgd") and not model.steps and not keep_weights

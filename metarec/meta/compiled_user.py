@@ -123,6 +123,8 @@ def kind_of(model: Any) -> tuple[Any, ...] | None:
     alone = model is learner
     if type(learner) is not ModalityLearner or library() is None or not (alone or vars(type(model)).get("plain_sgd")):
         return None
+    if learner.kinds is not None:  # it looks up clicks, not events of several kinds
+        return None
     objective, steps, lr = steps_of(model)
     plain = alone or model.adapts == "encoder"
     if not plain or not computes(learner.encoder) or (steps and objective not in OBJECTIVES):

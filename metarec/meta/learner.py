@@ -18,6 +18,7 @@ from metarec.meta.graphs import Gradients, Graphs
 from metarec.meta.memory import bytes_per_user, chunk_sizes, split_to_fit
 from metarec.meta.users import Adapted, Learner, check_objectives
 from metarec.nn.former import FormerNames, accept_former_names
+from metarec.nn.kinds import reading
 from metarec.types import EpisodeBatch, Examples
 
 FROZEN = (
@@ -112,7 +113,7 @@ class MetaLearner(AdaptingModel, nn.Module):
             weights: where each user starts, as :meth:`Adapted.weights` gives them, (B, ...) by name; the shared
                 weights by default.
         """
-        keep_graph, start = torch.is_grad_enabled(), weights or {}
+        keep_graph, start, support = torch.is_grad_enabled(), weights or {}, reading(self.learner, support)
         with torch.enable_grad():
             view, loop = self.learner.task_view(self.adapts), self._loop(steps)
             engine = self._chosen(view, loop, support, start)
@@ -163,7 +164,7 @@ class MetaLearner(AdaptingModel, nn.Module):
         Raises:
             FloatingPointError: if a user's loss is not finite; names the users.
         """
-        episodes = _supported_alike(episodes)
+        episodes = self._as_read(_supported_alike(episodes))
         serves = episodes.user.is_cpu  # elsewhere a graph to the parameters would keep a CUDA graph from being recorded
         with torch.set_grad_enabled(serves):
             view = self.learner.task_view(self.adapts)
@@ -185,6 +186,11 @@ class MetaLearner(AdaptingModel, nn.Module):
                 total += float(losses.sum())
         return total / len(episodes)
 
+    def _as_read(self, episodes: EpisodeBatch) -> EpisodeBatch:
+        """The same with the histories that the learner reads."""
+        support, query = (reading(self.learner, part) for part in (episodes.support, episodes.query))
+        return EpisodeBatch(episodes.user, support, query)
+
     def _gradients(self, part: EpisodeBatch, need: int, ready: list[nn.Module]) -> Iterator[tuple[Tensor, Gradients]]:
         """User codes with their losses and gradients, split in two after an out-of-memory error of the GPU."""
 
@@ -204,7 +210,7 @@ class MetaLearner(AdaptingModel, nn.Module):
             part: the users.
             view: the learner's task view, if it was made already; its graph is used up.
         """
-        trained = [p for p in self.parameters() if p.requires_grad]
+        part, trained = self._as_read(part), [p for p in self.parameters() if p.requires_grad]
         view = self.learner.task_view(self.adapts) if view is None else view
         loop = self._loop(outer=self.objectives[1])
         engine = self._chosen(view, loop, part.support)

@@ -13,6 +13,7 @@ from torch.func import vmap
 from metarec.meta.calling import Substituted, exclusive
 from metarec.meta.engine import Engine, InnerLoop, Rate
 from metarec.meta.inspection import beyond_vmap, written_buffers
+from metarec.nn.kinds import reading
 from metarec.types import Examples
 
 
@@ -120,7 +121,8 @@ class VmapUsers(nn.Module, Engine):
         Returns:
             what the method returns, with a leading B.
         """
-        own, task, tensors = self.fixed | self.adapting(), self._task, examples.tensors()
+        own, task = self.fixed | self.adapting(), self._task
+        tensors = reading(task.call.module, examples).tensors()
         if not task.alone:
             shared = task.own_buffers()
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from metarec.data.dataset import Catalog
 from metarec.functional import losses
 from metarec.functional.attention import rows
+from metarec.functional.kinds import items_of, kinds_of
 from metarec.functional.log_sum_exp import log_sum_exp
 from metarec.functional.scaling import FeatureScale
 from metarec.nn.add_items import larger, standardised_by_name, with_catalog
@@ -19,6 +20,7 @@ from metarec.nn.former import FormerNames
 from metarec.nn.frozen import as_table, wide
 from metarec.nn.full_softmax import users_softmax
 from metarec.nn.items import IdItems, Items, TableItems, drawn_once
+from metarec.nn.kinds import EventKinds
 from metarec.nn.tabled import LearnerModel
 from metarec.nn.touched import TouchedRows
 from metarec.types import Examples, Scored
@@ -46,6 +48,8 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
         context: items whose vectors make the attention feature-aware; none by default.
         candidates: (I,) bool, items that the full softmax compares with; default: the known items. Give it the items
             seen upstream, or cold items are only ever pushed away.
+        kinds: vectors of the kinds of events, added to those of the items of a history. With it, histories are the
+            events of all kinds; without, clicks alone.
 
     Example:
         >>> import torch
@@ -67,12 +71,19 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
     scales: Mapping[str, FeatureScale] | None = None  # by which its features were standardised
 
     def __init__(
-        self, items: Items, encoder: nn.Module, *, context: Items | None = None, candidates: Tensor | None = None
+        self,
+        items: Items,
+        encoder: nn.Module,
+        *,
+        context: Items | None = None,
+        candidates: Tensor | None = None,
+        kinds: EventKinds | None = None,
     ) -> None:
         super().__init__()
         self.items = items
         self.encoder = encoder
         self.context = context
+        self.kinds = kinds
         self.register_buffer("candidates", items.known if candidates is None else candidates, persistent=False)
         self._found: list[Tensor] = []  # the candidates, and their codes
 
@@ -95,9 +106,24 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
             examples: of any leading dimensions.
             items: where the history's vectors come from; the learner's items by default.
         """
+        examples = self.reading(examples)
         history = examples.history
-        context = None if self.context is None else self.context(history)
-        return self._states([(items or self.items)(history), history > 0, context], examples.position)
+        x = self._with_kinds((items or self.items)(self._items_of(history)), history)
+        return self._states([x, history > 0, self._context(history)], examples.position)
+
+    def reading(self, examples: Examples) -> Examples:
+        """The examples with the histories that it reads: events of all kinds if it has vectors of them, else clicks."""
+        return examples if self.kinds is None else examples.with_events()
+
+    def _items_of(self, history: Tensor) -> Tensor:
+        codes: Tensor = history if self.kinds is None else items_of(history)
+        return codes
+
+    def _with_kinds(self, x: Tensor, history: Tensor) -> Tensor:
+        return x if self.kinds is None else x + self.kinds(kinds_of(history))
+
+    def _context(self, history: Tensor) -> Tensor | None:
+        return None if self.context is None else self.context(self._items_of(history))
 
     def _states(self, read: Sequence[Tensor | None], position: Tensor) -> Tensor:
         if getattr(self.encoder, "takes_positions", False):
@@ -159,14 +185,17 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
             the vectors of the history (..., L, D), which of them are real (..., L), those of the context, the positions
             of the states (..., S), the vectors of target and negatives (..., S, 1 + N, D) and the weights (..., S).
         """
+        examples = self.reading(examples)
         history, among = examples.history, examples.target.unsqueeze(-1)
         if negatives:
             among = torch.cat([among, examples.negatives], -1)
-        ids = torch.cat([history, among.flatten(-2)], -1)  # gathered at once: so is the gradient of a table
+        ids = torch.cat(
+            [self._items_of(history), among.flatten(-2)], -1
+        )  # gathered at once: so is the gradient of a table
         items = items or drawn_once(self.items)
         x, vectors = items(ids).split([history.shape[-1], ids.shape[-1] - history.shape[-1]], -2)
-        context = None if self.context is None else self.context(history)
-        return x, history > 0, context, examples.position, vectors.unflatten(-2, among.shape[-2:]), examples.weight
+        x, vectors = self._with_kinds(x, history), vectors.unflatten(-2, among.shape[-2:])
+        return x, history > 0, self._context(history), examples.position, vectors, examples.weight
 
     def score(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
         """Score the catalogue: scores (..., S, I), user states (..., S, D), has a known history (..., S)."""
@@ -175,8 +204,9 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
 
     def encode_queries(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Encode the history up to each query: user states (..., S, D), has a known history (..., S)."""
+        examples = self.reading(examples)
         history = examples.history
-        seen = (self.items.known[history] & (history > 0)).cumsum(-1)
+        seen = (self.items.known[self._items_of(history)] & (history > 0)).cumsum(-1)
         return self.states(examples), seen.gather(-1, examples.position) > 0
 
     def forward(self, examples: Examples) -> Scored:
@@ -202,11 +232,13 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
         """The learner as one user's task: what of it is still a parameter is what adapts.
 
         ``"encoder"``: the items are frozen into tables, so only the encoder has parameters. ``"all"``: the projections
-        stay, and a table of items is wrapped in :class:`TouchedRows`, so that a user adapts the rows it touches.
+        stay, and a table of items is wrapped in :class:`TouchedRows`, so that a user adapts the rows it touches. The
+        vectors of kinds never adapt.
         """
         if adapts not in ("encoder", "all"):
             raise ValueError(f"adapts must be 'encoder' or 'all', got {adapts!r}")
         view = self._apart(self._modules)
+        view.kinds = None if self.kinds is None else self.kinds.frozen()
         if adapts == "encoder":
             view.items, view.context = self.items.frozen(), None if self.context is None else self.context.frozen()
         elif self.items.adapts_rows:

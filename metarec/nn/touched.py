@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from metarec.functional.kinds import items_of
 from metarec.nn.items import Items, TableItems
 from metarec.types import Examples
 
@@ -57,7 +58,7 @@ class TouchedRows(nn.Module):
     def per_user(self, support: Examples) -> dict[str, Tensor]:
         """Each user's touched ids (B, U), -1 where there are fewer, and zero deltas (B, U, D)."""
         users = len(support)
-        ids = torch.cat([support.history, support.target, support.negatives.reshape(users, -1)], dim=1)
+        ids = torch.cat([items_of(support.history), support.target, support.negatives.reshape(users, -1)], dim=1)
         ids = ids.sort(dim=1).values
         repeated = torch.zeros_like(ids, dtype=torch.bool)
         repeated[:, 1:] = ids[:, 1:] == ids[:, :-1]

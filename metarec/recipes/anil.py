@@ -8,6 +8,7 @@ trained learner keeps its scores. It is meta-trained as any learner is, by :func
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -65,7 +66,8 @@ class HeadLearner(ModalityLearner):
         encoder = HeadedEncoder(learner.encoder, learner.items.table().shape[1])
         encoder.head.to(next(learner.parameters()))
         record.expect(encoder.head)
-        super().__init__(learner.items, encoder, context=learner.context, candidates=learner.candidates)
+        parts: dict[str, Any] = {"context": learner.context, "candidates": learner.candidates, "kinds": learner.kinds}
+        super().__init__(learner.items, encoder, **parts)
         for name in TOLD:
             if name in vars(learner):
                 setattr(self, name, vars(learner)[name])

@@ -20,6 +20,7 @@ from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from metarec.model import Saved
 from metarec.recipes.candidates import CandidateScores
@@ -79,7 +80,7 @@ class ContextWeights(nn.Module):
         """(..., 1 or 5) float32 from contexts (..., 3). What is not known is as usual."""
         clicks, cold, gap = context.double().unbind(-1)  # then rounded: the same for a user in any batch
         z = ((gap - self.usual[0]) / self.usual[1]).clamp(-FARTHEST, FARTHEST)
-        full = [torch.ones_like(clicks), clicks.log() - 1.5, cold, z.nan_to_num(), (z**2 - 1).nan_to_num()]
+        full = [torch.ones_like(clicks), clicks.clamp(min=1).log() - 1.5, cold, z.nan_to_num(), (z**2 - 1).nan_to_num()]
         return torch.stack(full, -1)[..., : len(self.weight)].float()
 
     def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,6 +110,19 @@ class ContextWeights(nn.Module):
             again = (features @ (self.weight + self.repeat)).clamp(min=0).unsqueeze(-2) @ z
             fused = torch.where(repeat.unsqueeze(-2), again, fused)
         return (fused + missing).squeeze(-2)
+
+    def with_part(self, name: str) -> ContextWeights:
+        """The same weights, and none for another model, if it is not among them."""
+        if name in self.names:
+            return self
+        form = {"context": len(self.weight) > 1, "repeats": self.repeat is not None}
+        out = ContextWeights((*self.names, name), **form).to(self.weight.device)
+        with torch.no_grad():
+            out.usual.copy_(self.usual)
+            for own, theirs in zip(out.parameters(), self.parameters(), strict=True):
+                own.copy_(F.pad(theirs, (0, 1)))
+        out.until = self.until
+        return out
 
     def distance(self, toward: Tensor) -> Tensor:
         """() squared distance from weights (S,) of any scale for everybody and every item, and 0 for unknown items."""

@@ -70,6 +70,7 @@ class Ensemble(Model, nn.Module):
     _stacked: StackedLearners
     observed: Tensor
     report: FitReport | None = None  # of the fit that chose it
+    first: str | None = None  # the part that alone ranks for whoever has a profile and no click
 
     def __init__(
         self, parts: Mapping[str, Method], upstream: Dataset | None = None, *, weights: ContextWeights | None = None
@@ -151,11 +152,11 @@ class Ensemble(Model, nn.Module):
 
     def snapshot(self) -> EnsembleSnapshot:
         """What it computes from its numbers, until one of them changes."""
-        return kept(self, f"snapshot {id(self.warm)}", self._new_snapshot)  # which the snapshot holds
+        return kept(self, f"snapshot {id(self.warm)} {self.first}", self._new_snapshot)  # which the snapshot holds
 
     def _new_snapshot(self) -> EnsembleSnapshot:
         banks = self._stacked.banks(self._seen(), self.negatives)
-        return EnsembleSnapshot(self._members, banks, self.weights, self._seen(), self.fitted)
+        return EnsembleSnapshot(self._members, banks, self.weights, self._seen(), self.fitted, self.first)
 
     def encode(
         self, support: Examples, query: Examples, *, start: UserState | None = None, keep_weights: bool = False
@@ -247,7 +248,8 @@ class Ensemble(Model, nn.Module):
     def state(self) -> Saved:
         """Names, the fitted weights, and the parts."""
         own = self.weights.state()
-        told = {} if self.report is None else {"report": self.report.to_dict()}
+        told: dict[str, Any] = {} if self.report is None else {"report": self.report.to_dict()}
+        told |= {} if self.first is None else {"first": self.first}
         return replace(own, settings={**own.settings, **told}, parts=dict(self._members))
 
     @classmethod
@@ -264,6 +266,9 @@ class Ensemble(Model, nn.Module):
             raise ValueError(f"ensemble: expected parts of {catalog.size} catalogue rows, got {sizes}")
         out = cls({name: parts[name] for name in weights.names}, weights=weights)
         out.catalog, out.warm = catalog, warm
+        out.first = saved.settings.get("first")
+        if out.first is not None and not parts[out.first].profile:
+            raise ValueError(f"ensemble: part {out.first!r} reads no profiles")
         if (told := saved.settings.get("report")) is not None:
             out.report = FitReport.of(told)
         return out

@@ -57,6 +57,7 @@ class EnsembleSnapshot:
         weights: of the parts.
         warm: (I,) bool, items seen upstream.
         fitted: catalogue rows that scores are measured by, the first so many; None for all.
+        first: the part that alone ranks for whoever has a profile and no click; None for none.
     """
 
     def __init__(
@@ -66,9 +67,10 @@ class EnsembleSnapshot:
         weights: ContextWeights,
         warm: NDArray[np.bool_],
         fitted: int | None,
+        first: str | None = None,
     ) -> None:
         self.weights, self.fitted = copy.deepcopy(weights).eval(), fitted
-        self.device = self.weights.weight.device
+        self.device, self.first = self.weights.weight.device, first
         self.warm = torch.from_numpy(warm).to(self.device)
         self.banks = {"/".join(bank.names): bank for bank in banks}  # several names together are no part's name
         stacked = [name for bank in banks for name in bank.names]
@@ -114,7 +116,7 @@ class EnsembleSnapshot:
         """A user without history: what the parts make of one, and the context of no clicks."""
         with evaluating(self._modules):
             states = {name: part.encode_empty().to(self.device) for name, part in (self.banks | self.alone).items()}
-        context = torch.tensor([[1.0, 0.0, torch.nan]], device=self.device)
+        context = torch.tensor([[0.0, 0.0, torch.nan]], device=self.device)
         return self._nested(states, context, torch.zeros(1, 1, dtype=torch.int32, device=self.device))
 
     def _nested(self, states: Mapping[str, UserState], context: Tensor, clicked: Tensor) -> UserState:
@@ -132,7 +134,7 @@ class EnsembleSnapshot:
         context = state.tensors["context"]
         with evaluating(self._modules):
             parts = {name: part.scores(state.part(name)) for name, part in self.alone.items()}
-        weight, unknown = (column.index_select(1, self.order) for column in self.weights(context))
+        weight, unknown = (column.index_select(1, self.order) for column in self._weights(state))
         out = self._summed(state, parts, weight, unknown)
         if self.weights.repeat is None:
             return out
@@ -151,5 +153,15 @@ class EnsembleSnapshot:
     @torch.no_grad()
     def user_weights(self, state: UserState) -> Tensor:
         """(N, S) weight of each part."""
-        weight: Tensor = self.weights(state.tensors["context"])[0]
-        return weight.float()
+        return self._weights(state)[0].float()
+
+    def _weights(self, state: UserState) -> tuple[Tensor, Tensor]:
+        """Weights of the parts and scores of unknown items, (N, S) each."""
+        context = state.tensors["context"]
+        weight, unknown = self.weights(context)
+        if self.first is None:
+            return weight, unknown
+        alone = ((context[:, 0] == 0) & (state.tensors[f"{self.first}/profile"] != 0).any(1)).unsqueeze(1)
+        one = torch.zeros_like(weight[:1])
+        one[0, self.weights.names.index(self.first)] = 1
+        return torch.where(alone, one, weight), torch.where(alone, 0, unknown)

@@ -21,6 +21,7 @@ from metarec.data.sampler import EpisodeSampler
 from metarec.modes import device_of
 from metarec.nn import AdaptiveFusion, ColdItemGenerator, FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder
 from metarec.nn.generator import warm_neighbours
+from metarec.nn.kinds import event_kinds
 from metarec.nn.record import begin, expect, trained
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.features import joined, scales_of, standardised
@@ -29,6 +30,8 @@ from metarec.recipes.mml_parts import LearnersByModality
 from metarec.recipes.next_item import CPU_USERS, backward_softmax
 from metarec.recipes.training import TrainingRun, settings_of, stages_of, training_only
 from metarec.types import EpisodeBatch, Modality, Progress
+
+ENCODER = ("dim", "max_length", "layers", "heads", "dropout")  # settings of its encoders
 
 
 class MML(LearnersByModality):
@@ -98,10 +101,10 @@ class MML(LearnersByModality):
             if neighbours is not None:
                 items = self._generator(items, modalities, seen, neighbours)
                 expect(items, f"{name} generator")
-            same = {n: getattr(config, n) for n in ("dim", "max_length", "layers", "heads", "dropout")}
-            encoder = SequenceEncoder(**same)
+            encoder = SequenceEncoder(**{n: getattr(config, n) for n in ENCODER})
             expect(encoder, f"{name} warm-up", name)
-            learners[name] = ModalityLearner(items, encoder, context=aware, candidates=seen)
+            kinds = event_kinds(catalog.kinds, config.dim, f"{name} warm-up", name)
+            learners[name] = ModalityLearner(items, encoder, context=aware, candidates=seen, kinds=kinds)
             told = {"fitted": self.fitted, "catalog": catalog, "warm": warm, "scales": self.scales}
             vars(learners[name]).update(told)
         self._modules["learners"] = nn.ModuleDict(learners)

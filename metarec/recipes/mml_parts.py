@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Self, cast
+from typing import Any, Self, cast
 
 from torch import nn
 
@@ -72,7 +72,8 @@ class LearnersByModality(FusedModel, nn.Module):
         whole = cast(ModalityLearner, self.learners[name])
         if generator or not isinstance(whole.items, ColdItemGenerator):
             return whole
-        bare = ModalityLearner(whole.items.items, whole.encoder, context=whole.context, candidates=whole.candidates)
+        parts: dict[str, Any] = {"context": whole.context, "candidates": whole.candidates, "kinds": whole.kinds}
+        bare = ModalityLearner(whole.items.items, whole.encoder, **parts)
         bare.fitted = whole.fitted
         vars(bare).update({name: value for name, value in vars(whole).items() if name in TOLD})
         return bare.train(whole.training)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from metarec.functional.kinds import items_of
 from metarec.meta.compiled import in_kernel
 from metarec.nn import ModalityLearner, TableItems
 from metarec.nn.full_softmax import users_softmax
@@ -31,6 +32,9 @@ def every_click(batch: EpisodeBatch, since: float = -math.inf) -> Examples:
         batch.query.history,
         *(torch.cat([getattr(e, name) for e in both], 1) for name in ("position", "target", "negatives", "weight")),
     )
+    reads = [e.read for e in both if e.read is not None]
+    if len(reads) == len(both):
+        out = replace(out, events=batch.query.events, read=torch.cat(reads, 1))
     times = [e.time for e in both if e.time is not None]
     if since == -math.inf or len(times) < len(both):
         return out
@@ -51,6 +55,7 @@ def backward_softmax(
         examples: what a batch asks for.
     """
     items = TableItems(drawn_once(learner.items).table(), learner.items.known)
+    batch = EpisodeBatch(batch.user, learner.reading(batch.support), learner.reading(batch.query))
     vectors = items.weight.index_select(0, learner.candidate_codes())
     compiled = in_kernel(learner, len(batch))
     view = learner if compiled is None else compiled
@@ -69,7 +74,7 @@ def _with_rows(learner: ModalityLearner, history: Tensor) -> ModalityLearner:
     """A copy of a learner whose context is computed for each item of a history once, and for no other item."""
     if learner.context is None:
         return learner
-    codes = history.unique()
+    codes = items_of(history.unique()).unique()
     rows, out = learner.context(codes), copy.copy(learner)
     table = rows.new_zeros(len(learner.context.known), rows.shape[-1]).index_copy(0, codes, rows)
     out._modules = {**learner._modules, "context": TableItems(table, learner.context.known)}

@@ -23,6 +23,7 @@ from metarec.functional.losses import weighted_mean
 from metarec.functional.scaling import FeatureScale
 from metarec.nn import FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder, TableItems, record
 from metarec.nn.items import drawn_once, has_rows, more_items
+from metarec.nn.kinds import event_kinds
 from metarec.recipes.features import scales_of, standardised
 from metarec.recipes.next_item import CPU_USERS, backward_softmax, every_click
 from metarec.recipes.training import TrainingRun
@@ -109,7 +110,7 @@ def build(
     drop_inputs: float = 0.0,
     seed: int = 0,
 ) -> ModalityLearner:
-    """An untrained SASRec.
+    """An untrained SASRec; of data with events of several kinds, it reads them all.
 
     Args:
         upstream: gives the catalogue and the items seen.
@@ -148,7 +149,8 @@ def build(
             scales |= own
         encoder = SequenceEncoder(dim, max_length=max_length, layers=layers, dropout=dropout)
         items = sources[0] if len(sources) == 1 else SummedItems(sources, drop=drop_inputs)
-        learner = ModalityLearner(items, encoder, candidates=warm)
+        kinds = event_kinds(upstream.catalog.kinds, dim)
+        learner = ModalityLearner(items, encoder, candidates=warm, kinds=kinds)
     learner.scales = scales
     record.expect(learner)
     return learner.attach(upstream)

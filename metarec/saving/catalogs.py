@@ -27,6 +27,8 @@ def pack_catalog(catalog: Catalog, warm: NDArray[Any]) -> tuple[dict[str, Any], 
     }
     if catalog.encodings:
         header["encodings"] = {name: encoding.settings() for name, encoding in catalog.encodings.items()}
+    if catalog.kinds:
+        header["kinds"] = list(catalog.kinds)
     tensors = {"warm": torch.from_numpy(warm), **pack_ids("items", catalog.items.ids)}
     tensors |= pack_ids("hidden", sorted(catalog.hidden))
     for name, modality in catalog.modalities.items():
@@ -63,7 +65,8 @@ def unpack_catalog(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> 
     if not set(hidden) <= set(items.ids):  # before a catalogue looks for the nearest ids
         raise ValueError("hidden ids are not those of items")
     encodings = {name: encoding_of(said) for name, said in header.get("encodings", {}).items()}
-    catalog = Catalog(items, modalities, attributes, frozenset(hidden), encodings)
+    kinds = tuple(names(header.get("kinds", []), "kinds"))
+    catalog = Catalog(items, modalities, attributes, frozenset(hidden), encodings, kinds)
     warm = expect_tensor(tensors, "warm", torch.bool, 1)
     if len(warm) != catalog.size or bool(warm[0]):
         raise ValueError(f"warm {tuple(warm.shape)} does not fit {catalog.size} rows, or has the padding")

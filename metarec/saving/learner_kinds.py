@@ -14,6 +14,7 @@ from metarec.functional.scaling import FeatureScale
 from metarec.meta import MetaLearner
 from metarec.model import register
 from metarec.nn import ModalityLearner, TableItems
+from metarec.nn.kinds import EventKinds
 from metarec.recipes.anil import HeadLearner
 from metarec.recipes.config import RATE, STEPS
 from metarec.recipes.fusing import FusedMethod
@@ -35,6 +36,8 @@ def _learner(learner: ModalityLearner, describing: Describing) -> dict[str, Any]
     describing.scales = learner.scales or describing.world.scales(learner.fitted or size)
     for name in ("items", "encoder", "context"):
         describing.part(name, getattr(learner, name))
+    if learner.kinds is not None:
+        describing.part("kinds", learner.kinds)
     describing.keep("candidates", learner.candidates)
     used = _standardised(describing.parts)
     scales = {n: scale for n, scale in describing.scales.items() if learner.scales is not None or n in used}
@@ -60,10 +63,18 @@ def _build_learner(cls: type[Any], reading: Reading) -> nn.Module:
     reading.scales = _scales(reading)
     items, encoder, context = (reading.part(name) for name in ("items", "encoder", "context"))
     out: Any = object.__new__(cls)
-    ModalityLearner.__init__(out, items, encoder, context=context, candidates=reading.known("candidates"))
+    parts = {"context": context, "candidates": reading.known("candidates"), "kinds": _event_kinds(reading)}
+    ModalityLearner.__init__(out, items, encoder, **parts)
     out.fitted = _fitted(reading)
     out.catalog, out.warm, out.scales = reading.world.catalog, reading.world.warm, reading.scales or None
     return cast(nn.Module, out)
+
+
+def _event_kinds(reading: Reading) -> EventKinds | None:
+    kinds, known = reading.part("kinds") if "kinds" in reading.parts else None, reading.world.catalog.kinds
+    if kinds is not None and not (isinstance(kinds, EventKinds) and len(kinds.weight) == len(known)):
+        raise ValueError(f"{reading.path}kinds must be vectors of the {len(known)} kinds of events of the catalogue")
+    return kinds
 
 
 def _fitted(reading: Reading) -> int | None:

@@ -9,6 +9,7 @@ from torch import nn
 
 from metarec.model import register
 from metarec.nn import AdaptiveFusion, ColdItemGenerator, FeatureItems, IdItems, SequenceEncoder, TableItems
+from metarec.nn.kinds import EventKinds
 from metarec.recipes.anil import HeadedEncoder
 from metarec.recipes.config import COUNTS, SHARE
 from metarec.recipes.sasrec import SummedItems
@@ -182,3 +183,4 @@ for _cls, _kind in {
     AdaptiveFusion: Kind(_fusion, _build_fusion),
 }.items():
     add_kind(register(_cls), _kind)
+register(EventKinds)

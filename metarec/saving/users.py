@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from metarec.data.histories import Clicks
 from metarec.files import checksum, read_tensors, write_tensors
+from metarec.functional.kinds import items_of, kinds_of
 from metarec.model import Model
 from metarec.scoring import UserState
 
@@ -47,7 +48,8 @@ def _weights(model: Model, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
 def write_users(path: str | Path, model: Model, clicks: Clicks, state: UserState) -> None:
     """Write users; see :meth:`Users.save <metarec.recommender.Users.save>`."""
     tensors = {name: _written(name, tensor) for name, tensor in state.tensors.items()}
-    tensors |= {"codes": torch.from_numpy(clicks.codes.astype(np.int32)), "offsets": torch.from_numpy(clicks.offsets)}
+    small = np.int32 if clicks.clicked is clicks else np.int64  # events of other kinds take more
+    tensors |= {"codes": torch.from_numpy(clicks.codes.astype(small)), "offsets": torch.from_numpy(clicks.offsets)}
     write_tensors(path, tensors, {"kind": "users", "model": fingerprint(model)})
 
 
@@ -80,16 +82,21 @@ def read_users(path: str | Path, model: Model, empty: Callable[[bool], UserState
     if header.get("model") != fingerprint(model):
         raise ValueError(f"{path}: these users were adapted from another model; load that one, or adapt to them again")
     try:
-        return _read(tensors, len(model.item_mask()), empty)
+        kinds = 0 if model.catalog is None else len(model.catalog.kinds)
+        return _read(tensors, len(model.item_mask()), kinds, empty)
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: its contents make no users ({error}); take another copy or adapt again") from error
 
 
-def _read(tensors: dict[str, Tensor], items: int, empty: Callable[[bool], UserState]) -> tuple[Clicks, UserState]:
+def _read(
+    tensors: dict[str, Tensor], items: int, kinds: int, empty: Callable[[bool], UserState]
+) -> tuple[Clicks, UserState]:
     codes, offsets = (tensors.pop(name) for name in _CLICKS)
     users = len(offsets) - 1
     right = (
-        (codes.dtype, codes.ndim) == (torch.int32, 1)
+        codes.dtype in (torch.int32, torch.int64)
+        and codes.ndim == 1
+        and 0 <= int(kinds_of(codes).max() if len(codes) else 0) < max(1, kinds)
         and (offsets.dtype, offsets.ndim) == (torch.int64, 1)
         and offsets[0] == 0
         and offsets[-1] == len(codes)
@@ -107,7 +114,8 @@ def _read(tensors: dict[str, Tensor], items: int, empty: Callable[[bool], UserSt
     integers = [t for name, t in out.items() if t.dtype == torch.int64 or t.dtype == torch.int32]
     most = max((int(t.max()) for t in integers if t.numel()), default=0)
     least = min((int(t.min()) for t in integers if t.numel()), default=0)
-    if least < 0 or clicks.codes.min(initial=1) < 1 or max(clicks.codes.max(initial=0), most) >= items:
+    own = items_of(clicks.codes)
+    if least < 0 or min(own.min(initial=1), clicks.codes.min(initial=1)) < 1 or max(own.max(initial=0), most) >= items:
         raise ValueError("they have clicked items that this model does not have; add the items first")
     return clicks, UserState(out)
 

@@ -42,6 +42,7 @@ class Job:
         user: in place of clicks, one whose clicks were observed.
         profile: what is known of the user, by column.
         because: how many of the clicks that moved it up are named with each item.
+        kinds: those of the events in ``clicks``; None where all are clicks.
     """
 
     clicks: tuple[Id, ...]
@@ -50,6 +51,7 @@ class Job:
     user: Id | None = None
     profile: Mapping[str, Any] | None = None
     because: int = 0
+    kinds: tuple[str, ...] | None = None
 
     @property
     def alike(self) -> tuple[Filters, int]:
@@ -107,6 +109,8 @@ def _alike(jobs: Sequence[Job], recommender: Recommender) -> list[Answer | Value
     try:
         profiles = [job.profile for job in jobs]
         told: dict[str, Any] = {"profile": profiles} if any(profile is not None for profile in profiles) else {}
+        if any(job.kinds is not None for job in jobs):
+            told["kinds"] = [job.kinds for job in jobs]
         users = recommender.adapt([job.clicks for job in jobs], **told)
     except ValueError as error:
         if len(jobs) == 1:

@@ -185,7 +185,10 @@ class Service:
         """Take in new clicks: every count of the model moves on, and the histories of their users."""
         await self.current()
         self.reader.check_clicks(request)
-        columns = {name: [getattr(click, name) for click in request.clicks] for name in ("user", "item", "time")}
+        names = ("user", "item", "time")
+        columns: dict[str, list[object]] = {name: [getattr(click, name) for click in request.clicks] for name in names}
+        if kinds := self.reader.attributes.catalog.kinds:
+            columns["kind"] = [click.kind or kinds[0] for click in request.clicks]
         return await self._changed(Change.of("clicks", columns, key))
 
     async def add_items(self, request: schema.AddItemsRequest, key: Key = None) -> Response:

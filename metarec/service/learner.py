@@ -79,7 +79,7 @@ def _data(model: Model, changes: list[Change]) -> Dataset:
     columns: dict[str, list[Any]] = {"user": [], "item": [], "time": []}
     for part in joined(changes):
         for name, column in part.items():
-            columns[name] += column
+            columns.setdefault(name, []).extend(column)
     catalog: Any = model.catalog
     return replace(click_data(columns, catalog, None, model.second), warm=np.asarray(model.warm))
 

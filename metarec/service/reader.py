@@ -8,8 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import Any
 
+import numpy as np
+
 from metarec.data.categories import words_of
 from metarec.data.dataset import Catalog
+from metarec.data.histories import kind_codes
 from metarec.data.vocabulary import Id
 from metarec.functional.text import printable
 from metarec.service.answering import Filters, Job
@@ -135,6 +138,8 @@ class Reader:
             ValueError: of either kind.
         """
         check_size("clicks", request.clicks, self.limits.ids)
+        if told := [click.kind for click in request.clicks if click.kind is not None]:
+            kind_codes([told], np.array([len(told)]), self.attributes.catalog.kinds)
         for number, click in enumerate(request.clicks):
             if click.item not in self.items:
                 self.check_ids(f"clicks.{number}.item", [click.item])
@@ -164,8 +169,17 @@ class Reader:
                 raise ValueError(f"{place}user: expected clicks and a profile, or a user, got both")
             candidates = None if user.candidates is None else frozenset(user.candidates)
             filters = Filters(request.exclude_seen, allow, deny, candidates, diversity)
-            out.append(Job(tuple(user.clicks), request.k, filters, user.user, user.profile, request.because))
+            kinds = self._kinds(f"{place}kinds", user)
+            out.append(Job(tuple(user.clicks), request.k, filters, user.user, user.profile, request.because, kinds))
         return out
+
+    def _kinds(self, name: str, user: UserClicks) -> tuple[str, ...] | None:
+        """The kinds of a user's events; refused where there are not as many as clicks, or one is not known."""
+        if user.kinds is None:
+            return None
+        check_size(name, user.kinds, self.limits.clicks)
+        kind_codes([user.kinds], np.array([len(user.clicks)]), self.attributes.catalog.kinds)
+        return tuple(user.kinds)
 
     def _diversity(self, request: _Wanted) -> float | tuple[tuple[str, int], ...] | None:
         """A weight, or columns and how many items of each category."""

@@ -134,6 +134,7 @@ class UserClicks(_Strict):
 
     clicks: Ids = Field(description="Ids of what the user clicked, oldest first. [] gives the unadapted ranking.")
     user: AnId | None = Field(None, description="In place of clicks: a user whose clicks were told to /clicks.")
+    kinds: Words | None = Field(None, description="Of several kinds of events, that of each of the clicks.")
     candidates: Ids | None = Field(None, description="Score these ids only, for this user.")
     profile: Dict[str | float | Words] | None = Field(
         None, description="What is known of the user, by column: a text, a number, or a list of texts."
@@ -161,6 +162,7 @@ class Click(_Strict):
     user: NewId = Field(description="Who clicked: any id, known or not.")
     item: AnId
     time: float = Field(description="In the units of the model's data; none before the last click that is known.")
+    kind: str | None = Field(None, description="Of several kinds of events, that of this one; unset, a click.")
 
 
 class ClicksRequest(_Strict):

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metarec.data.histories import Clicks, LazyHistories
 from metarec.functional.fusion import NotFiniteError
+from metarec.functional.kinds import items_of
 from metarec.meta.memory import split_range, split_to_fit
 from metarec.scoring import UserState
 from metarec.serving.ranking import chunks
@@ -90,6 +91,8 @@ def encoded(state: State, asked: EncodeRequest) -> UserState:
 def unchecked(state: State, asked: EncodeRequest) -> UserState:
     """As :func:`encoded`, whatever the model knows of the users' items and whether the numbers are finite."""
     counts = asked.clicks.counts
+    if isinstance(asked.clicks, Clicks) and not state.reads_kinds:
+        counts = asked.clicks.clicked.counts
     order = np.argsort(-counts, kind="stable")
     order, without = order[counts[order] > 0], np.flatnonzero(counts == 0)
     kind, parts = state.device.type, []
@@ -154,13 +157,14 @@ def checked(found: UserState, clicks: Clicks, state: State) -> UserState:
     Raises:
         ValueError: if the model knows none of a user's items, or a number is not finite.
     """
-    lost = ~found.active & torch.from_numpy(clicks.counts > 0).to(found.active.device)
+    known = clicks if state.reads_kinds else clicks.clicked
+    lost = ~found.active & torch.from_numpy(known.counts > 0).to(found.active.device)
     broken = {name: ~t.flatten(1).isfinite().all(1) for name, t in _numbers(found).items()}
     failing = torch.stack([lost, *broken.values()]).any(0)
     if not bool(failing.any()):
         return found
     user = int(failing.nonzero()[0])
-    ids = state.catalog.items.decode(clicks.user(user)[:5].tolist())
+    ids = state.catalog.items.decode(items_of(clicks.user(user)[:5]).tolist())
     who = "" if len(clicks) == 1 else f"user {user}: "
     if bool(lost[user]):
         raise ValueError(

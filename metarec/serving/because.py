@@ -15,6 +15,7 @@ from torch import Tensor
 
 from metarec.data.histories import Clicks
 from metarec.data.vocabulary import Ints
+from metarec.functional.kinds import items_of
 from metarec.recommendations import Reason
 from metarec.scoring import UserState
 from metarec.serving.adapting import EncodeRequest, checked, profiles_of, unchecked
@@ -48,8 +49,9 @@ class Imagined:
         parts, owner, left_out = [], [], []
         for user in range(len(clicks)):
             own = clicks.user(user)
-            for code in (0, *np.unique(own[-longest:]).tolist()):
-                parts.append(own[own != code])
+            items = items_of(own)
+            for code in (0, *np.unique(items[-longest:]).tolist()):
+                parts.append(own[items != code])
                 owner.append(user)
                 left_out.append(code)
         return cls(Clicks.join(parts), np.array(owner), np.array(left_out))

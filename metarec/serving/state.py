@@ -12,6 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,6 +25,7 @@ from metarec.data.histories import Clicks
 from metarec.data.support import SupportMaker, sent
 from metarec.model import Model, Snapshot
 from metarec.modes import evaluating
+from metarec.nn.kinds import reads_kinds
 from metarec.nn.record import longest_history, negatives_of
 from metarec.recipes.features import check_scale
 from metarec.scoring import Scores, UserState
@@ -60,6 +62,11 @@ class State:
     weights: Watched
     others: Watched
     shift: Tensor | None = None
+
+    @cached_property
+    def reads_kinds(self) -> bool:
+        """Whether the model reads events of other kinds than clicks."""
+        return reads_kinds(self.model)
 
     @property
     def device(self) -> torch.device:

@@ -18,6 +18,7 @@ from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
 from metarec.data.vocabulary import Id, Ints
 from metarec.functional.histories import check_exclude_seen, leaves_out_seen
+from metarec.functional.kinds import items_of
 from metarec.recommendations import Reason, Recommendation, Recommendations
 from metarec.saving.users import write_users
 from metarec.scoring import UserState
@@ -65,7 +66,7 @@ class Answers:
         def lists(length: int) -> Recommendations:
             longer = replace(request, k=length)
             with torch.no_grad():
-                return top_k_lists(longer, score, users.clicks, state.known, state.catalog, columns)
+                return top_k_lists(longer, score, users.clicks.clicked, state.known, state.catalog, columns)
 
         return lists(request.k) if diversity is None else diversified(lists, request.k, diversity, state.catalog)
 
@@ -84,13 +85,14 @@ class Answers:
         with torch.no_grad():
             return state.scores(users.state).approximate(0, state.catalog.size)
 
-    def updated(self, users: Users, clicks: Sequence[Sequence[Id]]) -> Users:
+    def updated(self, users: Users, clicks: Sequence[Sequence[Id]], kinds: Sequence[Any] | None = None) -> Users:
         """As :meth:`Users.update`."""
         state = self._of(users)
         clicks = plain(clicks, "update")
         if len(clicks) != len(users):
             raise ValueError(f"update: expected clicks for each of the {len(users)} users, got {len(clicks)} sequences")
-        more = Clicks.of(clicks, state.catalog.items)
+        items, known = state.catalog.items, state.catalog.kinds
+        more = Clicks.of(clicks, items) if kinds is None else Clicks.of_kinds(clicks, kinds, items, known)
         if not more.counts.any():
             return users
         whole = users.clicks.extended(more)
@@ -161,7 +163,7 @@ class Users:
     @property
     def adapted(self) -> NDArray[np.bool_]:
         """(B,) whether there was something to learn from: at least 2 clicks."""
-        return self.clicks.counts > 1
+        return self.clicks.clicked.counts > 1
 
     @property
     def weights(self) -> NDArray[np.float32]:
@@ -182,23 +184,21 @@ class Users:
         wanted: dict[str, Any] = {"exclude_seen": exclude_seen, "allow": allow, "deny": deny, "diversity": diversity}
         return self.recommender.rank(self, k, candidates=candidates, **wanted).say_if_short(int(k))
 
-    def update(self, clicks: Sequence[Sequence[Id]]) -> Users:
-        """The same users after more clicks, one sequence per user (empty where there are none).
+    def update(self, clicks: Sequence[Sequence[Id]], kinds: Sequence[Sequence[str] | None] | None = None) -> Users:
+        """The same users after more clicks, one sequence per user (empty where there are none); kinds as in ``adapt``.
 
-        Users with new clicks take their inner steps on their whole history; the others are as they were. The steps
-        start
+        Users with new clicks take inner steps on their whole history; the others are as they were. The steps start
 
         - from the shared weights, where the users do not carry theirs. The result always equals adapting afresh to the
           whole history, however the clicks were cut into updates.
         - from where the user stood, if it was adapted to with ``keep_weights=True``. Every update moves the weights
           further from the shared ones, the early clicks count in each, and the order of updates matters. The result
-          equals adapting afresh only if the user had not moved yet: it had at most one click, or the model takes no
-          steps.
+          equals adapting afresh only if the user had not moved yet: at most one click, or a model without steps.
 
         Raises:
             ValueError: if there is not one sequence per user, or as for ``adapt``.
         """
-        return self.recommender.updated(self, clicks)
+        return self.recommender.updated(self, clicks, kinds)
 
     def save(self, path: str | Path) -> None:
         """Write them to one file, without pickle; :meth:`~metarec.Recommender.load_users` reads it."""
@@ -221,8 +221,8 @@ class User:
 
     @cached_property
     def history(self) -> tuple[Any, ...]:
-        """The external ids of the clicks, in time order."""
-        return tuple(self.users.recommender.catalog.items.decode(self.users.clicks.codes.tolist()))
+        """The external ids of the clicks, or events of all kinds, in time order."""
+        return tuple(self.users.recommender.catalog.items.decode(items_of(self.users.clicks.codes).tolist()))
 
     @property
     def adapted(self) -> bool:
@@ -291,9 +291,9 @@ class User:
         found = self.users.recommender.reasons(self.users, codes, whole(k, "because: k"))[0]
         return found[0] if is_single(items) else found
 
-    def update(self, clicks: Sequence[Id]) -> User:
+    def update(self, clicks: Sequence[Id], kinds: Sequence[str] | None = None) -> User:
         """The same user after more clicks; see :meth:`Users.update`."""
-        return self.users.update([clicks])[0]
+        return self.users.update([clicks], None if kinds is None else [kinds])[0]
 
     def save(self, path: str | Path) -> None:
         """Write it to one file; ``recommender.load_users(path)[0]`` reads it."""
