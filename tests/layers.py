@@ -18,7 +18,8 @@ MIDDLE = GROUND | {
 }
 UPPER = MIDDLE | {"recipes", "evaluation", "report", "comparison"}
 LAYERS = {
-    "types": set(),
+    "renamed": set(),
+    "types": {"renamed"},
     "files": set(),
     "functional": {"types"},
     "distributed": {"types"},
