@@ -19,7 +19,7 @@ TEST = [
 KERNEL = Extension(
     "metarec.meta._encoder_kernel",
     ["metarec/meta/encoder_kernel.c"],
-    depends=["metarec/meta/encoder_kernel.h", "metarec/meta/encoder_float.h"],
+    depends=[f"metarec/meta/encoder_{part}.h" for part in ("kernel", "second", "float")],
     extra_compile_args=["-O3", "-g0", "-fno-math-errno", "-pthread"],
     extra_link_args=["-pthread"],
     libraries=["m"],

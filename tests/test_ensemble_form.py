@@ -26,7 +26,9 @@ def world(signal: Tensor, *, users: int = 120, seed: int = 0, cold: Tensor | Non
     importance[:, 0] = -1e9
     names = tuple(f"part {s}" for s in range(strength.shape[1]))
     user = torch.arange(users).repeat_interleave(CLICKS)
-    return CandidateScores(names, user, target, z, torch.zeros_like(z) > 0, context, importance, until=7.0)
+    return CandidateScores(
+        names, user, target, z, torch.zeros_like(z) > 0, context, importance, importance > 0, until=7.0
+    )
 
 
 def test_noise_beside_one_good_part_leaves_the_part() -> None:

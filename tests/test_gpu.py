@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from helpers import ITEMS, ragged_episodes
+from metarec.data import EpisodeSampler
+from metarec.datasets import planted
 from metarec.functional import attend
 from metarec.meta import MetaLearner, adapted, gpu, low_rank
 from metarec.meta.compiled import CompiledUsers
@@ -198,3 +200,20 @@ def test_after_a_capture_that_fails_training_goes_on_without_and_can_draw(caplog
         return meta_gradient(meta, batch)
 
     torch.testing.assert_close(trained(graphs=True), trained(graphs=False), rtol=1e-4, atol=1e-5)
+
+
+def test_negatives_are_the_same_on_a_gpu_and_drawn_there_without_waiting():
+    sampler = EpisodeSampler(planted(users=60, items=40), users_per_batch=16, negatives=5)
+    there = sampler.prefetch(1, device=DEVICE)
+    made = [next(there)]
+    if DEVICE != "cpu":
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        made.extend(there)
+    finally:
+        if DEVICE != "cpu":
+            torch.cuda.set_sync_debug_mode("default")
+    for batch, expected in zip(made, sampler.epoch(1), strict=True):
+        assert str(batch.user.device) == DEVICE
+        for mine, theirs in ((batch.support, expected.support), (batch.query, expected.query)):
+            assert all(map(torch.equal, mine.to("cpu").tensors(), theirs.tensors()))

@@ -217,7 +217,8 @@ def test_users_are_measured_by_what_adapts_them(way):
 def test_second_order_keeps_the_graphs_of_all_steps_in_memory(steps, monkeypatch):
     learner, episodes = id_learner(), ragged_episodes([6] * 5)
     room = 2 * bytes_per_user(learner.task_view("encoder"), episodes.support, steps)
-    meta = MetaLearner(learner, lr=LR, steps=steps, second_order=True, memory_budget=room)
+    how = {"second_order": True, "objectives": ("bpr", "softmax")}  # a loss that the compiled kernel does not know
+    meta = MetaLearner(learner, lr=LR, steps=steps, memory_budget=room, **how)
     assert [stack.users for stack in meta.adapt(episodes.support).stacks] == [2, 2, 1]
     with torch.no_grad():
         assert [stack.users for stack in meta.adapt(episodes.support).stacks] == ([5] if steps > 1 else [2, 2, 1])

@@ -269,7 +269,7 @@ PINNED = {
     "text": 3.5514,
     "id generator": 3.5395,
     "text generator": 3.5434,
-    "fusion": 3.9017,
+    "fusion": 3.9065,
 }
 
 

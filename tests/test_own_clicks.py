@@ -145,3 +145,11 @@ def test_no_interaction_is_refused() -> None:
     names = Vocabulary(["u"], "user"), Catalog(Vocabulary(["a"]))
     with pytest.raises(ValueError, match="none"):
         OwnClicks(Dataset(*names, user=none, item=none, time=none, warm=np.array([False, True])))
+
+
+def test_weights_are_those_of_many_clicks_and_hardly_of_the_draw() -> None:
+    data = world(users=1_700)
+    history, target = _examples(data, 0)
+    assert len(history) == len(target) == 20_000
+    one, other = (OwnClicks(data, seed=seed).weight for seed in (0, 1))
+    torch.testing.assert_close(one, other, atol=0.2, rtol=0.0)

@@ -1,4 +1,4 @@
-"""Next-item examples with sampled negatives from columns of clicks, and filters of interactions: leave-last-out."""
+"""Next-item examples from columns of clicks, and filters of interactions: leave-last-out."""
 
 from __future__ import annotations
 
@@ -26,9 +26,6 @@ def build_examples(
     first: Ints,
     last: Ints,
     *,
-    cumulative: Ints,
-    negatives: int,
-    rng: np.random.Generator,
     time: Times | None = None,
     second: float = 1.0,
     weight: Weights | None = None,
@@ -36,61 +33,37 @@ def build_examples(
 ) -> Examples:
     """Build next-item examples at positions first..last-1 of users whose clicks begin at ``start`` of ``item``.
 
-    The history holds at least the first click, so that no row is padding alone.
+    They have no negatives yet. The history holds at least the first click, so that no row is padding alone.
 
     Args:
         item: (n,) item codes of all clicks.
         start: (B,) where the users' clicks begin.
         first: (B,) first position.
         last: (B,) one past the last position.
-        cumulative: (I + 1,) cumulative sampling weights of the items, see :func:`cumulative_weights`; negatives are
-            drawn by them.
-        negatives: N.
-        rng: draws the negatives.
         time: (n,) times of all clicks, if known.
         second: how many units of ``time`` are a second; the gaps are in seconds.
         weight: (n,) what clicks weigh; all 1 by default.
-        own: build the examples of these users only; negatives are drawn as for all.
+        own: build the examples of these users only.
     """
     column = np.arange(max(1, int(last.max())))
-    position = first[:, None] + np.arange(max(1, int((last - first).max())))
+    place = np.arange(max(1, int((last - first).max())))
+    start, first, last = start[own], first[own], last[own]
+    position = first[:, None] + place
     real = position < last[:, None]
     position = np.where(real, position, 0)
     following = np.where(real, start[:, None] + position + 1, 0)
     target = np.where(real, item[following], 0)
-    point = _draw_points(target, cumulative, negatives, rng)
-    start, last, position, real = start[own], last[own], position[own], real[own]
-    following, target, point = following[own], target[own], point[own]
     read = np.where(column < np.maximum(last, 1)[:, None], start[:, None] + column, -1)
     history = np.where(read >= 0, item[read], 0)
-    drawn = (np.searchsorted(cumulative, point, side="right") - 1).astype(np.int64) * real[..., None]
+    none = np.empty((*target.shape, 0), dtype=np.int64)
     weighs = real if weight is None else np.where(real, weight[following], 0)
-    arrays = (history, position, target, drawn, weighs.astype(np.float32))
+    arrays = (history, position, target, none, weighs.astype(np.float32))
     examples = Examples(*(torch.from_numpy(a) for a in arrays))
     if time is None:
         return examples
     clicked, before = (np.where(real, time[at], 0) for at in (following, np.maximum(following - 1, 0)))
     gap = clicked - before if second == 1 else (clicked - before) / second
     return replace(examples, time=torch.from_numpy(clicked), gap=torch.from_numpy(gap))
-
-
-def _draw_points(target: Ints, cumulative: Ints, n: int, rng: np.random.Generator) -> Ints:
-    """(..., n) random points below the total weight, none within the target's own interval."""
-    first = cumulative[target][..., None]
-    own = cumulative[target + 1][..., None] - first
-    point: Ints = rng.integers(0, np.maximum(cumulative[-1] - own, 1), size=(*target.shape, n))
-    point += own * (point >= first)
-    return point
-
-
-def cumulative_weights(weights: Ints) -> Ints:
-    """(I + 1,) cumulative sampling weights: a random point in [c[i], c[i + 1]) draws item i.
-
-    Example:
-        >>> cumulative_weights(np.array([0, 2, 1])).tolist()
-        [0, 0, 2, 3]
-    """
-    return np.append(0, np.cumsum(weights))
 
 
 def check_sampling_weights(weights: Ints, name: str) -> None:

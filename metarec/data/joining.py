@@ -130,9 +130,8 @@ class RecentSampler(EpisodeSampler):
 
     since: float = 0.0
 
-    def epoch(self, epoch: int, own: slice = slice(None)) -> Iterator[EpisodeBatch]:
-        """The batches of one epoch; see :meth:`EpisodeSampler.epoch <metarec.EpisodeSampler.epoch>`."""
-        for batch in super().epoch(epoch, own):
+    def _batches(self, epoch: int, own: slice) -> Iterator[EpisodeBatch]:
+        for batch in super()._batches(epoch, own):
             query, time = batch.query, batch.query.time
             asked = query.weight if time is None else query.weight * (time >= self.since)
             yield EpisodeBatch(batch.user, batch.support, replace(query, weight=asked))

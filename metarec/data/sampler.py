@@ -13,8 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from metarec.data.dataset import Dataset, Ints
-from metarec.data.examples import build_examples, check_sampling_weights, cumulative_weights
-from metarec.data.support import SupportMaker
+from metarec.data.examples import build_examples, check_sampling_weights
+from metarec.data.negatives import NegativeSampler
+from metarec.data.prefetch import prefetched
+from metarec.data.support import SupportMaker, copied, sent
 from metarec.data.weights import Weights
 from metarec.types import EpisodeBatch
 
@@ -148,9 +150,30 @@ class EpisodeSampler:
         """
         if epoch < 0:
             raise ValueError(f"EpisodeSampler: epoch must be at least 0, got {epoch}")
-        return self._batches(np.random.default_rng([self.seed, epoch]), own)
+        return (self._with_negatives(batch, epoch, self._draw) for batch in self._batches(epoch, own))
 
-    def _batches(self, rng: np.random.Generator, own: slice) -> Iterator[EpisodeBatch]:
+    def prefetch(
+        self, epoch: int, own: slice = slice(None), device: torch.device | str = "cpu"
+    ) -> Iterator[EpisodeBatch]:
+        """The same batches on a device: a thread makes them ahead, and their negatives are drawn there.
+
+        Args:
+            epoch: from 0.
+            own: the users wanted of each batch.
+            device: where to; copies to a GPU come from pinned memory and do not block.
+        """
+        device, draw = torch.device(device), self._draw.to(device)
+        for batch in prefetched(self._batches(epoch, own)):
+            there = EpisodeBatch(copied(batch.user, device), sent(batch.support, device), sent(batch.query, device))
+            yield self._with_negatives(there, epoch, draw)
+
+    def _with_negatives(self, batch: EpisodeBatch, epoch: int, draw: NegativeSampler) -> EpisodeBatch:
+        support, query = batch.support, draw(batch.query, batch.user, epoch)
+        return EpisodeBatch(batch.user, support if self._served else draw(support, batch.user, epoch), query)
+
+    def _batches(self, epoch: int, own: slice) -> Iterator[EpisodeBatch]:
+        """The batches without negatives, but for those of users who are served."""
+        rng = np.random.default_rng([self.seed, epoch])
         rows, train = self._rows, self.part == "train"
         count = np.minimum(self._clicks[rows], self.max_length + 1)
         spare = self._clicks[rows] - count
@@ -168,9 +191,6 @@ class EpisodeSampler:
                     start[users],
                     a,
                     b,
-                    cumulative=self._cumulative,
-                    negatives=self.negatives,
-                    rng=rng,
                     time=self.data.time,
                     second=self.data.second,
                     weight=self._click_weights if train else None,
@@ -178,7 +198,7 @@ class EpisodeSampler:
                 )
                 for a, b in cuts
             )
-            if self.part == "serving" and self.negative_sampling == "uniform":
+            if self._served:
                 support = self._maker.with_negatives(support)
             codes = torch.from_numpy(self.user_codes[users[own]])
             if self.data.profiles is not None:
@@ -231,10 +251,15 @@ class EpisodeSampler:
             return warm
         return warm * np.bincount(self.data.item, minlength=len(warm))
 
+    @property
+    def _served(self) -> bool:
+        """Whether support has the negatives that are drawn for users who are served."""
+        return self.part == "serving" and self.negative_sampling == "uniform"
+
     @cached_property
-    def _cumulative(self) -> Ints:
-        """(I + 1,) cumulative sampling weights of the negatives."""
-        return cumulative_weights(self._weights)
+    def _draw(self) -> NegativeSampler:
+        """Draws the other negatives."""
+        return NegativeSampler(self._weights, self.negatives, self.seed)
 
     def _check_users(self) -> None:
         if not self.users:

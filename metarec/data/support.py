@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from metarec.data.histories import Clicks
 from metarec.data.vocabulary import Ints
@@ -79,9 +80,14 @@ def _examples(arrays: Sequence[NDArray[np.generic]]) -> Examples:
 
 def sent(examples: Examples, device: torch.device) -> Examples:
     """Move a support or query set to another device; copies to a GPU do not block."""
+    return examples.each(lambda tensor: copied(tensor, device))
+
+
+def copied(tensor: Tensor, device: torch.device) -> Tensor:
+    """Move a tensor to another device; a copy to a GPU comes from pinned memory and does not block."""
     if device.type != "cuda":
-        return examples.to(device)
-    return examples.each(lambda t: t.pin_memory().to(device, non_blocking=True))  # pragma: no cover
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)  # pragma: no cover
 
 
 def _mixed(key: NDArray[np.uint64]) -> NDArray[np.uint64]:

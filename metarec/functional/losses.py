@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 LEAST = 1e-6  # sum of weights that is divided by
 AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 26}  # products that are held at once
+LEAST_ROWS = 64  # of them: a product of fewer spends its time on reading the vectors
 
 
 def bpr(positive: Tensor, negatives: Tensor) -> Tensor:
@@ -93,7 +94,7 @@ class _SoftmaxSum(torch.autograd.Function):
     def forward(
         ctx: Any, state: Tensor, vectors: Tensor, positive: Tensor, included: Tensor, share: Tensor
     ) -> tuple[Tensor, Tensor]:
-        rows = max(1, AT_ONCE.get(state.device.type, 1 << 26) // max(1, len(vectors)))
+        rows = max(LEAST_ROWS, AT_ONCE.get(state.device.type, 1 << 26) // max(1, len(vectors)))
         room = state.new_empty(min(rows, len(state)), len(vectors))  # for the products of every block
         losses, of_positive = torch.empty_like(positive), torch.empty_like(positive)
         of_state, of_vectors = torch.empty_like(state), torch.zeros_like(vectors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -18,7 +19,9 @@ from metarec.types import EpisodeBatch, Examples
 
 
 class CompiledUsers(SummedLosses):
-    """B users' first-order weights, each user's in one row that the compiled kernel reads.
+    """B users' weights, each user's in one row that the compiled kernel reads.
+
+    First order; second order too where it is asked for gradients alone, by losses that the library knows.
 
     Takes views on a CPU whose parameters all sit in one encoder: one that is just what its class builds, where that
     names the ``kernel`` that the library has. See :mod:`metarec.meta.inspection`.
@@ -41,7 +44,9 @@ class CompiledUsers(SummedLosses):
     @classmethod
     def fits(cls, view: nn.Module, loop: InnerLoop, start: Mapping[str, Tensor]) -> bool:
         """Whether a view is of the kind that the library computes, and the library is there."""
-        if not takes_plain_steps(view, loop, start):
+        if loop.second_order and (start or not loop.outer or not cls.knows(view, loop.objective, loop.outer)):
+            return False
+        if not takes_plain_steps(view, replace(loop, second_order=False), start):
             return False
         found = _kernels(view)
         if len(found) != 1 or library() is None or not declared(view):
@@ -97,10 +102,10 @@ class CompiledUsers(SummedLosses):
         """
         if self.started or not self.knows(self.copy, loop.objective, objective):
             return super().query_gradients(part, loop, objective, trained)
-        with torch.no_grad():
+        with torch.set_grad_enabled(loop.second_order):
             support = self.copy.products(part.support)
-        query, rate = self.copy.products(part.query), one_rate(loop.rate, loop.second_order)
-        losses, pairs = self.encoder.learn(support, query, (loop.objective, objective), loop.steps, rate)
+        query, how = self.copy.products(part.query), (loop.steps, one_rate(loop.rate), loop.second_order)
+        losses, pairs = self.encoder.learn(support, query, (loop.objective, objective), *how)
         reached, given = zip(*pairs, strict=True)
         return losses, list(torch.autograd.grad(reached, trained, given, allow_unused=True))
 

@@ -25,7 +25,7 @@
 #define FIELDS 17
 typedef struct Job {
     int64_t users, length, asked, dim, heads, layers, feedforward, positions, threads;
-    int64_t stride, what, failed, steps, objective, compared;
+    int64_t stride, what, failed, steps, objective, compared, second;
     uint64_t seed;
     double rate;
     const double *drop, *eps;
@@ -138,6 +138,36 @@ static ALWAYS void normal_f64(V_f64 x, V_f64 *cdf, V_f64 *pdf) {
 LOSS_BACK(score_back_f32, float, expf, logf)
 LOSS_BACK(score_back_f64, double, exp, log)
 
+/* The tangents of scores become those of `share` times the gradient of the loss by them. */
+#define LOSS_TANGENT(name, real, exponential)                                                    \
+    static void name(int64_t objective, long many, real share, const real *score, real *tangent) { \
+        real top = score[0], total = 0, mean = 0, target = 0;                                    \
+        if (objective == BPR) {                                                                  \
+            for (long c = 1; c < many; c++) {                                                    \
+                real chance = 1 / (1 + exponential(score[c] - score[0])), least = (real)1e-10;   \
+                real both = chance * (1 - chance), sum = least + chance;                         \
+                real slope = both * (both - (1 - 2 * chance) * sum) / (sum * sum);               \
+                tangent[c] = share / (many - 1) * slope * (tangent[c] - tangent[0]);             \
+                target -= tangent[c];                                                            \
+            }                                                                                    \
+            tangent[0] = target;                                                                 \
+            return;                                                                              \
+        }                                                                                        \
+        for (long c = 1; c < many; c++) top = score[c] > top ? score[c] : top;                   \
+        for (long c = 0; c < many; c++) {                                                        \
+            real part = exponential(score[c] - top);                                             \
+            total += part, mean += part * tangent[c];                                            \
+        }                                                                                        \
+        mean /= total;                                                                           \
+        for (long c = 0; c < many; c++)                                                          \
+            tangent[c] = share * exponential(score[c] - top) / total * (tangent[c] - mean);      \
+    }
+LOSS_TANGENT(score_tangent_f32, float, expf)
+LOSS_TANGENT(score_tangent_f64, double, exp)
+
+/* Rows of weights that each thread has of a user's inner steps: of each step and a gradient in second order, else one. */
+static ALWAYS int64_t rows_of(const Job *job) { return job->second ? job->steps + 1 : 1; }
+
 #define BYTES 32
 #define real float
 #define NAME(x) x##_f32
@@ -168,6 +198,7 @@ static ALWAYS void add_sums_wide(V_wide a, V_wide b, V_wide c, V_wide d, float *
 }
 
 #define score_back_wide score_back_f32
+#define score_tangent_wide score_tangent_f32
 #define BYTES 64
 #define real float
 #define NAME(x) x##_wide
@@ -274,12 +305,13 @@ static int check(const Job *job, int64_t wide, int inner) {
     NEED(EPS, eps, 1 + 2 * job->layers, 1);
     if (job->stride && B) rows = times(B - 1, job->stride, 1) + o.row;
     NEED(WEIGHTS, weights, job->stride ? rows : o.row, !inner);
-    NEED(MOVED, moved, times(descends && !job->query ? B : T, o.row, 1), descends);
+    if (job->second && (job->second != 1 || !product || inner || !job->query)) return SIZES + 15;
+    NEED(MOVED, moved, times(descends && !job->query ? B : times(T, rows_of(job), 1), o.row, 1), descends);
     NEED(X, x, times(B, L, D), forward || product);
     NEED(KEEP, keep, times(B, L, 1), 1);
     NEED(BIAS, bias, times(B, L, L), 0);
     NEED(AT_, at, times(B, S, 1), 1);
-    NEED(SAVED, saved, times(job->what < DESCEND ? B : T, o.saved, 1), 1);
+    NEED(SAVED, saved, times(job->what < DESCEND ? B : T, o.saved, 1 + job->second), 1);
     NEED(STATE, state, times(B, S, D), forward);
     NEED(DSTATE, dstate, times(B, S, D), job->what == BACKWARD || job->what == STEP);
     NEED(DX, dx, times(B, L, D), 0);
@@ -287,7 +319,7 @@ static int check(const Job *job, int64_t wide, int inner) {
     int64_t vectors = times(times(B, S, 1), job->compared, D);
     NEED(VECTORS, vectors, vectors, product);
     NEED(WEIGHT, weight, times(B, S, 1), product);
-    NEED(DVECTORS, dvectors, vectors, inner);
+    NEED(DVECTORS, dvectors, vectors, inner || job->second);
     NEED(LOSSES, losses, B, inner);
     return 0;
 }

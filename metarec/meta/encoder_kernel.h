@@ -80,6 +80,7 @@ typedef struct {
     const real *from;
     real *to;
     real rate;
+    int matrix_only; /* and not the bias */
 } NAME(Sink);
 
 /* dx += g w^T; sink += x^T g. scratch holds M * in numbers. */
@@ -105,7 +106,7 @@ static void NAME(linear_back)(long M, long in, long out, const real *w, NAME(Sin
                 NAME(panel)(few, M, scratch + i, 1, in, g + p * PANEL, out, sink.from + at, PANEL, sink.to + at, PANEL);
             }
     }
-    if (sink.to)
+    if (sink.to && !sink.matrix_only)
         for (long j = 0; j < out; j += LANES) {
             V sum = {0};
             for (long t = 0; t < M; t++) sum += GET(g + t * out + j);
@@ -122,13 +123,14 @@ static ALWAYS real NAME(sum)(V s) {
     return total;
 }
 
-/* x and gelu(x) = x Phi(x) in place, and its derivative Phi(x) + x phi(x). */
-static void NAME(gelu)(long n, real *x, real *derivative) {
+/* x and gelu(x) = x Phi(x) in place, and its derivative Phi(x) + x phi(x); if wanted, the second, (2 - x^2) phi(x). */
+static void NAME(gelu)(long n, real *x, real *derivative, real *curve) {
     for (long j = 0; j < n; j += LANES) {
         V cdf, pdf, value = GET(x + j);
         NAME(normal)(value, &cdf, &pdf);
         AT(x + j) = value * cdf;
         AT(derivative + j) = cdf + value * pdf;
+        if (curve) AT(curve + j) = (2 - value * value) * pdf;
     }
 }
 
@@ -220,6 +222,7 @@ typedef struct {
     const real *w;
     NAME(Sink) sink;
     real *saved;
+    real *curve; /* where the second derivatives of gelu go, laid out as `saved`, if they are wanted */
     const real *bias;
     const uint8_t *keep;
     const int64_t *at;
@@ -390,7 +393,8 @@ static void NAME(forward_user)(NAME(User) * u, real *state) {
         NAME(residual)(u, layer, 1, m, rows, kept, kept + o->s_unit1);
         NAME(norm)(m, width, job->eps[1 + 2 * layer], w + o->norm1, kept + o->s_unit1, inverse, kept + o->s_mid);
         NAME(linear)(m, D, o->F, w + o->wide, kept + o->s_mid, kept + o->s_gelu);
-        NAME(gelu)(m * o->F, kept + o->s_gelu, kept + o->s_slope);
+        real *curve = u->curve ? u->curve + (kept - u->saved) + o->s_slope : NULL;
+        NAME(gelu)(m * o->F, kept + o->s_gelu, kept + o->s_slope, curve);
         NAME(linear)(m, o->F, D, w + o->narrow, kept + o->s_gelu, kept + o->s_unit2);
         NAME(residual)(u, layer, 2, m, NULL, kept + o->s_mid, kept + o->s_unit2);
         next = layer + 1 < job->layers ? kept + o->s_size : u->one;
@@ -510,6 +514,7 @@ static void NAME(descend)(NAME(User) * u) {
         NAME(loss_back)(u, u->state, u->dstate, NULL);
         NAME(backward_user)(u, u->dstate, NULL, NULL);
         u->w = u->sink.from = u->sink.to;
+        if (u->job->second) u->sink.to += u->o.row; /* the weights of every step are kept */
     }
 }
 
@@ -522,6 +527,8 @@ static void NAME(learn)(NAME(User) * u) {
     NAME(backward_user)(u, u->dstate, NAME(of)(job->dx, u->user, job->length * job->dim),
                         NAME(of)(job->dbias, u->user, job->length * job->length));
 }
+
+#include "encoder_second.h"
 
 /* ---- many users ---- */
 
@@ -571,25 +578,27 @@ static int NAME(turn_to)(NAME(User) * u, long user, long thread) {
     long L = job->length;
     u->user = user;
     u->w = (const real *)job->weights + user * job->stride;
-    u->saved = (real *)job->saved + (job->what < DESCEND ? user : thread) * u->o.saved;
+    u->saved = (real *)job->saved + (job->what < DESCEND ? user : thread * (1 + job->second)) * u->o.saved;
     u->bias = NAME(of)(job->bias, user, L * L);
     u->keep = job->keep + user * L;
     u->at = job->at + user * job->asked;
-    u->sink = (NAME(Sink)){NULL, NULL, job->rate};
+    u->sink = (NAME(Sink)){NULL, NULL, job->rate, 0};
     if (job->what == STEP || job->what == DESCEND) {
         u->sink.from = u->w;
-        u->sink.to = (real *)job->moved + (job->query ? thread : user) * u->o.row;
+        u->sink.to = (real *)job->moved + (job->query ? thread * rows_of(job) : user) * u->o.row;
     } else if (job->moved) u->sink.from = u->sink.to = (real *)job->moved + thread * u->o.row;
     return NAME(pick)(u);
 }
 
 /* The users of one thread. */
 static int NAME(share)(const Job *job, long thread) {
-    NAME(User) u = {0}, query = {0};
-    int failed = NAME(start)(&u, job) && (!job->query || NAME(start)(&query, job->query)) ? 0 : 1;
+    NAME(User) u = {0}, query = {0}, tangent = {0};
+    int ready = NAME(start)(&u, job) && (!job->query || NAME(start)(&query, job->query));
+    int failed = ready && (!job->second || NAME(start)(&tangent, job)) ? 0 : 1;
     for (long b = thread; b < job->users && !failed; b += job->threads) {
         if (!NAME(turn_to)(&u, b, thread) || (job->query && !NAME(turn_to)(&query, b, thread))) failed = 2;
         else if (job->what == FORWARD || job->what == VALUES) NAME(forward_user)(&u, NAME(of)(job->state, b, job->asked * job->dim));
+        else if (job->second) NAME(learn_second)(&u, &tangent, &query);
         else if (job->what == DESCEND) {
             NAME(descend)(&u);
             if (job->query) query.w = u.w, NAME(learn)(&query);
@@ -598,7 +607,7 @@ static int NAME(share)(const Job *job, long thread) {
                                 NAME(of)(job->dx, b, job->length * job->dim),
                                 NAME(of)(job->dbias, b, job->length * job->length));
     }
-    NAME(stop)(&u), NAME(stop)(&query);
+    NAME(stop)(&u), NAME(stop)(&query), NAME(stop)(&tangent);
     return failed;
 }
 

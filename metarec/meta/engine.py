@@ -26,12 +26,15 @@ class InnerLoop:
         rate: step size of all weights, or by parameter name (in the view) a tensor that broadcasts with the parameter;
             gradients of an outer loss reach such tensors.
         second_order: differentiate through the steps.
+        outer: the outer loss, where nothing but its gradients at the adapted weights is asked for: an engine may then
+            take the steps and the gradients in one pass.
     """
 
     objective: Any
     steps: int
     rate: Rate
     second_order: bool = False
+    outer: Any = None
 
 
 class Engine(Protocol):

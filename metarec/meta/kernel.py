@@ -137,36 +137,52 @@ class KernelEncoder(nn.Module):
         self.move(task, DESCEND, lr)
 
     def learn(
-        self, support: Products, query: Products, objectives: tuple[str, str], steps: int, lr: float
+        self,
+        support: Products,
+        query: Products,
+        objectives: tuple[str, str],
+        steps: int,
+        lr: float,
+        second_order: bool = False,
     ) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
         """Query losses at the weights that all inner steps lead to, and the gradients of the losses' sum.
 
         No user's weights are kept: what follows the last step runs while they are in the cache.
 
         Args:
-            support: what :meth:`descend` takes.
+            support: what :meth:`descend` takes; gradients reach it in second order.
             query: likewise; gradients reach those of its tensors that want them.
             objectives: inner and outer, of ``OBJECTIVES``.
             steps: 0 or more.
             lr: step size.
+            second_order: differentiate through the steps.
 
         Returns:
-            the losses (B,), and tensors with their gradients: of the query's tensors, and of the shared weights.
+            the losses (B,), and tensors with their gradients: of the query's tensors, of the shared weights, and in
+            second order of the support's tensors.
         """
-        x, _, context, _, vectors, _ = query
-        bias = self._bias(context)
         task, then = self._of_products(support, objectives[0]), self._of_products(query, objectives[1])
-        task.set(what=DESCEND, steps=steps, rate=-lr)
-        task.point(moved=self.row.new_empty(task.job.threads, self.size))
-        reached = {"dx": x, "dvectors": vectors, **({} if bias is None else {"dbias": bias})}
-        made = {name: torch.zeros(t.shape, dtype=self.row.dtype) for name, t in reached.items()}
+        second = int(second_order and steps > 0)
+        task.set(what=DESCEND, steps=steps, rate=-lr, second=second)
+        threads, saved = task.job.threads, task.sizes()[1]
+        task.point(moved=self.row.new_empty(threads, 1 + second * steps, self.size))
+        task.point(saved=self.row.new_empty(threads, 1 + second, saved))
         losses = self.row.new_empty(self.users)
         then.set(what=LEARN)
-        then.point(losses=losses, **made)
+        then.point(losses=losses)
         task.followed(then)
+        pairs = [*self._reached(then, query), *(self._reached(task, support) if second else ())]
         shared = self.shared_gradients(task, then)
-        pairs = [(reached[name], gradient) for name, gradient in made.items()]
         return losses, [(t, g) for t, g in (*pairs, *zip(self.base.values(), shared, strict=True)) if t.requires_grad]
+
+    def _reached(self, task: Pass, products: Products) -> list[tuple[Tensor, Tensor]]:
+        """What a pass was computed from besides weights, and memory for the gradients, which is given to the pass."""
+        x, _, context, _, vectors, _ = products
+        bias = self._bias(context)
+        reached = {"dx": x, "dvectors": vectors, **({} if bias is None else {"dbias": bias})}
+        made = {name: torch.zeros(t.shape, dtype=self.row.dtype) for name, t in reached.items()}
+        task.point(**made)
+        return [(reached[name], gradient) for name, gradient in made.items()]
 
     def shared_gradients(self, task: Pass, last: Pass) -> list[Tensor]:
         """Runs a pass; the gradients of the shared weights, which its last part adds up."""

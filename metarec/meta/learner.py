@@ -132,10 +132,9 @@ class MetaLearner(AdaptingModel, nn.Module):
         """The step size of the inner loop: ``lr`` for all weights. A subclass may give one for each, by name."""
         return self.lr
 
-    def _loop(self, steps: int | None = None) -> InnerLoop:
-        return InnerLoop(
-            self.objectives[0], self.steps if steps is None else steps, self.rate(), second_order=self.second_order
-        )
+    def _loop(self, steps: int | None = None, outer: Any = None) -> InnerLoop:
+        steps = self.steps if steps is None else steps
+        return InnerLoop(self.objectives[0], steps, self.rate(), second_order=self.second_order, outer=outer)
 
     def _chosen(
         self, view: nn.Module, loop: InnerLoop, support: Examples, weights: Mapping[str, Tensor] | None = None
@@ -169,7 +168,7 @@ class MetaLearner(AdaptingModel, nn.Module):
         with torch.set_grad_enabled(serves):
             view = self.learner.task_view(self.adapts)
         ready = [view] if serves else []
-        engine = self._chosen(view, self._loop(), episodes.support)
+        engine = self._chosen(view, self._loop(outer=self.objectives[1]), episodes.support)
         sizes = self._chunk_sizes(view, engine, episodes.support, True)
         total = 0.0
         for part in episodes.chunks(*sizes):
@@ -206,7 +205,8 @@ class MetaLearner(AdaptingModel, nn.Module):
             view: the learner's task view, if it was made already; its graph is used up.
         """
         trained = [p for p in self.parameters() if p.requires_grad]
-        view, loop = self.learner.task_view(self.adapts) if view is None else view, self._loop()
+        view = self.learner.task_view(self.adapts) if view is None else view
+        loop = self._loop(outer=self.objectives[1])
         engine = self._chosen(view, loop, part.support)
         users = engine(view, len(part), _own_tensors(view, part.support))
         losses, gradients = users.query_gradients(part, loop, self.objectives[1], trained)

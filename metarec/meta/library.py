@@ -21,7 +21,7 @@ FORWARD, BACKWARD, STEP, DESCEND, LEARN, VALUES = range(6)  # what a job is to d
 
 _LOG = logging.getLogger("metarec")
 _SIZES = ("users", "length", "asked", "dim", "heads", "layers", "feedforward", "positions", "threads")
-_MODES = ("stride", "what", "failed", "steps", "objective", "compared")
+_MODES = ("stride", "what", "failed", "steps", "objective", "compared", "second")
 _GIVEN = ("drop", "eps", "weights", "moved", "x", "keep", "bias", "at")
 _MADE = ("saved", "state", "dstate", "dx", "dbias", "vectors", "weight", "dvectors", "losses", "query")
 
@@ -47,13 +47,15 @@ class Job(ctypes.Structure):
         x: (B, L, D); keep: (B, L); bias: (B, L, L) or null; at: (B, S); state, dstate: (B, S, D); dx, dbias: like x and
             bias, or null where not wanted.
         saved: what the backward pass needs of the forward pass, of each user, or of each thread if one pass follows the
-            other at once.
+            other at once; in second order twice as much.
         steps: of ``DESCEND``.
         objective: a number from ``OBJECTIVES``; a loss of the products of the states with ``compared`` vectors (B, S,
             compared, D), of which the first is the target's, and with a weight (B, S) for each example.
         dvectors: like vectors; losses: (B,).
         query: of a job that descends, one that learns: with each user's weights as soon as they are found. ``moved``
             is then a row for each thread.
+        second: 1 for gradients through the steps: then ``moved`` is ``steps + 1`` rows for each thread, and dx, dbias
+            and dvectors of the support are added to.
         count: how many numbers lie at each address but ``query``. The library refuses a pass that would leave them.
     """
 

@@ -171,14 +171,16 @@ class ColdItemGenerator(nn.Module):
 
     def _one_modality(self, own: Tensor, present: Tensor, attention: nn.Linear) -> Tensor:
         """(I, D) own projections -> (I, D) own plus the attended neighbours'."""
-        near = F.embedding(self.neighbours, own)
         mine, theirs = (own @ attention.weight.view(2, -1).T).split(1, -1)  # v . [W f_i ; W f_k], item by item
         logits = mine + F.embedding(self.neighbours, theirs).squeeze(-1) + attention.bias
         if self.variant == "metarec":
             logits = F.leaky_relu(logits, 0.2)
         usable = present[self.neighbours] & (self.neighbours > 0)
         weights = logits.masked_fill(~usable, torch.finfo(logits.dtype).min).softmax(-1) * usable
-        out = own + (weights.unsqueeze(-1) * near).sum(1)  # embedding_bag has no second derivative by its weights
+        if torch.is_grad_enabled():  # embedding_bag has no second derivative by its weights
+            out = own + (weights.unsqueeze(-1) * F.embedding(self.neighbours, own)).sum(1)
+        else:
+            out = own + F.embedding_bag(self.neighbours, own, per_sample_weights=weights, mode="sum")
         return F.relu(out) if self.variant == "paper" else out
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -12,18 +12,20 @@ from torch import Tensor, nn
 from metarec.data.dataset import Catalog
 from metarec.functional import losses
 from metarec.functional.attention import rows
+from metarec.functional.log_sum_exp import log_sum_exp
 from metarec.functional.scaling import FeatureScale
 from metarec.nn.add_items import larger, standardised_by_name, with_catalog
 from metarec.nn.former import FormerNames
 from metarec.nn.frozen import as_table, wide
 from metarec.nn.full_softmax import users_softmax
-from metarec.nn.items import Items, TableItems, drawn_once
+from metarec.nn.items import IdItems, Items, TableItems, drawn_once
 from metarec.nn.tabled import LearnerModel
 from metarec.nn.touched import TouchedRows
 from metarec.types import Examples, Scored
 
 Objective = Literal["bpr", "sampled_softmax", "softmax"]
 Adapts = Literal["encoder", "all"]
+MOST_HELD = 1 << 15  # candidates whose scores are held for a loss
 TOLD = (
     "catalog",
     "warm",
@@ -119,13 +121,20 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
         state = self._states(read, position)
         scores = (state.unsqueeze(-2) * vectors).sum(-1)
         if objective == "softmax":
-            others = items.scores(state, self.candidate_codes())
+            others = self._others(state, items)
             each = losses.softmax_among(scores[..., 0], others, self.candidates[examples.target])
         elif objective in ("bpr", "sampled_softmax"):
             each = getattr(losses, objective)(scores[..., 0], scores[..., 1:])
         else:
             raise ValueError(f"objective must be 'bpr', 'sampled_softmax' or 'softmax', got {objective!r}")
         return losses.weighted_mean(each, weight)
+
+    def _others(self, state: Tensor, items: Items) -> Tensor:
+        """Scores of the candidates; of many in a table, the log-sum-exp alone stands for them, (..., 1)."""
+        codes = self.candidate_codes()
+        if len(codes) <= MOST_HELD or type(items) not in (TableItems, IdItems):
+            return items.scores(state, codes)
+        return log_sum_exp(state, items.table().index_select(0, codes)).unsqueeze(-1)
 
     def softmax_sum(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """The full softmax of B users whose items are a table: the losses' sum, and the losses (B,) without gradients.

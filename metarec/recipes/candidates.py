@@ -12,14 +12,15 @@ from torch import Tensor
 from metarec.functional import top_k
 from metarec.functional.histories import seen_items
 from metarec.model import Model
-from metarec.recipes.ensemble_scores import standardised
+from metarec.recipes.ensemble_scores import check
 from metarec.recipes.user_context import user_context
+from metarec.scoring import Scores
 from metarec.types import EpisodeBatch, Method
 from metarec.wrapped import as_model
 
 CANDIDATES = 8192  # items of a larger catalogue that a click is compared with
 NEVER = -1e9  # the log importance of what is no candidate
-COLUMNS = ("user", "target", "z", "unknown", "context", "log_importance")  # by click
+COLUMNS = ("user", "target", "z", "unknown", "context", "log_importance", "repeat")  # by click
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class CandidateScores:
         context: (n, 3), see :func:`~metarec.recipes.user_context.user_context`.
         log_importance: (n, C) log of how many items a candidate stands for; ``NEVER`` for padding and for what the user
             has clicked already, but for the target.
+        repeat: (n, C) bool, candidates that the user has clicked before; none where those are left out.
         until: time of the last of the clicks; inf if not known.
     """
 
@@ -48,6 +50,7 @@ class CandidateScores:
     unknown: Tensor
     context: Tensor
     log_importance: Tensor
+    repeat: Tensor
     until: float = field(default=math.inf, kw_only=True)
 
     def of(self, names: Iterable[str]) -> CandidateScores:
@@ -133,7 +136,8 @@ def _rows(
 ) -> tuple[Tensor, ...]:
     """The ``COLUMNS`` of the real queries of one batch."""
     query, real = batch.query, batch.query.weight > 0
-    seen = seen_items(query, len(warm)) & exclude_seen
+    clicked = seen_items(query, len(warm))
+    seen = clicked & exclude_seen
     real = real & ~seen.gather(-1, query.target.unsqueeze(-1)).squeeze(-1)
     found, unknown = [], []
     for name, model in models.items():
@@ -150,8 +154,9 @@ def _rows(
     z = z.gather(2, candidate[:, None].expand(-1, len(models), -1))
     user = batch.user[:, None].expand_as(real)[real]
     column = (candidate == target[:, None]).int().argmax(-1)
+    repeat = (clicked & ~seen)[real].gather(1, candidate)
     silent = torch.stack(unknown)[:, candidate].transpose(0, 1)
-    return user, column, z, silent, user_context(query, warm)[real], log_importance
+    return user, column, z, silent, user_context(query, warm)[real], log_importance, repeat
 
 
 def _candidates(z: Tensor, allowed: Tensor, target: Tensor, draw: torch.Generator, most: int) -> tuple[Tensor, Tensor]:
@@ -168,3 +173,17 @@ def _candidates(z: Tensor, allowed: Tensor, target: Tensor, draw: torch.Generato
     drawn = (taken >= 0) & (taken < 2)
     share = (others / drawn.sum(-1, keepdim=True)).log()
     return candidate, torch.where(drawn, share, torch.where(taken < 0, NEVER, 0.0))
+
+
+def standardised(scores: Scores, known: Tensor, name: str) -> Tensor:
+    """(N, I) float32 scores of mean 0 and deviation 1 over the known items; unknown ones get 0.
+
+    Raises:
+        ValueError: if a score is not finite; names the model.
+    """
+    values = scores.approximate(0, len(known))
+    check(values, known, name)
+    mean, deviation = scores.moments()
+    scale = torch.where(deviation > 0, 1 / deviation, 0)
+    z = (values - mean.unsqueeze(1).to(values)) * scale.unsqueeze(1).to(values)
+    return torch.where(known, z, 0)

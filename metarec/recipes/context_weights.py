@@ -4,6 +4,8 @@ The fused score of item i is ``sum_s w_s z_si + b_s [s does not know i]``, where
 of w and b is linear in features of the context: a constant, the log of the clicks so far, the share of them on items
 unseen upstream, and the time since the last click (its log, standardised, and the square of that); a weight that would
 be negative is 0. An item that a model does not know therefore gets a learned score of its own, in place of the lowest.
+Where people repeat, items that the user has clicked before are weighed apart: what tells which of them is clicked again
+is not what tells which of all others comes next.
 
 The log-likelihood of real clicks is dominated by low-ranked targets, so the weights minimise the generalised
 cross-entropy (q = 0.4), which a low-ranked target hardly moves (Zhang and Sabuncu, "Generalized Cross Entropy Loss",
@@ -34,6 +36,7 @@ class ContextWeights(nn.Module):
     Args:
         names: of the models.
         context: let the weights depend on the user; otherwise they are the same for all.
+        repeats: weigh items that the user has clicked before apart from all others.
 
     Raises:
         ValueError: if there is no name.
@@ -46,7 +49,9 @@ class ContextWeights(nn.Module):
 
     usual: Tensor
 
-    def __init__(self, names: Sequence[str], *, context: bool = True) -> None:
+    repeat: nn.Parameter | None
+
+    def __init__(self, names: Sequence[str], *, context: bool = True, repeats: bool = False) -> None:
         super().__init__()
         if not names:
             raise ValueError("ContextWeights: expected the name of at least one model, got none")
@@ -56,6 +61,7 @@ class ContextWeights(nn.Module):
         columns = FEATURES if context else 1
         self.weight = nn.Parameter(torch.zeros(columns, len(names)))
         self.unknown = nn.Parameter(torch.zeros(columns, len(names)))
+        self.repeat = nn.Parameter(torch.zeros(columns, len(names))) if repeats else None  # on top of the weights
         with torch.no_grad():
             self.weight[0] = 1 / len(names)
 
@@ -78,26 +84,38 @@ class ContextWeights(nn.Module):
 
     def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and scores of unknown items, (N, S) float64 each, from contexts (N, 3); of one user in any batch."""
-        both = torch.cat([self.weight, self.unknown], 1).double()
-        each = self.features(context).double().unsqueeze(-1) * both
+        weight, unknown = self._at(torch.cat([self.weight, self.unknown], 1), context).chunk(2, 1)
+        return weight.clamp(min=0), unknown
+
+    def of_repeats(self, context: Tensor) -> Tensor:
+        """Weights (N, S) float64 for items that the user has clicked before."""
+        own = self.weight if self.repeat is None else self.weight + self.repeat
+        return self._at(own, context).clamp(min=0)
+
+    def _at(self, columns: Tensor, context: Tensor) -> Tensor:
+        """(N, ...) float64, added up in one order, so that a user gets the same in any batch."""
+        each = self.features(context).double().unsqueeze(-1) * columns.double()
         total = each[:, 0]
         for column in each.unbind(1)[1:]:
             total = total + column
-        weight, unknown = total.chunk(2, 1)
-        return weight.clamp(min=0), unknown
+        return total
 
-    def fuse(self, z: Tensor, unknown: Tensor, context: Tensor) -> Tensor:
-        """(n, S, C) and (n, S, C) bool, with contexts (n, 3), to fused scores (n, C)."""
+    def fuse(self, z: Tensor, unknown: Tensor, context: Tensor, repeat: Tensor | None = None) -> Tensor:
+        """(n, S, C), (n, S, C) bool, contexts (n, 3) and (n, C) bool, what was clicked before, to scores (n, C)."""
         features = self.features(context)
-        weight, missing = (features @ self.weight).clamp(min=0), features @ self.unknown
-        return (weight.unsqueeze(-2) @ z + missing.unsqueeze(-2) @ unknown.to(z.dtype)).squeeze(-2)
+        missing = (features @ self.unknown).unsqueeze(-2) @ unknown.to(z.dtype)
+        fused = (features @ self.weight).clamp(min=0).unsqueeze(-2) @ z
+        if self.repeat is not None and repeat is not None:
+            again = (features @ (self.weight + self.repeat)).clamp(min=0).unsqueeze(-2) @ z
+            fused = torch.where(repeat.unsqueeze(-2), again, fused)
+        return (fused + missing).squeeze(-2)
 
     def distance(self, toward: Tensor) -> Tensor:
-        """() squared distance from weights (S,) of any scale for everybody, and nothing for unknown items."""
+        """() squared distance from weights (S,) of any scale for everybody and every item, and 0 for unknown items."""
         direction = toward / toward.norm()
         apart = self.weight[0] - (self.weight[0] @ direction) * direction
         out: Tensor = (apart**2).sum() + (self.weight[1:] ** 2).sum() + (self.unknown**2).sum()
-        return out
+        return out if self.repeat is None else out + (self.repeat**2).sum()
 
     def fit(
         self,
@@ -131,15 +149,14 @@ class ContextWeights(nn.Module):
         else:
             with torch.no_grad():
                 self.weight[0] = toward / toward.sum()
-        own = [self.weight, self.unknown]
-        optimizer = torch.optim.LBFGS(own, max_iter=iterations, line_search_fn="strong_wolfe")
+        optimizer = torch.optim.LBFGS(list(self.parameters()), max_iter=iterations, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
             loss = penalty * self.distance(toward)
             loss.backward()
             for part in seen.split(AT_ONCE):
-                scores = self.fuse(part.z, part.unknown, part.context) + part.log_importance
+                scores = self.fuse(part.z, part.unknown, part.context, part.repeat) + part.log_importance
                 likely = scores.gather(1, part.target[:, None]).squeeze(1) - scores.logsumexp(-1)
                 lost = (-likely if top == 0 else (1 - (top * likely).exp()) / top).sum() / len(seen.z)
                 lost.backward()
@@ -155,10 +172,11 @@ class ContextWeights(nn.Module):
         settings = {
             "names": list(self.names),
             "context": len(self.weight) > 1,
+            "repeats": self.repeat is not None,
             "information": self.information,
             "fitted_until": self.fitted_until,
         }
-        return Saved(settings, {"weight": self.weight.detach(), "unknown": self.unknown.detach(), "usual": self.usual})
+        return Saved(settings, {name: tensor.detach() for name, tensor in self.state_dict().items()})
 
     @classmethod
     def from_state(cls, saved: Saved) -> Self:
@@ -168,24 +186,25 @@ class ContextWeights(nn.Module):
             ValueError: if names and shapes do not belong together, or a number is not finite.
         """
         names, context, until = (saved.settings.get(name) for name in ("names", "context", "fitted_until"))
+        repeats = saved.settings.get("repeats", False)
         if not isinstance(names, list) or not all(isinstance(n, str) for n in names) or len(set(names)) != len(names):
             raise ValueError(f"ensemble: expected the names of its parts, each once, got {names!r}")
         timed = isinstance(until, int | float) and not isinstance(until, bool) and math.isfinite(until)
         information = saved.settings.get("information")
-        if not isinstance(context, bool) or not (timed or until is None) or information not in ("upstream", "later"):
+        formed = isinstance(context, bool) and isinstance(repeats, bool)
+        if not formed or not (timed or until is None) or information not in ("upstream", "later"):
             raise ValueError(
-                "ensemble: expected context true or false, a finite fitted_until or null, and information 'upstream' "
-                f"or 'later', got {context!r}, {until!r} and {information!r}"
+                "ensemble: expected context and repeats true or false, a finite fitted_until or null, and information "
+                f"'upstream' or 'later', got {context!r}, {repeats!r}, {until!r} and {information!r}"
             )
-        shape = FEATURES if context else 1, len(names)
-        expected = {"weight": shape, "unknown": shape, "usual": (2,)}
+        out = cls(names, context=bool(context), repeats=bool(repeats))
+        expected = {name: tuple(tensor.shape) for name, tensor in out.state_dict().items()}
         given = {name: tuple(tensor.shape) for name, tensor in saved.tensors.items()}
         if given != expected:
             raise ValueError(f"ensemble: expected tensors {expected}, got {given}")
         numbers = [t for t in saved.tensors.values() if t.is_floating_point() and t.isfinite().all()]
         if len(numbers) < len(saved.tensors) or not saved.tensors["usual"][1] > 0:
             raise ValueError("ensemble: a weight is not finite, or the deviation of the gap is not above 0")
-        out = cls(names, context=context)
         out.load_state_dict({name: tensor.float() for name, tensor in saved.tensors.items()})
         out.until = math.inf if information == "later" else cast("float | None", until)
         return out

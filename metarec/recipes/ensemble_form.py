@@ -44,7 +44,8 @@ class Form:
     def fit(self, seen: CandidateScores, *, iterations: int = 40) -> ContextWeights:
         """The weights for some clicks, by so many iterations where they are fitted."""
         names = (best_part(seen),) if self.kind == "part" else seen.names
-        weights = ContextWeights(names, context=self.kind == "context").to(seen.z.device)
+        apart = self.kind in ("constant", "context") and bool(seen.repeat.any())
+        weights = ContextWeights(names, context=self.kind == "context", repeats=apart).to(seen.z.device)
         if self.kind in ("part", "equal"):
             weights.until = seen.until
             return weights
@@ -162,7 +163,7 @@ def _held_out(form: Form, seen: CandidateScores, own: Tensor, folds: int) -> Ten
 def fused_ndcg(weights: ContextWeights, seen: CandidateScores) -> Tensor:
     """(n,) NDCG of clicks by an ensemble's scores."""
     seen = seen.of(weights.names)
-    ndcg: Tensor = seen.ndcg(weights.fuse(seen.z, seen.unknown, seen.context))
+    ndcg: Tensor = seen.ndcg(weights.fuse(seen.z, seen.unknown, seen.context, seen.repeat))
     return ndcg
 
 
@@ -189,6 +190,7 @@ def _without_idle(form: Form, seen: CandidateScores) -> ContextWeights:
     if form.kind in ("part", "equal"):
         return weights
     with torch.no_grad():
-        mean = weights(seen.context)[0].mean(0)
-    kept = [name for name, own in zip(weights.names, mean, strict=True) if own > LEAST * mean.sum()]
+        means = torch.stack([weights(seen.context)[0].mean(0), weights.of_repeats(seen.context).mean(0)])
+    counts = (means > LEAST * means.sum(1, keepdim=True)).any(0).tolist()
+    kept = [name for name, counting in zip(weights.names, counts, strict=True) if counting]
     return form.fit(seen.of(kept)) if kept and len(kept) < len(weights.names) else weights

@@ -52,6 +52,7 @@ class EnsembleScores:
         unknown: (N, G) float64, what an item gets that a group does not know.
         weight: (N,) float64, the sum of the absolute weights of the groups' models.
         fitted: catalogue rows that the mean and deviation are taken over, the first so many; None for all.
+        repeats: of items that a user has clicked before, where they are weighed apart; their base is of no meaning.
     """
 
     groups: tuple[Group, ...]
@@ -63,6 +64,7 @@ class EnsembleScores:
     unknown: Tensor
     weight: Tensor
     fitted: int | None
+    repeats: SparseScores | None = None
 
     def __len__(self) -> int:
         return len(self.weight)
@@ -72,7 +74,20 @@ class EnsembleScores:
         groups = tuple(replace(group, parts=tuple(part[users] for part in group.parts)) for group in self.groups)
         sparse = None if self.sparse is None else self.sparse[users]
         columns = {name: getattr(self, name)[users] for name in ("scale", "mean", "unknown", "weight")}
-        return replace(self, groups=groups, sparse=sparse, sums=tuple(own[users] for own in self.sums), **columns)
+        repeats = None if self.repeats is None else self.repeats[users]
+        sums = tuple(own[users] for own in self.sums)
+        return replace(self, groups=groups, sparse=sparse, sums=sums, repeats=repeats, **columns)
+
+    def with_repeats(self, history: Tensor, apart: Self) -> Self:
+        """The same scores, those of the items in histories (N, L) taken from other weights' sum."""
+        size = len(self.masks[0])
+        row = torch.arange(len(history), device=history.device).unsqueeze(1)
+        key, place = (row * size + history).unique(return_inverse=True)
+        value = apart.exact(history)
+        value = value.new_zeros(len(key)).scatter_(0, place.flatten(), value.flatten())
+        real = key % size > 0
+        start = F.pad(torch.bincount(key[real] // size, minlength=len(history)).cumsum(0), (1, 0))
+        return replace(self, repeats=SparseScores(start, key[real] % size, value[real], 0.0, self.known))
 
     @property
     def known(self) -> Tensor:
@@ -109,6 +124,8 @@ class EnsembleScores:
         total = rounding * (self.weight * math.sqrt(self.fitted or len(self.masks[0])) + self.unknown.abs().sum(1))
         for own in self.sums:
             total = total + own.error()
+        if self.repeats is not None:
+            total = total + self.repeats.error()
         if not models:
             return total
         parts = iter([part.error() for group in self.groups for part in group.parts])
@@ -133,6 +150,8 @@ class EnsembleScores:
             self.sparse.add_to(total, start, self._of_sparse)
         for term in self.sums:
             total += term.approximate(start, stop)
+        if self.repeats is not None:
+            self.repeats.write_to(total, start)
         if not bool(total.sum().isfinite()):
             self._tell(total, start, stop)
         return total
@@ -155,7 +174,7 @@ class EnsembleScores:
             total += self.sparse.exact(codes, self._of_sparse)
         for term in self.sums:
             total += term.exact(codes)
-        return total
+        return total if self.repeats is None else self.repeats.exact(codes, instead=total)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation, (N,) float64, over the known items that training knew; 0 where flat."""
@@ -260,20 +279,6 @@ def _scaled(
             for name in names:
                 check(parts[name].approximate(0, len(known)), known, name)
     return torch.where(deviation > 0, weight / deviation, 0), mean
-
-
-def standardised(scores: Scores, known: Tensor, name: str) -> Tensor:
-    """(N, I) float32 scores of mean 0 and deviation 1 over the known items; unknown ones get 0.
-
-    Raises:
-        ValueError: if a score is not finite; names the model.
-    """
-    values = scores.approximate(0, len(known))
-    check(values, known, name)
-    mean, deviation = scores.moments()
-    scale = torch.where(deviation > 0, 1 / deviation, 0)
-    z = (values - mean.unsqueeze(1).to(values)) * scale.unsqueeze(1).to(values)
-    return torch.where(known, z, 0)
 
 
 def check(values: Tensor, known: Tensor, name: str, start: int = 0) -> None:

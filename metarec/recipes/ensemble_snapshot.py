@@ -15,9 +15,10 @@ from metarec.meta.bank import Bank, banks_of
 from metarec.model import Model
 from metarec.modes import evaluating
 from metarec.recipes.context_weights import ContextWeights
+from metarec.recipes.counting import all_read
 from metarec.recipes.ensemble_scores import EnsembleScores, same_masks, weighted_sum
 from metarec.recipes.user_context import user_context
-from metarec.scoring import UserState
+from metarec.scoring import Scores, UserState
 from metarec.types import Examples
 from metarec.versions import kept
 
@@ -92,7 +93,7 @@ class EnsembleSnapshot:
     def encode(
         self, support: Examples, query: Examples, *, start: UserState | None = None, keep_weights: bool = False
     ) -> UserState:
-        """Every part's state of each query, and the user's ``"context"`` (N, 3).
+        """Every part's state of each query, the ``"context"`` (N, 3), and, where it counts, ``"clicked"`` (N, L).
 
         Raises:
             ValueError: if weights are to be kept and a learner has none of its own per user.
@@ -107,13 +108,19 @@ class EnsembleSnapshot:
             states[name] = bank.encode(support, query, start=own, keep_weights=keep_weights)
         with evaluating(self._modules):
             states |= {name: part.encode(support, query) for name, part in self.alone.items()}
-        return _nested(states, user_context(query, self.warm).flatten(0, 1))
+        return self._nested(states, user_context(query, self.warm).flatten(0, 1), all_read(query))
 
     def encode_empty(self) -> UserState:
         """A user without history: what the parts make of one, and the context of no clicks."""
         with evaluating(self._modules):
             states = {name: part.encode_empty().to(self.device) for name, part in (self.banks | self.alone).items()}
-        return _nested(states, torch.tensor([[1.0, 0.0, torch.nan]], device=self.device))
+        context = torch.tensor([[1.0, 0.0, torch.nan]], device=self.device)
+        return self._nested(states, context, torch.zeros(1, 1, dtype=torch.int32, device=self.device))
+
+    def _nested(self, states: Mapping[str, UserState], context: Tensor, clicked: Tensor) -> UserState:
+        own = {"context": context, "active": torch.stack([state.active for state in states.values()]).any(0)}
+        own |= {} if self.weights.repeat is None else {"clicked": clicked}
+        return UserState({**UserState.nest(states), **own})
 
     @torch.no_grad()
     def scores(self, state: UserState) -> EnsembleScores:
@@ -122,9 +129,18 @@ class EnsembleSnapshot:
         Raises:
             ValueError: if a part's scores are not finite.
         """
-        weight, unknown = (column.index_select(1, self.order) for column in self.weights(state.tensors["context"]))
+        context = state.tensors["context"]
         with evaluating(self._modules):
             parts = {name: part.scores(state.part(name)) for name, part in self.alone.items()}
+        weight, unknown = (column.index_select(1, self.order) for column in self.weights(context))
+        out = self._summed(state, parts, weight, unknown)
+        if self.weights.repeat is None:
+            return out
+        apart = self.weights.of_repeats(context).index_select(1, self.order)
+        return out.with_repeats(state.tensors["clicked"].long(), self._summed(state, parts, apart, unknown))
+
+    def _summed(self, state: UserState, parts: Mapping[str, Scores], weight: Tensor, unknown: Tensor) -> EnsembleScores:
+        """With these weights (N, S) and scores of unknown items, both in the order of ``order``."""
         done, sums = len(parts), []
         for name, bank in self.banks.items():
             own = slice(done, done := done + len(bank.names))
@@ -137,8 +153,3 @@ class EnsembleSnapshot:
         """(N, S) weight of each part."""
         weight: Tensor = self.weights(state.tensors["context"])[0]
         return weight.float()
-
-
-def _nested(states: Mapping[str, UserState], context: Tensor) -> UserState:
-    active = torch.stack([state.active for state in states.values()]).any(0)
-    return UserState({**UserState.nest(states), "context": context, "active": active})

@@ -107,5 +107,5 @@ def train_generator(
     run = TrainingRun(learner, seed=seed, settings={})
     record.begin(learner, data.time.max().item())
     learner.train()
-    yield from run.stage(STAGE, epochs, trained, lr, sampler.epoch, sampler.users, backward, after)
+    yield from run.stage(STAGE, epochs, trained, lr, sampler.prefetch, sampler.users, backward, after)
     learner.eval()

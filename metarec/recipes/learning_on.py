@@ -196,7 +196,8 @@ def after_inner_steps(meta: MetaLearner, batches: Batches, run: TrainingRun, how
 def _stage(
     run: TrainingRun, model: nn.Module, sampler: RecentSampler, backward: Callable[[EpisodeBatch], float], how: Learning
 ) -> Iterator[Progress]:
-    yield from run.stage(STAGE, how.epochs, model.parameters(), how.lr, sampler.epoch, sampler.users, backward)
+    batches = partial(sampler.prefetch, device=next(model.parameters()).device)
+    yield from run.stage(STAGE, how.epochs, model.parameters(), how.lr, batches, sampler.users, backward)
 
 
 def every_learner(model: MML, batches: Batches, run: TrainingRun, how: Learning) -> Iterator[Progress]:

@@ -46,7 +46,7 @@ def maml(
         epochs,
         meta.parameters(),
         lr,
-        sampler.epoch,
+        sampler.prefetch,
         sampler.users,
         lambda batch: meta.backward(batch.to(device)),
         after,

@@ -200,7 +200,7 @@ def warm_up(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun) ->
         config.warmup_epochs,
         learner.parameters(),
         config.rate("lr", name),
-        every_click.epoch,
+        every_click.prefetch,
         every_click.users,
         backward,
     )
@@ -214,7 +214,7 @@ def meta_train(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun,
         epochs,
         meta.parameters(),
         model.config.rate("lr", name),
-        sampler.epoch,
+        sampler.prefetch,
         sampler.users,
         lambda batch: meta.backward(batch.to(device_of(model))),
     )
@@ -244,7 +244,7 @@ def train_generator(
         model.config.generator_epochs if epochs is None else epochs,
         trained,
         model.config.generator_lr,
-        sampler.epoch,
+        sampler.prefetch,
         sampler.users,
         backward,
     )

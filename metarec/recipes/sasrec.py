@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Literal, cast, get_args
 
 import torch
@@ -190,8 +191,9 @@ def train(
     run = TrainingRun(learner, seed=seed, settings={})
     record.begin(learner, data.time.max().item())
     learner.train()
+    batches = partial(sampler.prefetch, device=learner.candidates.device)
     yield from run.stage(
-        f"SASRec {objective}", epochs, learner.parameters(), lr, sampler.epoch, sampler.users, backward, after
+        f"SASRec {objective}", epochs, learner.parameters(), lr, batches, sampler.users, backward, after
     )
     learner.eval()
 
@@ -234,16 +236,15 @@ def _backward_sampled(
     learner: ModalityLearner, batch: EpisodeBatch, objective: Loss, negatives: int, since: float
 ) -> float:
     """Add the gradient of a loss against drawn negatives, the mean over users; returns the loss."""
-    total, candidates = 0.0, int(learner.candidates.sum())
-    for part in batch.chunks(CPU_USERS if batch.user.device.type == "cpu" else len(batch)):
+    rate = negatives / max(1, len(learner.candidate_codes()) - 1)
+    sums = []
+    for part in batch.chunks(CPU_USERS) if batch.user.is_cpu else [batch]:  # cutting off padding makes a GPU wait
         examples = every_click(part, since)
-        if objective == "gbce":
-            loss = gbce_loss(learner, examples, negatives / max(1, candidates - 1))
-        else:
-            loss = learner.loss(examples, objective)
-        (loss.sum() / len(batch)).backward()
-        total += float(loss.detach().sum()) / len(batch)
-    return total
+        each = gbce_loss(learner, examples, rate) if objective == "gbce" else learner.loss(examples, objective)
+        loss = each.sum() / len(batch)
+        loss.backward()
+        sums.append(loss.detach())
+    return float(torch.stack(sums).sum())
 
 
 def gbce_loss(learner: ModalityLearner, examples: Examples, rate: float, *, calibration: float = 0.75) -> Tensor:

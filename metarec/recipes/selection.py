@@ -32,7 +32,7 @@ def selected_weights(seen: CandidateScores, *, seed: int = 0, length: int = 10) 
         >>> importance = torch.zeros(20, 12)
         >>> importance[:, 0] = -1e9  # padding is no candidate
         >>> seen = CandidateScores(("a", "b"), torch.arange(20), torch.full((20,), 5), z, z > 9, torch.zeros(20, 3),
-        ...                        importance)
+        ...                        importance, importance > 0)
         >>> selected_weights(seen, length=1).tolist()
         [1.0, 0.0]
     """

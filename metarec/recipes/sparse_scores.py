@@ -89,23 +89,28 @@ class SparseScores:
     def approximate(self, start: int, stop: int) -> Tensor:
         """(N, stop - start) float32 of a piece of the catalogue."""
         out = torch.full((len(self), stop - start), self.base, device=self.value.device)
-        place, value = self.item - start, self.value
-        if len(self) > 1:
-            place += self._row * (stop - start)
-        if start > 0 or stop < len(self.known):
-            here = (self.item >= start) & (self.item < stop)
-            place, value = place[here], value[here]
-        out.view(-1).scatter_(0, place, value.float())
+        self.write_to(out, start)
         return out
 
-    def exact(self, codes: Tensor) -> Tensor:
-        """(N, K) float64 of item codes (N, K)."""
+    def write_to(self, out: Tensor, start: int) -> None:
+        """Put the entries, and nothing else, into (N, C) float32 of a piece of the catalogue."""
+        place, value, width = self.item - start, self.value, out.shape[1]
+        here = (place >= 0) & (place < width) if width < len(self.known) else None
+        if len(self) > 1:
+            place += self._row * width
+        if here is not None:
+            place, value = place[here], value[here]
+        out.view(-1).scatter_(0, place, value.float())
+
+    def exact(self, codes: Tensor, *, instead: Tensor | float | None = None) -> Tensor:
+        """(N, K) float64 of item codes (N, K); ``instead`` of what is no entry, the base by default."""
+        others = self.base if instead is None else instead
         if not len(self.item):
-            return self.value.new_full(codes.shape, self.base)
+            return self.value.new_zeros(codes.shape) + others
         own = self._row * len(self.known) + self.item
         wanted = torch.arange(len(self), device=codes.device).unsqueeze(1) * len(self.known) + codes
         place = torch.searchsorted(own, wanted).clamp(max=len(own) - 1)
-        return torch.where(own[place] == wanted, self.value[place], self.base)
+        return torch.where(own[place] == wanted, self.value[place], others)
 
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation over the known items."""

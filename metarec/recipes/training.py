@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metarec import distributed
-from metarec.data.prefetch import prefetched
 from metarec.data.sampler import EpisodeSampler
 from metarec.files import checksum, read_tensors
 from metarec.nn import record
@@ -125,7 +124,7 @@ class TrainingRun:
             epochs: in total.
             parameters: what the optimizer moves.
             lr: its learning rate.
-            batches: the batches of an epoch, of which a process asks for its own users: ``sampler.epoch``.
+            batches: the batches of an epoch, of which a process asks for its own users: ``sampler.prefetch``.
             users: in one epoch.
             backward: adds the gradient of a batch's loss and returns the loss.
             after: called with the number of epochs done after each; where it returns True, the stage is over.
@@ -145,7 +144,7 @@ class TrainingRun:
         for epoch in range(start, epochs):
             self.reseed(name, epoch)
             began, seen = time.perf_counter(), 0
-            for batch in prefetched(batches(epoch, distributed.own())):
+            for batch in batches(epoch, distributed.own()):
                 optimizer.zero_grad(set_to_none=True)
                 loss, count = distributed.backward_own(backward, batch, parameters)
                 if not math.isfinite(loss):
