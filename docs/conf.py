@@ -65,7 +65,10 @@ nitpick_ignore_regex = [
         r"py:class",
         r"Ge|Le|Header|types\.Annotated|FailFast|FieldInfo|NoneType|PydanticUndefined|metarec\.service\.requests\._\w+",
     ),
-    (r"py:class", r"Ints|Part|torch\.optim\.adam\.Adam"),  # short names of types, and a path that torch's pages do not have
+    (
+        r"py:class",
+        r"Ints|Part|torch\.optim\.adam\.Adam",
+    ),  # short names of types, and a path that torch's pages do not have
     (r"py:class", r"(collections\.abc\.Mapping|dict|list\[dict)\[[~\w.]+"),  # Sphinx cuts `float | dict[str, float]` so
 ]
 

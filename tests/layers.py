@@ -19,7 +19,8 @@ MIDDLE = GROUND | {
 UPPER = MIDDLE | {"recipes", "evaluation", "report", "comparison"}
 LAYERS = {
     "examples": set(),
-    "types": {"examples"},
+    "renamed": set(),
+    "types": {"examples", "renamed"},
     "files": set(),
     "functional": {"types"},
     "distributed": {"types"},
