@@ -25,7 +25,7 @@ class StreamReport:
         report: the ranks of all clicks that were asked for, users in ascending order of their codes.
         period: (n,) int64, the period of each row of the report, from 0.
         begin: (P,) float64, when each period begins, in the units of the data.
-        seconds: spent in all on ``"step"``, ``"observe"`` and ``"rank"``.
+        seconds: of processor time spent in all on ``"step"``, ``"observe"`` and ``"rank"``.
         clicks: that the model was given.
 
     Example:
