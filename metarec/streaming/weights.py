@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -137,5 +138,5 @@ def _between(data: Dataset, first: float, last: float) -> list[object]:
 
 def _joined(found: Sequence[CandidateScores]) -> CandidateScores:
     """Clicks of several periods as one."""
-    columns = {name: torch.cat([getattr(part, name) for part in found]) for name in COLUMNS}
+    columns: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in found]) for name in COLUMNS}
     return replace(found[0], **columns, until=max(part.until for part in found))
