@@ -68,7 +68,7 @@ nitpick_ignore_regex = [
     (
         r"py:class",
         r"Ints|Part|torch\.optim\.adam\.Adam",
-    ),  # short names of types, and a path that torch's pages do not have
+    ),  # a path that has no page, and types
     (r"py:class", r"(collections\.abc\.Mapping|dict|list\[dict)\[[~\w.]+"),  # Sphinx cuts `float | dict[str, float]` so
 ]
 

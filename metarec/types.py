@@ -6,7 +6,7 @@ N negatives, I catalogue rows (row 0 is padding), C candidates, M modalities, D 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Protocol, Self, runtime_checkable

@@ -43,7 +43,7 @@ LAYERS = {
     "evaluation": MIDDLE | {"asking", "list_metrics", "report"},
     "report": MIDDLE,
     "comparison": {"report"},
-    "streaming": MIDDLE | {"asking", "plotting", "report"},
+    "streaming": MIDDLE | {"asking", "plotting", "recipes", "report"},
     "plotting": {"files", "report"},
     "reporting": UPPER | {"plotting"},
     "recommendations": {"data"},
