@@ -95,7 +95,7 @@ def measured(events: pl.DataFrame, target: str, seeds: int) -> dict[str, Any]:
     reports: dict[str, list[Report]] = {}
     for way in WAYS:
         sides = [read(side, way) for side in (up, down)]
-        reports[way] = [one(*sides, way, seed) for seed in tqdm(range(seeds), desc=way)]
+        reports[way] = [one(sides[0], sides[1], way, seed) for seed in tqdm(range(seeds), desc=way)]
     means = {way: float(np.mean([report.metrics[METRIC].mean for report in own])) for way, own in reports.items()}
     gains = {}
     for first, second in PAIRS:

@@ -117,6 +117,7 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     add("model", type=Path, help=MODEL)
     add("clicks", type=Path, help=CLICKS)
     add_columns(add)
+    add("--users", type=Path, metavar="FILE", help="of a model that reads profiles: a row for each user")
     add_list_lengths(add)
     add("--out", type=Path, metavar="FILE", help=".json for all there is, .csv or .parquet for the metrics")
     evaluate.set_defaults(run=_evaluate)

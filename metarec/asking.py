@@ -96,3 +96,23 @@ def whose(work: Callable[[EpisodeBatch], object], batch: EpisodeBatch, data: Dat
         except ValueError as error:
             return f", user {data.users.decode(one.user.tolist())[0]!r}", error
     return None
+
+
+def check_read_alike(method: object, data: Dataset) -> None:
+    """See that profiles and kinds of events of data that were read apart mean what they mean to a model.
+
+    Raises:
+        ValueError: if profiles are encoded otherwise, or the kinds are others.
+    """
+    encodings = getattr(method, "profile", None)
+    if encodings and data.profiles is not None and dict(encodings) != dict(data.profiles.encodings):
+        raise ValueError(
+            f"{data.name}: its profiles are encoded by its own users, and the model's by those it was fitted on; read "
+            "the data with profile=model.profile"
+        )
+    kinds = getattr(getattr(method, "catalog", None), "kinds", ())
+    if kinds and data.others is not None and data.catalog.kinds != kinds:
+        raise ValueError(
+            f"{data.name}: its kinds of events are {list(data.catalog.kinds)}, the model's are {list(kinds)}; put "
+            "it on the model's items with on_catalog(data, model.catalog, model.warm)"
+        )

@@ -101,7 +101,7 @@ def _sides(options: argparse.Namespace, saved: Mapping[str, Model]) -> tuple[Dat
         said = record_of(model).fitted_until
         data, until = own, said if until is None or said is None else max(until, said)
     if data is None:
-        data = read_clicks_alone(options)
+        data = read_clicks_alone(options, None)
     at = until if options.split is None else moment_of(options.split, data)
     if len(saved) == len(options.models):
         return None, data if at is None else those_after(data, at)

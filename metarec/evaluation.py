@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarec.asking import WITHHELD, Ranked, ranked, whose
+from metarec.asking import WITHHELD, Ranked, check_read_alike, ranked, whose
 from metarec.data.dataset import Dataset
 from metarec.data.examples import leave_last_out
 from metarec.data.sampler import LEAST_CLICKS, EpisodeSampler
@@ -115,6 +115,7 @@ def evaluate(
     check_exclude_seen("evaluate", exclude_seen)
     known = check_information(method, data)
     known.warn(type(method).__name__)
+    check_read_alike(method, data)
     share, exclude_seen = _rule(method, data, exclude_seen)
     length = longest_history(method) if max_length is None else max_length
     negatives = negatives_of(method) if negatives is None else negatives

@@ -21,7 +21,7 @@ from metarec.recipes.fit_stages import FitProgress
 from metarec.reporting import split_counts, write_results
 
 ATOMIC = (".inter", ".inter.gz")
-SETTINGS = ("budget", "live", "attributes", "profile", "weight", "positive")
+SETTINGS = ("budget", "live", "attributes", "profile", "weight", "kind", "target", "positive")
 RESULTS, PICTURE = "results.json", "fit.png"
 
 
@@ -83,7 +83,7 @@ def read_clicks(options: argparse.Namespace) -> Dataset:
     clicks: Path = options.clicks
     features = dict(options.features)
     if not _is_atomic(clicks):
-        same = ("user", "item", "time", "users", "profile", "attributes", "weight")
+        same = ("user", "item", "time", "users", "profile", "attributes", "weight", "kind", "target")
         told = {name: getattr(options, name) for name in same}
         return Dataset.from_frame(clicks, options.items, features=features, positive=dict(options.positive), **told)
     for name in ("items", "users", "user", "item"):
@@ -99,6 +99,8 @@ def read_clicks(options: argparse.Namespace) -> Dataset:
         profile=options.profile,
         time_field=options.time,
         weight_field=options.weight,
+        kind_field=options.kind,
+        target=options.target,
         positive=dict(options.positive),
     )
 

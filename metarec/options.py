@@ -141,6 +141,7 @@ def add_columns(add: Callable[..., object]) -> None:
     """Options for the columns of clicks, and the device."""
     for name in ("user", "item", "time"):
         add(f"--{name}", metavar="COLUMN", help=f"the column of {name}s; found by its name")
+    add("--kind", metavar="COLUMN", help="the column of kinds of events: view, cart, purchase ...")
     add_device(add)
 
 
@@ -149,6 +150,7 @@ def add_learned(add: Callable[..., object]) -> None:
     add("--attributes", nargs="+", default=[], metavar="COLUMN", help="of the items, to learn from: genres, price ...")
     add("--users", type=Path, metavar="FILE", help="Parquet or CSV, a row for each user; of atomic files, NAME.user")
     add("--profile", nargs="+", default=[], metavar="COLUMN", help="of the users, to learn from: age, city ...")
+    add("--target", metavar="KIND", help="of --kind, what is to be predicted; the others are read in histories")
     add("--weight", metavar="COLUMN", help="of the clicks, what each weighs in training: ratings, counts")
     add("--positive", type=least, nargs="+", default=[], metavar="COLUMN=LEAST", help="rows below are no clicks")
 

@@ -5,16 +5,23 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from itertools import pairwise
 from typing import Any
+
+import numpy as np
 
 from metarec.data.dataset import Dataset
 from metarec.data.examples import begun_after, on_catalog
+from metarec.data.kinds import every_event
 from metarec.data.vocabulary import WHOLE
 from metarec.evaluation import evaluate
+from metarec.functional.kinds import items_of, kinds_of
 from metarec.io import load
 from metarec.nn.record import record_of
 from metarec.options import writer
 from metarec.recommender import Recommender
+
+AT_ONCE = 4096  # users of a file that are served at a time
 
 
 def evaluate_file(options: argparse.Namespace) -> None:
@@ -53,18 +60,38 @@ def recommend_file(options: argparse.Namespace) -> None:
         write(recommender.adapt([history]).recommend(**wanted).to_frame())
         return
     data = clicks_on(options, recommender.model)
-    ends = zip(data.offsets[:-1].tolist(), data.offsets[1:].tolist(), strict=True)
-    histories = (items.decode(data.item[start:end].tolist()) for start, end in ends)
-    names, frames = data.users.decode(data.user_codes.tolist()), []
-    for users in recommender.stream(histories):
-        frames.append(users.recommend(**wanted).to_frame(names[: len(users)]))
-        del names[: len(users)]
+    user, codes, _ = every_event(data)
+    ends = np.append(np.flatnonzero(np.diff(user, prepend=0)), len(user))
+    names, frames = data.users.decode(user[ends[:-1]].tolist()), []
+    for first in range(0, len(names), AT_ONCE):
+        own = [codes[a:b] for a, b in pairwise(ends[first : first + AT_ONCE + 1].tolist())]
+        told: dict[str, Any] = {}
+        if data.others is not None:
+            told["kinds"] = [[data.catalog.kinds[kind] for kind in kinds_of(one).tolist()] for one in own]
+        users = recommender.adapt([items.decode(items_of(one).tolist()) for one in own], **told)
+        frames.append(users.recommend(**wanted).to_frame(names[first : first + len(own)]))
     write(importlib.import_module("polars").concat(frames))
 
 
-def read_clicks_alone(options: argparse.Namespace) -> Dataset:
-    """The clicks of a file, on their own items."""
-    return Dataset.from_frame(options.clicks, user=options.user, item=options.item, time=options.time)
+def read_clicks_alone(options: argparse.Namespace, model: Any) -> Dataset:
+    """The clicks of a file, on their own items; events of other kinds and profiles as a model knows them."""
+    told: dict[str, Any] = {name: getattr(options, name) for name in ("user", "item", "time")}
+    if options.kind is not None:
+        told |= {"kind": options.kind, "target": _target(model)}
+    if getattr(options, "users", None) is not None:
+        told |= {"users": options.users, "profile": model.profile}
+    return Dataset.from_frame(options.clicks, **told)
+
+
+def _target(model: Any) -> str:
+    """The kind of events that a model predicts.
+
+    Raises:
+        ValueError: if it knows clicks alone.
+    """
+    if model is None or not model.catalog.kinds:
+        raise ValueError("--kind is for a model of several kinds of events; fit one with --kind and --target")
+    return str(model.catalog.kinds[0])
 
 
 def clicks_on(options: argparse.Namespace, model: Any) -> Dataset:
@@ -73,7 +100,7 @@ def clicks_on(options: argparse.Namespace, model: Any) -> Dataset:
     Raises:
         ValueError: if no item is the model's.
     """
-    read = read_clicks_alone(options)
+    read = read_clicks_alone(options, model)
     data = on_catalog(read, model.catalog, model.warm)
     if not len(data):
         raise ValueError(

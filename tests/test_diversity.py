@@ -8,10 +8,11 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
-from metarec import Catalog, Recommender, split_by_time
+from metarec import Catalog, Dataset, Recommender, split_by_time
 from metarec.data import Modality
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.recipes.ease import EASE
@@ -138,3 +139,21 @@ def test_features_are_needed_for_diversity_by_features() -> None:
     bare = replace(UP, catalog=replace(UP.catalog, modalities={}))
     with pytest.raises(ValueError, match="cluster"):
         Recommender(EASE(bare)).adapt(HISTORIES).recommend(k=3, diversity=0.5)
+
+
+def test_lists_differ_by_attributes_where_items_have_no_vectors() -> None:
+    rng = np.random.default_rng(0)
+    frame = pl.DataFrame({"user": rng.integers(0, 80, 900), "item": rng.integers(0, 40, 900), "time": range(900)})
+    about = {"item": range(40), "genres": [["a", "b", "c", "d"][n % 4 : n % 4 + 2] for n in range(40)]}
+    price = [None if n % 7 == 0 else float(n % 5) for n in range(40)]
+    items = pl.DataFrame({**about, "price": price}, strict=False)
+    data = Dataset.from_frame(frame, items, attributes=["genres", "price"])
+    assert set(data.catalog.modalities) == {"attributes"}
+    users = Recommender(EASE(data)).adapt([[3, 14, 15], [7]])
+    pool, found, plain = users.recommend(k=30), users.recommend(k=3, diversity=0.6), users.recommend(k=3)
+    for own, best, scores in zip(found.codes.tolist(), pool.codes.tolist(), pool.scores.tolist(), strict=True):
+        assert own == greedy(best, scores, data.catalog, 3, 0.6)
+    assert found.codes.tolist() != plain.codes.tolist()
+    quota = Recommender(EASE(data)).adapt([3, 14, 15]).recommend(k=2, diversity={"genres": 1})
+    words = [word for one in quota for word in about["genres"][one.id]]
+    assert len(words) == len(set(words))

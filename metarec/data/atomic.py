@@ -27,7 +27,7 @@ def load_atomic(
     modalities: Sequence[str] | Mapping[str, str | Path] = (),
     *,
     attributes: Sequence[str] = (),
-    profile: Sequence[str] = (),
+    profile: Sequence[str] | Mapping[str, Encoding] = (),
     time_field: str | None = None,
     weight_field: str | None = None,
     kind_field: str | None = None,
@@ -55,7 +55,8 @@ def load_atomic(
         modalities: names of the modalities to read, or name -> feature file.
         attributes: columns of the item file to learn from, of type token, token_seq (values separated by blanks) or
             float; together they are the modality ``attributes``. See ``metarec.data.encodings``.
-        profile: columns of ``<dataset>.user``, likewise, that say something of the users before they click.
+        profile: columns of ``<dataset>.user``, likewise, that say something of the users before they click; or
+            ``model.profile``, how a model encodes them.
         time_field: the time column, of type float. By default the one that is called like a time (``timestamp``,
             ``exposure_time``, ``time_ms``, ``Date``, ...) or, failing that, holds unix times; where there is none, the
             order of the rows is the order in time.
@@ -242,8 +243,9 @@ def _learned(
     return encodings, {modality.name: modality}
 
 
-def _profiles(names: Sequence[str], path: Path, users: Vocabulary) -> Profiles | None:
+def _profiles(names: Sequence[str] | Mapping[str, Encoding], path: Path, users: Vocabulary) -> Profiles | None:
     """What the user file says, if it is asked."""
+    from metarec.data.encodings import encoded
     from metarec.data.features import by_item, encode
     from metarec.data.profiles import Profiles
     from metarec.data.table import read_table
@@ -257,6 +259,8 @@ def _profiles(names: Sequence[str], path: Path, users: Vocabulary) -> Profiles |
     known = encode(ids, users) > 0
     columns = {name: table.column(name, table.types[name]) for name in table.types if name != "user_id"}
     texts = by_item(ids.filter(known), {name: column.filter(known) for name, column in columns.items()}, users)
+    if isinstance(names, Mapping):
+        return Profiles(names, encoded(names, {name: texts[name] for name in names}).features)
     encodings, made = _learned(names, table, texts, {})
     return Profiles(encodings, made["attributes"].features)
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from metarec.data.catalog import Catalog
 from metarec.data.clock import DAYS, Times, check_times, told_day
+from metarec.data.encodings import Encoding
 from metarec.data.item_counts import ItemCounts
 from metarec.data.kinds import OtherEvents
 from metarec.data.profiles import Profiles
@@ -103,7 +104,7 @@ class Dataset:
         features: Mapping[str, Any] = MappingProxyType({}),
         attributes: Columns = (),
         users: Any = None,
-        profile: Columns = (),
+        profile: Columns | Mapping[str, Encoding] = (),
         user: str | None = None,
         item: str | None = None,
         time: str | None = None,
@@ -136,7 +137,7 @@ class Dataset:
                 (genres, tags) and numbers, any of them missing; or such columns -> what separates several values in a
                 text, as in ``{"genres": "|", "price": None}``. Codes of categories must be text, or they are numbers.
             users: one row a user: its id and whatever is known of it.
-            profile: columns of ``users`` to learn from, likewise.
+            profile: columns of ``users`` to learn from, likewise; or ``model.profile``, how a model encodes them.
             user: the column of users; by default the one that is called like it: ``user_id``, ``userId``,
                 ``customer_id``, ``visitorid`` ...
             item: the column of items, here and in ``items``; by default ``item_id``, ``product_id``, ``movieId``,
@@ -280,7 +281,7 @@ class Dataset:
         return np.flatnonzero(~self.warm[1:]) + 1
 
 
-def _named(what: str, columns: Columns) -> Mapping[str, str | None]:
+def _named(what: str, columns: Any) -> Mapping[str, Any]:
     """Columns to learn from, and what separates several values in a text, if anything does."""
     if isinstance(columns, str):
         raise TypeError(f"{what}: expected names of columns, got the text {columns!r}; write [{columns!r}]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from metarec.data.encodings import Column, Encoding, fit_encodings
+from metarec.data.encodings import Column, Encoding, encoded, fit_encodings
 from metarec.data.features import FeatureRows, align, by_item, checked_rows, encode, load_modality
 from metarec.data.frame_rows import FrameRows, as_text, kinds_of, list_separator
 from metarec.data.frame_source import FILES, Source, find_column, open_source
@@ -52,8 +53,10 @@ class Items:
         """As those of a catalogue."""
         return by_item(self.ids, self.columns, items)
 
-    def encodings(self, items: Vocabulary) -> tuple[dict[str, Encoding], dict[str, Modality]]:
-        """Of the columns that are learned from, and the modality that they make.
+    def encodings(
+        self, items: Vocabulary, given: Mapping[str, Encoding] = MappingProxyType({})
+    ) -> tuple[Mapping[str, Encoding], dict[str, Modality]]:
+        """Of the columns that are learned from, those that are given or new ones, and the modality that they make.
 
         Raises:
             ValueError: as :func:`~metarec.data.encodings.fit_encodings`.
@@ -68,6 +71,9 @@ class Items:
             name: Column(column.gather(where).to_list(), numbers, separator)
             for name, (column, numbers, separator) in self.learned.items()
         }
+        if given:
+            modality = encoded(given, {name: columns[name].cells for name in given})
+            return given, {modality.name: modality}
         encodings, modality = fit_encodings(columns, self.name)
         return encodings, {modality.name: modality}
 

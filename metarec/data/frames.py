@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from metarec.data.catalog import Catalog
 from metarec.data.columns import Asked, Columns
-from metarec.data.encodings import ATTRIBUTES
+from metarec.data.encodings import ATTRIBUTES, Categories, Numbers
 from metarec.data.events import Events, read_events
 from metarec.data.frame_items import Items, features_of, read_items
 from metarec.data.frame_rows import FORM, FrameRows, day_of, is_iso, kinds_of, whole_seconds
@@ -42,7 +42,7 @@ class Named:
     time: str | None
     title: str | None
     attributes: Mapping[str, str | None]
-    profile: Mapping[str, str | None]
+    profile: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -125,12 +125,16 @@ def _profiles_of(users: Any, vocabulary: Vocabulary, key: str, named: Named) -> 
         raise ValueError(f"profile: expected {lacking}, got none")
     if users is None:
         return None
-    table = read_items(open_source(users, "users"), key, USER, None, named.profile, "user")
+    given = {name: how for name, how in named.profile.items() if isinstance(how, Categories | Numbers)}
+    if given and len(given) < len(named.profile):
+        raise ValueError(f"profile: expected encodings of all of {list(named.profile)}, or of none, got {list(given)}")
+    separators = {name: how if how is None or isinstance(how, str) else None for name, how in named.profile.items()}
+    table = read_items(open_source(users, "users"), key, USER, None, separators, "user")
     if table.whole_numbers != vocabulary.whole_numbers:
         raise ValueError(
             f"{table.name}: ids of users are text in one place and whole numbers in the other; make both the same"
         )
-    encodings, made = table.encodings(vocabulary)
+    encodings, made = table.encodings(vocabulary, given)
     return Profiles(encodings, next(iter(made.values())).features)
 
 
