@@ -167,6 +167,7 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
 
         The same as :meth:`loss`, with one derivative and without holding all scores.
         """
+        examples = self.reading(examples)
         items = cast(TableItems, self.items)
         vectors = items.weight.index_select(0, self.candidate_codes())
         return users_softmax(self.states(examples), examples, items, vectors, self.candidates)

@@ -115,12 +115,9 @@ class ContextWeights(nn.Module):
         """The same weights, and none for another model, if it is not among them."""
         if name in self.names:
             return self
-        form = {"context": len(self.weight) > 1, "repeats": self.repeat is not None}
-        out = ContextWeights((*self.names, name), **form).to(self.weight.device)
-        with torch.no_grad():
-            out.usual.copy_(self.usual)
-            for own, theirs in zip(out.parameters(), self.parameters(), strict=True):
-                own.copy_(F.pad(theirs, (0, 1)))
+        how = {"context": len(self.weight) > 1, "repeats": self.repeat is not None}
+        out = ContextWeights((*self.names, name), **how).to(self.weight.device)
+        out.load_state_dict({n: t if n == "usual" else F.pad(t, (0, 1)) for n, t in self.state_dict().items()})
         out.until = self.until
         return out
 
