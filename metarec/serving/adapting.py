@@ -111,7 +111,7 @@ def unchecked(state: State, asked: EncodeRequest) -> UserState:
 
 def _empty(state: State, asked: EncodeRequest, users: NDArray[np.int64]) -> UserState:
     out = state.encode_empty(keep_weights=asked.keep_weights)[torch.zeros(len(users), dtype=torch.int64)]
-    at = None if asked.at is None else torch.from_numpy(asked.at)
+    at = None if asked.at is None else torch.tensor(asked.at)
     told = {
         name: given[torch.from_numpy(users)]
         for name, given in (("profile", asked.profile), ("time", at))
