@@ -70,19 +70,19 @@ def parts_of(upstream: Dataset, everything: Dataset, information: str) -> dict[s
     methods = model.methods()
     found = {f"MML {name}": method for name, method in methods.items() if name.endswith("+ generator")}
     names = ("id", *sorted(upstream.catalog.modalities))
-    last, days = float(upstream.time.max()), upstream.days(1)
+    last = float(upstream.time.max())
     found |= {
         "SASRec": sasrec.build(upstream, names, dim=64, drop_inputs=0.2).eval(),
         "popularity, all": Popularity(upstream),
-        "popularity, recent": Popularity(upstream, since=last - 90 * days),
+        "popularity, recent": Popularity(upstream, since=last - 90 * DAY),
         "EASE": EASE(upstream, penalty=500.0),
         "transitions": Transitions(upstream),
         "co-clicks": CoClicks(upstream),
     }
     if information == "live":
         found |= {
-            "popularity, live decay": LivePopularity(everything, window=10 * days, half_life=days),
-            "transitions, live": Transitions(everything, half_life=3 * days, live=True),
+            "popularity, live decay": LivePopularity(everything, window=10 * DAY, half_life=DAY),
+            "transitions, live": Transitions(everything, half_life=3 * DAY, live=True),
             "co-clicks, live": CoClicks(everything, live=True),
         }
     return found

@@ -77,10 +77,10 @@ def ranked(
             raise ValueError(f"expected scores {(*query.target.shape, items)}, got {tuple(scores.shape)}")
         allowed = ~seen if exclude_seen else torch.ones_like(seen)
         allowed[..., 0] = False
-        ordered = scores.masked_fill(~scored.known, torch.finfo(scores.dtype).min)
+        ordered = scores.masked_fill(~scored.item_mask, torch.finfo(scores.dtype).min)
         rank = ranks(ordered, query.target, allowed=allowed)
         real = query.weight > 0
-        shown = scores[real].masked_fill(~(scored.known & allowed).expand_as(scores)[real], -torch.inf)
+        shown = scores[real].masked_fill(~(scored.item_mask & allowed).expand_as(scores)[real], -torch.inf)
         best, lists = top_k(shown, min(length, items))
     is_repeat = seen.gather(-1, query.target.unsqueeze(-1)).squeeze(-1)
     user, owner = batch.user[:, None].expand_as(real)[real], real.nonzero()[:, 0]

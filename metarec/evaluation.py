@@ -118,8 +118,7 @@ def evaluate(
     share, exclude_seen = _rule(method, data, exclude_seen)
     length = longest_history(method) if max_length is None else max_length
     negatives = negatives_of(method) if negatives is None else negatives
-    rows, refused = [], dict[str, int]()
-    meter = ListMeter(data, k, category)
+    rows, refused, meter = [], dict[str, int](), ListMeter(data, k, category)
     for position in range(positions):
         rest = leave_last_out(data, position, least=LEAST_CLICKS[part])
         if position and not len(rest):

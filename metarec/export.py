@@ -120,7 +120,7 @@ class Scoring(nn.Module):
             weights = scored.state.squeeze(1)
         else:
             scored = each[0]
-            weights = scored.active.to(scored.scores.dtype)
+            weights = scored.has_known_history.to(scored.scores.dtype)
         scores = scored.scores.squeeze(1)[:, self.equal]
         if self.k is None:
             return scores, weights

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 DAY = 86_400.0  # seconds
+PER_DAY, PER_ITEM = 200, 10  # clicks of one user in a day that count, and of those on one item
 JUMP = 30  # days; clicks of a few clocks that are so far ahead of all others are left out
 
 
@@ -32,6 +33,7 @@ class Learning:
         held_out: last clicks, one of every tenth user, that are not trained on but decide whether the new weights are
             taken; at most so many, and none where there are fewer than 20. 0 takes all that is finite.
         per_day: clicks of one user within a day that count; those beyond, as of a robot, are left out.
+        per_item: of those, clicks on one item that count.
 
     Raises:
         ValueError: if a setting is out of range.
@@ -49,7 +51,8 @@ class Learning:
     seed: int = 0
     keep_optimizer: bool = False
     held_out: int = 256
-    per_day: int = 200
+    per_day: int = PER_DAY
+    per_item: int = PER_ITEM
 
     def __post_init__(self) -> None:
         if not 0 <= self.replay < float("inf") or not 0 < self.lr < float("inf"):
@@ -63,6 +66,7 @@ class Learning:
             "seed": 0,
             "held_out": 0,
             "per_day": 1,
+            "per_item": 1,
         }.items():
             if getattr(self, name) < least:
                 raise ValueError(f"Learning: expected {name} of at least {least}, got {getattr(self, name)}")

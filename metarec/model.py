@@ -197,7 +197,7 @@ class Model:
             ValueError: if a click is of no item of the catalogue, or earlier than the last one counted; names it.
         """
         how, day = how or Learning(), DAY * self.second
-        kept = screened(clicks, before, day=day, per_day=how.per_day, jump=JUMP * day)
+        kept = screened(clicks, before, day=day, most=(how.per_day, how.per_item), jump=JUMP * day)
         out = self._go_on(kept, before, how)
         new = {what: n - clicks.dropped.get(what, 0) for what, n in kept.dropped.items()}
         out.learned = replace(out.learned or Learned(), dropped={what: n for what, n in new.items() if n})

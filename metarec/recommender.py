@@ -19,6 +19,7 @@ from metarec.data.observed import Histories, Observed
 from metarec.data.profiles import profile_rows
 from metarec.data.vocabulary import Id
 from metarec.io import read_model, write_model
+from metarec.learning import DAY, PER_DAY, PER_ITEM
 from metarec.model import Model
 from metarec.nn.record import longest_history, record_of
 from metarec.recommendations import Reason, Recommendation, Recommendations
@@ -78,7 +79,7 @@ class Recommender(Answers):
         record_of(model).warn(type(model).__name__, stacklevel=3)
         self.new_share = new_share
         self._states = States(served, new_share)
-        self._histories = Histories(longest_history(served))
+        self._histories = Histories(longest_history(served), (PER_DAY, PER_ITEM))
 
     @property
     def model(self) -> Model:
@@ -168,7 +169,8 @@ class Recommender(Answers):
     def observe(self, clicks: Any) -> Observed:
         """Take in everybody's new clicks: every count of the model moves on, and the histories of their users.
 
-        Weights stay as they are, and so do users adapted before: what counts live moves on in their lists too.
+        Weights stay as they are, and so do users adapted before: what counts live moves on in their lists too. Of a
+        user and a day, the first 200 clicks count, and of those the first 10 on an item: a robot moves counts no more.
 
         Args:
             clicks: a frame, or a mapping of columns, ``user`` (ids, known or not), ``item`` (known ids) and ``time``
@@ -176,7 +178,7 @@ class Recommender(Answers):
                 known); of a model of several kinds of events, a column ``kind``, too. Without it all are clicks.
 
         Returns:
-            How many clicks of how many users, and which users are new.
+            How many clicks of how many users, which users are new, and how many clicks did not count.
 
         Raises:
             ValueError: if an item is not known, a time is no number or before the last click that is known (naming
@@ -186,9 +188,7 @@ class Recommender(Answers):
 
     def _observed(self, state: State, clicks: Any) -> Observed:
         data = click_data(clicks, state.catalog, self._histories.until, state.model.second)
-        if len(data):
-            state.model.observe(data)
-        return self._histories.extend(data)
+        return self._histories.extend(data, DAY * state.model.second, state.model.observe)
 
     def stream(self, histories: Iterable[Sequence[Id]], *, users: int = 4096) -> Iterator[Users]:
         """Adapt to any number of users in pieces, with memory for one piece.

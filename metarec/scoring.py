@@ -58,6 +58,15 @@ class UserState:
         """What one part of an ensemble keeps."""
         return UserState({own: self.tensors[whole] for own, whole in _names(tuple(self.tensors), name)})
 
+    def named(self, own: str) -> dict[str, Tensor]:
+        """What a model, or each part of an ensemble, keeps under one name; by its whole name.
+
+        Example:
+            >>> list(UserState({"active": torch.ones(1) > 0, "next/time": torch.ones(1)}).named("time"))
+            ['next/time']
+        """
+        return {name: tensor for name, tensor in self.tensors.items() if name.rpartition("/")[2] == own}
+
     @classmethod
     def nest(cls, parts: Mapping[str, UserState]) -> dict[str, Tensor]:
         """The tensors of all parts under the parts' names."""

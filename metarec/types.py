@@ -6,7 +6,7 @@ N negatives, I catalogue rows (row 0 is padding), C candidates, M modalities, D 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Protocol, Self, runtime_checkable
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from metarec.examples import Examples
+from metarec.renamed import with_former_names
 
 __all__ = ["EpisodeBatch", "Examples", "Method", "Modality", "Progress", "Scored", "Scorer"]
 
@@ -116,6 +117,7 @@ class EpisodeBatch:
             start += size
 
 
+@with_former_names(known="item_mask", active="has_known_history")
 @dataclass(frozen=True)
 class Scored:
     """Scores of the whole catalogue for some examples, with the user states behind them.
@@ -123,20 +125,20 @@ class Scored:
     Attributes:
         scores: (..., Q, C), one score per candidate; over the whole catalogue C = I and column = item code.
         state: (..., Q, D), the encoder's state from which the scores were made.
-        known: (C,) bool, candidates that the learner's modality has something to say about.
-        active: (..., Q) bool, examples with at least one history item that the modality knows.
+        item_mask: (C,) bool, candidates that the learner's modality has something to say about.
+        has_known_history: (..., Q) bool, examples with at least one history item that the modality knows.
         fitted: candidates that scores are measured by, the first so many: those that training knew. None for all.
 
     Example:
         >>> scored = Scored(torch.tensor([[0.0, 2.0, 1.0]]), torch.zeros(1, 4), torch.arange(3) > 0, torch.ones(1) > 0)
-        >>> scored.scores.masked_fill(~scored.known, -torch.inf).argmax(-1)
+        >>> scored.scores.masked_fill(~scored.item_mask, -torch.inf).argmax(-1)
         tensor([1])
     """
 
     scores: Tensor
     state: Tensor
-    known: Tensor
-    active: Tensor
+    item_mask: Tensor
+    has_known_history: Tensor
     fitted: int | None = None
 
 
@@ -175,17 +177,13 @@ class Progress:
         return self.users >= self.total_users
 
     def __str__(self) -> str:
-        done = f"epoch {self.epoch}/{self.epochs} user {self.users}/{self.total_users}"
         found = "".join(f" {name} {value:.4f}" for name, value in self.metrics.items())
-        return f"{self.stage} {done} loss {self.loss:.4f} {self.users_per_second:.0f} users/s{found}"
+        done = f"{self.stage} epoch {self.epoch}/{self.epochs} user {self.users}/{self.total_users}"
+        return f"{done} loss {self.loss:.4f} {self.users_per_second:.0f} users/s{found}"
 
 
-class Scorer(Protocol):
-    """Adapted weights of some users: scores their examples."""
-
-    def __call__(self, examples: Examples) -> Scored:
-        """Score the whole catalogue for each example."""
-        ...
+Scorer = Callable[[Examples], Scored]
+"""Adapted weights of some users: score the whole catalogue for each example."""
 
 
 @runtime_checkable
@@ -201,6 +199,5 @@ class Method(Protocol):
     def adapt(self, support: Examples) -> Scorer:
         """Adapt to B users at once; the method itself is left as it was.
 
-        Evaluation and serving call this under ``torch.no_grad()``: gradients are to be enabled where they are needed.
+        Evaluation and serving call this under ``torch.no_grad()``: enable gradients where they are needed.
         """
-        ...

@@ -66,8 +66,8 @@ class Wrapped(Model, nn.Module):
             raise ValueError(f"keep_weights: {type(self.method).__name__} has no weights to keep")
         with _ONE_AT_A_TIME, evaluating(self.method), torch.no_grad():
             scored = self.method.adapt(support)(query)
-        self._mask, self.fitted = scored.known, scored.fitted
-        return UserState({"active": scored.active.flatten(), "scores": scored.scores.flatten(0, 1)})
+        self._mask, self.fitted = scored.item_mask, scored.fitted
+        return UserState({"active": scored.has_known_history.flatten(), "scores": scored.scores.flatten(0, 1)})
 
     def add_items(self, added: Catalog) -> Self:
         """Never: only the method knows how.

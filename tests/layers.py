@@ -19,7 +19,8 @@ MIDDLE = GROUND | {
 UPPER = MIDDLE | {"recipes", "evaluation", "report", "comparison"}
 LAYERS = {
     "examples": set(),
-    "types": {"examples"},
+    "renamed": set(),
+    "types": {"examples", "renamed"},
     "files": set(),
     "functional": {"types"},
     "distributed": {"types"},
@@ -42,7 +43,7 @@ LAYERS = {
     "evaluation": MIDDLE | {"asking", "list_metrics", "report"},
     "report": MIDDLE,
     "comparison": {"report"},
-    "streaming": MIDDLE | {"asking", "plotting", "report"},
+    "streaming": MIDDLE | {"asking", "plotting", "recipes", "report"},
     "plotting": {"files", "report"},
     "reporting": UPPER | {"plotting"},
     "recommendations": {"data"},

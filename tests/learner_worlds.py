@@ -144,7 +144,7 @@ def alone(user: int) -> EpisodeBatch:
 
 def close(scores: Any, expected: Scored) -> None:
     """Scores approximated and computed exactly, of all items and of a piece, against those of the whole catalogue."""
-    given, known = expected.scores.flatten(0, 1), expected.known
+    given, known = expected.scores.flatten(0, 1), expected.item_mask
     near, every = scores.approximate(0, SIZE), torch.arange(SIZE).expand(len(scores), -1)
     torch.testing.assert_close(near[:, known], given[:, known], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(scores.exact(every).float()[:, known], given[:, known], rtol=1e-5, atol=1e-5)

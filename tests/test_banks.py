@@ -49,9 +49,9 @@ def test_learners_of_one_width_are_summed_in_one_product(alike: bool, users: sli
     expected = torch.zeros(len(state), SIZE)
     for number, (name, part) in enumerate(parts.items()):
         found = scored(part, batch)
-        z = standardise(found.scores, found.known, found.fitted).flatten(0, 1)
-        expected += weight[:, number, None] * z + unknown[:, number, None] * ~found.known
-        assert torch.equal(bank.known[:, number], found.known), name
+        z = standardise(found.scores, found.item_mask, found.fitted).flatten(0, 1)
+        expected += weight[:, number, None] * z + unknown[:, number, None] * ~found.item_mask
+        assert torch.equal(bank.known[:, number], found.item_mask), name
     scores = bank.summed(state, weight, unknown)
     every = torch.arange(SIZE).expand(len(state), -1)
     torch.testing.assert_close(scores.approximate(0, SIZE), expected, rtol=1e-4, atol=1e-4)

@@ -48,8 +48,8 @@ def test_ease_is_the_ridge_regression_of_each_item_on_all_others(items: int, mon
     histories, found = score(EASE(up, penalty=7.0, items=items), make_data(4))
     for history, row in zip(histories, found.scores[:, 0].numpy(), strict=True):
         np.testing.assert_allclose(row, sum(weight[item] for item in set(history)), atol=1e-5)
-    assert found.known.nonzero().squeeze(1).tolist() == warm.tolist()
-    assert found.active[:, 0].tolist() == [bool(np.isin(h, warm).any()) for h in histories]
+    assert found.item_mask.nonzero().squeeze(1).tolist() == warm.tolist()
+    assert found.has_known_history[:, 0].tolist() == [bool(np.isin(h, warm).any()) for h in histories]
     with pytest.raises(ValueError, match=r"items .*least 1, got 0"):
         EASE(up, items=0)
     with pytest.raises(ValueError, match=r"penalty .*0, got 0"):

@@ -175,7 +175,7 @@ def test_modules_are_called_as_before(make) -> None:
     model, query = make(world(7)), asked(7)
     assert isinstance(model, torch.nn.Module) and isinstance(query, Examples)
     found = model.adapt(query)(query)
-    assert found.known.equal(model.item_mask()) and found.scores.shape == (12, 2, 31)
+    assert found.item_mask.equal(model.item_mask()) and found.scores.shape == (12, 2, 31)
     assert model.catalog is not None and model.information == "upstream" and model.fitted_until == world(7).time.max()
 
 

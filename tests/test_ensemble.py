@@ -51,7 +51,7 @@ def test_fused_scores_are_those_of_a_loop_over_users_and_items(context: bool) ->
     model, batch = ensemble(context=context), users(12)
     found = model.adapt(batch.support)(batch.query)
     np.testing.assert_allclose(found.scores[:, 0].numpy(), written_out(batch, context=context), atol=1e-5)
-    assert found.known.tolist() == [False] + [True] * ITEMS == model.item_mask().tolist()
+    assert found.item_mask.tolist() == [False] + [True] * ITEMS == model.item_mask().tolist()
 
 
 def test_pieces_users_and_exact_scores_are_those_of_the_whole() -> None:
@@ -95,7 +95,7 @@ class Rough(Model):
 
     def encode(self, support: Examples, query: Examples, **_: Any) -> UserState:
         found = self.table.score(query)
-        return UserState({"given": found.scores[:, 0], "active": found.active[:, 0]})
+        return UserState({"given": found.scores[:, 0], "active": found.has_known_history[:, 0]})
 
     def scores(self, state: UserState) -> Scores:
         outer = self

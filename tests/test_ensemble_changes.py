@@ -104,7 +104,7 @@ def test_a_user_without_history() -> None:
     state = model.encode_empty()
     assert len(state) == 1 and not bool(state.active)
     clicks, cold, gap = state.tensors["context"][0].tolist()
-    assert (clicks, cold) == (1, 0) and math.isnan(gap)
+    assert (clicks, cold) == (0, 0) and math.isnan(gap)
     assert model.scores(state).approximate(0, SIZE).isfinite().all()
 
 

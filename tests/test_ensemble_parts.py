@@ -31,7 +31,7 @@ def by_hand(parts: dict[str, Any], weights: ContextWeights, batch: EpisodeBatch)
     total = torch.zeros(batch.query.target.numel(), SIZE, dtype=torch.float64)
     for s, part in enumerate(parts.values()):
         own = part.adapt(batch.support)(batch.query)
-        raw, known = own.scores.flatten(0, 1).double(), own.known
+        raw, known = own.scores.flatten(0, 1).double(), own.item_mask
         z = (raw - raw[:, known].mean(1, keepdim=True)) / raw[:, known].std(1, correction=0, keepdim=True)
         total += torch.where(known, weight[:, s, None] * z, unknown[:, s, None])
     return total.detach()

@@ -48,9 +48,9 @@ def learners(candidates: int = CANDIDATES, *, seed: int = 1) -> list[Scored]:
 
 
 def silence(scored: Scored, user: int) -> Scored:
-    active = scored.active.clone()
+    active = scored.has_known_history.clone()
     active[user] = False
-    return replace(scored, active=active)
+    return replace(scored, has_known_history=active)
 
 
 def plain(values: Tensor) -> np.ndarray:
@@ -120,7 +120,7 @@ def test_weights_are_the_softmax_of_the_gate_over_the_active_modalities():
                 float((fusion.gate(s.state[user, query]) + b).detach())
                 for s, b in zip(scored, fusion.bias, strict=True)
             ]
-            active = [bool(s.active[user, query]) for s in scored]
+            active = [bool(s.has_known_history[user, query]) for s in scored]
             raw = np.where(active, np.exp(logits), 0)
             np.testing.assert_allclose(plain(found[user, query]), raw / raw.sum(), rtol=1e-10)
 
@@ -130,12 +130,12 @@ def test_fused_scores_equal_a_loop_over_candidates():
     scored[2] = silence(scored[2], 1)
     found, weights = plain(fusion(scored)), plain(fusion.weights(scored))
     scale = plain(fusion.scale)
-    ready = [scale[m] * plain(standardise(s.scores, s.known)) for m, s in enumerate(scored)]
+    ready = [scale[m] * plain(standardise(s.scores, s.item_mask)) for m, s in enumerate(scored)]
     for user in range(USERS):
         for query in range(QUERIES):
             row = {}
             for candidate in range(CANDIDATES):
-                says = [m for m, s in enumerate(scored) if bool(s.known[candidate]) and weights[user, query, m] > 0]
+                says = [m for m, s in enumerate(scored) if bool(s.item_mask[candidate]) and weights[user, query, m] > 0]
                 if says:
                     shares = [weights[user, query, m] for m in says]
                     row[candidate] = np.average([ready[m][user, query, candidate] for m in says], weights=shares)
@@ -164,7 +164,7 @@ def test_a_user_without_any_modality_gets_no_weight_and_finite_scores():
 
 def test_a_modality_that_does_not_know_a_candidate_has_no_say_in_it():
     fusion, scored = modules(), learners()
-    unknown = ~scored[1].known
+    unknown = ~scored[1].item_mask
     other = scored[1].scores + 50 * unknown * torch.randn(CANDIDATES)
     close(fusion([scored[0], replace(scored[1], scores=other), scored[2]]), fusion(scored))
 
@@ -187,7 +187,7 @@ def test_an_added_item_that_nobody_knows_changes_no_other_score():
         replace(
             s,
             scores=torch.cat([s.scores, torch.full((USERS, QUERIES, 1), 99.0).double()], -1),
-            known=torch.cat([s.known, torch.tensor([False])]),
+            item_mask=torch.cat([s.item_mask, torch.tensor([False])]),
         )
         for s in scored
     ]
@@ -201,7 +201,7 @@ def test_an_added_item_that_all_know_keeps_the_order_of_one_modality():
     longer = replace(
         scored[0],
         scores=torch.cat([scored[0].scores, torch.full((USERS, QUERIES, 1), 99.0).double()], -1),
-        known=torch.cat([scored[0].known, torch.tensor([True])]),
+        item_mask=torch.cat([scored[0].item_mask, torch.tensor([True])]),
     )
     before, after = fusion(scored)[..., 1:], fusion([longer])
     assert torch.equal(after[..., 1:-1].argsort(-1), before.argsort(-1))
@@ -211,7 +211,7 @@ def test_an_added_item_that_all_know_keeps_the_order_of_one_modality():
 @pytest.mark.parametrize("modality", range(MODALITIES))
 def test_one_modality_alone_keeps_its_ranking(modality):
     scored = learners()
-    known = scored[modality].known
+    known = scored[modality].item_mask
     own = scored[modality].scores[..., known].argsort(-1)
     assert torch.equal(modules(1)([scored[modality]])[..., known].argsort(-1), own)
     for other in {0, 1, 2} - {modality}:
@@ -224,16 +224,19 @@ def test_permuting_candidates_or_users_permutes_the_scores():
     fusion, scored = modules(), learners()
     scored[1] = silence(scored[1], 0)
     candidates = torch.tensor([4, 0, 8, 2, 7, 1, 3, 6, 5])
-    moved = [replace(s, scores=s.scores[..., candidates], known=s.known[candidates]) for s in scored]
+    moved = [replace(s, scores=s.scores[..., candidates], item_mask=s.item_mask[candidates]) for s in scored]
     close(fusion(moved), fusion(scored)[..., candidates])
     users = torch.tensor([2, 3, 1, 0])
-    moved = [replace(s, scores=s.scores[users], state=s.state[users], active=s.active[users]) for s in scored]
+    moved = [
+        replace(s, scores=s.scores[users], state=s.state[users], has_known_history=s.has_known_history[users])
+        for s in scored
+    ]
     close(fusion(moved), fusion(scored)[users])
 
 
 def test_equal_weights_are_the_mean_of_who_knows():
     scores = torch.randn(3, MODALITIES, CANDIDATES, generator=torch.Generator().manual_seed(0)).double()
-    known = torch.stack([s.known for s in learners()])
+    known = torch.stack([s.item_mask for s in learners()])
     found = fuse(scores, torch.ones(3, MODALITIES).double() / 3, known)
     for row in range(3):
         for candidate in range(1, CANDIDATES):

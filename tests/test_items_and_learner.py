@@ -96,7 +96,7 @@ def test_padding_and_batch_mates_change_nothing(kind):
         assert alone.history.shape[1] == length - 2
         close(losses[user], learner.loss(alone)[0])
         close(scored.scores[user, : length - 2], learner(alone).scores[0])
-        assert torch.equal(scored.active[user, : length - 2], learner(alone).active[0])
+        assert torch.equal(scored.has_known_history[user, : length - 2], learner(alone).has_known_history[0])
 
 
 @pytest.mark.parametrize("kind", LEARNERS)
@@ -114,8 +114,8 @@ def test_active_is_whether_any_item_read_so_far_is_known():
     position = torch.tensor([[0, 1, 2, 3], [0, 1, 1, 1], [0, 0, 0, 0]])
     examples = Examples(history, position, torch.ones(3, 4).long(), torch.ones(3, 4, 1).long(), torch.ones(3, 4))
     scored = learner(examples)
-    assert scored.active.tolist() == [[False, False, True, True], [True] * 4, [False] * 4]
-    assert scored.known.tolist() == [False] + [True] * (ITEMS - 2) + [False]
+    assert scored.has_known_history.tolist() == [[False, False, True, True], [True] * 4, [False] * 4]
+    assert scored.item_mask.tolist() == [False] + [True] * (ITEMS - 2) + [False]
 
 
 def test_feature_items_score_as_their_table():

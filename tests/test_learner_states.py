@@ -38,8 +38,8 @@ def test_states_of_a_batch_score_as_the_adapted_model_does(name: str) -> None:
     users, asked = BATCH.query.target.shape
     assert asked > 1 and len(state) == users * asked
     close(model.scores(state), expected)
-    assert torch.equal(state.active, expected.active.flatten())
-    assert torch.equal(model.item_mask(), expected.known)
+    assert torch.equal(state.active, expected.has_known_history.flatten())
+    assert torch.equal(model.item_mask(), expected.item_mask)
     assert (model.catalog, model.fitted) == (UP.catalog, model.fitted)
     some = state[torch.tensor([3, 0])]
     close(model.scores(some), replace(expected, scores=expected.scores.flatten(0, 1)[[3, 0]].unsqueeze(1)))
@@ -66,7 +66,7 @@ def test_users_encoded_one_by_one_are_those_of_the_batch(name: str) -> None:
 def test_mean_and_deviation_are_those_of_the_known_items(name: str) -> None:
     model = MODELS[name]()
     expected = scored(model, BATCH)
-    own = expected.scores.flatten(0, 1)[:, expected.known].double()
+    own = expected.scores.flatten(0, 1)[:, expected.item_mask].double()
     mean, deviation = model.scores(model.encode(BATCH.support, BATCH.query)).moments()
     torch.testing.assert_close(mean, own.mean(1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(deviation, own.std(1, correction=0), rtol=1e-4, atol=1e-5)
@@ -84,7 +84,7 @@ def test_a_user_without_history_is_the_mean_after_one_likely_click(name: str) ->
         for part in parts:
             with torch.no_grad():
                 found = part.adapt(support)(support)
-            chance += found.scores[0, 0].masked_fill(~found.known, -torch.inf).softmax(0)
+            chance += found.scores[0, 0].masked_fill(~found.item_mask, -torch.inf).softmax(0)
     share = chance[torch.from_numpy(warm)]
     kind = "scores" if "scores" in each[0].tensors else "state"
     values = torch.cat([state.tensors[kind] for state in each])

@@ -152,7 +152,7 @@ def test_what_is_older_than_the_replay_and_no_history_changes_nothing() -> None:
 def test_each_setting_does_something(name: str) -> None:
     old, usual = learner("id"), Learning()
     assert usual == replace(usual, replay=14, replay_users=512, epochs=1, lr=1e-3, users_per_batch=128, seed=0)
-    assert (usual.keep_optimizer, usual.held_out, usual.per_day) == (False, 256, 200)
+    assert (usual.keep_optimizer, usual.held_out, usual.per_day, usual.per_item) == (False, 256, 200, 10)
     usual = replace(usual, replay_users=0) if name == "replay" else usual
     other = {"replay": 1e3, "replay_users": 0, "epochs": 2, "lr": 2e-3, "users_per_batch": 4, "seed": 1}[name]
     given = replace(usual, **{name: other})

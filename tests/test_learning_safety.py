@@ -37,7 +37,7 @@ WORLD = planted(users=3000, items=40)
 WORLD = replace(WORLD, item=chained(WORLD, 1))
 UP, DOWN = split_by_time(WORLD, at=PLANTED_SPLIT)
 DAY = 4_000  # of the planted world
-USUAL: dict[str, Any] = {"day": DAY, "per_day": 200, "jump": 30 * DAY}
+USUAL: dict[str, Any] = {"day": DAY, "most": (200, 10), "jump": 30 * DAY}
 LAST = int(DOWN.time.max())
 
 
@@ -161,13 +161,17 @@ def test_held_out_clicks_are_the_last_of_every_tenth_user_and_are_not_trained_on
 
 def test_a_flood_of_one_user_counts_as_a_day_of_an_eager_one(old: Any) -> None:
     count, begin = np.arange(10_000), LAST // DAY * DAY
-    items, times = (1 + count % 3).tolist(), (begin + count // 3).tolist()
+    items, times = (1 + count % 40).tolist(), (begin + count // 40).tolist()
     distinct, kept = (with_clicks(DOWN, "bot", items[:n], times[:n]) for n in (10_000, 200))
     one, other = (old.learn(clicks, before=UP) for clicks in (distinct, kept))
     assert one.learned.dropped == {FLOOD: 9_800} and not other.learned.dropped
     assert same(one, other)
     live = LivePopularity(UP, window=1e9)
     assert torch.equal(scores(live.learn(distinct, before=UP)), scores(live.learn(kept, before=UP)))
+    on_one = live.learn(with_clicks(DOWN, "bot", [7] * 3_000, (begin + count[:3_000]).tolist()), before=UP)
+    assert on_one.learned.dropped == {FLOOD: 2_990}
+    ten = live.learn(with_clicks(DOWN, "bot", [7] * 10, (begin + count[:10]).tolist()), before=UP)
+    assert torch.equal(scores(on_one), scores(ten))
     often = old.learn(with_clicks(DOWN, "bot", [7] * 10_000, [begin] * 10_000), before=UP)
     assert often.learned.dropped == {TWICE: 9_999} and same(
         often, old.learn(with_clicks(DOWN, "bot", [7], [begin]), before=UP)
@@ -195,9 +199,9 @@ def test_screening_is_that_of_a_loop_over_the_clicks() -> None:
     users = Vocabulary([f"u{code}" for code in range(1, 9)], "user")
     data = replace(UP, users=users, user=user, item=draw.integers(1, 4, 400), time=time // 9_000 * 9_000)
     before, clicks = (filter_interactions(data, rows) for rows in (data.time < 100_000, data.time >= 90_000))
-    found = screened(clicks, before, day=DAY, per_day=5, jump=DAY)
+    found = screened(clicks, before, day=DAY, most=(5, 3), jump=DAY)
     seen = {(u, i, t) for u, i, t in zip(before.user.tolist(), before.item.tolist(), before.time.tolist(), strict=True)}
-    per_day = Counter((u, t // DAY) for u, _, t in seen)
+    per_day, per_item = Counter((u, t // DAY) for u, _, t in seen), Counter((u, t // DAY, i) for u, i, t in seen)
     wanted, dropped = [], Counter[str]()
     for click in zip(clicks.user.tolist(), clicks.item.tolist(), clicks.time.tolist(), strict=True):
         of_day = click[0], click[2] // DAY
@@ -206,7 +210,8 @@ def test_screening_is_that_of_a_loop_over_the_clicks() -> None:
             continue
         seen.add(click)
         per_day[of_day] += 1
-        if per_day[of_day] > 5:
+        per_item[*of_day, click[1]] += 1
+        if per_day[of_day] > 5 or per_item[*of_day, click[1]] > 3:
             dropped[FLOOD] += 1
         else:
             wanted.append(click)
@@ -216,7 +221,7 @@ def test_screening_is_that_of_a_loop_over_the_clicks() -> None:
     turned = replace(before, users=Vocabulary([users.ids[code - 1] for code in codes], "user"))
     order = np.argsort(9 - before.user, kind="stable")
     turned = replace(turned, user=(9 - before.user)[order], item=before.item[order], time=before.time[order])
-    other = screened(clicks, turned, day=DAY, per_day=5, jump=DAY)
+    other = screened(clicks, turned, day=DAY, most=(5, 3), jump=DAY)
     assert np.array_equal(other.item, found.item) and np.array_equal(other.time, found.time)
 
 

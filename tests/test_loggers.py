@@ -46,7 +46,7 @@ def ndcg(model: Method, later: Dataset) -> float:
             seen = set(own.item[:-1].tolist()) if later is FRESH else set()
             if (target := int(own.item[-1])) in seen:
                 continue
-            row = torch.where(scored.known, scored.scores, -1e30).flatten()
+            row = torch.where(scored.item_mask, scored.scores, -1e30).flatten()
             better = [i for i in clicked - seen if row[i] > row[target]]
             found.append(1 / math.log2(len(better) + 2) if len(better) < 10 else 0.0)
         by_user += [np.mean(found)] if found else []

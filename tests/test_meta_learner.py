@@ -106,8 +106,8 @@ def test_what_is_known_comes_with_the_scores(way):
         torch.ones(2, 2).double(),
     )
     scored = build(learner, steps=1).adapt(clicks)(clicks)
-    assert scored.known.tolist() == [0 < item < 11 for item in range(12)]
-    assert scored.active.tolist() == [[False, True], [True, True]]
+    assert scored.item_mask.tolist() == [0 < item < 11 for item in range(12)]
+    assert scored.has_known_history.tolist() == [[False, True], [True, True]]
 
 
 def test_values_adapted_without_a_graph_have_none_and_stay(way):

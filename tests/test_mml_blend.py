@@ -85,7 +85,7 @@ def test_a_part_is_the_one_built_by_hand(live: Ensemble, name: str) -> None:
     with torch.no_grad():
         found, expected = (model.adapt(batch.support)(batch.query) for model in (live.members()[name], by_hand))
     torch.testing.assert_close(found.scores, expected.scores)
-    assert torch.equal(found.known[1:], expected.known[1:]) and found.scores.std() > 0
+    assert torch.equal(found.item_mask[1:], expected.item_mask[1:]) and found.scores.std() > 0
 
 
 def test_epochs_that_nobody_gives_are_ten() -> None:

@@ -71,7 +71,7 @@ def test_what_a_learner_says_of_items_that_it_does_not_know_is_not_read(value: f
 
 def test_a_broken_learner_is_named_where_it_has_no_weight_too() -> None:
     parts = said()
-    parts[1] = replace(broken(parts[1], torch.nan, 2, 1, 5), active=torch.zeros(4, 2) > 0)
+    parts[1] = replace(broken(parts[1], torch.nan, 2, 1, 5), has_known_history=torch.zeros(4, 2) > 0)
     with pytest.raises(ValueError, match=r"learner '1 of 3'.*user 2 "):
         fused(parts, None)
 

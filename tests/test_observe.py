@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from metarec.data import split_by_time
 from metarec.data.examples import filter_interactions
 from metarec.data.observed import Histories
 from metarec.datasets import PLANTED_SPLIT, planted
+from metarec.learning import DAY
 from metarec.model import Model
 from metarec.recipes import EASE, CoClicks, Ensemble, LivePopularity, Popularity, Transitions
 from optional import imported
@@ -30,6 +32,7 @@ CLICKS = {
     "item": LATE.catalog.items.decode(LATE.item[ORDER].tolist()),
     "time": LATE.time[ORDER].astype(float).tolist(),
 }
+LAST = int(DATA.time.max())
 HISTORIES = [["item3", "item14", "item15"], ["item7"], [], ["item20", "item21", "item3", "item9"]]
 
 
@@ -141,11 +144,11 @@ def test_bad_clicks_are_named_and_change_nothing(change: dict[str, list[Any]], n
 
 
 def test_the_last_clicks_of_each_user_are_those_of_a_loop() -> None:
-    histories, seen, until = Histories(3), dict[str, tuple[list[int], float]](), -np.inf
+    histories, seen, until = Histories(3, (200, 10)), dict[str, tuple[list[int], float]](), -np.inf
     for first in range(0, len(LATE), 11):
         rows = np.sort(ORDER[first : first + 11])
         some = np.isin(np.arange(len(LATE)), rows)
-        known, done = set(seen), histories.extend(filter_interactions(LATE, some))
+        known, done = set(seen), histories.extend(filter_interactions(LATE, some), 4e3, id)
         for row in rows:
             name = LATE.users.ids[LATE.user[row] - 1]
             own = [*seen.get(name, ([], 0.0))[0], int(LATE.item[row])]
@@ -170,3 +173,25 @@ def test_users_who_ask_at_different_times_get_what_each_would_get_alone() -> Non
     for wrong in ([now], [[now] * 4], [now, now, now, float("nan")]):
         with pytest.raises(ValueError, match="at must be"):
             recommender.adapt(HISTORIES, at=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [1, 7, 10_000])
+def test_a_flood_of_one_user_counts_as_a_day_of_an_eager_one(size: int) -> None:
+    draw, day = np.random.default_rng(0), DAY * DATA.second
+    time = np.sort(draw.uniform(LAST + 1, LAST + 3 * day, 1_500))
+    user, item = draw.choice(["bot", "ann", "bob"], 1_500, p=[0.8, 0.1, 0.1]), draw.choice(["item3", "item4"], 1_500)
+    by_day, kept = Counter[tuple[Any, ...]](), list[int]()
+    for row, keys in enumerate(zip((time // day).tolist(), user.tolist(), item.tolist(), strict=True)):
+        by_day.update([keys, keys[:2]])
+        if by_day[keys] <= 10 and by_day[keys[:2]] <= 200:
+            kept.append(row)
+    told, wanted = Recommender(ensemble(DATA)), Recommender(ensemble(DATA))
+    clicks = {"user": user, "item": item, "time": time}
+    done = [
+        told.observe({name: column[first : first + size] for name, column in clicks.items()})
+        for first in range(0, len(time), size)
+    ]
+    wanted.observe({name: column[kept] for name, column in clicks.items()})
+    assert sum(one.not_counted for one in done) == len(time) - len(kept) > 1_000
+    assert torch.equal(scores(told), scores(wanted))
+    assert told.user("bot").history[-1] == item[user == "bot"][-1]  # a user's own history has them all

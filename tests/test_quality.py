@@ -186,7 +186,7 @@ def test_a_method_is_asked_about_each_batch_once() -> None:
     for _ in range(2):
         for batch in batches:
             found, expected = (method.adapt(batch.support)(batch.query) for method in (once, knn))
-            assert found.scores.equal(expected.scores) and found.known.equal(expected.known)
+            assert found.scores.equal(expected.scores) and found.item_mask.equal(expected.item_mask)
     assert len(asked) == len(batches) == 3 and once.information == "live"
     once.forget()
     once.adapt(batches[0].support)(batches[0].query)

@@ -1,6 +1,7 @@
 """Former names work for one release, and say which one is new."""
 
 import copy
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from metarec.meta import MetaLearner
 from metarec.nn import ModalityLearner
 from metarec.recipes import MML, Blend, Ensemble, paying_steps, select_inner_steps, with_inner_steps, with_steps
 from metarec.recipes.blend import observe
-from metarec.types import Examples
+from metarec.types import Examples, Scored
 from score_tables import WARM, random_weights, tables, users
 from tiny import CONFIG, DOWN, UP
 
@@ -35,6 +36,21 @@ def test_a_catalogue_is_grown_by_add_items() -> None:
     with pytest.warns(DeprecationWarning, match="add_items"):
         grown = UP.catalog.grown(added)
     assert grown.items.ids == UP.catalog.add_items(added).items.ids
+
+
+@pytest.mark.parametrize(("old", "new"), [("known", "item_mask"), ("active", "has_known_history")])
+def test_scored_by_the_former_names_read_and_given(old: str, new: str) -> None:
+    mask, active = torch.tensor([False, True, True]), torch.tensor([True, False])
+    scored = Scored(torch.zeros(2, 3), torch.zeros(2, 4), mask, active)
+    with pytest.warns(DeprecationWarning, match=new):
+        assert getattr(scored, old) is {"known": mask, "active": active}[old]
+    with pytest.warns(DeprecationWarning, match=new):
+        other = dataclasses.replace(scored, **{old: torch.ones(2, dtype=torch.bool)})
+    assert getattr(other, new).tolist() == [True, True]
+    given = {"item_mask": mask, "has_known_history": active}
+    given[old] = given.pop(new)
+    with pytest.warns(DeprecationWarning, match=new):
+        assert getattr(Scored(torch.zeros(2, 3), torch.zeros(2, 4), **given), new) is given[old]
 
 
 BATCH = ragged_episodes([4, 6])

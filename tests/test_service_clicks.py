@@ -26,8 +26,8 @@ def test_clicks_over_http_and_users_by_name(tmp_path: Path) -> None:
         body = {
             "clicks": [{"user": "ann", "item": "item3", "time": LATER}, {"user": "bob", "item": "item4", "time": LATER}]
         }
-        assert tell(port, "/clicks", body, "k1") == (200, {"clicks": 2, "new_users": ["ann", "bob"]})
-        assert tell(port, "/clicks", body, "k1") == (200, {"clicks": 2, "new_users": ["ann", "bob"]})
+        assert tell(port, "/clicks", body, "k1") == (200, {"clicks": 2, "new_users": ["ann", "bob"], "not_counted": 0})
+        assert tell(port, "/clicks", body, "k1") == (200, {"clicks": 2, "new_users": ["ann", "bob"], "not_counted": 0})
         named = ask(port, "/recommend", {"user": "ann", "k": 5})
         assert (
             named[0] == 200 and named[1]["items"] == ask(port, "/recommend", {"clicks": ["item3"], "k": 5})[1]["items"]
@@ -50,6 +50,21 @@ def test_clicks_over_http_and_users_by_name(tmp_path: Path) -> None:
         assert status == 422 and "eve" in answer["error"]
         assert ask(port, "/recommend", {"user": "ann", "clicks": ["item3"]})[0] == 422
     assert served(tmp_path / "j").recommender.user("bob").history == ("item4",)
+
+
+def test_a_flood_is_answered_and_moves_counts_no_more_than_a_day_of_one_user(tmp_path: Path) -> None:
+    with running(Recommender(counts()), journal=opened(tmp_path / "j"), allow_changes=True) as port:
+        bots = [{"user": "bot", "item": "item3", "time": LATER} for _ in range(40)]
+        assert "not_counted" not in ask(port, "/health")[1]
+        for left_out in (30, 40, 40):
+            assert tell(port, "/clicks", {"clicks": bots})[1]["not_counted"] == left_out
+        assert ask(port, "/health")[1]["not_counted"] == 110
+        flooded = ask(port, "/recommend", {"clicks": ["item9"], "k": 40})[1]
+    again = served(tmp_path / "j")
+    assert again.not_counted == 110
+    with running(Recommender(counts()), journal=opened(tmp_path / "other"), allow_changes=True) as port:
+        assert tell(port, "/clicks", {"clicks": bots[:10]})[1]["not_counted"] == 0
+        assert ask(port, "/recommend", {"clicks": ["item9"], "k": 40})[1] == flooded
 
 
 def test_many_clients_at_once_are_written_together(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def test_a_key_is_made_once_and_answered_as_before(tmp_path: Path) -> None:
     asked = Change.of("clicks", clicks("item3", "item4"), "k1")
     first = served(tmp_path / "j")
     one, two = commit(first, asked, asked)
-    assert json.loads(str(one)) == {"clicks": 2, "new_users": ["ann"]} and one == two
+    assert json.loads(str(one)) == {"clicks": 2, "new_users": ["ann"], "not_counted": 0} and one == two
     again = served(tmp_path / "j")
     assert commit(again, asked) == [one]
     assert again.recommender.user("ann").history == ("item3", "item4")

@@ -41,7 +41,7 @@ def test_ids_go_in_and_out_as_numbers(recommender: Recommender) -> None:
         filtered = ask(port, "/recommend", {"clicks": [5], "filter": {"title": ["film 3"]}, "k": 1})[1]["items"]
         assert [item["id"] for item in filtered] == [15]
         told = ask(port, "/clicks", {"clicks": [{"user": 7, "item": 45, "time": LATER}]})
-        assert told == (200, {"clicks": 1, "new_users": [7]})
+        assert told == (200, {"clicks": 1, "new_users": [7], "not_counted": 0})
         named = ask(port, "/recommend", {"user": 7, "k": 2})[1]["items"]
         assert named == ask(port, "/recommend", {"clicks": [45], "k": 2})[1]["items"]
         assert ask(port, "/items/remove", {"ids": [5]})[1] == {"items": 10, "removed": 1}

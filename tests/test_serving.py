@@ -105,7 +105,7 @@ def test_one_user_by_all_learners_at_once_equals_each_learner_by_itself() -> Non
             before = meta.adapt(support, steps=0)(query)
         assert torch.allclose(state[0, number], expected.state[0, 0], atol=1e-5)
         assert (expected.state - before.state).abs().max() > 0.01
-        assert bool(active[0, number]) == bool(expected.active[0, 0])
+        assert bool(active[0, number]) == bool(expected.has_known_history[0, 0])
 
 
 def test_a_user_without_clicks_gets_the_unadapted_ranking() -> None:

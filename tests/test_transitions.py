@@ -48,7 +48,7 @@ def test_scores_are_those_of_a_loop_over_clicks(monkeypatch, live):
         now = float(batch.query.time[row, 0]) if live else math.inf
         expected = by_hand(data if live else up, read, now, HALF_LIFE if live else math.inf)
         np.testing.assert_allclose(found.scores[row, 0].numpy(), expected, atol=1e-4)
-    assert found.known.tolist() == ([False] + [True] * 20 if live else up.warm.tolist())
+    assert found.item_mask.tolist() == ([False] + [True] * 20 if live else up.warm.tolist())
 
 
 @pytest.mark.parametrize("live", [False, True])

@@ -106,13 +106,9 @@ def load_atomic(
     found, dropped = _modalities(modalities, inter.parent, name, events.items, item_table)
     warm, kinds = np.bincount(events.item, minlength=events.items.size) > 0, others.names if others else ()
     encodings, learned = _learned(attributes, item_table, texts := _attributes(item_table, events.items), found)
+    catalog = Catalog(events.items, found | learned, texts, encodings=encodings, kinds=kinds)
     return Dataset(
-        events.users,
-        Catalog(events.items, found | learned, texts, encodings=encodings, kinds=kinds),
-        events.user,
-        events.item,
-        events.time,
-        warm,
+        *(events.users, catalog, events.user, events.item, events.time, warm),
         name,
         events.dropped | unread | dropped,
         0.0 if events.numbered else None,

@@ -16,28 +16,28 @@ AHEAD = "clicks with a time far after all others"
 _FEW = 0.01  # share of the clicks that a wrong clock is believed to make at most
 
 
-def screened(clicks: Dataset, before: Dataset | None, *, day: float, per_day: int, jump: float) -> Dataset:
+def screened(clicks: Dataset, before: Dataset | None, *, day: float, most: tuple[int, int], jump: float) -> Dataset:
     """The clicks that can be learned from; ``dropped`` counts the others by what is wrong with them.
 
-    A click that is there already counts once. Of one user the first ``per_day`` clicks of a day count, those before
-    included. Clicks after a gap of more than ``jump`` in everybody's clicks are taken for those of a wrong clock while
+    A click that is there already counts once. Of one user the first clicks of a day count, those before included.
+    Clicks after a gap of more than ``jump`` in everybody's clicks are taken for those of a wrong clock while
     they are no more than a hundredth of all: one of them would make all clicks that come later too early.
 
     Args:
         clicks: the new ones.
         before: those before them, of the same catalogue; users of any vocabulary.
         day: how long a day is, in the units of the times.
-        per_day: see above.
-        jump: in the units of the times.
+        most: clicks of one user in a day that count, and clicks of one user on one item.
+        jump: a gap, in the units of the times.
 
     Example:
         >>> from metarec.datasets import planted
         >>> data = planted(users=60, items=40)
         >>> some, rest = (filter_interactions(data, rows) for rows in (data.time < 9e5, data.time >= 9e5))
-        >>> usual = {"day": 86_400, "per_day": 200, "jump": 30 * 86_400}
+        >>> usual = {"day": 86_400, "most": (200, 10), "jump": 30 * 86_400}
         >>> len(screened(rest, some, **usual)) == len(rest), screened(some, some, **usual).dropped[TWICE] == len(some)
         (True, True)
-        >>> sum(screened(rest, some, **{**usual, "per_day": 2}).dropped.values()) > 0
+        >>> sum(screened(rest, some, **{**usual, "most": (2, 2)}).dropped.values()) > 0
         True
     """
     if not len(clicks):
@@ -48,7 +48,8 @@ def screened(clicks: Dataset, before: Dataset | None, *, day: float, per_day: in
     again = repeats(user, time, item)
     counts = np.flatnonzero(~again)
     flood = np.zeros(len(user), dtype=np.bool_)
-    flood[counts] = _place(user[counts], time[counts], day) >= per_day
+    asked = (user[counts],), (user[counts], item[counts])
+    flood[counts] = np.any([_place(keys, time[counts], day) >= own for keys, own in zip(asked, most, strict=True)], 0)
     found |= {TWICE: again[len(late[0]) :], FLOOD: flood[len(late[0]) :]}
     wrong, dropped = np.zeros(len(clicks), dtype=np.bool_), dict(clicks.dropped)
     for what, rows in found.items():
@@ -76,11 +77,11 @@ def _since(before: Dataset | None, clicks: Dataset, since: float) -> tuple[Ints,
     return user[user > 0], late.item[user > 0], late.time[user > 0].astype(np.float64)
 
 
-def _place(user: Ints, time: NDArray[np.float64], day: float) -> Ints:
-    """How many clicks of the same user and day are before each."""
-    order = np.lexsort((np.arange(len(user)), time, user))
-    days = np.floor(time[order] / day)
-    begins = np.append(True, (user[order][1:] != user[order][:-1]) | (days[1:] != days[:-1]))
+def _place(keys: tuple[Ints, ...], time: NDArray[np.float64], day: float) -> Ints:
+    """How many clicks of the same keys and day are before each."""
+    order = np.lexsort((np.arange(len(time)), time, *keys))
+    columns = [column[order] for column in (*keys, np.floor(time / day))]
+    begins = np.append(True, np.any([column[1:] != column[:-1] for column in columns], 0))
     first = np.maximum.accumulate(np.where(begins, np.arange(len(order)), 0))
     place = np.empty(len(order), dtype=np.int64)
     place[order] = np.arange(len(order)) - first

@@ -92,8 +92,8 @@ def fuse_scored(
         >>> fuse_scored([one, one], torch.tensor([[0.5, 0.5]]))
         tensor([[-1.,  1.]])
     """
-    scores = torch.stack([standardise(s.scores, s.known, s.fitted) for s in scored], -2)
-    out = fuse(scores, weights, torch.stack([s.known for s in scored]), scale)
+    scores = torch.stack([standardise(s.scores, s.item_mask, s.fitted) for s in scored], -2)
+    out = fuse(scores, weights, torch.stack([s.item_mask for s in scored]), scale)
     if not torch.compiler.is_compiling() and not bool(out.detach().sum().isfinite()):
         _tell(scored, weights, out, names or [f"{m} of {len(scored)}" for m in range(len(scored))])
     return out
@@ -127,7 +127,7 @@ def _tell(scored: Sequence[Scored], weights: Tensor, out: Tensor, names: Sequenc
 
 
 def _tell_one(scored: Scored, name: str) -> None:
-    bad = scored.known & ~scored.scores.isfinite()
+    bad = scored.item_mask & ~scored.scores.isfinite()
     if bad.any():
         where = tuple(bad.nonzero()[0].tolist())
         raise NotFiniteError(

@@ -48,7 +48,7 @@ class AdaptiveFusion(nn.Module):
         """
         if len(scored) != len(self.bias):
             raise ValueError(f"AdaptiveFusion: built for {len(self.bias)} modalities, got {len(scored)}")
-        return self.user_weights([s.state for s in scored], [s.active for s in scored])
+        return self.user_weights([s.state for s in scored], [s.has_known_history for s in scored])
 
     def user_weights(self, states: Sequence[Tensor], known: Sequence[Tensor]) -> Tensor:
         """The same from each modality's states (..., D), and whether it knows something of the history, (...)."""

@@ -140,7 +140,7 @@ class TabledModel(Model):
         device = self.known_items().device
         scored = evaluated(self).adapt(support.to(device))(query.to(device))  # type: ignore[type-var]
         check_scores(scored, type(self).__name__)
-        return UserState({"active": scored.active.flatten(), "scores": scored.scores.flatten(0, 1)})
+        return UserState({"active": scored.has_known_history.flatten(), "scores": scored.scores.flatten(0, 1)})
 
     def encode_empty(self) -> UserState:
         """A user without history: the average state after one click on a likely item, N = 1."""

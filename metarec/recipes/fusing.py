@@ -137,8 +137,8 @@ def fused(scored: Sequence[Scored], fusion: AdaptiveFusion | None, names: Sequen
     Raises:
         ValueError: if a score or a weight is not finite.
     """
-    known = torch.stack([s.known for s in scored]).any(0)
-    active = torch.stack([s.active for s in scored], -1)
+    known = torch.stack([s.item_mask for s in scored]).any(0)
+    active = torch.stack([s.has_known_history for s in scored], -1)
     if fusion is None:
         weights = active / active.sum(-1, keepdim=True).clamp(min=1)
         scores = fuse_scored(scored, weights, names=names)

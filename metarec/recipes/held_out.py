@@ -106,7 +106,7 @@ def _mean(values: NDArray[np.float64]) -> float:
 
 def _ranks(model: Any, batch: Any) -> Tensor:
     scored, real = dense(model, batch.support, batch.query), batch.query.weight > 0
-    scores = scored.scores.masked_fill(~scored.known, torch.finfo(scored.scores.dtype).min)
+    scores = scored.scores.masked_fill(~scored.item_mask, torch.finfo(scored.scores.dtype).min)
     if not bool(torch.isfinite(scores).all()):
         return torch.full_like(scores[..., 0][real], torch.nan)
     allowed = torch.arange(scores.shape[-1], device=scores.device) > 0

@@ -73,6 +73,6 @@ def _of_batch(
     real = real & ~seen.gather(-1, query.target.unsqueeze(-1)).squeeze(-1)  # a list without seen items has none of them
     allowed = ~seen if items is None else items & ~seen
     allowed[..., 0] = False
-    scores = scored.scores.masked_fill(~scored.known, torch.finfo(scored.scores.dtype).min)
+    scores = scored.scores.masked_fill(~scored.item_mask, torch.finfo(scored.scores.dtype).min)
     found = ndcg_at(ranks(scores, query.target, allowed=allowed), LENGTH)
     return batch.user[:, None].expand_as(real)[real], found[real].double()

@@ -49,6 +49,11 @@ class Changes:
             self._first = copy.copy(recommender)
             self.follow()
 
+    @property
+    def not_counted(self) -> int:
+        """Clicks so far that moved no count, as their users clicked too often that day."""
+        return self.recommender._histories.not_counted
+
     def behind(self) -> bool:
         """Whether there is something to :meth:`follow`."""
         return self.journal is not None and (self.journal.behind() or self._torn)
@@ -144,7 +149,7 @@ def _made(recommender: Recommender, kind: str, fields: Any) -> dict[str, Any]:
     """Make a change, and say what came of it."""
     if kind == "clicks":
         seen = recommender.observe(fields)
-        return {"clicks": seen.clicks, "new_users": list(seen.new_users)}
+        return {"clicks": seen.clicks, "new_users": list(seen.new_users), "not_counted": seen.not_counted}
     if kind == "add":
         given = {str(name): name for name in fields["ids"]}  # JSON's objects have keys of text
         vectors = {

@@ -229,6 +229,7 @@ class Service:
             "learners": list(self.recommender.learners),
             "waiting": len(self.batcher),
             "version": self.version,
+            **({"not_counted": self.changes.not_counted} if self.changes.not_counted else {}),
             **({} if self.handover is None else {"learning": self.handover.told()}),
         }
         return JSONResponse(said, 503 if problem else 200)

@@ -230,6 +230,7 @@ class ClicksResponse(BaseModel):
 
     clicks: int
     new_users: list[str | int] = Field(description="Users of whom no click was known before.")
+    not_counted: int = Field(description="Clicks that moved no count, as their users clicked too often that day.")
 
 
 class HealthResponse(BaseModel):
@@ -241,6 +242,7 @@ class HealthResponse(BaseModel):
     learners: list[str]
     waiting: int
     version: str
+    not_counted: int | None = Field(None, description="Clicks so far that moved no count; see /clicks.")
     learning: dict[str, Any] | None = Field(None, description="How the learner is, and which weights answer.")
 
 

@@ -110,23 +110,21 @@ def unchecked(state: State, asked: EncodeRequest) -> UserState:
 
 
 def _empty(state: State, asked: EncodeRequest, users: NDArray[np.int64]) -> UserState:
-    one = state.encode_empty(keep_weights=asked.keep_weights)
-    out = one[torch.zeros(len(users), dtype=torch.int64)]
-    tensors = dict(out.tensors)
-    if asked.start is not None and "weights" in asked.start.tensors:
-        tensors["weights"] = asked.start[torch.from_numpy(users)].tensors["weights"]
-    if asked.profile is not None:
-        own = asked.profile[torch.from_numpy(users)]
-        tensors |= {n: own.to(t) for n, t in tensors.items() if n.rpartition("/")[2] == "profile"}
-    if asked.at is not None:
-        at = torch.from_numpy(asked.at[users])
-        tensors |= {n: at.to(t) for n, t in tensors.items() if n.rpartition("/")[2] == "time"}
-    return UserState(tensors)
+    out = state.encode_empty(keep_weights=asked.keep_weights)[torch.zeros(len(users), dtype=torch.int64)]
+    at = None if asked.at is None else torch.tensor(asked.at)
+    told = {
+        name: given[torch.from_numpy(users)]
+        for name, given in (("profile", asked.profile), ("time", at))
+        if given is not None
+    }
+    return UserState(
+        {**out.tensors, **{n: own.to(t) for name, own in told.items() for n, t in out.named(name).items()}}
+    )
 
 
 def profiles_of(users: UserState, rows: NDArray[np.int64]) -> Tensor | None:
     """(n, P) the profiles of some users, if their model reads any."""
-    found = next((t for name, t in users.tensors.items() if name.rpartition("/")[2] == "profile"), None)
+    found = next(iter(users.named("profile").values()), None)
     return None if found is None else found[torch.from_numpy(rows).to(found.device)].cpu()
 
 
@@ -140,7 +138,7 @@ def updated_states(state: State, clicks: Clicks, more: NDArray[np.int64], before
         before: their states; if these carry weights, the steps start from those.
     """
     new, old = np.flatnonzero(more), np.flatnonzero(more == 0)
-    keeps = any(name.rpartition("/")[2] == "weights" for name in before.tensors)
+    keeps = bool(before.named("weights"))
     start = before[torch.from_numpy(new)] if keeps else None
     fresh = encoded(
         state, EncodeRequest(clicks[new], start=start, keep_weights=keeps, profile=profiles_of(before, new))

@@ -104,7 +104,7 @@ def click_effects(
 def _encoded(state: State, imagined: Imagined, users: UserState) -> UserState:
     """The imagined users' states; who is left with nothing that the model knows is a user without clicks."""
     clicks = imagined.clicks
-    times = [t for name, t in users.tensors.items() if name.rpartition("/")[2] == "time"]
+    times = [*users.named("time").values()]
     at = times[0].double().cpu().numpy()[imagined.owner] if times else None
     profile = profiles_of(users, imagined.owner)
     found = unchecked(state, EncodeRequest(clicks, at, profile=profile))

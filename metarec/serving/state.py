@@ -105,8 +105,7 @@ class State:
                 return found
         some = np.flatnonzero(self.support.is_warm)[:1]
         one = self.encode(Clicks(some, np.array([0, 1])), keep_weights=True)  # nothing to adapt to: no step is taken
-        kept = {name: t for name, t in one.tensors.items() if name.rpartition("/")[2] == "weights"}
-        return UserState({**found.tensors, **kept})
+        return UserState({**found.tensors, **one.named("weights")})
 
     def scores(self, users: UserState) -> Scores:
         """What ranks N users."""

@@ -8,5 +8,16 @@ once all that is asked about their period was ranked, so nothing can look ahead,
 from metarec.streaming.prequential import evaluate_stream
 from metarec.streaming.report import StreamReport, plot_stream
 from metarec.streaming.steps import counted, frozen, learned, retrained
+from metarec.streaming.weights import fit_by_prequential_validation, prequential_scores
 
-__all__ = ["StreamReport", "counted", "evaluate_stream", "frozen", "learned", "plot_stream", "retrained"]
+__all__ = [
+    "StreamReport",
+    "counted",
+    "evaluate_stream",
+    "fit_by_prequential_validation",
+    "frozen",
+    "learned",
+    "plot_stream",
+    "prequential_scores",
+    "retrained",
+]

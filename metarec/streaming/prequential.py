@@ -7,8 +7,10 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metarec.data.dataset import Dataset
 from metarec.learning import DAY
@@ -18,6 +20,8 @@ from metarec.report import Report
 from metarec.streaming.asked import Asked, Rows, Stream, Users
 from metarec.streaming.report import StreamReport
 from metarec.streaming.steps import Step, frozen
+
+Ask = Callable[[Model, int, float, float], None]
 
 
 def evaluate_stream(
@@ -79,36 +83,60 @@ def evaluate_stream(
         raise ValueError(f"evaluate_stream: periods must be above 0, got {every} and {observe_every}")
     stream = Stream(data, float(begin), every)
     asked = Asked.of(model, stream, users, exclude_seen=exclude_seen, seed=seed)
-    run = _Run(model, stream, asked, step, every if observe_every is None else observe_every)
-    for period in range(len(run.begin)):
-        run.go(period)
+    found = _Found(asked)
+    walk = Walk(model, stream, step, found.ask, asked.last, every if observe_every is None else observe_every)
+    for period in range(len(walk.begin)):
+        walk.go(period)
         if after is not None:
-            after(period, run.model)
-    return run.report(tuple(map(int, k)), step is frozen)
+            after(period, walk.model)
+    return found.report(walk, tuple(map(int, k)), step is frozen)
 
 
-class _Run:
-    """One model on its way through the periods."""
+class Walk:
+    """One model on its way through the periods of a stream: asked about each, then told of it.
 
-    def __init__(self, model: Model, stream: Stream, asked: Asked, step: Step, observe_every: float) -> None:
-        self.first, self.model, self.stream, self.asked, self.step = model, model, stream, asked, step
-        self.observe_every, self.begin = observe_every, stream.edges[:-1]
+    Args:
+        model: stays as it is.
+        stream: the clicks.
+        step: gives the model of the next period.
+        ask: called with a model, the number of a period and two times, from one on and before another, of which the
+            model knows no click.
+        times: (n,) of what is asked for, in any order; where nothing is, counts need not move on.
+        observe_every: within a period, counts move on so often.
+
+    Attributes:
+        model: of the period that is next.
+        begin: (P,) when the periods begin.
+        seconds: of processor time spent on ``"step"``, ``"observe"`` and ``"rank"``.
+        clicks: that the model was given.
+    """
+
+    def __init__(
+        self, model: Model, stream: Stream, step: Step, ask: Ask, times: NDArray[Any], observe_every: float
+    ) -> None:
+        self.first, self.model, self.stream, self.step, self.ask = model, model, stream, step, ask
+        self.times, self.observe_every, self.begin = np.sort(times), observe_every, stream.edges[:-1]
         self.seconds = {"step": 0.0, "observe": 0.0, "rank": 0.0}
-        self.rows: Rows = []
-        self.periods: list[int] = []
         self.clicks = 0
 
     def go(self, period: int) -> None:
-        """Ask, then tell."""
+        """Ask, then tell.
+
+        Raises:
+            ValueError: if the step gave a model that looked ahead.
+        """
         first, last = (float(edge) for edge in self.stream.edges[period : period + 2])
         now, told = self.model, first
         for begin in np.arange(first, last, self.observe_every).tolist():
             end = min(begin + self.observe_every, last)
-            if begin > told and len(self.asked.between(begin, end)):
+            if not np.diff(np.searchsorted(self.times, [begin, end])):
+                continue
+            if begin > told:
                 with self._clock("observe"):
                     now = copy.copy(now).observe(self.stream.between(told, begin))
                 told = begin
-            self._ask(now, period, begin, end)
+            with self._clock("rank"):
+                self.ask(now, period, begin, end)
         clicks = self.stream.between(first, last)
         if len(clicks):
             with self._clock("step"):
@@ -121,19 +149,28 @@ class _Run:
                 f"until {until}: it looked ahead; let a step use only the clicks that it is given"
             )
 
-    def _ask(self, model: Model, period: int, first: float, last: float) -> None:
-        with self._clock("rank"):
-            found = self.asked.ranks(model, first, last)
+    @contextmanager
+    def _clock(self, what: str) -> Iterator[None]:
+        began = time.process_time()
+        yield
+        self.seconds[what] += time.process_time() - began
+
+
+class _Found:
+    """The ranks of what was asked for."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.asked = asked
+        self.rows: Rows = []
+        self.periods: list[int] = []
+
+    def ask(self, model: Model, period: int, first: float, last: float) -> None:
+        """Rank the clicks from one time on and before another."""
+        found = self.asked.ranks(model, first, last)
         self.rows += found
         self.periods += [period] * sum(len(columns[0]) for columns in found)
 
-    @contextmanager
-    def _clock(self, what: str) -> Iterator[None]:
-        began = time.perf_counter()
-        yield
-        self.seconds[what] += time.perf_counter() - began
-
-    def report(self, k: tuple[int, ...], is_frozen: bool) -> StreamReport:
+    def report(self, walk: Walk, k: tuple[int, ...], is_frozen: bool) -> StreamReport:
         """What was found."""
         user, target, rank, is_repeat = (np.concatenate(column) for column in zip(*self.rows, strict=True))
         period = np.array(self.periods, dtype=np.int64)
@@ -142,10 +179,10 @@ class _Run:
         if self.asked.exclude_seen:  # no list could show what was clicked before
             order = order[~is_repeat[order]]
         user, target, rank, is_repeat = (column[order] for column in (user, target, rank, is_repeat))
-        information = record_of(self.first).information if is_frozen else "live"
-        information = max(information, record_of(self.first).information, key=INFORMATION.index)
-        info = {"method": type(self.first).__name__, **self.asked.info, "information": information}
+        information = record_of(walk.first).information if is_frozen else "live"
+        information = max(information, record_of(walk.first).information, key=INFORMATION.index)
+        info = {"method": type(walk.first).__name__, **self.asked.info, "information": information}
         info["repeated_targets"] = repeats
         is_cold, is_repeat = ~self.asked.warm[target], is_repeat.astype(np.bool_)
         report = Report(user, target, rank.astype(np.float64), is_cold, k=k, info=info, is_repeat=is_repeat)
-        return StreamReport(report, period[order], self.begin, self.seconds, self.clicks)
+        return StreamReport(report, period[order], walk.begin, walk.seconds, walk.clicks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ class StreamReport:
         report: the ranks of all clicks that were asked for, users in ascending order of their codes.
         period: (n,) int64, the period of each row of the report, from 0.
         begin: (P,) float64, when each period begins, in the units of the data.
-        seconds: spent in all on ``"step"``, ``"observe"`` and ``"rank"``.
+        seconds: of processor time spent in all on ``"step"``, ``"observe"`` and ``"rank"``.
         clicks: that the model was given.
 
     Example:
@@ -60,9 +61,12 @@ class StreamReport:
         return out
 
     def to_dict(self, metric: str = "ndcg@10", periods: int = 1) -> dict[str, Any]:
-        """The figures as plain data."""
+        """The figures as plain data; a standard error of one click alone is None."""
         mean = self.report.metrics[metric]
-        points = [{"begin": begin, "mean": one.mean, "se": one.se} for begin, one in self.curve(metric, periods)]
+        points = [
+            {"begin": begin, "mean": one.mean, "se": one.se if math.isfinite(one.se) else None}
+            for begin, one in self.curve(metric, periods)
+        ]
         own = {"metric": metric, "mean": mean.mean, "se": mean.se, "asked": len(self.report)}
         return {**own, "seconds": dict(self.seconds), "clicks": self.clicks, "curve": points}
 
@@ -99,7 +103,7 @@ def plot_stream(
         axes.errorbar(
             [(point["begin"] - origin) / day for point in points],
             [point["mean"] for point in points],
-            yerr=[np.nan_to_num(point["se"]) for point in points],
+            yerr=[point["se"] or 0.0 for point in points],
             color=COLOURS[number % len(COLOURS)],
             marker="o",
             capsize=2,
