@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metarec.data import EpisodeSampler
 from metarec.data.negatives import NegativeSampler, mixed, mixed_int, signed
+from metarec.data.vocabulary import Vocabulary
 from metarec.datasets import planted
 from metarec.types import Examples
 
@@ -100,3 +101,18 @@ def test_any_two_draws_are_independent(apart: str) -> None:
     }
     cells = torch.bincount((first[:, 0, 0] - 1) * 5 + others[apart] - 1, minlength=25).double()
     assert float(((cells - 800) ** 2 / 800).sum()) < 60  # chi-square of 24 degrees: one in 15,000 above 60
+
+
+def test_a_user_has_the_same_negatives_in_any_vocabulary() -> None:
+    """Half of the users, read apart: they have other codes and are asked about the same."""
+    kept = DATA.user > 25
+    texts = DATA.users.texts[25:]
+    apart = replace(
+        DATA, users=Vocabulary(texts, "user"), user=DATA.user[kept] - 25, item=DATA.item[kept], time=DATA.time[kept]
+    )
+    whole = EpisodeSampler(DATA, part="test", negatives=3).for_users(DATA.user_codes[25:])
+    found = drawn_by_user(EpisodeSampler(apart, part="test", negatives=3))
+    expected = drawn_by_user(whole)
+    assert len(found) == 25
+    for user, negatives in found.items():
+        assert torch.equal(negatives, expected[user + 25])

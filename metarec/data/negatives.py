@@ -28,6 +28,7 @@ class NegativeSampler:
         weights: (I,) sampling weights, whole numbers; at least two items have one.
         negatives: N per example.
         seed: with the epoch, the only source of randomness.
+        users: by code a whole number that stands for the user; the code itself by default.
 
     Example:
         >>> one = torch.ones(1, 3, dtype=torch.int64)
@@ -37,15 +38,17 @@ class NegativeSampler:
         [[[3, 3], [3, 3], [0, 0]]]
     """
 
-    def __init__(self, weights: Ints, negatives: int, seed: int) -> None:
+    def __init__(self, weights: Ints, negatives: int, seed: int, users: Ints | None = None) -> None:
         self.negatives, self.seed = negatives, seed
         self._pool = torch.from_numpy(np.repeat(np.arange(len(weights)), weights))  # each item as often as it weighs
+        self._users = None if users is None else torch.from_numpy(users)
         self._first = torch.from_numpy(np.append(0, np.cumsum(weights)))  # where each begins in it
 
     def to(self, device: torch.device | str) -> Self:
         """The same draws on another device."""
         out = copy.copy(self)
         out._pool, out._first = self._pool.to(device), self._first.to(device)
+        out._users = None if self._users is None else self._users.to(device)
         return out
 
     def __call__(self, examples: Examples, user: Tensor, epoch: int) -> Examples:
@@ -56,6 +59,7 @@ class NegativeSampler:
             user: (B,) their codes.
             epoch: from 0.
         """
+        user = user if self._users is None else self._users[user]
         stream = mixed(user ^ signed(mixed_int(mixed_int(self.seed) ^ epoch))).view(-1, 1, 1)
         counter = (examples.position.unsqueeze(-1) << 32) + torch.arange(self.negatives, device=user.device)
         bits = mixed(counter.mul_(signed(GOLDEN)).add_(stream))

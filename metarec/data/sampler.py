@@ -278,7 +278,7 @@ class EpisodeSampler:
     @cached_property
     def _draw(self) -> NegativeSampler:
         """Draws the other negatives."""
-        return NegativeSampler(self._weights, self.negatives, self.seed)
+        return NegativeSampler(self._weights, self.negatives, self.seed, self.data.users.checksums)
 
     def _check_users(self) -> None:
         if not self.users:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Self
@@ -115,6 +116,11 @@ class Vocabulary:
     def whole_numbers(self) -> bool:
         """Whether the ids are whole numbers, and not text."""
         return bool(self.ids) and set(map(type, self.ids)) == {int}
+
+    @cached_property
+    def checksums(self) -> NDArray[np.int64]:
+        """(n + 1,) by code, of the ids as text: of an id the same in any vocabulary."""
+        return np.array([0, *(zlib.crc32(text.encode()) for text in self.texts)], dtype=np.int64)
 
     @property
     def texts(self) -> Sequence[str]:
