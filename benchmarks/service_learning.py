@@ -62,15 +62,22 @@ async def told(port: int, requests: list[bytes]) -> int:
     return done
 
 
-async def loaded(port: int, questions: Any, requests: list[bytes], options: Namespace) -> dict[str, Any]:
-    """Percentiles of those who ask while clicks come."""
+async def loaded(port: int, questions: Any, requests: list[bytes], options: Namespace, *, learns: bool) -> Any:
+    """Percentiles of those who ask while clicks come, once the learner has made its first step."""
     telling = asyncio.create_task(told(port, requests))
+    while learns and not (await learning(port))["serving"]:
+        await asyncio.sleep(PAUSE)
+    before = await learning(port)
     found = await load(port, questions, options.clients, options.requests)
     telling.cancel()
+    after = await learning(port)
+    return {**found, "steps": after["serving"] - before["serving"], "clicks": await telling}
+
+
+async def learning(port: int) -> dict[str, Any]:
+    """What the service says of its learner."""
     _, health = await got(port, "/health")
-    learning = json.loads(health).get("learning") or {}
-    steps = {"steps": learning.get("version", 0), "serving": learning.get("serving", 0)}
-    return {**found, **steps, "clicks": await telling}
+    return {"serving": 0, **json.loads(health).get("learning", {})}
 
 
 def main() -> None:
@@ -96,7 +103,7 @@ def main() -> None:
             more = ["--allow-changes", *(["--learn", options.learn] if learns else [])]
             how = Namespace(threads=1, read_timeout=5.0, more=more, workers=1)
             with served(path, how) as (port, _):
-                found = asyncio.run(loaded(port, questions, requests, options))
+                found = asyncio.run(loaded(port, questions, requests, options, learns=learns))
             runs.append({"learns": learns, **found})
     p99 = np.array([run["p99_ms"] for run in runs]).reshape(-1, 2)
     out = {"runs": runs, "learn": options.learn, "p99_ratio": float(np.median(p99[:, 1] / p99[:, 0]))}
