@@ -67,9 +67,12 @@ nitpick_ignore_regex = [
     ),
     (
         r"py:class",
-        r"Ints|Part|torch\.optim\.adam\.Adam",
+        r"Ints|Part|numpy\.int32|torch\.optim\.adam\.Adam",
     ),  # a path that has no page, and types
-    (r"py:class", r"(collections\.abc\.Mapping|dict|list\[dict)\[[~\w.]+"),  # Sphinx cuts `float | dict[str, float]` so
+    (
+        r"py:class",
+        r"(collections\.abc\.Mapping|dict|tuple|list\[dict)\[[~\w.]+",
+    ),  # Sphinx cuts `float | dict[str, float]` so
 ]
 
 html_theme = "furo"

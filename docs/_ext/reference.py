@@ -31,7 +31,7 @@ GROUPS = {  # heading -> the packages of the library whose public names stand un
     "Recipes": ("recipes",),
     "Evaluation": ("evaluation", "report"),
     "Serving": ("recommender", "serving", "io"),
-    "What passes between them": ("types", "model", "wrapped", "scoring"),
+    "What passes between them": ("types", "examples", "model", "wrapped", "scoring"),
 }
 PUBLIC = [name for name in metarec.__all__ if not inspect.ismodule(getattr(metarec, name))]
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from metarec.data.dataset import Catalog, Dataset, Vocabulary
+from metarec.data.encodings import Encoding
 from metarec.types import Modality
 
 if TYPE_CHECKING:
     import polars as pl
 
     from metarec.data.columns import Asked, Columns
-    from metarec.data.encodings import Encoding
     from metarec.data.events import Events
     from metarec.data.kinds import OtherEvents
     from metarec.data.profiles import Profiles
