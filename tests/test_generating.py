@@ -50,7 +50,7 @@ def test_warm_items_score_as_before_and_cold_ones_are_known() -> None:
     batch.query.history[~warm[batch.query.history]] = int(warm.nonzero()[0])
     with torch.no_grad():
         plain, generating = learner(batch.query), model(batch.query)
-    assert torch.equal(generating.known, torch.arange(len(warm)) > 0) and torch.equal(plain.known, warm)
+    assert torch.equal(generating.item_mask, torch.arange(len(warm)) > 0) and torch.equal(plain.item_mask, warm)
     torch.testing.assert_close(generating.scores[..., warm], plain.scores[..., warm])
 
 

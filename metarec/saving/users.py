@@ -93,10 +93,11 @@ def _read(
 ) -> tuple[Clicks, UserState]:
     codes, offsets = (tensors.pop(name) for name in _CLICKS)
     users = len(offsets) - 1
+    kind = int(kinds_of(codes.long()).max()) if codes.numel() else 0
     right = (
-        codes.dtype in (torch.int32, torch.int64)
+        codes.dtype == (torch.int64 if kind else torch.int32)
         and codes.ndim == 1
-        and 0 <= int(kinds_of(codes).max() if len(codes) else 0) < max(1, kinds)
+        and 0 <= kind < max(1, kinds)
         and (offsets.dtype, offsets.ndim) == (torch.int64, 1)
         and offsets[0] == 0
         and offsets[-1] == len(codes)
