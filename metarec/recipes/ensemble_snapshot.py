@@ -110,19 +110,19 @@ class EnsembleSnapshot:
             states[name] = bank.encode(support, query, start=own, keep_weights=keep_weights)
         with evaluating(self._modules):
             states |= {name: part.encode(support, query) for name, part in self.alone.items()}
-        return self._nested(states, user_context(query, self.warm).flatten(0, 1), all_read(query))
+        told = {"context": user_context(query, self.warm).flatten(0, 1)}
+        if self.weights.repeat is not None:
+            told["clicked"] = all_read(query)
+        return _nested(states, told)
 
     def encode_empty(self) -> UserState:
         """A user without history: what the parts make of one, and the context of no clicks."""
         with evaluating(self._modules):
             states = {name: part.encode_empty().to(self.device) for name, part in (self.banks | self.alone).items()}
-        context = torch.tensor([[0.0, 0.0, torch.nan]], device=self.device)
-        return self._nested(states, context, torch.zeros(1, 1, dtype=torch.int32, device=self.device))
-
-    def _nested(self, states: Mapping[str, UserState], context: Tensor, clicked: Tensor) -> UserState:
-        own = {"context": context, "active": torch.stack([state.active for state in states.values()]).any(0)}
-        own |= {} if self.weights.repeat is None else {"clicked": clicked}
-        return UserState({**UserState.nest(states), **own})
+        told = {"context": torch.tensor([[0.0, 0.0, torch.nan]], device=self.device)}
+        if self.weights.repeat is not None:
+            told["clicked"] = torch.zeros(1, 1, dtype=torch.int32, device=self.device)
+        return _nested(states, told)
 
     @torch.no_grad()
     def scores(self, state: UserState) -> EnsembleScores:
@@ -165,3 +165,8 @@ class EnsembleSnapshot:
         one = torch.zeros_like(weight[:1])
         one[0, self.weights.names.index(self.first)] = 1
         return torch.where(alone, one, weight), torch.where(alone, 0, unknown)
+
+
+def _nested(states: Mapping[str, UserState], told: Mapping[str, Tensor]) -> UserState:
+    active = torch.stack([state.active for state in states.values()]).any(0)
+    return UserState({**UserState.nest(states), **told, "active": active})
