@@ -65,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.manual_seed(0)
     device = options.device
     if options.gib:
-        torch.cuda.set_per_process_memory_fraction(options.gib * 2**30 / torch.cuda.mem_get_info(device)[1], device)
+        torch.cuda.set_per_process_memory_fraction(options.gib * 2**30 / torch.cuda.mem_get_info(device)[1])
     learner = make_learner(options).to(device)
     users = make_users(options.users, options.clicks, options.items).to(device)
     ceilings = {"matmul_flops_per_second": matmul_rate(device), "copy_bytes_per_second": copy_rates(device)}

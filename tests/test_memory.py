@@ -38,8 +38,11 @@ def test_by_hand():
 
 def test_half_of_what_is_free_on_the_users_gpu_is_taken(monkeypatch):
     gpu = torch.device("cuda", 1)
-    for name, told in {"memory_reserved": 700, "memory_allocated": 500, "mem_get_info": (1000, 5000)}.items():
-        monkeypatch.setattr(torch.cuda, name, lambda device, told=told: {gpu: told}[device])
+    numbers = {"memory_reserved": 700, "memory_allocated": 500, "mem_get_info": (1000, 5000)}
+    for name, told in {**numbers, "get_per_process_memory_fraction": 0.2}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, told=told: {gpu: told}[device], raising=False)
+    assert free(gpu) == 0.2 * 5000 - 500, "what the process may take"
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
     assert free(gpu) == 1000 + 200
     users = SimpleNamespace(history=SimpleNamespace(is_cuda=True, device=gpu))
     assert users_in_budget(nn.Identity(), users, 1, each=lambda view, examples, steps: 59) == 600 // 59
