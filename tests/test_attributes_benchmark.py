@@ -35,7 +35,7 @@ def test_all_bags_are_the_means_of_a_loop(attributes: ModuleType) -> None:
 
 
 def test_films_have_genres_and_years(attributes: ModuleType) -> None:
-    data = attributes.films(("genres", "year"))
+    data = attributes.films(("genres", "year"), texts=True)
     assert sorted(data.catalog.modalities) == ["attributes", "text"] and len(data) == 100_241
     matrix = data.catalog.items.encode(["0133093"])[0]
     assert data.catalog.attributes["year"][matrix - 1] == "1999"
