@@ -13,7 +13,8 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from metarec.data.encodings import Column, Encoding, encoded, fit_encodings
+from metarec.data.attributes import Column, encoded, fit_encodings
+from metarec.data.encodings import Encoding
 from metarec.data.features import FeatureRows, align, by_item, checked_rows, encode, load_modality
 from metarec.data.frame_rows import FrameRows, as_text, kinds_of, list_separator
 from metarec.data.frame_source import FILES, Source, find_column, open_source
@@ -59,7 +60,7 @@ class Items:
         """Of the columns that are learned from, those that are given or new ones, and the modality that they make.
 
         Raises:
-            ValueError: as :func:`~metarec.data.encodings.fit_encodings`.
+            ValueError: as :func:`~metarec.data.attributes.fit_encodings`.
         """
         if not self.learned:
             return {}, {}
