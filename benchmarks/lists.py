@@ -9,9 +9,8 @@ fitted on the earlier part. Each later user is adapted to all clicks but the las
 ``recommend(diversity=)``, with a weight of features, or with so many films of each genre at most.
 
 For each item of a list, ``because`` names the click that moved it up most. That click and another one of the user's,
-drawn at random, are each taken out, the rest is adapted to afresh, and it is compared how far the item falls: its score,
-in standard deviations of the user's scores, which is what an effect is; and its rank, which cannot tell where it stays
-the first of a list without either.
+drawn at random, are each taken out, the rest is adapted to afresh, and it is compared how far the item falls: by its
+score, in standard deviations of the user's scores, which is what an effect is, and by its rank.
 """
 
 from __future__ import annotations
