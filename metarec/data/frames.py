@@ -75,6 +75,8 @@ def read_frames(
     encodings, learned = ({}, {}) if known is None else known.encodings(events.items)
     warm = np.zeros(events.items.size, dtype=np.bool_)
     warm[events.item] = True
+    if known is not None:
+        known.warn_if_apart(events.items, events.item, "item")
     attributes = {} if known is None else known.attributes(events.items)
     return {
         "users": events.users,
@@ -157,6 +159,7 @@ def _profiles_of(users: Any, vocabulary: Vocabulary, key: str, named: Named) -> 
         raise ValueError(
             f"{table.name}: ids of users are text in one place and whole numbers in the other; make both the same"
         )
+    table.warn_if_apart(vocabulary, np.arange(1, vocabulary.size), "user")
     encodings, made = table.encodings(vocabulary, given)
     return Profiles(encodings, next(iter(made.values())).features)
 
