@@ -217,7 +217,19 @@ def test_the_service_takes_attributes_of_new_items() -> None:
         assert status == 200, answer
         status, answer = ask(port, "/recommend", {"clicks": ["n0", "item3"], "k": 5})
         assert status == 200 and len(answer["items"]) == 5
-        assert ask(port, "/items/add", {**given, "ids": ["n1"], "attributes": {"price": ["cheap"]}})[0] == 422
+        for wrong in ("cheap", {"a": 1}, [2.5], "\x00", 10**400, ["2", "3"]):
+            assert ask(port, "/items/add", {**given, "ids": ["n1"], "attributes": {"price": [wrong]}})[0] == 422
+
+
+def test_the_service_takes_values_of_every_type_as_the_library_does() -> None:
+    new: dict[str, Any] = {"cluster": ["7", ["7"], None, "7"], "price": [2.5, "2.5", 3, None]}
+    served, own = (mr.Recommender(lively(SHOP, CONFIG)) for _ in range(2))
+    own.add_items(names := ["n0", "n1", "n2", "n3"], attributes=new)
+    with running(served, allow_changes=True) as port:
+        status, answer = ask(port, "/items/add", {"ids": names, "attributes": new})
+        assert status == 200, answer
+    there, here = (one.catalog["attributes"].features[-4:] for one in (served, own))
+    assert torch.equal(there, here) and torch.equal(here[0], here[1])
 
 
 def test_a_shop_with_attributes_only_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
