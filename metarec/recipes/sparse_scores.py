@@ -207,7 +207,7 @@ class SparseStack:
     def moments(self) -> tuple[Tensor, Tensor]:
         """Mean and deviation over the known items, (N, S); what the others share enters in closed form."""
         base = self.base.unsqueeze(1)
-        count = torch.stack([known.count_nonzero() for known in self.known]).clamp(min=1).unsqueeze(1)
+        count = torch.stack(self.known).sum(1, keepdim=True).clamp(min=1)
         shift, square = (
             torch.segment_reduce(own, "sum", offsets=self.start, initial=0.0).view(len(base), -1) / count
             for own in (self.above, self.above.square())
@@ -221,8 +221,8 @@ class SparseStack:
             whole = base[model].repeat(1, len(known))
             whole[0, self.item[own]] += self.above[own]
             mean[model, user], deviation[model, user] = torch.cat(DenseScores(whole, known).moments())
-        odds = [model for model, of_odds in enumerate(self.log_odds) if of_odds]
-        mean[odds], deviation[odds] = 0, 1
+        for model in (model for model, of_odds in enumerate(self.log_odds) if of_odds):
+            mean[model], deviation[model] = 0, 1
         return mean.T, deviation.T
 
 
