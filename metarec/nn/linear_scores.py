@@ -206,7 +206,7 @@ class LinearScores:
 
     def exact(self, codes: Tensor) -> Tensor:
         """(N, K) float64 of item codes (N, K)."""
-        out = (self.tables.rows[codes].double() * self.query.double().unsqueeze(1)).sum(-1)
+        out = (self.tables.rows[codes] * self.query.double().unsqueeze(1)).sum(-1)
         if self.rows.shape[2]:
             own = codes.unsqueeze(-1) == self.rows.flatten(1).unsqueeze(1)
             out = out + (own * self.added.flatten(1).double().unsqueeze(1)).sum(-1)

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from metarec.functional.fusion import FLAT, check_scores
 from metarec.recipes.sparse_scores import SparseScores, SparseStack
+from metarec.recipes.table_scores import TableScores
 from metarec.scoring import Scores
 from metarec.types import Scored
 
@@ -147,7 +148,8 @@ class EnsembleScores:
         for group, rest, unknown in zip(self.groups, self._rest, silent, strict=False):
             own = rest.float()
             for part, scale in zip(group.parts, narrow[group.columns], strict=False):
-                own = torch.addcmul(own, part.approximate(start, stop), scale)
+                read = part.shown if isinstance(part, TableScores) else part.approximate
+                own = torch.addcmul(own, read(start, stop), scale)
             total += torch.where(group.known[start:stop], own, unknown)
         if self.sparse is not None:
             self.sparse.add_to(total, start, self._of_sparse)

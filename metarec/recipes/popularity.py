@@ -16,7 +16,7 @@ from metarec.functional.segments import segment_sum
 from metarec.model import Saved, register
 from metarec.recipes.click_log import ClickLog, Floats
 from metarec.recipes.counting import Counts, numbers, setting
-from metarec.recipes.sparse_scores import ScoreTable, TableScores
+from metarec.recipes.table_scores import ScoreTable, TableScores
 from metarec.scoring import Scores, UserState
 from metarec.types import Examples
 
