@@ -2,14 +2,16 @@
 
 Usage::
 
-    git worktree add --detach ../before 5338d68     # another build to compare with, its kernel built in place
+    git worktree add --detach ../before 3e0ee78     # another build to compare with, its kernel built in place
     python benchmarks/ensemble_serving.py --before ../before --out ensemble.json
     python benchmarks/serving.py --part join --out serving_cpu.json one.json bulk.json ensemble.json
 
 Each build runs in processes of its own, in turn with the other; ratios are those of processor time, which other
 programs on the machine change little (with ``--threads 1``: threads that wait for each other spend it too). The parts
 are those of ``mml_blend`` with random weights, whose learners take no steps: what is served costs the same as with
-trained ones. The data are MovieTweetings, or random clicks on ``--items`` items.
+trained ones. Both builds have the same numbers, and weights of the parts that are above 0 for every user (a build may
+take others as 0), so ``same_lists``, the share of users with the same list from both, should be 1. The data are
+MovieTweetings, or random clicks on ``--items`` items.
 """
 
 from __future__ import annotations
@@ -99,8 +101,9 @@ def recommender_of(parts: dict[str, Any], upstream: Dataset) -> mr.Recommender:
         model = own = recipes.Blend(parts, torch.from_numpy(upstream.warm)).eval()
         served = mr.Served(model, upstream)
     with torch.no_grad():
-        for weight in (own.weight, own.unknown):
-            weight.add_(0.3 * torch.randn(weight.shape, generator=draw))
+        own.weight.copy_(0.02 * torch.randn(own.weight.shape, generator=draw))
+        own.weight[0] = 0.5 + torch.rand(own.weight.shape[1], generator=draw)
+        own.unknown.copy_(0.3 * torch.randn(own.unknown.shape, generator=draw))
     return mr.Recommender(served)
 
 

@@ -26,6 +26,7 @@ from metarec.service import Build, Limits
 
 CLIENTS = 8
 CLICKS = 6  # of one user, before the client goes on with another
+WHOM = "all", "first", "worker"
 AT = 4e9  # the time of all clicks: after those of any data in seconds
 
 
@@ -84,17 +85,18 @@ def killed_often(model: Path, folder: Path, times: int, *, workers: tuple[int, .
         workers: processes, in turn.
 
     Returns:
-        ``tried`` kills; of the acknowledged clicks and items the ``lost`` and the ``doubled``; ``acknowledged`` in all.
+        ``tried`` kills, of all processes, of the first alone, and of a worker alone, in turn; of the acknowledged clicks and items the ``lost`` and the ``doubled``; ``acknowledged`` in all.
     """
     build = Build(model, Limits(), allow_changes=True, journal=folder / "kills.journal")
     catalog, told, forgotten = _recommender(build).catalog, Told(), 0
     told.features = {name: modality.features[1].tolist() for name, modality in catalog.modalities.items()}
     for number in range(times + 1):
-        with _serving(build, workers[number % len(workers)]) as (port, kill):
+        with serving(build, workers[number % len(workers)]) as (port, server):
             forgotten += asyncio.run(_forgotten(port, told))
             told.fresh.clear()
             if number < times:
-                asyncio.run(_loaded(port, told, list(catalog.items.ids), kill, random.Random(number)))
+                whom = WHOM[number // len(workers) % len(WHOM)]
+                asyncio.run(_loaded(port, told, list(catalog.items.ids), server, whom, random.Random(number)))
     lost, doubled = _differences(_recommender(build), told)
     clicks = sum(map(len, told.histories.values()))
     acknowledged = clicks + len(told.hidden) + len(told.added)
@@ -133,25 +135,37 @@ def _recommender(build: Build) -> Any:
 
 
 @contextlib.contextmanager
-def _serving(build: Build, workers: int) -> Iterator[tuple[int, Any]]:
-    """The port of a server in a process group of its own, and what kills all of it."""
+def serving(build: Build, workers: int) -> Iterator[tuple[int, int]]:
+    """The port of a server in a process group of its own, and its first process; all of it is killed at the end."""
     options = ["--allow-changes", "--journal", build.journal, "--workers", workers, "--port", 0]
     command = [sys.executable, "-m", "metarec", "serve", build.model, *options]
     here = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
         [*map(str, command)], stderr=subprocess.PIPE, text=True, env=here, start_new_session=True
     ) as server:
-
-        def kill() -> None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(server.pid, signal.SIGKILL)
-
         try:
             port = port_of(server)
             threading.Thread(target=lambda: list(server.stderr or ()), daemon=True).start()
-            yield port, kill
+            yield port, server.pid
         finally:
-            kill()
+            kill(server.pid, "all")
+
+
+def kill(server: int, whom: str, rng: random.Random | None = None) -> None:
+    """Kill all processes of a server, its first one alone, or one of its workers, of those that there are."""
+    with contextlib.suppress(ProcessLookupError):
+        if whom == "all":
+            os.killpg(server, signal.SIGKILL)
+            return
+        found = workers_of(server) if whom == "worker" else []
+        os.kill((rng or random).choice(found) if found else server, signal.SIGKILL)
+
+
+def workers_of(server: int) -> list[int]:
+    """The processes that answer for a server of several; none where the first one answers."""
+    tasks = Path(f"/proc/{server}/task").iterdir()
+    children = [one for task in tasks for one in (task / "children").read_text(encoding="utf-8").split()]
+    return [int(one) for one in children if b"spawn_main" in Path(f"/proc/{one}/cmdline").read_bytes()]
 
 
 @contextlib.asynccontextmanager
@@ -165,9 +179,12 @@ async def _connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asy
             await writer.wait_closed()
 
 
-async def _loaded(port: int, told: Told, items: list[str], kill: Any, rng: random.Random) -> None:
-    """Clients at work until some time after the first answers the server is killed."""
-    asyncio.get_running_loop().call_later(rng.uniform(0.05, 0.6), kill)
+async def _loaded(port: int, told: Told, items: list[str], server: int, whom: str, rng: random.Random) -> None:
+    """Clients at work until some time after the first answers the server is killed, or a part of it and then all."""
+    loop, moment = asyncio.get_running_loop(), rng.uniform(0.05, 0.6)
+    loop.call_later(moment, kill, server, whom, rng)
+    if whom != "all":
+        loop.call_later(moment + 1, kill, server, "all")
     seeds = [rng.random() for _ in range(CLIENTS)]
     await asyncio.gather(*(_client(port, told, n, items, random.Random(seed)) for n, seed in enumerate(seeds)))
 

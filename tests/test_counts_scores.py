@@ -12,7 +12,8 @@ from count_worlds import ALL, LIVE, asked, every_score, world
 from metarec.functional.fusion import standardise
 from metarec.recipes import CoClicks, LivePopularity, Transitions, asked_pairs
 from metarec.recipes.lightgcn import LightGCN
-from metarec.recipes.sparse_scores import ScoreTable, SparseScores, TableScores
+from metarec.recipes.sparse_scores import SparseScores
+from metarec.recipes.table_scores import ScoreTable, TableScores
 from metarec.scoring import DenseScores, UserState
 from metarec.types import Examples
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import polars as pl
 import pytest
 import torch
 
-from metarec import Dataset, Recommender
+from metarec import Dataset, Recommender, load, save
 from metarec.data import split_by_time
 from metarec.data.examples import filter_interactions
 from metarec.data.observed import Histories
@@ -141,6 +142,17 @@ def test_bad_clicks_are_named_and_change_nothing(change: dict[str, list[Any]], n
         recommender.user("u")
     assert recommender.observe(good).new_users == ("u", "v")
     assert recommender.observe({name: [] for name in good}).clicks == 0
+
+
+def test_what_one_part_refuses_leaves_no_trace_in_the_others(tmp_path: Path) -> None:
+    save(ensemble(EARLY), tmp_path / "model.safetensors")  # popularity is saved without its users: any id begins it
+    refused, plain = (Recommender(load(tmp_path / "model.safetensors")) for _ in range(2))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"'transitions'.* 7 "):
+            refused.observe({"user": [7], "item": ["item3"], "time": [CLICKS["time"][0]]})
+    for recommender in (refused, plain):
+        recommender.observe(CLICKS)
+    assert (scores(refused) == scores(plain)).all()
 
 
 def test_the_last_clicks_of_each_user_are_those_of_a_loop() -> None:

@@ -56,10 +56,10 @@ def test_jobs_of_other_lengths_are_diversified_as_they_would_be_alone() -> None:
     [
         ("because", 11, "because"),
         ("because", -1, "because"),
-        ("diversity", 1.5, "diversity"),
+        ("diversity", 1.5, "diversity: "),
         ("diversity", {"genre": 2}, "genre"),
-        ("diversity", {"cluster": 0}, "cluster"),
-        ("diversity", "high", "diversity"),
+        ("diversity", {"cluster": 0}, "diversity: "),
+        ("diversity", "high", "diversity: "),
     ],
 )
 def test_what_means_nothing_is_refused(field: str, value: Any, message: str) -> None:

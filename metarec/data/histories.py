@@ -97,7 +97,7 @@ class Clicks:
         counts = np.bincount(self.owners()[own], minlength=len(self))
         return Clicks(self.codes[own], _offsets(counts))
 
-    @property
+    @cached_property
     def counts(self) -> Ints:
         """(B,) events of each user."""
         return np.diff(self.offsets)

@@ -103,6 +103,8 @@ def _examples(arrays: Sequence[NDArray[np.generic]]) -> Examples:
 
 def sent(examples: Examples, device: torch.device) -> Examples:
     """Move a support or query set to another device; copies to a GPU do not block."""
+    if examples.history.device == device:
+        return examples
     return examples.each(lambda tensor: copied(tensor, device))
 
 

@@ -21,7 +21,7 @@ from metarec.meta.library import library
 from metarec.nn.frozen import check_vectors, wide
 from metarec.nn.item_tables import ItemTables
 from metarec.nn.kinds import reading
-from metarec.nn.linear_scores import LinearScores
+from metarec.nn.linear_scores import LinearScores, Spread
 from metarec.nn.tabled import TabledModel, TableSnapshot, clicked, has_own, is_linear
 from metarec.nn.touched import TouchedRows
 from metarec.scoring import UserState
@@ -173,15 +173,16 @@ class Bank(TableSnapshot):
                 )
         return _beside([torch.cat([p.detach().flatten() for _, p in _named(m)])[None] for m in self.models])[0]
 
-    def summed(self, state: UserState, weight: Tensor, unknown: Tensor) -> LinearScores:
+    def summed(self, state: UserState, weight: Tensor, unknown: Tensor, spread: Spread | None = None) -> LinearScores:
         """``sum_m w_m z_mi [m knows i] + b_m [m does not know i]``, z the standardised scores, as one matrix product.
 
         Args:
             state: of N users.
             weight: (N, M) the w of each user.
             unknown: (N, M) the b of each user.
+            spread: what ``measured_states(bank.tables, state)`` says, if that was asked before.
         """
-        return LinearScores.summed(self.tables, state, weight, unknown)
+        return LinearScores.summed(self.tables, state, weight, unknown, spread)
 
 
 def banks_of(members: Mapping[str, Any], *, warm: NDArray[Any] | None = None, negatives: int = 1) -> list[Bank]:

@@ -20,6 +20,7 @@ from metarec.nn.item_tables import ItemTables
 from metarec.scoring import DenseScores, UserState
 
 AT_ONCE = 1 << 22  # scores whose moments are computed at once
+Spread = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class LinearScores:
             >>> scores.approximate(1, 3).tolist(), [moment.tolist() for moment in scores.moments()]
             ([[1.0, 3.0]], [[2.0], [1.0]])
         """
-        centre, variance, corrections, rows = _spread(tables, state)
+        centre, variance, corrections, rows = measured_states(tables, state)
         own = state.tensors["state"].flatten(1)
         deviation = torch.where(variance <= (FLAT * centre) ** 2, 0, variance.clamp(min=0).sqrt())
         out = cls(
@@ -86,10 +87,12 @@ class LinearScores:
         Raises:
             ValueError: if a score of a user is not finite.
         """
-        return cls._standardised(tables, state, share, share * scale, None)
+        return cls._standardised(tables, state, share, share * scale, None, measured_states(tables, state))
 
     @classmethod
-    def summed(cls, tables: ItemTables, state: UserState, weight: Tensor, unknown: Tensor) -> LinearScores:
+    def summed(
+        cls, tables: ItemTables, state: UserState, weight: Tensor, unknown: Tensor, spread: Spread | None = None
+    ) -> LinearScores:
         """The weighted sum of standardised scores, and of what it is worth that a learner does not know an item.
 
         ``sum_m w_m z_mi`` over the learners that know item i, and ``sum_m b_m`` over the others.
@@ -99,18 +102,25 @@ class LinearScores:
             state: of M learners.
             weight: (N, M) the weights w, of each user.
             unknown: (N, M) the worths b.
+            spread: what :func:`measured_states` says of the states, if that was asked before.
 
         Raises:
             ValueError: if a score of a user is not finite.
         """
-        return cls._standardised(tables, state, None, weight, unknown)
+        return cls._standardised(tables, state, None, weight, unknown, spread or measured_states(tables, state))
 
     @classmethod
     def _standardised(
-        cls, tables: ItemTables, state: UserState, share: Tensor | None, weight: Tensor, unknown: Tensor | None
+        cls,
+        tables: ItemTables,
+        state: UserState,
+        share: Tensor | None,
+        weight: Tensor,
+        unknown: Tensor | None,
+        spread: Spread,
     ) -> LinearScores:
         own = state.tensors["state"]
-        centre, variance, corrections, rows = _spread(tables, state)
+        centre, variance, corrections, rows = spread
         flat = variance <= (FLAT * centre) ** 2
         factor = weight * torch.where(flat, 0, torch.where(flat, 1, variance).rsqrt())
         flags = -factor * centre
@@ -153,7 +163,8 @@ class LinearScores:
         """(N,) how far rounding may take ``approximate`` from ``exact``: a bound on a product of float32 rows."""
         width, step = self.query.shape[1], torch.finfo(self.query.dtype).eps
         bound: Tensor = self.query.double().norm(dim=1) * (self.tables.longest * width * step)
-        bound = bound + self.added.double().abs().sum((1, 2)) * (4 * step)
+        if self.rows.shape[2]:
+            bound = bound + self.added.double().abs().sum((1, 2)) * (4 * step)
         if self.share is not None and not self.tables.alike:
             least = self.share.masked_fill(self.share <= 0, torch.inf).amin(1)
             bound = bound / least.double().clamp(min=1e-30)
@@ -195,7 +206,7 @@ class LinearScores:
 
     def exact(self, codes: Tensor) -> Tensor:
         """(N, K) float64 of item codes (N, K)."""
-        out = (self.tables.rows[codes].double() * self.query.double().unsqueeze(1)).sum(-1)
+        out = (self.tables.rows[codes] * self.query.double().unsqueeze(1)).sum(-1)
         if self.rows.shape[2]:
             own = codes.unsqueeze(-1) == self.rows.flatten(1).unsqueeze(1)
             out = out + (own * self.added.flatten(1).double().unsqueeze(1)).sum(-1)
@@ -219,7 +230,7 @@ class LinearScores:
         return mean, deviation
 
 
-def _spread(tables: ItemTables, state: UserState) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def measured_states(tables: ItemTables, state: UserState) -> Spread:
     """Mean and variance of the learners' scores (N, M), the corrections that count and the rows they are of."""
     own = state.tensors["state"]
     exact = own.double()

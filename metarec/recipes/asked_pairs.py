@@ -84,25 +84,34 @@ def summed_by_user(
     """
     if not asked or not users:
         return np.zeros(users + 1, np.int64), np.empty(0, np.int64), np.empty(0)
+    if users == 1:
+        found, sums = _sums(asked, 0, 1, np.array([0, items]), share)
+        return np.array([0, len(found)]), found, sums
     done = np.zeros(users + 1, np.int64)
     np.sum([a.count.sum(1) for a in asked], 0).cumsum(out=done[1:])
     starts: list[Ints] = []
     codes: list[Ints] = []
-    sums: list[Floats] = []
+    sums_: list[Floats] = []
     first = found_before = 0
     while first < users:
         stop = int(np.searchsorted(done, done[first] + AT_ONCE, side="right")) - 1
         stop = max(first + 1, min(stop, users, first + CELLS // items))
         row = np.arange(stop - first + 1) * items  # where each user's cells begin
-        terms = [a.of(first, stop, row, share) for a in asked]
-        cell, value = terms[0] if len(terms) == 1 else map(np.concatenate, zip(*terms, strict=True))
-        cells = np.bincount(cell, value, row[-1])
-        found = np.flatnonzero(cells != 0)  # of bool it is several times as fast
-        if users == 1:
-            return np.array([0, len(found)]), found, cells[found].astype(np.float64)
+        found, sums = _sums(asked, first, stop, row, share)
         edge = np.searchsorted(found, row)
         starts.append(edge[:-1] + found_before)
         codes.append(found - np.repeat(row[:-1], np.diff(edge)))
-        sums.append(cells[found].astype(np.float64))
+        sums_.append(sums)
         first, found_before = stop, found_before + len(found)
-    return np.append(np.concatenate(starts), found_before), np.concatenate(codes), np.concatenate(sums)
+    return np.append(np.concatenate(starts), found_before), np.concatenate(codes), np.concatenate(sums_)
+
+
+def _sums(
+    asked: list[Asked], first: int, stop: int, row: Ints, share: Callable[[Floats, Floats], Floats]
+) -> tuple[Ints, Floats]:
+    """Cells of some users' rows of items in which there is a sum, ascending, and the sums."""
+    terms = [a.of(first, stop, row, share) for a in asked]
+    cell, value = terms[0] if len(terms) == 1 else map(np.concatenate, zip(*terms, strict=True))
+    cells = np.bincount(cell, value, row[-1])
+    found = np.flatnonzero(cells != 0)  # of bool it is several times as fast
+    return found, cells[found].astype(np.float64, copy=False)

@@ -44,10 +44,12 @@ class _Store:
         self.users, self.added, self.last = users, dict[Id, int](), last
 
     def fork(self, size: int) -> _Store:
-        """A store of its own with the first so many clicks."""
+        """A store of its own with the first so many clicks, and their users."""
         item, time, before = self.item[:size].copy(), self.time[:size].copy(), self.before[:size].copy()
-        out = _Store(item, time, before, self.users, self.tails(size))
-        out.added = dict(self.added)
+        last = self.tails(size)
+        added = {name: code for name, code in self.added.items() if last[code] >= 0}  # the first that were added
+        out = _Store(item, time, before, self.users, last[: self.users.size + len(added)])
+        out.added = added
         return out
 
     def tails(self, size: int) -> Ints:
@@ -177,9 +179,9 @@ class ClickLog:
             )
         if not len(clicks):
             return self
-        _check_kind(self._store, clicks.users)
         with _lock:
             store = self._store if self._store.used == self.size else self._store.fork(self.size)
+            _check_kind(store, clicks.users)
             own = store.codes([clicks.users.ids[code - 1] for code in clicks.user_codes.tolist()])
             user = np.repeat(own, np.diff(clicks.offsets))
             store.append(user, clicks.item, time)

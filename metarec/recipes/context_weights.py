@@ -79,9 +79,10 @@ class ContextWeights(nn.Module):
     def features(self, context: Tensor) -> Tensor:
         """(..., 1 or 5) float32 from contexts (..., 3). What is not known is as usual."""
         clicks, cold, gap = context.double().unbind(-1)  # then rounded: the same for a user in any batch
-        z = ((gap - self.usual[0]) / self.usual[1]).clamp(-FARTHEST, FARTHEST)
-        full = [torch.ones_like(clicks), clicks.clamp(min=1).log() - 1.5, cold, z.nan_to_num(), (z**2 - 1).nan_to_num()]
-        return torch.stack(full, -1)[..., : len(self.weight)].float()
+        mean, deviation = self.usual.unbind()
+        z = ((gap - mean) / deviation).clamp(-FARTHEST, FARTHEST)
+        full = [torch.ones_like(clicks), clicks.clamp(min=1).log() - 1.5, cold, z, z * z - 1]
+        return torch.stack(full, -1)[..., : len(self.weight)].nan_to_num().float()
 
     def forward(self, context: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and scores of unknown items, (N, S) float64 each, from contexts (N, 3); of one user in any batch."""
@@ -96,10 +97,7 @@ class ContextWeights(nn.Module):
     def _at(self, columns: Tensor, context: Tensor) -> Tensor:
         """(N, ...) float64, added up in one order, so that a user gets the same in any batch."""
         each = self.features(context).double().unsqueeze(-1) * columns.double()
-        total = each[:, 0]
-        for column in each.unbind(1)[1:]:
-            total = total + column
-        return total
+        return each.cumsum(1)[:, -1]
 
     def fuse(self, z: Tensor, unknown: Tensor, context: Tensor, repeat: Tensor | None = None) -> Tensor:
         """(n, S, C), (n, S, C) bool, contexts (n, 3) and (n, C) bool, what was clicked before, to scores (n, C)."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from metarec.data.dataset import Catalog, Dataset
 from metarec.functional.histories import readable
@@ -186,10 +187,10 @@ def last_read(query: Examples, clicks: int) -> Tensor:
 
 
 def _last_read(query: Examples, clicks: int) -> Tensor:
-    last = torch.minimum(query.position, (query.history > 0).sum(-1, keepdim=True) - 1)
-    place = last.unsqueeze(-1) - torch.arange(clicks, device=last.device)
-    items = query.history.gather(1, place.clamp(min=0).flatten(1)).view(place.shape)
-    return (items * (place >= 0)).flatten(0, 1).int()
+    after = torch.minimum(query.position + 1, query.history.count_nonzero(-1).unsqueeze(-1))
+    place = (after.unsqueeze(-1) - torch.arange(clicks, device=after.device)).clamp(min=0)  # 0 before the first
+    items = F.pad(query.history, (1, 0)).gather(1, place.flatten(1))
+    return items.view(-1, clicks).int()
 
 
 @contextmanager

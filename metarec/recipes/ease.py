@@ -140,10 +140,11 @@ class PlacedScores:
 
     def approximate(self, start: int, stop: int) -> Tensor:
         """(N, stop - start) of a piece of the catalogue."""
-        first, last = torch.searchsorted(self.codes, torch.tensor([start, stop], device=self.codes.device)).tolist()
         out = self.values.new_zeros(len(self), stop - start)
-        out[:, self.codes[first:last] - start] = self.values[:, first:last]
-        return out
+        if stop - start == len(self.place):
+            return out.index_copy_(1, self.codes, self.values)
+        first, last = torch.searchsorted(self.codes, torch.tensor([start, stop], device=self.codes.device)).tolist()
+        return out.index_copy_(1, self.codes[first:last] - start, self.values[:, first:last])
 
     def exact(self, codes: Tensor) -> Tensor:
         """(N, K) float64 of item codes (N, K)."""

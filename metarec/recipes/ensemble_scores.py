@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from metarec.functional.fusion import FLAT, check_scores
 from metarec.recipes.sparse_scores import SparseScores, SparseStack
+from metarec.recipes.table_scores import TableScores
 from metarec.scoring import Scores
 from metarec.types import Scored
 
@@ -37,6 +38,11 @@ class Group:
     known: Tensor
     columns: slice
 
+    @property
+    def sparse(self) -> slice:
+        """The places of the sparse ones."""
+        return slice(self.columns.start + len(self.parts), self.columns.stop)
+
 
 @dataclass(frozen=True, eq=False)
 class EnsembleScores:
@@ -49,6 +55,7 @@ class EnsembleScores:
         masks: (I,) bool each, the items that some of the models know.
         scale: (N, S) float64, weight over deviation; 0 where a model's scores are flat.
         mean: (N, S) float64, of a model's scores.
+        centre: (N, S) float64, how far that is above what most items have of a sparse model.
         unknown: (N, G) float64, what an item gets that a group does not know.
         weight: (N,) float64, the sum of the absolute weights of the groups' models.
         fitted: catalogue rows that the mean and deviation are taken over, the first so many; None for all.
@@ -61,6 +68,7 @@ class EnsembleScores:
     masks: tuple[Tensor, ...]
     scale: Tensor
     mean: Tensor
+    centre: Tensor
     unknown: Tensor
     weight: Tensor
     fitted: int | None
@@ -73,7 +81,7 @@ class EnsembleScores:
         """The scores of some users."""
         groups = tuple(replace(group, parts=tuple(part[users] for part in group.parts)) for group in self.groups)
         sparse = None if self.sparse is None else self.sparse[users]
-        columns = {name: getattr(self, name)[users] for name in ("scale", "mean", "unknown", "weight")}
+        columns = {name: getattr(self, name)[users] for name in ("scale", "mean", "centre", "unknown", "weight")}
         repeats = None if self.repeats is None else self.repeats[users]
         sums = tuple(own[users] for own in self.sums)
         return replace(self, groups=groups, sparse=sparse, sums=sums, repeats=repeats, **columns)
@@ -102,16 +110,12 @@ class EnsembleScores:
     @cached_property
     def _of_sparse(self) -> Tensor:
         """(N, ...) the scales of the sparse models."""
-        return self.scale[:, self._is_sparse]
+        return torch.cat([self.scale[:, group.sparse] for group in self.groups], 1)
 
     @cached_property
     def _rest(self) -> list[Tensor]:
         """(N, 1), what all items get that a group knows, on top of the weighted scores."""
-        centred = self.mean
-        if self.sparse is not None:
-            centred = centred.clone()
-            centred[:, self._is_sparse] -= self.sparse.base
-        centred = self.scale * centred
+        centred = self.scale * self.centre
         return [-centred[:, group.columns].sum(1, keepdim=True) for group in self.groups]
 
     def error(self) -> Tensor:
@@ -140,12 +144,13 @@ class EnsembleScores:
             ValueError: if a score is not finite; names the model.
         """
         total = self.scale.new_zeros(len(self), stop - start, dtype=torch.float32)
-        narrow = self.scale.float().split(1, 1)
-        for group, rest, unknown in zip(self.groups, self._rest, self.unknown.split(1, 1), strict=False):
-            own = torch.zeros_like(total).add_(rest)
+        narrow, silent = (table.float().split(1, 1) for table in (self.scale, self.unknown))
+        for group, rest, unknown in zip(self.groups, self._rest, silent, strict=False):
+            own = rest.float()
             for part, scale in zip(group.parts, narrow[group.columns], strict=False):
-                own.addcmul_(part.approximate(start, stop), scale)
-            total += torch.where(group.known[start:stop], own, unknown.float())
+                read = part.shown if isinstance(part, TableScores) else part.approximate
+                own = torch.addcmul(own, read(start, stop), scale)
+            total += torch.where(group.known[start:stop], own, unknown)
         if self.sparse is not None:
             self.sparse.add_to(total, start, self._of_sparse)
         for term in self.sums:
@@ -166,9 +171,9 @@ class EnsembleScores:
         """(N, K) float64 of item codes (N, K)."""
         total, each = self.scale.new_zeros(codes.shape), self.scale.split(1, 1)
         for group, rest, unknown in zip(self.groups, self._rest, self.unknown.split(1, 1), strict=False):
-            own = torch.zeros_like(total).add_(rest)
+            own = rest
             for part, scale in zip(group.parts, each[group.columns], strict=False):
-                own.addcmul_(part.exact(codes), scale)
+                own = torch.addcmul(own, part.exact(codes), scale)
             total += torch.where(group.known[codes], own, unknown)
         if self.sparse is not None:
             total += self.sparse.exact(codes, self._of_sparse)
@@ -196,89 +201,6 @@ class EnsembleScores:
         for start in range(0, len(known), size):
             stop = min(len(known), start + size)
             yield self.approximate(start, stop)[:, known[start:stop]].double()
-
-
-def same_masks(known: Mapping[str, Tensor]) -> list[tuple[tuple[str, ...], Tensor]]:
-    """Models that know the same items: their names, and (I,) bool the items.
-
-    Example:
-        >>> every, some = torch.arange(3) > 0, torch.arange(3) > 1
-        >>> [names for names, _ in same_masks({"a": every, "b": some, "c": every})]
-        [('a', 'c'), ('b',)]
-    """
-    out = list[tuple[tuple[str, ...], Tensor]]()
-    left = dict(known)
-    while left:
-        mask = next(iter(left.values()))
-        names = tuple(name for name, own in left.items() if torch.equal(own, mask))
-        left = {name: own for name, own in left.items() if name not in names}
-        out.append((names, mask))
-    return out
-
-
-def weighted_sum(
-    parts: Mapping[str, Scores],
-    groups: Sequence[tuple[tuple[str, ...], Tensor]],
-    weights: tuple[Tensor, Tensor],
-    *,
-    sums: Sequence[tuple[Scores, Tensor]] = (),
-    fitted: int | None = None,
-) -> EnsembleScores:
-    """The weighted sum of standardised scores; those of models that know the same items are added up first.
-
-    Args:
-        parts: of S models, by name.
-        groups: the same names, see :func:`same_masks`.
-        weights: (N, S) float64 each, of the models in the order of the groups, and what an item gets that a model does
-            not know.
-        sums: weighted sums of further models, and (I,) bool the items that any of those knows.
-        fitted: catalogue rows that the sum is measured by, the first so many; all by default.
-
-    Raises:
-        ValueError: if the mean or deviation of a model's scores is not finite; names the model.
-
-    Example:
-        >>> from metarec.scoring import DenseScores
-        >>> every = torch.arange(3) > 0
-        >>> one = DenseScores(torch.tensor([[0.0, 1.0, 3.0]]), every)
-        >>> weights = torch.tensor([[0.5, 2.0]]).double(), torch.zeros(1, 2).double()
-        >>> weighted_sum({"a": one, "b": one}, [(("a", "b"), every)], weights).approximate(1, 3)
-        tensor([[-2.5000,  2.5000]])
-    """
-    weight, unknown = (table[:, : len(parts)] for table in weights)
-    stacked = [part for names, _ in groups for part in map(parts.__getitem__, names) if isinstance(part, SparseScores)]
-    sparse = SparseStack.of(stacked) if stacked else None
-    of_sparse = iter(() if sparse is None else zip(*(m.split(1, 1) for m in sparse.moments()), strict=True))
-    found, moments, order = list[Group](), list[tuple[Tensor, ...]](), list[int]()
-    for names, mask in groups:
-        first, sorted_ = len(order), sorted(names, key=lambda name: isinstance(parts[name], SparseScores))
-        others = [parts[name] for name in sorted_ if not isinstance(parts[name], SparseScores)]
-        moments += [tuple(moment.unsqueeze(1) for moment in part.moments()) for part in others]
-        moments += [next(of_sparse) for _ in range(len(names) - len(others))]
-        order += [first + names.index(name) for name in sorted_]
-        found.append(Group(tuple(sorted_), tuple(others), mask, slice(first, len(order))))
-    scale, mean = _scaled(parts, groups, weight[:, order], moments)
-    silent = torch.stack([unknown[:, group.columns].sum(1) for group in found], 1) if found else unknown
-    masks = (*(mask for _, mask in groups), *(mask for _, mask in sums))
-    terms = tuple(own for own, _ in sums)
-    return EnsembleScores(tuple(found), sparse, terms, masks, scale, mean, silent, weight.abs().sum(1), fitted)
-
-
-def _scaled(
-    parts: Mapping[str, Scores],
-    groups: Sequence[tuple[tuple[str, ...], Tensor]],
-    weight: Tensor,
-    moments: Sequence[tuple[Tensor, ...]],
-) -> tuple[Tensor, Tensor]:
-    """Weights over deviations, and means, (N, S) each, if those are finite."""
-    if not moments:
-        return weight, weight
-    mean, deviation = (torch.cat(column, 1) for column in zip(*moments, strict=True))
-    if not bool((mean + deviation).sum().isfinite()):
-        for names, known in groups:
-            for name in names:
-                check(parts[name].approximate(0, len(known)), known, name)
-    return torch.where(deviation > 0, weight / deviation, 0), mean
 
 
 def check(values: Tensor, known: Tensor, name: str, start: int = 0) -> None:

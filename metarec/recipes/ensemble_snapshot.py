@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from metarec.meta.bank import Bank, banks_of
 from metarec.model import Model
 from metarec.modes import evaluating
+from metarec.nn.linear_scores import Spread, measured_states
 from metarec.recipes.context_weights import ContextWeights
 from metarec.recipes.counting import all_read
-from metarec.recipes.ensemble_scores import EnsembleScores, same_masks, weighted_sum
+from metarec.recipes.ensemble_scores import EnsembleScores
+from metarec.recipes.measured_scores import MeasuredScores, same_masks
 from metarec.recipes.user_context import user_context
-from metarec.scoring import Scores, UserState
+from metarec.scoring import UserState
 from metarec.types import Examples
 from metarec.versions import kept
 
@@ -77,6 +79,7 @@ class EnsembleSnapshot:
         alone = {name: part for name, part in members.items() if name not in stacked}
         self.alone = {name: part.snapshot() for name, part in alone.items()}
         self._modules = nn.ModuleList(part for part in self.alone.values() if isinstance(part, nn.Module))
+        self._modules.training = False  # else it would be switched for every request; the parts have modes of their own
         self.masks = [bank.known.any(1) for bank in banks]
         self._members, self._stacked = alone, stacked
 
@@ -134,21 +137,33 @@ class EnsembleSnapshot:
         context = state.tensors["context"]
         with evaluating(self._modules):
             parts = {name: part.scores(state.part(name)) for name, part in self.alone.items()}
+        measured = MeasuredScores.of(parts, self.groups), self._measured(state)
         weight, unknown = (column.index_select(1, self.order) for column in self._weights(state))
-        out = self._summed(state, parts, weight, unknown)
+        out = self._summed(*measured, weight, unknown)
         if self.weights.repeat is None:
             return out
         apart = self.weights.of_repeats(context).index_select(1, self.order)
-        return out.with_repeats(state.tensors["clicked"].long(), self._summed(state, parts, apart, unknown))
+        return out.with_repeats(state.tensors["clicked"].long(), self._summed(*measured, apart, unknown))
 
-    def _summed(self, state: UserState, parts: Mapping[str, Scores], weight: Tensor, unknown: Tensor) -> EnsembleScores:
+    def _measured(self, state: UserState) -> list[tuple[UserState, Spread]]:
+        """Of each bank the states and what its scores are measured by."""
+        parts = ((bank, state.part(name)) for name, bank in self.banks.items())
+        return [(own, measured_states(bank.tables, own)) for bank, own in parts]
+
+    def _summed(
+        self,
+        measured: MeasuredScores,
+        states: Sequence[tuple[UserState, Spread]],
+        weight: Tensor,
+        unknown: Tensor,
+    ) -> EnsembleScores:
         """With these weights (N, S) and scores of unknown items, both in the order of ``order``."""
-        done, sums = len(parts), []
-        for name, bank in self.banks.items():
+        done, sums = len(measured.order), []
+        for bank, mask, (state, spread) in zip(self.banks.values(), self.masks, states, strict=True):
             own = slice(done, done := done + len(bank.names))
-            sums.append(bank.summed(state.part(name), weight[:, own], unknown[:, own]))
-        terms = list(zip(sums, self.masks, strict=True))
-        return weighted_sum(parts, self.groups, (weight, unknown), sums=terms, fitted=self.fitted)
+            sums.append((bank.summed(state, weight[:, own], unknown[:, own], spread), mask))
+        rest = slice(len(measured.order))
+        return measured.weighted(weight[:, rest], unknown[:, rest], sums=sums, fitted=self.fitted)
 
     @torch.no_grad()
     def user_weights(self, state: UserState) -> Tensor:

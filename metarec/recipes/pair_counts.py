@@ -17,7 +17,7 @@ from metarec.recipes.asked_pairs import Asked, ranges
 from metarec.recipes.click_log import ClickLog, Floats, check_codes
 from metarec.recipes.counting import numbers
 from metarec.recipes.pair_events import PairEvents, PairRule
-from metarec.recipes.pair_sums import CODE, PairSums
+from metarec.recipes.pair_sums import CODE, PairPart, PairSums
 
 LONGEST = 256  # half-lives after which weights are measured from another time, as float64 ends at 1,024
 
@@ -80,7 +80,7 @@ class PairCounts:
 
     def rows(self) -> dict[str, Tensor]:
         """Sums that do not go on, as compressed sparse rows, for a file."""
-        (key, weight), *_ = self.sums.parts
+        key, weight = self.sums.parts[0].key, self.sums.parts[0].weight
         start = np.searchsorted(key, np.arange(len(self.clicks) + 1) * CODE)
         return {
             "start": torch.from_numpy(start),
@@ -119,33 +119,37 @@ class PairCounts:
         """Every single pair, made when somebody asks about the past."""
         return PairEvents.of(cast(ClickLog, self.log), self.rule)
 
-    def now(self, items: Ints, asked: Ints) -> list[Asked]:
-        """The pairs of the items (n, R) after the last click, of users who ask for that (n,) bool."""
-        factor = 1.0 if self.log is None else float(self.rule.worth(np.array(self.zero), self.log.now))
-        total, clicks = self.sums.total[items] * factor, self.clicks[items]
+    @cached_property
+    def _factor(self) -> float:
+        """Of all weights, after the last click."""
+        return 1.0 if self.log is None else float(self.rule.worth(np.array(self.zero), self.log.now))
 
-        def entries(keys: Ints, weights: Floats) -> Callable[[Ints, Ints, Ints], tuple[Ints, Floats]]:
-            def of(low: Ints, count: Ints, user: Ints) -> tuple[Ints, Floats]:
-                key, weight = ranges(low, count, keys, weights)
-                return key & (CODE - 1), weight
-
-            return of
-
-        return [
-            Asked(low, count * asked[:, None], entries(*part), total, clicks, factor)
-            for part, (low, count) in zip(self.sums.parts, self.sums.bounds(items), strict=True)
-        ]
+    def now(self, items: Ints, asked: Ints | int = 1) -> list[Asked]:
+        """The pairs of the items (n, R) after the last click, of users who ask for that (n, 1) bool, or all."""
+        factor, clicks = self._factor, self.clicks[items]
+        total = self.sums.total[items] * factor
+        bounds = [(part, *part.bounds(items)) for part in self.sums.parts]
+        return [Asked(low, count * asked, _entries(part), total, clicks, factor) for part, low, count in bounds]
 
     def asked(self, items: Ints, time: Floats | None) -> list[Asked]:
         """The pairs of the items (n, R) that users clicked last, before times (n,); after the last click where NaN."""
         if time is None or np.isnan(time).all():
-            return self.now(items, np.ones(len(items), dtype=np.int64))
-        return [*self.now(items, np.isnan(time).astype(np.int64)), self.events.asked(items, time, self.rule)]
+            return self.now(items)
+        now = self.now(items, np.isnan(time).astype(np.int64)[:, None])
+        return [*now, self.events.asked(items, time, self.rule)]
 
-    def clicks_of(self, items: Ints, users: Ints, time: Floats | None) -> Floats:
-        """How often items (m,) were clicked at the times of users (m,), which are places in ``time``."""
+    def clicks_of(self, items: Ints, start: Ints, time: Floats | None) -> Floats:
+        """How often items (m,) were clicked at times (n,), those of the first from ``start[0]`` on, and so on."""
         clicks = self.clicks[items]
         if time is None or np.isnan(time).all():
             return clicks
-        now = time[users]
+        now = np.repeat(time, np.diff(start))
         return np.where(np.isnan(now), clicks, self.events.clicks(items, now))
+
+
+def _entries(part: PairPart) -> Callable[[Ints, Ints, Ints], tuple[Ints, Floats]]:
+    def of(low: Ints, count: Ints, user: Ints) -> tuple[Ints, Floats]:
+        key, weight = ranges(low, count, part.key, part.weight)
+        return key & (CODE - 1), weight
+
+    return of

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -15,24 +16,51 @@ GROWTH = 4  # a part is more than so many times as long as the next, or it is me
 
 
 @dataclass(frozen=True, eq=False)
+class PairPart:
+    """Sums of some pairs, which never change.
+
+    Attributes:
+        key: (p,) ascending.
+        weight: (p,) the sums.
+    """
+
+    key: Ints
+    weight: Floats
+
+    @cached_property
+    def start(self) -> Ints | None:
+        """Where the pairs of each first item begin, and the last end; None if there are more items than pairs."""
+        last = int(self.key[-1]) // CODE if len(self.key) else 0
+        return np.searchsorted(self.key, np.arange(last + 2) * CODE) if last < len(self.key) else None
+
+    def bounds(self, items: Ints) -> tuple[Ints, Ints]:
+        """Where the pairs of first items begin and how many they are, shaped as the items."""
+        if (start := self.start) is None:
+            low, high = np.searchsorted(self.key, np.stack([items, items + 1]) * CODE)
+        else:
+            low, high = start.take(items, mode="clip"), start.take(items + 1, mode="clip")  # none behind the last
+        return low, high - low
+
+
+@dataclass(frozen=True, eq=False)
 class PairSums:
     """Sums of weights by pair: sorted parts, each much longer than the next, that are added up when they are read.
 
     New pairs make a short part, which takes in those that are not much longer: each pair is merged a few times only.
 
     Attributes:
-        parts: (keys ascending, weights) each.
+        parts: of pairs that were added together.
         total: (I,) sums over the second item.
 
     Example:
         >>> sums = PairSums.none(4).plus(np.array([1, 1, 2]), np.array([3, 3, 1]), np.ones(3))
-        >>> sums.total.tolist(), [weight.tolist() for key, weight in sums.parts]
+        >>> sums.total.tolist(), [part.weight.tolist() for part in sums.parts]
         ([0.0, 2.0, 1.0, 0.0], [[2.0, 1.0]])
-        >>> sums.bounds(np.array([1, 2, 0]))[0][1].tolist()
+        >>> sums.parts[0].bounds(np.array([1, 2, 0]))[1].tolist()
         [1, 1, 0]
     """
 
-    parts: tuple[tuple[Ints, Floats], ...]
+    parts: tuple[PairPart, ...]
     total: Floats
 
     @classmethod
@@ -46,25 +74,19 @@ class PairSums:
             return self
         total = self.total + np.bincount(first, weight, len(self.total))
         part, parts = summed(first * CODE + second, weight), list(self.parts)
-        while parts and len(parts[-1][0]) <= GROWTH * len(part[0]):
+        while parts and len(parts[-1].key) <= GROWTH * len(part.key):
             longer = parts.pop()
-            part = summed(*(np.concatenate(columns) for columns in zip(longer, part, strict=True)))
+            part = summed(np.append(longer.key, part.key), np.append(longer.weight, part.weight))
         return type(self)((*parts, part), total)
 
     def padded(self, items: int) -> Self:
         """The same for a larger catalogue."""
         return replace(self, total=np.pad(self.total, (0, items - len(self.total))))
 
-    def bounds(self, items: Ints) -> list[tuple[Ints, Ints]]:
-        """Where the pairs of first items begin in each part and how many they are, shaped as the items."""
-        edges = np.stack([items, items + 1]) * CODE
-        ends = (np.searchsorted(key, edges) for key, _ in self.parts)
-        return [(low, high - low) for low, high in ends]
 
-
-def summed(key: Ints, weight: Floats) -> tuple[Ints, Floats]:
+def summed(key: Ints, weight: Floats) -> PairPart:
     """Keys ascending, each once, and the sums of their weights."""
     order = np.argsort(key, kind="stable")  # of parts, which are sorted already, this is a merge
     key, weight = key[order], weight[order]
     first = np.flatnonzero(np.append(True, key[1:] != key[:-1]))
-    return key[first], np.add.reduceat(weight, first)
+    return PairPart(key[first], np.add.reduceat(weight, first))

@@ -16,7 +16,7 @@ from metarec.functional.segments import segment_sum
 from metarec.model import Saved, register
 from metarec.recipes.click_log import ClickLog, Floats
 from metarec.recipes.counting import Counts, numbers, setting
-from metarec.recipes.sparse_scores import ScoreTable, TableScores
+from metarec.recipes.table_scores import ScoreTable, TableScores
 from metarec.scoring import Scores, UserState
 from metarec.types import Examples
 
@@ -218,12 +218,15 @@ class LivePopularity(Counts):
     def scores(self, state: UserState) -> Scores:
         """The log of the counts, the same for everybody who asks at one time."""
         counted, time = self._counted, state.tensors["time"]
-        moments, row = np.unique(time.cpu().numpy(), return_inverse=True)  # NaN, if there is one, is last and once
-        past = moments[~np.isnan(moments)]
-        table = counted.table if not len(past) else _table(np.concatenate([counted.at(past), counted.counts[None]]))
+        table, row = counted.table, torch.zeros(len(time), dtype=torch.int64, device=time.device)
+        if not bool(time.isnan().all()):
+            moments, place = np.unique(time.cpu().numpy(), return_inverse=True)  # NaN, if there is one, is last, once
+            past = moments[~np.isnan(moments)]
+            table = _table(np.concatenate([counted.at(past), counted.counts[None]]))
+            row = torch.from_numpy(place).to(time.device)
         if self.fitted is not None:
             table = replace(table, known=self.measured(table.known))
-        return TableScores(table.to(time.device), torch.from_numpy(row).to(time.device))
+        return TableScores(table.to(time.device), row)
 
     def _grow(self, items: int) -> None:
         self._counted = self._counted.padded(items)

@@ -35,6 +35,8 @@ FEW = 10.0
 FORGOTTEN = 12
 """Half-lives after which a transition is left out."""
 
+_FADING: Floats = FORGET ** np.arange(READ, dtype=np.float64)
+
 
 @register
 class Transitions(Counts, nn.Module):
@@ -115,13 +117,12 @@ class Transitions(Counts, nn.Module):
     def scores(self, state: UserState) -> Scores:
         """The log of what the last clicks lead to, ``log(least)`` for all else."""
         counted, history = self._counted, state.tensors["history"]
-        items = history.cpu().numpy().astype(np.int64)
+        items = history.cpu().numpy()
+        items = items[:, : int((items > 0).sum(1).max(initial=1))].astype(np.int64)
         time = state.tensors["time"].cpu().numpy() if self.live else None
-        weight: Floats = FORGET ** np.arange(items.shape[1], dtype=np.float64)
-        share = lambda total, clicks: self._share(weight, total, clicks)  # noqa: E731
+        share = lambda total, clicks: self._share(_FADING[: items.shape[1]], total, clicks)  # noqa: E731
         start, item, value = summed_by_user(counted.asked(items, time), share, len(items), len(counted.clicks))
-        user = np.repeat(np.arange(len(items)), np.diff(start))
-        value = np.log(self.least + self._each(value, lambda: counted.clicks_of(item, user, time)))
+        value = np.log(self.least + self._each(value, lambda: counted.clicks_of(item, start, time)))
         return SparseScores.of(start, item, value, math.log(self.least), self.measured(self.known), history.device)
 
     def _share(self, weight: Floats, total: Floats, clicks: Floats) -> Floats:

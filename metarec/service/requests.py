@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
+    ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
@@ -38,6 +39,15 @@ def _entry_by_entry(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
     for name, part in value.items():
         out.update(check({name: part}))
     return out
+
+
+def _a_weight_or_most(value: Any, check: ValidatorFunctionWrapHandler) -> Any:
+    """One fault, in place of one of each form."""
+    try:
+        return check(value)
+    except ValidationError:
+        said = "Input should be a number from 0 to 1, or by attribute a whole number of at least 1"
+        raise PydanticCustomError("diversity", said) from None
 
 
 def _new_id(text: str | int) -> str | int:
@@ -94,7 +104,9 @@ NewId = Annotated[AnId, AfterValidator(_new_id)]
 NewIds = Annotated[list[NewId], _FIRST]
 NewCells = Annotated[list[Annotated[Any, AfterValidator(_new_cell)]], _FIRST]
 Dict = Annotated[dict[str, T], WrapValidator(_entry_by_entry)]
-Diversity = Annotated[float, Field(ge=0, le=1)] | Dict[Annotated[int, Field(ge=1)]]
+Diversity = Annotated[
+    Annotated[float, Field(ge=0, le=1)] | Dict[Annotated[int, Field(ge=1)]], WrapValidator(_a_weight_or_most)
+]
 Vector = Annotated[list[float], _FIRST]
 
 

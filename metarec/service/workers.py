@@ -44,6 +44,7 @@ class Workers:
     def __init__(self, build: Build, places: list[socket.socket]) -> None:
         self._build, self._places = build, places
         self._running: dict[int, SpawnProcess] = {}
+        self._begun: dict[int, Any] = {}  # by place, the end of a pipe through which its process says that it serves
         self._stopping = threading.Event()
 
     def run(self) -> None:
@@ -54,9 +55,10 @@ class Workers:
         """
         handlers = {number: signal.signal(number, self._stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
-            ready = [self._start(place) for place in range(len(self._places))]
-            for place, begun in enumerate(ready):
-                self._await(place, begun)
+            for place in range(len(self._places)):
+                self._start(place)
+            for begun in self._begun.values():
+                self._await(begun)
             while not self._stopping.is_set():
                 self._replace()
         finally:
@@ -70,17 +72,16 @@ class Workers:
     def _stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping.set()
 
-    def _start(self, place: int) -> Any:
-        begun, here = _SPAWN.Pipe(duplex=False)
+    def _start(self, place: int) -> None:
+        self._begun[place], here = _SPAWN.Pipe(duplex=False)
         threads = max(1, torch.get_num_threads() // len(self._places))
         given = (self._build, self._places[place], threads, here)
         process = _SPAWN.Process(target=_work, args=given, name=f"metarec-{place}")
         process.start()
         here.close()
         self._running[place] = process
-        return begun
 
-    def _await(self, place: int, begun: Any) -> None:
+    def _await(self, begun: Any) -> None:
         """Wait until a process serves."""
         while not self._stopping.is_set():
             if begun in wait([begun], _PAUSE):

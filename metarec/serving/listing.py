@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from metarec.data.containers import plain, whole
 from metarec.data.dataset import Catalog
 from metarec.data.histories import Clicks
-from metarec.data.vocabulary import Id
+from metarec.data.vocabulary import Id, Ints
 from metarec.meta.memory import split_range, split_to_fit
 from metarec.recommendations import Recommendations
 from metarec.scoring import Scores
 from metarec.serving.ranking import USERS, best, chunks, columns_for, ordered
 
 Ids = Collection[Id]
+T = TypeVar("T", bound=np.generic)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,38 +107,44 @@ def top_k_lists(
     most = USERS[known.device.type]
     columns = columns or columns_for(min(most, len(clicks)), known.device.type)
 
-    def work(users: range) -> tuple[Tensor, Tensor]:
+    def work(users: range) -> tuple[Ints, NDArray[np.float32]]:
         part = slice(users.start, users.stop)
         if request.candidates is None:
-            codes, values, left = _from_catalogue(request, score(part), clicks[part], allowed, columns)
+            codes, values = _from_catalogue(request, score(part), clicks[part], allowed, columns)
         else:
-            codes, values, left = _from_candidates(request, score(part), clicks[part], allowed, part.start, catalog)
-        over = torch.arange(codes.shape[1], device=left.device) >= left.unsqueeze(1)
-        values = values.float().masked_fill(over, -torch.inf)
-        return codes.masked_fill(over, 0).cpu(), values.cpu()
+            codes, values = _from_candidates(request, score(part), clicks[part], allowed, part.start, catalog)
+        return codes.cpu().numpy(), values.float().cpu().numpy()
 
     lists = [own for some in chunks(len(clicks), most) for _, own in split_to_fit(work, some, split_range)]
     width = max(codes.shape[1] for codes, _ in lists)
-    codes = torch.cat([F.pad(own, (0, width - own.shape[1])) for own, _ in lists])
-    values = torch.cat([F.pad(own, (0, width - own.shape[1]), value=-torch.inf) for _, own in lists])
-    return Recommendations(codes.numpy(), values.numpy(), catalog.items, catalog.attributes.get("title"))
+    codes, values = _below([own for own, _ in lists], width, 0), _below([own for _, own in lists], width, -np.inf)
+    left = values > -np.inf
+    if not left.all():
+        longest = left.sum(1).max()
+        codes, values = (codes * left)[:, :longest], values[:, :longest]
+    return Recommendations(codes, values, catalog.items, catalog.attributes.get("title"))
+
+
+def _below(parts: Sequence[NDArray[T]], width: int, fill: float) -> NDArray[T]:
+    """Rows below rows, filled up to one width."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([np.pad(own, ((0, 0), (0, width - own.shape[1])), constant_values=fill) for own in parts])
 
 
 def _from_catalogue(
     request: ListRequest, scores: Scores, clicks: Clicks, allowed: Tensor, columns: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes and values of each user's list, as long as the longest, and how many items each user is left with."""
-    user = torch.from_numpy(clicks.owners()).to(allowed.device)
-    item = torch.from_numpy(clicks.codes).to(allowed.device)
+) -> tuple[Tensor, Tensor]:
+    """Codes and values of each user's list, minus infinity once no item is left."""
+    user, item = (torch.from_numpy(own).to(allowed.device) for own in (clicks.owners(), clicks.codes))
     if not request.exclude_seen:
         user, item = user[:0], item[:0]
-    left = int(allowed.sum()) - _taken(user, item, allowed, len(clicks))
-    return *best(scores, min(request.k, int(left.max())), allowed, (user, item), columns), left
+    return best(scores, min(request.k, len(allowed)), allowed, (user, item), columns)
 
 
 def _from_candidates(
     request: ListRequest, scores: Scores, clicks: Clicks, allowed: Tensor, first: int, catalog: Catalog
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """As :func:`_from_catalogue`."""
     rows = [np.unique(catalog.items.encode(ids)) for ids in (request.candidates or ())[first : first + len(clicks)]]
     width = max(1, *(len(row) for row in rows))
@@ -145,17 +153,8 @@ def _from_candidates(
     if request.exclude_seen:
         for user, row in enumerate(rows):
             usable[user, : len(row)] &= torch.from_numpy(~np.isin(row, clicks.user(user))).to(allowed.device)
-    left = usable.sum(1)
-    k = min(request.k, int(left.max()))
-    values, found = ordered(scores.exact(codes).masked_fill(~usable, -torch.inf), codes, k)
-    return found, values, left
-
-
-def _taken(user: Tensor, item: Tensor, allowed: Tensor, users: int) -> Tensor:
-    """(users,) how many different allowed items each user has clicked."""
-    pair = torch.unique(user * len(allowed) + item)
-    counted = allowed[pair % len(allowed)].long()
-    return torch.zeros(users, dtype=torch.int64, device=allowed.device).index_add_(0, pair // len(allowed), counted)
+    values, found = ordered(scores.exact(codes).masked_fill(~usable, -torch.inf), codes, request.k)
+    return found, values
 
 
 def _codes(ids: Collection[Id], catalog: Catalog, name: str) -> Tensor:

@@ -63,12 +63,12 @@ class Answers:
         request = ListRequest.of(k, leave_out, allow, deny, candidates)
         score = lambda part: state.scores(users.state[part] if len(users) > 1 else users.state)  # noqa: E731
 
-        def lists(length: int) -> Recommendations:
-            longer = replace(request, k=length)
+        def lists(request: ListRequest) -> Recommendations:
             with torch.no_grad():
-                return top_k_lists(longer, score, users.clicks.clicked, state.known, state.catalog, columns)
+                return top_k_lists(request, score, users.clicks.clicked, state.known, state.catalog, columns)
 
-        return lists(request.k) if diversity is None else diversified(lists, request.k, diversity, state.catalog)
+        longer = lambda k: lists(replace(request, k=k))  # noqa: E731
+        return lists(request) if diversity is None else diversified(longer, request.k, diversity, state.catalog)
 
     def reasons(self, users: Users, codes: Ints, k: int) -> list[list[list[Reason]]]:
         """As :meth:`User.because`, for each user of the items (B, M) that have these codes."""
