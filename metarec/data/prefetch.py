@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
+
+import torch
+
+from metarec.data.support import copied, sent
+from metarec.types import EpisodeBatch
 
 T = TypeVar("T")
 
@@ -51,3 +56,25 @@ def _prefetched(batches: Iterator[T], ahead: int) -> Iterator[T]:
             yield batch
     finally:
         worker.shutdown(cancel_futures=True)
+
+
+def sent_ahead(
+    batches: Iterable[EpisodeBatch], device: torch.device, finish: Callable[[EpisodeBatch], EpisodeBatch]
+) -> Iterator[EpisodeBatch]:
+    """Batches on a device, sent and finished there ahead by a thread, in the order of what runs on a GPU's stream.
+
+    Args:
+        batches: on the CPU.
+        device: where to.
+        finish: what is to be done with a batch there.
+    """
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+    def ready() -> Iterator[EpisodeBatch]:
+        for batch in batches:
+            with torch.cuda.stream(stream):
+                there = EpisodeBatch(copied(batch.user, device), sent(batch.support, device), sent(batch.query, device))
+                done = finish(there)
+            yield done
+
+    return prefetched(ready())

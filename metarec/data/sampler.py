@@ -16,8 +16,8 @@ from metarec.data.dataset import Dataset, Ints
 from metarec.data.examples import build_examples, check_sampling_weights
 from metarec.data.kinds import EventWindows
 from metarec.data.negatives import NegativeSampler
-from metarec.data.prefetch import prefetched
-from metarec.data.support import SupportMaker, copied, sent
+from metarec.data.prefetch import sent_ahead
+from metarec.data.support import SupportMaker
 from metarec.data.weights import Weights
 from metarec.types import EpisodeBatch
 
@@ -167,19 +167,8 @@ class EpisodeSampler:
             device: where to; copies to a GPU come from pinned memory and do not block.
         """
         device = torch.device(device)
-        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-        return prefetched(self._sent(epoch, own, device, stream))
-
-    def _sent(
-        self, epoch: int, own: slice, device: torch.device, stream: torch.cuda.Stream | None
-    ) -> Iterator[EpisodeBatch]:
-        """The batches on a device, in the order of what else runs on a GPU's stream; another thread may ask."""
         draw = self._draw.to(device)
-        for batch in self._batches(epoch, own):
-            with torch.cuda.stream(stream):
-                there = EpisodeBatch(copied(batch.user, device), sent(batch.support, device), sent(batch.query, device))
-                ready = self._with_negatives(there, epoch, draw)
-            yield ready
+        return sent_ahead(self._batches(epoch, own), device, lambda batch: self._with_negatives(batch, epoch, draw))
 
     def _with_negatives(self, batch: EpisodeBatch, epoch: int, draw: NegativeSampler) -> EpisodeBatch:
         support, query = batch.support, draw(batch.query, batch.user, epoch)

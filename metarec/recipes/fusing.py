@@ -23,7 +23,8 @@ from metarec.nn.linear_scores import LinearScores
 from metarec.nn.tabled import TabledModel
 from metarec.recipes.config import MMLConfig
 from metarec.recipes.fusion_loss import AdaptedUsers, FusionLoss
-from metarec.recipes.training import TrainingRun, adam
+from metarec.recipes.optimizing import adam
+from metarec.recipes.training import TrainingRun
 from metarec.scoring import UserState
 from metarec.types import EpisodeBatch, Examples, Progress, Scored, Scorer
 from metarec.versions import kept

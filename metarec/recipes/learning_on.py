@@ -29,7 +29,8 @@ from metarec.recipes import mml, sasrec
 from metarec.recipes.click_log import check_items
 from metarec.recipes.held_out import HeldOut, held_rows
 from metarec.recipes.mml import MML
-from metarec.recipes.training import Backward, TrainingRun
+from metarec.recipes.optimizing import Backward
+from metarec.recipes.training import TrainingRun
 from metarec.types import Progress
 
 STAGE = "learning on"

@@ -22,11 +22,11 @@ from metarec.files import checksum, read_tensors
 from metarec.nn import record
 from metarec.recipes.checkpoint import INITIAL, Checkpoint, initial_weights
 from metarec.recipes.config import MMLConfig
+from metarec.recipes.optimizing import Backward, adam, as_large, steps
 from metarec.types import EpisodeBatch, Progress
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam, for each parameter
 LOWER = "lower the learning rates"
-Backward = Callable[[EpisodeBatch], float | Tensor]
 _Versions = list[tuple[int, int]]
 _BEGUN: WeakKeyDictionary[nn.Module, tuple[_Versions, str]] = WeakKeyDictionary()  # what a model began with
 
@@ -145,7 +145,7 @@ class TrainingRun:
         for epoch in range(start, epochs):
             self.reseed(name, epoch)
             began, seen = time.perf_counter(), 0
-            for loss, count in self._steps(optimizer, parameters, batches(epoch, distributed.own()), backward):
+            for loss, count in steps(optimizer, parameters, batches(epoch, distributed.own()), backward, self.mark):
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"loss {loss} in epoch {epoch + 1} of stage {name!r}; {LOWER}")
                 seen += count
@@ -160,39 +160,6 @@ class TrainingRun:
                 break
         self.moments |= self._moments_of(optimizer)
         self.finish(name)
-
-    def _steps(
-        self,
-        optimizer: torch.optim.Optimizer,
-        parameters: list[nn.Parameter],
-        batches: Iterable[EpisodeBatch],
-        backward: Backward,
-    ) -> Iterator[tuple[float, int]]:
-        """Loss and users of each step; a step whose loss is not finite leaves the weights alone, as do all after it.
-
-        Where the loss is on a GPU, the next step is launched before it is read, so that the GPU need not wait.
-        """
-        behind: tuple[Tensor, int] | None = None
-        failed: Tensor | None = None
-        for batch in batches:
-            optimizer.zero_grad(set_to_none=True)
-            loss, count = distributed.backward_own(backward, batch, parameters)
-            if isinstance(loss, Tensor):
-                wrong = loss.isfinite().logical_not().float()
-                failed = wrong if failed is None else torch.maximum(failed, wrong)
-                optimizer.found_inf = failed  # type: ignore[attr-defined]
-                optimizer.step()
-                self.mark()
-                if behind is not None:
-                    yield float(behind[0]), behind[1]
-                behind = loss.clone(), count
-                continue
-            if math.isfinite(loss):
-                optimizer.step()
-                self.mark()
-            yield loss, count
-        if behind is not None:
-            yield float(behind[0]), behind[1]
 
     def _start(self, name: str, epochs: int, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> int:
         """Epochs that the checkpoint has of a stage; the optimizer goes on from there."""
@@ -260,22 +227,6 @@ class TrainingRun:
                 "take another copy, or delete it to start again"
             )
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def as_large(value: Tensor, parameter: Tensor, key: str) -> Tensor:
-    """An optimizer's tensor for a parameter that may have got more rows since."""
-    if key == "step":
-        return value
-    out = torch.zeros_like(parameter.detach())
-    out[: len(value)] = value
-    return out
-
-
-def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
-    """Fused Adam whose steps raise the versions of the weights, by which kept tables are stale; torch's do not."""
-    out = torch.optim.Adam(parameters, lr=lr, fused=True)
-    out.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(parameters))
-    return out
 
 
 def _versions(model: nn.Module) -> _Versions:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from metarec.data.dataset import Catalog
 from metarec.model import Saved
-from metarec.recipes.training import MOMENTS, as_large
+from metarec.recipes.optimizing import as_large
+from metarec.recipes.training import MOMENTS
 from metarec.saving.difference import difference
 from metarec.saving.parts import Describing, Reading
 from metarec.saving.world import World, current, quietly, single
