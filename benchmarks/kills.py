@@ -85,7 +85,8 @@ def killed_often(model: Path, folder: Path, times: int, *, workers: tuple[int, .
         workers: processes, in turn.
 
     Returns:
-        ``tried`` kills, of all processes, of the first alone, and of a worker alone, in turn; of the acknowledged clicks and items the ``lost`` and the ``doubled``; ``acknowledged`` in all.
+        ``tried`` kills, of all processes, of the first alone, and of a worker alone, in turn; of the acknowledged
+        clicks and items the ``lost`` and the ``doubled``; ``acknowledged`` in all.
     """
     build = Build(model, Limits(), allow_changes=True, journal=folder / "kills.journal")
     catalog, told, forgotten = _recommender(build).catalog, Told(), 0

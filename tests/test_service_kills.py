@@ -8,9 +8,9 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 import pytest
-from service_helpers import until
 
 from metarec.service import Build, Limits
+from service_helpers import until
 
 
 @pytest.fixture(autouse=True)
