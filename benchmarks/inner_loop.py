@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from floor import Shape, users_per_second, work
+from inner_loop_beside import before, memory
 from machine import (
     add_machine_options,
     add_numbers,
@@ -41,6 +42,18 @@ from metarec.nn import IdItems, ModalityLearner, SequenceEncoder
 from metarec.types import EpisodeBatch, Examples
 
 LR = 0.1  # large enough that the inner steps show in the meta-gradient
+NUMBERS = {
+    "users": (256, "users in one meta-gradient of the batched loop"),
+    "items": (4000, "items in the catalogue, at least 2"),
+    "clicks": (12, "items in each user's history, at least 2"),
+    "dim": (64, "width of item vectors and states"),
+    "layers": (2, "encoder blocks"),
+    "heads": (2, "attention heads"),
+    "feedforward": (256, "width of the blocks' hidden layer"),
+    "steps": (5, "inner steps"),
+    "loop-users": (16, "users that the learn2learn loop takes in each repeat"),
+    "repeats": (5, "timed repeats; the median counts"),
+}
 CHECKED_USERS = 8  # whose meta-gradient is compared with float64
 STAGED_USERS = {"cpu": 256, "cuda": 4096}  # at most so many at once, where forward and backward are timed apart
 
@@ -51,25 +64,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
     torch.manual_seed(0)
     device = options.device
+    if options.gib:
+        torch.cuda.set_per_process_memory_fraction(options.gib * 2**30 / torch.cuda.mem_get_info(device)[1])
     learner = make_learner(options).to(device)
     users = make_users(options.users, options.clicks, options.items).to(device)
     ceilings = {"matmul_flops_per_second": matmul_rate(device), "copy_bytes_per_second": copy_rates(device)}
     result = {
         **measure(learner, users, options, ceilings),
+        "memory": memory(native(learner, options.steps, second_order=False, graphs=False), users),
         "stages": stages(learner, users, options),
-        "second_order": measure(learner, users, options, ceilings, second_order=True),
+        "second_order": {
+            **measure(learner, users, options, ceilings, second_order=True),
+            "memory": memory(native(learner, options.steps, second_order=True, graphs=False), users),
+        },
         "ceilings": ceilings,
         "settings": settings(options),
         "threads": torch.get_num_threads(),
         **stamp(device, options.commit),
     }
+    if options.before:
+        found = before(options, NUMBERS)
+        result["before_users_per_second"] = found["users_per_second"]
+        result["second_order"]["before_users_per_second"] = found["second_order"]["users_per_second"]
     write_json(options.out, result)
     print(summary(result), f"written to {options.out}", sep="\n")
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any]:
     """What was measured."""
-    given = {name: value for name, value in vars(options).items() if name not in ("out", "commit")}
+    given = {name: value for name, value in vars(options).items() if name not in ("out", "commit", "before")}
     return {**given, "device": options.device.type, "lr": LR, "dtype": "float32"}
 
 
@@ -250,21 +273,11 @@ def _error(found: Tensor, expected: Tensor) -> float:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = command_line(__doc__)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.json", help="where the result goes")
-    numbers = {
-        "users": (256, "users in one meta-gradient of the batched loop"),
-        "items": (4000, "items in the catalogue, at least 2"),
-        "clicks": (12, "items in each user's history, at least 2"),
-        "dim": (64, "width of item vectors and states"),
-        "layers": (2, "encoder blocks"),
-        "heads": (2, "attention heads"),
-        "feedforward": (256, "width of the blocks' hidden layer"),
-        "steps": (5, "inner steps"),
-        "loop-users": (16, "users that the learn2learn loop takes in each repeat"),
-        "repeats": (5, "timed repeats; the median counts"),
-    }
-    add_numbers(parser, numbers, least={"items": 2, "clicks": 2})
+    add_numbers(parser, NUMBERS, least={"items": 2, "clicks": 2})
     add_machine_options(parser)
     parser.add_argument("--tf32", action="store_true", help="let matrix products on a GPU round to TF32")
+    parser.add_argument("--gib", type=float, metavar="N", help="of a GPU's memory at most, as a smaller card has")
+    parser.add_argument("--before", type=Path, metavar="FOLDER", help="checkout of another build to measure, too")
     parser.add_argument("--skip-learn2learn", action="store_true", help="measure the batched loop alone")
     options = parser.parse_args(arguments)
     if options.dim % options.heads:

@@ -8,8 +8,9 @@ The upstream side of MovieTweetings is split once more in time; nobody of the do
 fitted on the earlier part. Each later user is adapted to all clicks but the last, which the list should have: by
 ``recommend(diversity=)``, with a weight of features, or with so many films of each genre at most.
 
-For the first item of each list, ``because`` names the click that moved it up most. That click and another one of the
-user's, drawn at random, are each taken out, the rest is adapted to afresh, and the ranks of the item are compared.
+For each item of a list, ``because`` names the click that moved it up most. That click and another one of the user's,
+drawn at random, are each taken out, the rest is adapted to afresh, and it is compared how far the item falls: by its
+score, in standard deviations of the user's scores, which is what an effect is, and by its rank.
 """
 
 from __future__ import annotations
@@ -50,32 +51,44 @@ def report(users: mr.recommender.Users, late: mr.Dataset, target: Any, diversity
 
 
 def named_against_random(recommender: mr.Recommender, users: mr.recommender.Users, seed: int = 0) -> dict[str, Any]:
-    """How often the item falls further without the named click than without a random one."""
-    rng, further, equal, cases, seconds = np.random.default_rng(seed), 0, 0, 0, 0.0
-    for user in users:
-        item = user.recommend(k=1)[0].id
+    """How often items fall further without the named click than without a random other one, by score and by rank."""
+    rng, seconds, falls = np.random.default_rng(seed), 0.0, []
+    lists = users.recommend(k=K).codes
+    for user, codes in zip(users, lists, strict=True):
+        clicked, items = list(dict.fromkeys(user.history)), recommender.catalog.items.decode(codes.tolist())
         began = time.perf_counter()
-        named = user.because(item, k=1)[0].id
+        reasons = user.because(items, k=1)
         seconds += time.perf_counter() - began
-        others = [one for one in dict.fromkeys(user.history) if one != named]
-        if not others:
-            continue
-        drawn = others[rng.integers(len(others))]
-        places = [place(recommender, user, item, without) for without in (named, drawn)]
-        further, equal, cases = further + (places[0] > places[1]), equal + (places[0] == places[1]), cases + 1
-    found = {"cases": cases, "named_further": further / cases, "equal": equal / cases, "users": len(users)}
-    return found | {"milliseconds": 1000 * seconds / len(users)}
+        if len(clicked) == 1:
+            continue  # there is no other click
+        rests = [[one for one in user.history if one != without] for without in clicked]
+        places = np.array([place(recommender, rest, codes) for rest in [user.history, *rests]])  # (1 + n, 2, K)
+        named = np.array([clicked.index(own[0].id) for own in reasons])
+        drawn = (named + rng.integers(1, len(clicked), len(named))) % len(clicked)
+        fallen = places[:1] - places[1:]
+        falls.append([fallen[which, :, np.arange(len(named))] for which in (named, drawn)])
+    fallen = np.array(falls)  # (U, 2, K, 2): users; named and drawn; items; by score and by rank
+    out: dict[str, Any] = {"users": len(users), "milliseconds": 1000 * seconds / len(users)}
+    for what, some in (("first", fallen[:, :, :1]), ("list", fallen)):
+        gap = some[:, 0] - some[:, 1]
+        gap = np.where(abs(gap) > 1e-6, np.sign(gap), 0)
+        out[what] = {"cases": int(gap[..., 0].size)} | {
+            by: {"further": float((own > 0).mean()), "equal": float((own == 0).mean())}
+            for by, own in (("score", gap[..., 0]), ("rank", gap[..., 1]))
+        }
+    return out
 
 
-def place(recommender: mr.Recommender, user: mr.recommender.User, item: Any, without: Any) -> float:
-    """How many items come before one, once the user has not clicked another; infinite if nothing known is left."""
-    rest = [clicked for clicked in user.history if clicked != without]
+def place(recommender: mr.Recommender, history: Sequence[Any], codes: Any) -> Any:
+    """(2, n) where items lie among all for a user: in standard deviations of the scores, and their ranks below 0."""
     try:
-        scores = recommender.adapt(rest).scores
-    except ValueError:
-        return float("inf")
-    known = recommender.model.item_mask()
-    return float((scores[known] > scores[recommender.catalog.items.encode([item])[0]]).sum())
+        scores = recommender.adapt(history).scores.double()
+    except ValueError:  # the model knows none of these clicks
+        scores = recommender.adapt([]).scores.double()
+    known = scores[recommender.model.item_mask()]
+    own, deviation = scores[codes], known.std(correction=0)
+    before = (known > own[:, None]).sum(1) + 0.5 * ((known == own[:, None]).sum(1) - 1)
+    return np.stack([(own - known.mean()) / (deviation if deviation > 0 else 1), -before.double()])
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

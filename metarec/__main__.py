@@ -19,6 +19,7 @@ from metarec.options import (
     add_learned,
     add_list_lengths,
     add_split,
+    cell,
     diversity,
     duration,
     feature,
@@ -29,6 +30,7 @@ from metarec.options import (
 Add = Callable[..., argparse.ArgumentParser]
 COUNT, SECONDS = number(int, 1), number(float, 0.001)
 CLICKS = "Parquet or CSV, a row for each click"
+USERS = "of a model that reads profiles: Parquet or CSV, a row for each user"
 MODEL = "a file that metarec.save or Recommender.save wrote"
 
 
@@ -117,7 +119,7 @@ def _add_evaluate(evaluate: argparse.ArgumentParser) -> None:
     add("model", type=Path, help=MODEL)
     add("clicks", type=Path, help=CLICKS)
     add_columns(add)
-    add("--users", type=Path, metavar="FILE", help="of a model that reads profiles: a row for each user")
+    add("--users", type=Path, metavar="FILE", help=USERS)
     add_list_lengths(add)
     add("--out", type=Path, metavar="FILE", help=".json for all there is, .csv or .parquet for the metrics")
     evaluate.set_defaults(run=_evaluate)
@@ -129,7 +131,9 @@ def _add_recommend(recommend: argparse.ArgumentParser) -> None:
     add("model", type=Path, help=MODEL)
     add("clicks", type=Path, nargs="?", help=CLICKS)
     add_columns(add)
-    add("--history", nargs="+", metavar="ID", help="in place of clicks: what one user clicked, oldest first")
+    add("--users", type=Path, metavar="FILE", help=f"{USERS}, with clicks or without")
+    add("--history", nargs="+", metavar="ID", help="in place of files: what one user clicked, oldest first")
+    add("--profile", type=cell, nargs="+", metavar="COLUMN=VALUE", help="what is known of that user: age=31 city=Lyon")
     add("--k", type=COUNT, default=10, help="length of the lists")
     told = "how much items should differ by features, from 0 to 1; or at most so many of each category of a column"
     add("--diversity", type=diversity, metavar="WEIGHT|COLUMN=N", help=told)
@@ -145,6 +149,7 @@ def _add_compare(compare: argparse.ArgumentParser) -> None:
     add("models", nargs="+", help=f"saved models, or recipes that are fitted first: {', '.join(RECIPES)}")
     add("clicks", type=Path, help=CLICKS)
     add_columns(add)
+    add("--users", type=Path, metavar="FILE", help=USERS)
     add_split(compare)
     add_list_lengths(add)
     add("--metric", default="ndcg@10", help="that the differences are of")

@@ -94,8 +94,9 @@ def _sides(options: argparse.Namespace, saved: Mapping[str, Model]) -> tuple[Dat
         ValueError: if saved models differ in their items, or nobody came later.
     """
     data, until = None, None
+    reader = next((model for model in saved.values() if model.profile), None)
     for name, model in saved.items():
-        own = clicks_on(options, model) if data is None else data
+        own = clicks_on(options, reader or model) if data is None else data
         if model.catalog is None or model.catalog.items.texts != own.catalog.items.texts:
             raise ValueError(f"{name} has other items than {next(iter(saved))}; compare models of the same catalogue")
         said = record_of(model).fitted_until

@@ -80,7 +80,7 @@ def share(batch: Batch) -> Batch:
     return EpisodeBatch(batch.user[own()], batch.support[own()], batch.query[own()])
 
 
-def backward(add: Callable[[Batch], float], batch: Batch, parameters: Sequence[nn.Parameter]) -> float:
+def backward(add: Callable[[Batch], float | Tensor], batch: Batch, parameters: Sequence[nn.Parameter]) -> float:
     """The gradient of a batch's mean loss in every process, each having computed the part of its own users.
 
     Args:
@@ -91,17 +91,19 @@ def backward(add: Callable[[Batch], float], batch: Batch, parameters: Sequence[n
     Returns:
         the mean loss of the whole batch.
     """
-    return backward_own(add, share(batch), parameters)[0]
+    return float(backward_own(add, share(batch), parameters)[0])
 
 
-def backward_own(add: Callable[[Batch], float], batch: Batch, parameters: Sequence[nn.Parameter]) -> tuple[float, int]:
+def backward_own(
+    add: Callable[[Batch], float | Tensor], batch: Batch, parameters: Sequence[nn.Parameter]
+) -> tuple[float | Tensor, int]:
     """As :func:`backward`, given this process's own users, of whom there may be none.
 
     Returns:
-        the mean loss of the users of all processes, and how many they are.
+        the mean loss of the users of all processes, as ``add`` gives it where there is one, and how many they are.
     """
     loss = add(batch) if len(batch) else 0.0
-    return (loss, len(batch)) if processes() == 1 else _add_up(parameters, loss, len(batch))
+    return (loss, len(batch)) if processes() == 1 else _add_up(parameters, float(loss), len(batch))
 
 
 def _add_up(parameters: Sequence[nn.Parameter], loss: float, users: int) -> tuple[float, int]:

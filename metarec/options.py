@@ -122,6 +122,14 @@ def least(text: str) -> tuple[str, float]:
     raise argparse.ArgumentTypeError(f"expected COLUMN=NUMBER, as in rating=4, got '{printable(text, 60)}'")
 
 
+def cell(text: str) -> tuple[str, str]:
+    """A column and a value."""
+    column, equals, value = text.partition("=")
+    if not column or not equals:
+        raise argparse.ArgumentTypeError(f"expected COLUMN=VALUE, as in age=31, got '{printable(text, 60)}'")
+    return column, value
+
+
 def diversity(text: str) -> float | dict[str, int]:
     """A weight from 0 to 1, or a column and how many items of each category at most."""
     column, equals, most = text.partition("=")

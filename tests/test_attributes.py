@@ -15,7 +15,7 @@ import torch
 import metarec as mr
 from fit_worlds import shorten
 from metarec.data import Catalog, Dataset, load_atomic
-from metarec.data.encodings import Column, fit_encodings
+from metarec.data.attributes import Column, fit_encodings
 from metarec.files import read_tensors, write_tensors
 from metarec.recipes import MML, sasrec
 from optional import imported
@@ -38,7 +38,7 @@ NAMES = ["genres", "maker", "price", "used"]
 
 def learned(data: Dataset, clusters: list[str], prices: list[float | None]) -> Dataset:
     """The same with attributes in place of vectors."""
-    columns = {"cluster": Column(clusters), "price": Column(prices, numbers=True)}
+    columns = {"price": Column(prices, numbers=True), "cluster": Column(clusters)}  # an order that files must keep
     encodings, modality = fit_encodings(columns, "items")
     texts = {"cluster": clusters, "price": ["" if price is None else str(price) for price in prices]}
     catalog = Catalog(data.catalog.items, {modality.name: modality}, texts, encodings=encodings)
@@ -156,8 +156,8 @@ def test_new_items_are_encoded_as_those_of_the_same_values(adapts: Any) -> None:
     twin = next(n for n in range(len(UP.catalog.items)) if n % 10 == 3 and n % 5 == 3 and n % 7)
     assert torch.equal(rows[0], recommender.catalog["attributes"].features[1 + twin])
     clusters = SHOP.catalog.encodings["cluster"].dim
-    assert rows[1, :clusters].tolist() == [0] * (clusters - 2) + [1, 0], "unseen"
-    assert rows[2, clusters:].tolist() == [0] * (rows.shape[1] - clusters - 1) + [1], "missing"
+    assert rows[1, -clusters:].tolist() == [0] * (clusters - 2) + [1, 0], "unseen"
+    assert rows[2, :-clusters].tolist() == [0] * (rows.shape[1] - clusters - 1) + [1], "missing"
     assert recommender.catalog.attributes["cluster"][-3:] == ("3", "no such cluster", "3")
     assert recommender.catalog.attributes["price"][-3:] == ("3", "1.5", "")
     grown = recommender.model.learner("attributes").items
@@ -176,7 +176,7 @@ def test_a_saved_model_goes_on_taking_in_items(tmp_path: Path) -> None:
     model = lively(SHOP, CONFIG)
     mr.save(model, tmp_path / "model.safetensors")
     again = mr.load(tmp_path / "model.safetensors")
-    assert again.catalog.encodings == SHOP.catalog.encodings
+    assert list(again.catalog.encodings.items()) == list(SHOP.catalog.encodings.items())
     new = {"cluster": ["4", "odd"], "price": [2, None]}
     lists = []
     for one in (model, again):
@@ -193,7 +193,16 @@ def test_a_file_whose_encodings_do_not_fit_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     mr.save(sasrec.build(SHOP, ("attributes",), dim=8), path)
     tensors, header = read_tensors(path)
-    for said in ({"price": {"knots": [1.0]}}, {"price": {"knots": None}}, [1], {"price": 3}):
+    own = ["price", {"knots": [1.0]}]
+    for said in (
+        [own],
+        [own, own],
+        [["price", {"knots": None}]],
+        [1],
+        [["price", 3]],
+        [[1, own[1]]],
+        {"price": own[1]},
+    ):
         write_tensors(path, tensors, {**json.loads(json.dumps(header)), "encodings": said})
         with pytest.raises(ValueError, match="model"):
             mr.load(path)
@@ -208,7 +217,19 @@ def test_the_service_takes_attributes_of_new_items() -> None:
         assert status == 200, answer
         status, answer = ask(port, "/recommend", {"clicks": ["n0", "item3"], "k": 5})
         assert status == 200 and len(answer["items"]) == 5
-        assert ask(port, "/items/add", {**given, "ids": ["n1"], "attributes": {"price": ["cheap"]}})[0] == 422
+        for wrong in ("cheap", {"a": 1}, [2.5], "\x00", 10**400, ["2", "3"]):
+            assert ask(port, "/items/add", {**given, "ids": ["n1"], "attributes": {"price": [wrong]}})[0] == 422
+
+
+def test_the_service_takes_values_of_every_type_as_the_library_does() -> None:
+    new: dict[str, Any] = {"cluster": ["7", ["7"], None, "7"], "price": [2.5, "2.5", 3, None]}
+    served, own = (mr.Recommender(lively(SHOP, CONFIG)) for _ in range(2))
+    own.add_items(names := ["n0", "n1", "n2", "n3"], attributes=new)
+    with running(served, allow_changes=True) as port:
+        status, answer = ask(port, "/items/add", {"ids": names, "attributes": new})
+        assert status == 200, answer
+    there, here = (one.catalog["attributes"].features[-4:] for one in (served, own))
+    assert torch.equal(there, here) and torch.equal(here[0], here[1])
 
 
 def test_a_shop_with_attributes_only_is_fitted(monkeypatch: pytest.MonkeyPatch) -> None:

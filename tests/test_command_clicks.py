@@ -90,8 +90,8 @@ def test_a_history_of_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["recommend", "MODEL"], "recommend: expected a file of clicks, or --history"),
-        (["recommend", "MODEL", "CLICKS", "--history", "item3"], "recommend: expected a file of clicks, or --history"),
+        (["recommend", "MODEL"], "recommend: .*--users.*--history.*--profile"),
+        (["recommend", "MODEL", "CLICKS", "--history", "item3"], "recommend: .*--users.*--history.*--profile"),
         (["recommend", "MODEL", "--history", "itm"], "unknown item id 'itm'"),
         (["recommend", "MODEL", "CLICKS", "--out", "lists.xlsx"], r"lists.xlsx: expected a file that ends in .csv"),
         (["evaluate", "MODEL", "CLICKS", "--out", "x.txt"], r"x.txt: expected a file that ends in"),

@@ -163,8 +163,10 @@ def test_the_tables_of_lists_have_every_way_and_the_shares(monkeypatch: pytest.M
     assert [row.split(" | ")[0] for row in rows] == [f"| `{way['diversity']}`" for way in found["ways"]]
     assert all(f"{way['ndcg@10']['mean']:.3f}"[1:] in row for row, way in zip(rows, found["ways"], strict=True))
     why = found["because"]
-    assert why["named_further"] + why["equal"] / 2 > 0.9
-    assert f"{why['named_further']:.0%}" in tables.because() and f"{why['cases']:,} lists" in tables.because()
+    assert why["list"]["score"]["further"] >= why["list"]["rank"]["further"] > 0.9
+    lines = tables.because().splitlines()[2:6]
+    shown = [why[what][by]["further"] for what in ("first", "list") for by in ("score", "rank")]
+    assert all(f"| {share:.1%} |" in line for share, line in zip(shown, lines, strict=True))
 
 
 def test_tables_take_results_of_several_splits(monkeypatch: pytest.MonkeyPatch) -> None:

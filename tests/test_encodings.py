@@ -11,7 +11,8 @@ import torch
 import torch_scatter
 from torch import Tensor
 
-from metarec.data.encodings import Categories, Column, Numbers, encoded, encoding_of, fit_encodings
+from metarec.data.attributes import Column, encoded, fit_encodings
+from metarec.data.encodings import Categories, Numbers, encoding_of
 from metarec.functional import segment_mean
 
 

@@ -6,6 +6,8 @@ its door.
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
@@ -207,7 +209,8 @@ def test_negatives_are_the_same_on_a_gpu_and_drawn_there_without_waiting():
     there = sampler.prefetch(1, device=DEVICE)
     made = [next(there)]
     if DEVICE != "cpu":
-        torch.cuda.set_sync_debug_mode("error")
+        with warnings.catch_warnings(action="ignore"):  # that it is a prototype
+            torch.cuda.set_sync_debug_mode("error")
     try:
         made.extend(there)
     finally:

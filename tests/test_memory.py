@@ -25,21 +25,24 @@ def support(*, length: int = 10, examples: int = 9, negatives: int = 1) -> Examp
 
 
 def test_by_hand():
-    # A layer of 8 x 4 + 4 = 36 weights, width 8; 10 history items and 9 examples of 2 items each: 28 tokens.
-    # Kept per step: 40 x 28 x 8 + 36 = 8,996 floats; and 4 copies of the weights, 144 floats.
-    one_step, three_steps = 4 * (144 + 8996), 4 * (144 + 3 * 8996)
+    # A layer of 8 x 4 + 4 = 36 weights, width 8; 10 history items and 9 examples of 2 items each.
+    # Kept per step: 2 x (10 x (8 + 4) + 18 x 8) + 36 = 564 floats; and 2 copies of the weights, 72 floats.
+    one_step, three_steps = 4 * (72 + 564), 4 * (72 + 3 * 564)
     layer = nn.Linear(8, 4)
     assert users_in_budget(layer, support(), 1, one_step * 7) == 7
     assert users_in_budget(layer, support(), 1, one_step * 7 - 1) == 6
     assert users_in_budget(layer, support(), 3, three_steps * 5) == 5
     assert users_in_budget(layer.double(), support(), 1, one_step * 7) == 3, "float64 takes twice the room"
-    assert users_in_budget(nn.Linear(8, 4), support(), 1) == 2**27 // one_step, "128 MiB on the CPU"
+    assert users_in_budget(nn.Linear(8, 4), support(), 1) == 2**25 // one_step, "32 MiB on the CPU"
 
 
 def test_half_of_what_is_free_on_the_users_gpu_is_taken(monkeypatch):
     gpu = torch.device("cuda", 1)
-    for name, told in {"memory_reserved": 700, "memory_allocated": 500, "mem_get_info": (1000, 5000)}.items():
-        monkeypatch.setattr(torch.cuda, name, lambda device, told=told: {gpu: told}[device])
+    numbers = {"memory_reserved": 700, "memory_allocated": 500, "mem_get_info": (1000, 5000)}
+    for name, told in {**numbers, "get_per_process_memory_fraction": 0.2}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, told=told: {gpu: told}[device], raising=False)
+    assert free(gpu) == 0.2 * 5000 - 500, "what the process may take"
+    monkeypatch.setattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)
     assert free(gpu) == 1000 + 200
     users = SimpleNamespace(history=SimpleNamespace(is_cuda=True, device=gpu))
     assert users_in_budget(nn.Identity(), users, 1, each=lambda view, examples, steps: 59) == 600 // 59
@@ -78,12 +81,12 @@ def test_chunks_follow_their_own_longest_history():
     history = torch.stack([torch.where(column < n, 1, 0) for n in lengths])
     position = torch.stack([torch.where(column < n, column, 0) for n in lengths])
     users = Examples(history, position, history, history.unsqueeze(-1), history.float())
-    budget = 4 * (144 + 40 * 3 * 30 * 8 + 36) * 2  # two users of 30 items, 30 targets and 30 negatives
+    budget = 4 * (72 + 56 * 30 + 36) * 2  # two users of 30 items, 30 targets and 30 negatives
     found, start = chunk_sizes(layer, users, 1, budget), 0
     for size in found:
-        # each token costs 40 x 8 floats, each item of history comes with its target and negative
+        # each item of history costs 2 x (8 + 4) floats, its target and negative 2 x 8 each
         longest = lengths[start]
-        fits = budget // (4 * (144 + 40 * 3 * longest * 8 + 36))
+        fits = budget // (4 * (72 + 56 * longest + 36))
         assert size == min(fits, len(lengths) - start)
         start += size
     assert start == len(lengths) and found == [2, 2, 4, 2]
@@ -174,6 +177,6 @@ def test_a_measure_of_ones_own_cuts_the_chunks():
 
 
 def test_a_view_that_does_not_adapt_takes_its_activations():
-    # No weights, width 1: 40 x 28 floats of 4 bytes; and with a graph of no step at all, one byte at least.
-    assert users_in_budget(nn.Identity(), support(), 1, 7 * 4 * 40 * 28) == 7
+    # No weights, width 1: 2 x 18 floats of 4 bytes; and with a graph of no step at all, one byte at least.
+    assert users_in_budget(nn.Identity(), support(), 1, 7 * 4 * 2 * 18) == 7
     assert users_in_budget(nn.Identity(), support(), 0, 7) == 7

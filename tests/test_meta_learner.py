@@ -235,6 +235,9 @@ class Recorder:
         self.room, self.replays = room, replays
         self.asked: list[tuple[int, int]] = []
 
+    def budget(self, device: torch.device) -> None:
+        """No budget of its own."""
+
     def gradients(self, meta: MetaLearner, part: EpisodeBatch, need: int):
         self.asked.append((len(part), need))
         if len(part) > self.room:
@@ -245,7 +248,7 @@ class Recorder:
 @pytest.mark.parametrize("replays", [False, True])
 def test_recorded_graphs_are_asked_with_the_memory_that_a_batch_needs(replays):
     learner, episodes = id_learner(), ragged_episodes([6] * 5)
-    meta = MetaLearner(learner, lr=LR, steps=STEPS, second_order=True)
+    meta = MetaLearner(learner, lr=LR, steps=STEPS, second_order=True, objectives=("bpr", "softmax"))
     loss = meta.backward(episodes)
     expected = gradients(learner)
     each = bytes_per_user(learner.task_view("encoder"), episodes.support, STEPS)

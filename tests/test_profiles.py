@@ -15,7 +15,8 @@ import torch
 import metarec as mr
 from fit_worlds import shorten
 from metarec.data import Dataset, EpisodeSampler, load_atomic
-from metarec.data.encodings import Categories, Column, Numbers, fit_encodings
+from metarec.data.attributes import Column, fit_encodings
+from metarec.data.encodings import Categories, Numbers
 from metarec.data.profiles import Profiles, profile_rows
 from metarec.recipes import CoClicks, Ensemble, Popularity, ProfilePopularity, profile_popularity
 from metarec.recipes.context_weights import ContextWeights

@@ -54,7 +54,11 @@ HOSTILE = {
     "vectors of numbers": ("/items/add", {"ids": [], "vectors": fields(1)}, "vectors.f0: "),
     "rows of numbers": ("/items/add", {"ids": [], "vectors": {"text": fields(1)}}, "vectors.text.f0: "),
     "rows of strings": ("/items/add", {"ids": [], "vectors": {"text": fields(["x"])}}, "vectors.text.f0.0: "),
-    "titles of numbers": ("/items/add", {"ids": [], "vectors": {}, "attributes": {"t": [1] * MANY}}, "attributes.t.0:"),
+    "titles of objects": (
+        "/items/add",
+        {"ids": [], "vectors": {}, "attributes": {"t": [{}] * MANY}},
+        "attributes.t.0:",
+    ),
     "columns of numbers": ("/items/add", {"ids": [], "vectors": {}, "attributes": fields(1)}, "attributes.f0: "),
     "bad new ids": ("/items/add", {"ids": ["\0"] * MANY, "vectors": {}}, "ids.0: "),
     "ids to remove": ("/items/remove", {"ids": [1.5] * MANY}, "ids.0: "),

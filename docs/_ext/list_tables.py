@@ -30,12 +30,14 @@ def _figures(row: Mapping[str, Any], k: int) -> list[str]:
 def because() -> str:
     """How often a named click matters more than a random one."""
     found = read("lists")["because"]
-    less = 1 - found["named_further"] - found["equal"]
-    return (
-        f"In {found['cases']:,} lists the first item falls further without the named click in "
-        f"{found['named_further']:.0%} of cases, as far in {found['equal']:.0%} and less far in {less:.0%}. Naming it "
-        f"takes {found['milliseconds']:.1f} ms a user on one core.\n"
-    )
+    rows = []
+    for what, name in (("first", "the first of each list"), ("list", f"all {read('lists')['k']} of each list")):
+        for by in ("score", "rank"):
+            own = found[what][by]
+            shares = (own["further"], own["equal"], 1 - own["further"] - own["equal"])
+            rows.append([name, by, f"{found[what]['cases']:,}", *(f"{share:.1%}" for share in shares)])
+    head = ("items", "by their", "cases", "fall further without the named click", "as far", "less far")
+    return f"{table(head, rows)}\n\nNaming takes {found['milliseconds']:.0f} ms for a list on one core.\n"
 
 
 TABLES: Mapping[str, Callable[[], str]] = {"because": because, "diversity": diversity}

@@ -238,7 +238,7 @@ def _learned(
     names: Sequence[str], table: Table | None, attributes: Mapping[str, Sequence[str]], modalities: Mapping[str, object]
 ) -> tuple[dict[str, Encoding], dict[str, Modality]]:
     """How the attributes are encoded that are to be learned from, and the modality that they make."""
-    from metarec.data.encodings import ATTRIBUTES, Column, fit_encodings
+    from metarec.data.attributes import ATTRIBUTES, Column, fit_encodings
 
     if isinstance(names, str):
         raise ValueError(f"attributes must be names, got the string {names!r}; write ({names!r},)")
@@ -257,7 +257,7 @@ def _learned(
 
 def _profiles(names: Sequence[str] | Mapping[str, Encoding], path: Path, users: Vocabulary) -> Profiles | None:
     """What the user file says, if it is asked."""
-    from metarec.data.encodings import encoded
+    from metarec.data.attributes import encoded
     from metarec.data.features import by_item, encode
     from metarec.data.profiles import Profiles
     from metarec.data.table import read_table

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, Self
 
-from metarec.data.encodings import ATTRIBUTES, Encoding
+from metarec.data.attributes import ATTRIBUTES
+from metarec.data.encodings import Encoding
 from metarec.data.vocabulary import Vocabulary, check_text
 from metarec.types import Modality
 

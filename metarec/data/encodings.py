@@ -17,13 +17,10 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from metarec.data.containers import bare, is_single
 from metarec.functional.segments import segment_sum
-from metarec.types import Modality
 
-ATTRIBUTES = "attributes"  # the modality that they make
 VALUES = 512  # most values of one attribute that have a column; a text vector is about as wide
 HELD_BY = 2  # items that share a value, or it says nothing of other items and counts as unseen
 KNOTS = 16  # quantiles between which numbers are interpolated
@@ -218,73 +215,6 @@ def encoding_of(said: Mapping[str, Any]) -> Encoding:
     if not isinstance(said["knots"], list) or not all(type(knot) in (int, float) for knot in said["knots"]):
         raise ValueError(f"expected a list of numbers as knots, got {said['knots']!r:.200}")
     return Numbers(tuple(map(float, said["knots"])))
-
-
-def encoded(encodings: Mapping[str, Encoding], cells: Mapping[str, Sequence[Any]]) -> Modality:
-    """Attributes side by side as one modality; an item has it that has any of them.
-
-    Args:
-        encodings: by column.
-        cells: by column, one per item.
-
-    Raises:
-        ValueError: if what should be a number is none; names the column.
-
-    Example:
-        >>> made = encoded({"price": Numbers((1.0, 3.0))}, {"price": [3, None]})
-        >>> made.name, made.features.tolist(), made.present.tolist()
-        ('attributes', [[0.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 0.0]], [False, True, False])
-    """
-    blocks, given = [], []
-    for name, encoding in encodings.items():
-        try:
-            rows = encoding.rows(cells[name])
-        except ValueError as problem:
-            raise ValueError(f"column {name!r}: {problem}") from None
-        blocks.append(F.pad(rows, (0, 0, 1, 0)))
-        given.append(torch.cat([torch.zeros(1), 1 - rows[:, -1]]) > 0)
-    present = torch.stack(given).any(0)
-    return Modality(ATTRIBUTES, torch.cat(blocks, 1) * present.unsqueeze(1), present)
-
-
-@dataclass(frozen=True)
-class Column:
-    """The cells of one attribute.
-
-    Attributes:
-        cells: one per item.
-        numbers: whether they are numbers, and no categories.
-        separator: of several values in one text; ``""`` where a text is one value.
-    """
-
-    cells: Sequence[Any]
-    numbers: bool = False
-    separator: str = ""
-
-
-def fit_encodings(columns: Mapping[str, Column], where: str) -> tuple[dict[str, Encoding], Modality]:
-    """The encodings of attributes, fitted to the cells of all items, and the modality that they make.
-
-    Args:
-        columns: by name.
-        where: the table, for messages.
-
-    Raises:
-        ValueError: if no two items share a value of a column, or what should be a number is none.
-
-    Example:
-        >>> encodings, made = fit_encodings({"genre": Column(["War", "War", ""])}, "items")
-        >>> encodings["genre"].values, made.features[1:].tolist()
-        (('War',), [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    """
-    encodings: dict[str, Encoding] = {}
-    for name, column in columns.items():
-        try:
-            fitted = Numbers.of(column.cells) if column.numbers else Categories.of(column.cells, column.separator)
-        except ValueError as problem:
-            raise ValueError(f"{where}: column {name!r}: {problem}") from None
-        encodings[name] = fitted
-    return encodings, encoded(encodings, {name: column.cells for name, column in columns.items()})
 
 
 def _missing(cell: Any) -> bool:

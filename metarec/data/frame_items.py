@@ -13,11 +13,13 @@ import polars as pl
 import torch
 from numpy.typing import NDArray
 
-from metarec.data.encodings import Column, Encoding, encoded, fit_encodings
+from metarec.data.attributes import Column, encoded, fit_encodings
+from metarec.data.encodings import Encoding
 from metarec.data.features import FeatureRows, align, by_item, checked_rows, encode, load_modality
 from metarec.data.frame_rows import FrameRows, as_text, kinds_of, list_separator
 from metarec.data.frame_source import FILES, Source, find_column, open_source
 from metarec.data.vocabulary import Vocabulary
+from metarec.data.warned import warn
 from metarec.types import Modality
 
 CALL = "Dataset.from_frame"
@@ -49,6 +51,24 @@ class Items:
     dropped: Mapping[str, int]
     learned: Mapping[str, tuple[pl.Series, bool, str]]
 
+    def warn_if_apart(self, clicked: Vocabulary, codes: NDArray[np.int64], what: str) -> None:
+        """Warn where no row is of what the clicks have: ids that are written in two ways.
+
+        Args:
+            clicked: the vocabulary that the clicks are coded by.
+            codes: of the clicks.
+            what: they are of: items or users.
+        """
+        there = np.zeros(clicked.size, dtype=np.bool_)
+        there[codes] = True
+        if not len(self.ids) or there[encode(self.ids, clicked)].any():
+            return
+        some = clicked.decode(dict.fromkeys(codes[:20].tolist()))[:3]
+        warn(
+            f"{self.name}: none of its {len(self.ids):,} rows is of {what}s of the clicks; its ids look like "
+            f"{self.ids.head(3).to_list()}, those of the clicks like {some}"
+        )
+
     def attributes(self, items: Vocabulary) -> dict[str, list[str]]:
         """As those of a catalogue."""
         return by_item(self.ids, self.columns, items)
@@ -59,7 +79,7 @@ class Items:
         """Of the columns that are learned from, those that are given or new ones, and the modality that they make.
 
         Raises:
-            ValueError: as :func:`~metarec.data.encodings.fit_encodings`.
+            ValueError: as :func:`~metarec.data.attributes.fit_encodings`.
         """
         if not self.learned:
             return {}, {}
@@ -122,7 +142,7 @@ def read_items(
     named = title or next(
         iter(sorted(usual, key=lambda n: TITLES.index("".join(filter(str.isalnum, n.lower()))))), None
     )
-    kinds = {name: _learned(source, full.frame[name], types[name], learned[name]) for name in learned}
+    kinds = {name: _learned(source, full, name, learned[name]) for name in learned}
     columns = {TITLE if name == named else name: as_text(full.frame[name]) for name in texts}
     lost = {
         f"{source.name}: rows without {key}": int((~there).sum()),
@@ -133,20 +153,22 @@ def read_items(
     return Items(source.name, ids, whole, columns, len(frame), np.flatnonzero(there), dropped, kinds)
 
 
-def _learned(source: Source, column: pl.Series, kind: str, separator: str | None) -> tuple[pl.Series, bool, str]:
+def _learned(source: Source, rows: FrameRows, name: str, separator: str | None) -> tuple[pl.Series, bool, str]:
     """A column to learn from, whether it is of numbers, and what separates several values in its text."""
+    column = rows.frame[name]
     dtype = column.dtype
     if isinstance(dtype, pl.List | pl.Array) and (dtype.inner.is_integer() or dtype.inner == pl.String):
         return column, False, list_separator(column)
     text = dtype in (pl.String, pl.Categorical, pl.Boolean) or isinstance(dtype, pl.Enum)
-    if text and (separator is not None or source.typed or kind != "float"):
+    if text and (separator is not None or source.typed or rows.types[name] != "float"):
         return column.cast(pl.String), False, separator or ""
     if text or dtype.is_numeric():
+        rows.check_numbers(name)
         return column, True, ""
-    raise ValueError(
-        f"{source.name}: column {column.name!r} is {dtype}; attributes are text, lists of text, or numbers: make dates "
-        "numbers, and give vectors as features="
-    )
+    wanted = "attributes are text, lists of text, or numbers: make dates numbers, and give vectors as features="
+    if dtype == pl.Object:
+        raise rows.mixed(name, wanted)
+    raise ValueError(f"{source.name}: column {name!r} is {dtype}; {wanted}")
 
 
 def _is_text(column: pl.Series, kind: str) -> bool:

@@ -122,14 +122,31 @@ class FrameRows:
 
     def _no_ids(self, name: str, column: pl.Series) -> ValueError:
         """What is wrong with ids of another type, or of several."""
-        if column.dtype != pl.Object:
-            return ValueError(
-                f"{self.path}: column {name!r} is {column.dtype}; ids are text or whole numbers: make them text"
-            )
-        kinds = [type(value).__name__ for value in column.to_list()]
+        if column.dtype == pl.Object:
+            return self.mixed(name, "make ids all text, or all whole numbers")
+        return ValueError(
+            f"{self.path}: column {name!r} is {column.dtype}; ids are text or whole numbers: make them text"
+        )
+
+    def mixed(self, name: str, wanted: str) -> ValueError:
+        """The error that says in which row the values of a column change their type, and what is wanted."""
+        values = self.frame[name].to_list()
+        kinds = [type(value).__name__ for value in values]
         row = next((row for row, kind in enumerate(kinds) if kind != kinds[0]), 0)
-        also = f" is {kinds[row]}, but {str(column[0])[:SHOWN]!r} is {kinds[0]}" if kinds[row] != kinds[0] else ""
-        return self.error(row, name, f"{also or f' is {kinds[0]}'}; make ids all text, or all whole numbers".strip())
+        also = f"is {kinds[row]}, but {str(values[0])[:SHOWN]!r} is {kinds[0]}" if row else f"is {kinds[0]}"
+        return self.error(row, name, f"{also}; {wanted}")
+
+    def check_numbers(self, name: str) -> None:
+        """See that what a column has are finite numbers; some may be missing.
+
+        Raises:
+            ValueError: if one is not; names the row.
+        """
+        column = self.frame[name]
+        number = _stripped(column).cast(pl.Float64, strict=False)
+        bad = np.flatnonzero(self.filled(name) & ~number.is_finite().fill_null(value=False).to_numpy())
+        if len(bad):
+            raise self.error(int(bad[0]), name, "is not a finite number")
 
     def numbers(self, name: str) -> NDArray[np.float64]:
         """(n,) a column of numbers.
@@ -157,6 +174,8 @@ class FrameRows:
             return column.cast(pl.Int64).to_numpy()
         if column.dtype.is_numeric():
             return _whole(self.numbers(name))
+        if column.dtype == pl.Object:
+            raise self.mixed(name, f"expected {FORM}, and all times alike")
         if column.dtype != pl.String:
             raise ValueError(f"{self.path}: column {name!r} is {column.dtype}, which is no time; expected {FORM}")
         text = _stripped(column)

@@ -11,9 +11,10 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from metarec.data.attributes import ATTRIBUTES
 from metarec.data.catalog import Catalog
 from metarec.data.columns import Asked, Columns
-from metarec.data.encodings import ATTRIBUTES, Categories, Numbers
+from metarec.data.encodings import Categories, Numbers
 from metarec.data.events import Events, read_events
 from metarec.data.frame_items import Items, features_of, read_items
 from metarec.data.frame_rows import FORM, FrameRows, day_of, is_iso, kinds_of, whole_seconds
@@ -74,6 +75,8 @@ def read_frames(
     encodings, learned = ({}, {}) if known is None else known.encodings(events.items)
     warm = np.zeros(events.items.size, dtype=np.bool_)
     warm[events.item] = True
+    if known is not None:
+        known.warn_if_apart(events.items, events.item, "item")
     attributes = {} if known is None else known.attributes(events.items)
     return {
         "users": events.users,
@@ -118,6 +121,28 @@ def _open_clicks(clicks: Any, named: Named, said: Said) -> tuple[Source, Asked]:
     return source, asked
 
 
+def read_profiles(users: Any, encodings: Mapping[str, Any], key: str | None = None) -> dict[Any, dict[str, Any]]:
+    """What a frame or file of users tells of each: user -> column -> value, as a model with these encodings is told.
+
+    Args:
+        users: as for ``Dataset.from_frame``.
+        encodings: by column; ``model.profile``.
+        key: the column of ids; found by its name if there is none of that.
+
+    Raises:
+        ValueError: if a column is missing, or an id stands twice.
+
+    Example:
+        >>> from metarec.data.encodings import Numbers
+        >>> read_profiles(pl.DataFrame({"user_id": ["ann", "bob"], "age": [31, None]}), {"age": Numbers((20.0, 60.0))})
+        {'ann': {'age': 31}, 'bob': {'age': None}}
+    """
+    table = read_items(open_source(users, "users"), key or USER[0], USER, None, dict.fromkeys(encodings), "user")
+    ids = table.ids.cast(pl.Int64).to_list() if table.whole_numbers else table.ids.to_list()
+    cells = zip(*(table.learned[name][0].to_list() for name in encodings), strict=True)
+    return {name: dict(zip(encodings, row, strict=True)) for name, row in zip(ids, cells, strict=True)}
+
+
 def _profiles_of(users: Any, vocabulary: Vocabulary, key: str, named: Named) -> Profiles | None:
     """What the table of users says, if there is one."""
     if (users is None) != (not named.profile):
@@ -134,6 +159,7 @@ def _profiles_of(users: Any, vocabulary: Vocabulary, key: str, named: Named) -> 
         raise ValueError(
             f"{table.name}: ids of users are text in one place and whole numbers in the other; make both the same"
         )
+    table.warn_if_apart(vocabulary, np.arange(1, vocabulary.size), "user")
     encodings, made = table.encodings(vocabulary, given)
     return Profiles(encodings, next(iter(made.values())).features)
 

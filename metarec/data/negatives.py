@@ -59,6 +59,8 @@ class NegativeSampler:
             user: (B,) their codes.
             epoch: from 0.
         """
+        if not self.negatives:
+            return examples
         user = user if self._users is None else self._users[user]
         stream = mixed(user ^ signed(mixed_int(mixed_int(self.seed) ^ epoch))).view(-1, 1, 1)
         counter = (examples.position.unsqueeze(-1) << 32) + torch.arange(self.negatives, device=user.device)

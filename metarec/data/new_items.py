@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metarec.data.attributes import ATTRIBUTES, encoded
 from metarec.data.containers import bare, check_labels, plain
 from metarec.data.dataset import Catalog, Vocabulary
-from metarec.data.encodings import ATTRIBUTES, encoded
 from metarec.data.vocabulary import Id
 from metarec.functional.scaling import FeatureScale
 from metarec.types import Modality

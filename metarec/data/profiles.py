@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
+from metarec.data.attributes import encoded
 from metarec.data.containers import plain
-from metarec.data.encodings import Encoding, encoded
+from metarec.data.encodings import Encoding
 
 
 @dataclass(frozen=True, eq=False)

@@ -159,17 +159,27 @@ class EpisodeSampler:
     def prefetch(
         self, epoch: int, own: slice = slice(None), device: torch.device | str = "cpu"
     ) -> Iterator[EpisodeBatch]:
-        """The same batches on a device: a thread makes them ahead, and their negatives are drawn there.
+        """The same batches on a device, made ahead by a thread; their negatives are drawn there.
 
         Args:
             epoch: from 0.
             own: the users wanted of each batch.
             device: where to; copies to a GPU come from pinned memory and do not block.
         """
-        device, draw = torch.device(device), self._draw.to(device)
-        for batch in prefetched(self._batches(epoch, own)):
-            there = EpisodeBatch(copied(batch.user, device), sent(batch.support, device), sent(batch.query, device))
-            yield self._with_negatives(there, epoch, draw)
+        device = torch.device(device)
+        stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        return prefetched(self._sent(epoch, own, device, stream))
+
+    def _sent(
+        self, epoch: int, own: slice, device: torch.device, stream: torch.cuda.Stream | None
+    ) -> Iterator[EpisodeBatch]:
+        """The batches on a device, in the order of what else runs on a GPU's stream; another thread may ask."""
+        draw = self._draw.to(device)
+        for batch in self._batches(epoch, own):
+            with torch.cuda.stream(stream):
+                there = EpisodeBatch(copied(batch.user, device), sent(batch.support, device), sent(batch.query, device))
+                ready = self._with_negatives(there, epoch, draw)
+            yield ready
 
     def _with_negatives(self, batch: EpisodeBatch, epoch: int, draw: NegativeSampler) -> EpisodeBatch:
         support, query = batch.support, draw(batch.query, batch.user, epoch)

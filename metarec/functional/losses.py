@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 LEAST = 1e-6  # sum of weights that is divided by
-AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 26}  # products that are held at once
+AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 29}  # products that are held at once
+FEW = 8  # vectors whose products with a state are faster element by element than as a matrix product
 LEAST_ROWS = 64  # of them: a product of fewer spends its time on reading the vectors
 
 
@@ -87,6 +88,25 @@ def softmax_among(positive: Tensor, candidates: Tensor, included: Tensor) -> Ten
     return torch.where(included, others, torch.logaddexp(others, positive)) - positive
 
 
+def _exponentials(products: Tensor, state: Tensor, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Multiples of the exponentials of (n, C) products, their sums, and the log-sum-exps.
+
+    Args:
+        products: of states and vectors; overwritten.
+        state: (n, D).
+        vectors: (C, D).
+    """
+    if not len(vectors):
+        return products, products.new_ones(len(products)), products.new_full((len(products),), -torch.inf)
+    if products.is_cuda:  # pragma: no cover
+        chances = products.softmax(-1)
+        top, at = chances.max(-1)
+        return chances, torch.ones_like(top), (state * vectors[at]).sum(-1) - top.log()
+    peak = products.amax(-1)
+    total = products.sub_(peak.unsqueeze(-1)).exp_().sum(-1)
+    return products, total, total.log() + peak
+
+
 class _SoftmaxSum(torch.autograd.Function):
     """Cross-entropies among the products of states and vectors, and in the same pass the gradients of their sum."""
 
@@ -100,15 +120,14 @@ class _SoftmaxSum(torch.autograd.Function):
         of_state, of_vectors = torch.empty_like(state), torch.zeros_like(vectors)
         for first in range(0, len(state), rows):
             some = slice(first, first + rows)
-            own, beside = positive[some], positive[some].masked_fill(included[some], -torch.inf)
-            block = torch.mm(state[some], vectors.T, out=room[: len(own)])
-            peak = torch.maximum(block.amax(-1), beside) if len(vectors) else beside
-            block.sub_(peak.unsqueeze(-1)).exp_()
-            beside = (beside - peak).exp_()
-            total = block.sum(-1).add_(beside)
-            losses[some] = total.log() + (peak - own)
-            scale = share[some] / total
-            of_positive[some] = beside * scale - share[some]
+            own = positive[some]
+            block, total, others = _exponentials(
+                torch.mm(state[some], vectors.T, out=room[: len(own)]), state[some], vectors
+            )
+            every = torch.where(included[some], others, torch.logaddexp(others, own))
+            losses[some] = every - own
+            scale = share[some] * (others - every).exp() / total
+            of_positive[some] = share[some] * ((own - every).exp().masked_fill(included[some], 0) - 1)
             torch.mm(block, vectors, out=of_state[some]).mul_(scale.unsqueeze(-1))
             of_vectors.addmm_(block.T, state[some] * scale.unsqueeze(-1))
         ctx.save_for_backward(of_state, of_vectors, of_positive)
@@ -145,6 +164,18 @@ def softmax_sum(
     """
     out: tuple[Tensor, Tensor] = _SoftmaxSum.apply(state, vectors, positive, included, share)  # type: ignore[no-untyped-call]
     return out
+
+
+def products(state: Tensor, vectors: Tensor) -> Tensor:
+    """Products of each state (..., D) with vectors (..., N, D) of its own, (..., N).
+
+    Example:
+        >>> products(torch.ones(2), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        tensor([3., 7.])
+    """
+    if vectors.shape[-2] < FEW:
+        return (state.unsqueeze(-2) * vectors).sum(-1)
+    return torch.matmul(state.unsqueeze(-2), vectors.transpose(-1, -2)).squeeze(-2)
 
 
 def weighted_mean(loss: Tensor, weight: Tensor) -> Tensor:

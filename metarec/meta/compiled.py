@@ -56,13 +56,14 @@ class CompiledUsers(SummedLosses):
         return alone and _of_a_kind(base) and as_built(base) and separate(view)
 
     @staticmethod
-    def bytes_per_user(view: nn.Module, support: Examples, graph_steps: int) -> int:
+    def bytes_per_user(view: nn.Module, support: Examples, graph_steps: int, steps: int = 1) -> int:
         """What adapting one user takes: a row of weights and what the query pass saves.
 
         Args:
             view: one user's task.
             support: of all users; its shape says how long they are.
             graph_steps: of no account here.
+            steps: likewise.
         """
         base = _kernels(view)[0][1]
         sizes = {**encoder_sizes(base), "length": support.history.shape[-1] + 1}  # a query reads a click more

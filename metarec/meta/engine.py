@@ -63,13 +63,14 @@ class Engine(Protocol):
         ...
 
     @staticmethod
-    def bytes_per_user(view: nn.Module, support: Examples, graph_steps: int) -> int:
+    def bytes_per_user(view: nn.Module, support: Examples, graph_steps: int, steps: int = 1) -> int:
         """Memory that adapting one user takes.
 
         Args:
             view: one user's task.
             support: of all users; its shape says how long they are.
             graph_steps: inner steps whose graphs are alive at once.
+            steps: all inner steps.
         """
         return bytes_per_user(view, support, graph_steps)
 

@@ -15,17 +15,27 @@ from metarec.types import EpisodeBatch, Examples
 
 _LOG = logging.getLogger("metarec")
 
-MULTIPLE = 4  # lengths are padded to multiples of it, so that fewer shapes occur
+MULTIPLE = 4  # that lengths are padded to
 MOST = 64  # shapes that are kept; further ones run without a graph
-SHARE = 1 / 8  # of the free memory, what a batch may need to be captured; larger ones gain little
+BUDGET = 1 / 2  # of the free memory, at the first batch: what users may take at once
+CAPTURED = 1 / 2  # of that budget, what a batch may need to be captured
 
 Gradients = tuple[Tensor, list[Tensor], list[Tensor]]  # losses (B,), parameters, gradients of the losses' sum
 
 
 class Trained(Protocol):
-    """What is captured: the gradients of a :class:`~metarec.meta.MetaLearner`."""
+    """What is captured: gradients, such as those of a :class:`~metarec.meta.MetaLearner`.
 
-    learner: torch.nn.Module
+    Attributes:
+        multiple: lengths are padded to multiples of it, so that fewer shapes occur.
+    """
+
+    multiple: int
+
+    @property
+    def learner(self) -> torch.nn.Module:
+        """What is trained."""
+        ...
 
     def gradients(self, part: EpisodeBatch) -> Gradients:
         """Query losses, parameters and the gradients of the losses' sum, without waiting for the GPU."""
@@ -39,17 +49,24 @@ class Graphs:
         self.captured: dict[Hashable, CapturedGraph | None] = {}
         self.refused: set[Hashable] = set()  # shapes that could not be captured
         self.pool: Any = None  # one memory pool for all: they run one after another
+        self._budgets: dict[torch.device, int] = {}
 
     def __reduce__(self) -> tuple[type[Graphs], tuple[()]]:
         """A copy captures its own: a graph reads the weights that it was captured with."""
         return Graphs, ()
+
+    def budget(self, device: torch.device) -> int | None:
+        """Bytes that users on a GPU may take at once, by the memory that is free when it is first asked for."""
+        if device.type == "cuda" and device not in self._budgets:  # pragma: no cover
+            self._budgets[device] = int(BUDGET * free(device))
+        return self._budgets.get(device)
 
     def gradients(self, meta: Trained, part: EpisodeBatch, need: int) -> Gradients | None:
         """Replay a graph for a batch that needs so many bytes; None if it should run without one."""
         return self._replayed(meta, part, need) if part.user.device.type == "cuda" else None
 
     def _replayed(self, meta: Trained, part: EpisodeBatch, need: int) -> Gradients | None:  # pragma: no cover
-        part = padded(part, getattr(meta.learner, "max_length", None))
+        part = padded(part, getattr(meta.learner, "max_length", None), meta.multiple)
         key = (
             tuple(t.shape for t in _tensors(part)),
             meta.learner.training,
@@ -58,7 +75,7 @@ class Graphs:
         if key in self.refused:
             return None
         if key not in self.captured:
-            if len(self.captured) < MOST and need < SHARE * free(part.user.device):
+            if len(self.captured) < MOST and need < CAPTURED * (self.budget(part.user.device) or 0):
                 self.captured[key] = None
             return None
         graph = self.captured[key]
@@ -111,18 +128,18 @@ def _first(error: BaseException) -> BaseException:  # pragma: no cover
     return error if error.__context__ is None else _first(error.__context__)
 
 
-def padded(part: EpisodeBatch, longest: int | None) -> EpisodeBatch:
+def padded(part: EpisodeBatch, longest: int | None, multiple: int = MULTIPLE) -> EpisodeBatch:
     """Pad histories and examples to multiples, so that fewer shapes occur; histories to ``longest`` at most.
 
     Histories stay as they are where nobody says how long they may be.
     """
-    return EpisodeBatch(part.user, _padded(part.support, longest), _padded(part.query, longest))
+    return EpisodeBatch(part.user, _padded(part.support, longest, multiple), _padded(part.query, longest, multiple))
 
 
-def _padded(examples: Examples, longest: int | None) -> Examples:
+def _padded(examples: Examples, longest: int | None, multiple: int) -> Examples:
     length = examples.history.shape[1]
-    more = 0 if longest is None else min(-length % MULTIPLE, max(0, longest - length))
-    spare = -examples.target.shape[1] % MULTIPLE
+    more = 0 if longest is None else min(-length % multiple, max(0, longest - length))
+    spare = -examples.target.shape[1] % multiple
     return Examples(
         F.pad(examples.history, (0, more)),
         F.pad(examples.position, (0, spare)),

@@ -72,6 +72,13 @@ def separate(module: nn.Module) -> bool:
     )
 
 
+def library_only(module: nn.Module) -> bool:
+    """Whether all parts of a module are this library's or torch's own, as their classes are, without hooks."""
+    parts = parts_of(module)
+    homes = {type(part).__module__.partition(".")[0] for part in parts}
+    return homes <= {"metarec", "torch"} and not hooked(parts) and all(map(_as_written, {type(p) for p in parts}))
+
+
 def parts_of(module: nn.Module) -> list[nn.Module]:
     """A module and all of its parts, each once."""
     parts, seen = [module], {module}

@@ -6,6 +6,7 @@ import importlib.util
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 from metarec.meta.adapting import AdaptingModel
 from metarec.meta.choice import choose
 from metarec.meta.engine import Engine, InnerLoop, Rate
-from metarec.meta.graphs import Gradients, Graphs
-from metarec.meta.memory import bytes_per_user, chunk_sizes, split_to_fit
+from metarec.meta.graphs import MULTIPLE, Gradients, Graphs
+from metarec.meta.memory import Bytes, chunk_sizes, split_to_fit
 from metarec.meta.users import Adapted, Learner, check_objectives
 from metarec.nn.former import FormerNames, accept_former_names
 from metarec.nn.kinds import reading
@@ -47,7 +48,7 @@ class MetaLearner(AdaptingModel, nn.Module):
         engine: ``"auto"`` takes the fastest of the library's own engines that computes exactly what the learner
             computes, ``"learn2learn"`` steps through its ``MAML``; equal results. ``"native"`` is ``"auto"``.
         memory_budget: bytes that adapting may take at once; users are adapted in chunks that fit. Default: half of the
-            free memory of a GPU, 128 MiB on a CPU.
+            free memory of a GPU, 32 MiB on a CPU.
         graphs: on a GPU, let :meth:`backward` replay batches of a shape it has met before as one CUDA graph: launching
             the kernels of a small batch costs many times more than running them. Encoder-only adaptation, and learners
             whose Python code does the same at every call.
@@ -67,6 +68,7 @@ class MetaLearner(AdaptingModel, nn.Module):
         torch.Size([2, 2, 6])
     """
 
+    multiple = MULTIPLE
     plain_sgd = True  # steps of one size on the learner's loss, from weights that may be given
 
     def __init__(
@@ -145,7 +147,16 @@ class MetaLearner(AdaptingModel, nn.Module):
 
     def _chunk_sizes(self, view: nn.Module, engine: type[Engine], support: Examples, keep_graph: bool) -> list[int]:
         steps = self._graph_steps(keep_graph)
-        return chunk_sizes(view, support, steps, self.memory_budget, engine.bytes_per_user)
+        return chunk_sizes(view, support, steps, self._budget(support), self._bytes(engine))
+
+    def _bytes(self, engine: type[Engine]) -> Bytes:
+        return partial(engine.bytes_per_user, steps=self.steps)
+
+    def _budget(self, support: Examples) -> int | None:
+        """The memory budget; where graphs hold memory, that of the first batch, or chunks would never be the same."""
+        if self.memory_budget is not None or self.graphs is None:
+            return self.memory_budget
+        return self.graphs.budget(support.history.device)
 
     def _graph_steps(self, keep_graph: bool) -> int:
         """How many inner steps' activations are held at once."""
@@ -173,7 +184,7 @@ class MetaLearner(AdaptingModel, nn.Module):
         sizes = self._chunk_sizes(view, engine, episodes.support, True)
         total = 0.0
         for part in episodes.chunks(*sizes):
-            need = len(part) * bytes_per_user(view, part.support, self._graph_steps(True))
+            need = len(part) * self._bytes(engine)(view, part.support, self._graph_steps(True))
             for users_done, (losses, parameters, gradients) in self._gradients(part, need, ready):
                 if not bool(torch.isfinite(losses).all()):
                     users = users_done[~torch.isfinite(losses)].tolist()

@@ -9,11 +9,14 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
-from metarec.meta.adapted import AdaptedLinear, AdaptedNorm, AdaptedPart, Delta, kernels
+from metarec.meta.adapted import DENSE_PAYS, AdaptedLinear, AdaptedNorm, AdaptedPart, Delta, kernels
 from metarec.meta.engine import InnerLoop, Rate, one_rate, takes_plain_steps
 from metarec.meta.inspection import separate, stackable
+from metarec.meta.memory import activations
 from metarec.meta.summed import SummedLosses
 from metarec.types import Examples
+
+MATRIX = 2  # dimensions
 
 Part = TypeVar("Part", bound=AdaptedPart)
 
@@ -46,6 +49,24 @@ class LowRankUsers(SummedLosses):
     def fits(cls, view: nn.Module, loop: InnerLoop, start: Mapping[str, Tensor]) -> bool:
         """Whether every part of a view says that it can be run so, and nothing in it was altered."""
         return takes_plain_steps(view, loop, start) and stackable(view) and separate(view)
+
+    @staticmethod
+    def bytes_per_user(view: nn.Module, support: Examples, graph_steps: int, steps: int = 1) -> int:
+        """What adapting one user takes: the factors of all steps, or matrices, and the activations of one pass.
+
+        Args:
+            view: one user's task.
+            support: of all users; its shape says how long they are.
+            graph_steps: of no account here.
+            steps: inner steps.
+        """
+        parameters, rank = list(view.parameters()), steps * support.history.shape[-1]
+        own = sum(
+            min(rank * sum(p.shape), int(DENSE_PAYS * p.numel())) if p.ndim == MATRIX else 3 * p.numel()
+            for p in parameters
+        )
+        size: int = parameters[0].element_size() if parameters else 4
+        return max(1, size * (own + activations(view, support)))
 
     def _copy(self, module: nn.Module, path: str) -> nn.Module:
         """A copy of a module tree in which everything with parameters is the users' own."""

@@ -11,9 +11,9 @@ from torch import nn
 
 from metarec.types import Examples
 
-CPU_BUDGET = 128 << 20  # about what the caches of a core still help with
-COPIES = 4  # weights before and after a step, their gradient, and one temporary
-ACTIVATIONS = 40  # floats kept for the backward pass per layer, token and unit of width, feed-forward included
+CPU_BUDGET = 32 << 20  # about what the caches of a core still help with
+COPIES = 2  # of the weights, beside those that each step keeps
+ACTIVATIONS = 2  # floats kept for the backward pass per token, and input or output of a matrix
 
 _LOG = logging.getLogger("metarec")
 T = TypeVar("T", bound=Sized)
@@ -24,16 +24,23 @@ Bytes = Callable[[nn.Module, Examples, int], int]
 def bytes_per_user(view: nn.Module, support: Examples, graph_steps: int) -> int:
     """Memory of one user's inner loop, in bytes.
 
-    Counts ``COPIES`` of the adapting weights (one more per inner step kept for second order), and the activations of
-    one forward and backward pass per kept step.
+    Counts ``COPIES`` of the adapting weights, one more per kept step, and the activations of its forward and backward
+    pass: those of matrices, and the vectors of the items that it compares with.
     """
     parameters = list(view.parameters())
     weights = sum(p.numel() for p in parameters)
-    width = max((p.shape[-1] for p in parameters if p.ndim), default=1)
-    tokens = support.history.shape[-1] + support.target.shape[-1] * (1 + support.negatives.shape[-1])
-    per_step = ACTIVATIONS * tokens * width + weights
+    per_step = activations(view, support) + weights
     size = parameters[0].element_size() if parameters else 4
     return max(1, size * (COPIES * weights + graph_steps * per_step))
+
+
+def activations(view: nn.Module, support: Examples) -> int:
+    """Floats that one user's forward and backward pass keeps."""
+    matrices = [p for p in view.parameters() if p.ndim > 1]
+    width = min((p.shape[-1] for p in matrices), default=1)
+    compared = support.target.shape[-1] * (1 + support.negatives.shape[-1])
+    sizes = sum(p.shape[-2] + p.shape[-1] for p in matrices)
+    return ACTIVATIONS * (support.history.shape[-1] * sizes + compared * width)
 
 
 def users_in_budget(
@@ -45,7 +52,7 @@ def users_in_budget(
         view: one user's task.
         support: of all users; its shape says how long they are.
         graph_steps: inner steps whose graphs are alive at once.
-        budget: bytes; default half of the free memory of a GPU, 128 MiB on a CPU.
+        budget: bytes; default half of the free memory of a GPU, 32 MiB on a CPU.
         each: bytes of one user, from the other three arguments.
 
     Returns:
@@ -121,6 +128,8 @@ def split_range(users: range) -> tuple[range, range]:
 
 
 def free(device: torch.device) -> int:
-    """Free GPU memory in bytes, with what torch's caching allocator can reuse."""
-    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + kept
+    """Free GPU memory in bytes, with what torch's caching allocator can reuse, up to what the process may take."""
+    used, (unused, total) = torch.cuda.memory_allocated(device), torch.cuda.mem_get_info(device)
+    told = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # since torch 2.8
+    allowed = total if told is None else int(told(device) * total)
+    return min(unused + torch.cuda.memory_reserved(device) - used, allowed - used)

@@ -145,7 +145,7 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
         items = drawn_once(self.items)
         *read, position, vectors, weight = self.products(examples, items, negatives=objective != "softmax")
         state = self._states(read, position)
-        scores = (state.unsqueeze(-2) * vectors).sum(-1)
+        scores = losses.products(state, vectors)
         if objective == "softmax":
             others = self._others(state, items)
             each = losses.softmax_among(scores[..., 0], others, self.candidates[examples.target])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -107,5 +108,7 @@ def train_generator(
     run = TrainingRun(learner, seed=seed, settings={})
     record.begin(learner, data.time.max().item())
     learner.train()
-    yield from run.stage(STAGE, epochs, trained, lr, sampler.prefetch, sampler.users, backward, after)
+    yield from run.stage(
+        STAGE, epochs, trained, lr, partial(sampler.prefetch, device=device), sampler.users, backward, after
+    )
     learner.eval()

@@ -29,8 +29,8 @@ from metarec.recipes import mml, sasrec
 from metarec.recipes.click_log import check_items
 from metarec.recipes.held_out import HeldOut, held_rows
 from metarec.recipes.mml import MML
-from metarec.recipes.training import TrainingRun
-from metarec.types import EpisodeBatch, Progress
+from metarec.recipes.training import Backward, TrainingRun
+from metarec.types import Progress
 
 STAGE = "learning on"
 LEAST = 3  # clicks of a user who is trained on
@@ -222,7 +222,7 @@ def after_inner_steps(meta: MetaLearner, batches: Batches, run: TrainingRun, how
 
 
 def _stage(
-    run: TrainingRun, model: nn.Module, sampler: RecentSampler, backward: Callable[[EpisodeBatch], float], how: Learning
+    run: TrainingRun, model: nn.Module, sampler: RecentSampler, backward: Backward, how: Learning
 ) -> Iterator[Progress]:
     batches = partial(sampler.prefetch, device=next(model.parameters()).device)
     yield from run.stage(STAGE, how.epochs, model.parameters(), how.lr, batches, sampler.users, backward)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 
@@ -46,7 +47,7 @@ def maml(
         epochs,
         meta.parameters(),
         lr,
-        sampler.prefetch,
+        partial(sampler.prefetch, device=device),
         sampler.users,
         lambda batch: meta.backward(batch.to(device)),
         after,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -203,7 +204,7 @@ def warm_up(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun) ->
         config.warmup_epochs,
         learner.parameters(),
         config.rate("lr", name),
-        every_click.prefetch,
+        partial(every_click.prefetch, device=device_of(model)),
         every_click.users,
         backward,
     )
@@ -217,7 +218,7 @@ def meta_train(model: MML, name: str, sampler: EpisodeSampler, run: TrainingRun,
         epochs,
         meta.parameters(),
         model.config.rate("lr", name),
-        sampler.prefetch,
+        partial(sampler.prefetch, device=device_of(model)),
         sampler.users,
         lambda batch: meta.backward(batch.to(device_of(model))),
     )
@@ -247,7 +248,7 @@ def train_generator(
         model.config.generator_epochs if epochs is None else epochs,
         trained,
         model.config.generator_lr,
-        sampler.prefetch,
+        partial(sampler.prefetch, device=device_of(model)),
         sampler.users,
         backward,
     )

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from metarec.functional.kinds import items_of
 from metarec.meta.compiled import in_kernel
+from metarec.meta.graphs import Gradients, Graphs
+from metarec.meta.inspection import library_only
+from metarec.meta.memory import activations
 from metarec.nn import ModalityLearner, TableItems
 from metarec.nn.full_softmax import users_softmax
 from metarec.nn.items import drawn_once
@@ -54,6 +57,15 @@ def backward_softmax(
         batch: of B users.
         examples: what a batch asks for.
     """
+    loss = softmax_loss(learner, batch, examples)
+    loss.backward()
+    return float(loss.detach())
+
+
+def softmax_loss(
+    learner: ModalityLearner, batch: EpisodeBatch, examples: Callable[[EpisodeBatch], Examples] = every_click
+) -> Tensor:
+    """The mean of the users' mean losses, of which :func:`backward_softmax` adds the gradient."""
     items = TableItems(drawn_once(learner.items).table(), learner.items.known)
     batch = EpisodeBatch(batch.user, learner.reading(batch.support), learner.reading(batch.query))
     vectors = items.weight.index_select(0, learner.candidate_codes())
@@ -65,9 +77,49 @@ def backward_softmax(
         parts = _by_length(batch) if compiled is None else parts
     asked = map(examples, parts)
     sums = [users_softmax(view.states(p, items), p, items, vectors, learner.candidates)[0] for p in asked]
-    loss = torch.stack(sums).sum() / len(batch)
-    loss.backward()
-    return float(loss.detach())
+    return torch.stack(sums).sum() / len(batch)
+
+
+class GraphedLoss:
+    """Adds the gradient of a loss of whole batches on a GPU, by one CUDA graph for each shape of batch.
+
+    Launching the kernels of a small batch costs many times more than running them. Without graphs run learners with
+    parts of the user's own, whose Python code may do otherwise at each call, and those that read events of other kinds.
+
+    Args:
+        learner: what is trained.
+        loss: of a batch.
+        timeless: whether the loss looks at no times: a graph is not given any.
+    """
+
+    multiple = 1  # in a batch of many users the longest history is mostly as long as they may be
+
+    def __init__(
+        self, learner: ModalityLearner, loss: Callable[[EpisodeBatch], Tensor], *, timeless: bool = True
+    ) -> None:
+        self.learner, self.loss = learner, loss
+        self.graphs = Graphs() if timeless and learner.kinds is None and library_only(learner) else None
+
+    def backward(self, batch: EpisodeBatch) -> Tensor:
+        """Add the gradient; returns the loss, which the next call may overwrite."""
+        found = self.graphs.gradients(self, batch, self._bytes(batch)) if self.graphs else None
+        loss, parameters, gradients = found or self.gradients(batch)
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return loss
+
+    def gradients(self, part: EpisodeBatch) -> Gradients:
+        """The loss, the parameters that it depends on, and their gradients."""
+        trained = [p for p in self.learner.parameters() if p.requires_grad]
+        loss = self.loss(part)
+        pairs = zip(trained, torch.autograd.grad(loss, trained, allow_unused=True), strict=True)
+        used = [(parameter, gradient) for parameter, gradient in pairs if gradient is not None]
+        return loss.detach(), [parameter for parameter, _ in used], [gradient for _, gradient in used]
+
+    def _bytes(self, batch: EpisodeBatch) -> int:
+        """About what a batch needs: activations, vectors of targets and negatives, gradients of all weights."""
+        sizes = [p.numel() for p in self.learner.parameters()]
+        return 4 * (len(batch) * activations(self.learner.encoder, every_click(batch)) + 3 * sum(sizes))
 
 
 def _with_rows(learner: ModalityLearner, history: Tensor) -> ModalityLearner:

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metarec.data.attributes import encodings_of, encodings_settings
 from metarec.data.dataset import Dataset
-from metarec.data.encodings import Encoding, encoding_of
+from metarec.data.encodings import Encoding
 from metarec.data.profiles import Profiles
 from metarec.functional.ranking import ndcg_at, ranks
 from metarec.functional.segments import segment_sum
@@ -95,10 +96,10 @@ class ProfilePopularity(Counts):
 
     def _told(self) -> Saved:
         """The weights, and how profiles are encoded."""
-        return Saved({"profile": {n: e.settings() for n, e in self.profile.items()}}, {"weight": self.weight})
+        return Saved({"profile": encodings_settings(self.profile)}, {"weight": self.weight})
 
     def _take(self, saved: Saved) -> None:
-        self.profile = {name: encoding_of(said) for name, said in saved.settings["profile"].items()}
+        self.profile = encodings_of(saved.settings["profile"])
         columns = sum(encoding.dim for encoding in self.profile.values())
         weight = numbers(saved.tensors, "weight", torch.float32, len(self.warm), columns + 1)
         self._begin(torch.from_numpy(weight), torch.from_numpy(self.warm))

@@ -19,17 +19,18 @@ from torch.nn import functional as F
 
 from metarec.data.dataset import Dataset
 from metarec.data.sampler import EpisodeSampler
-from metarec.functional.losses import weighted_mean
+from metarec.functional.losses import products, weighted_mean
 from metarec.functional.scaling import FeatureScale
 from metarec.nn import FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder, TableItems, record
 from metarec.nn.items import drawn_once, has_rows, more_items
 from metarec.nn.kinds import event_kinds
 from metarec.recipes.features import scales_of, standardised
-from metarec.recipes.next_item import CPU_USERS, backward_softmax, every_click
+from metarec.recipes.next_item import CPU_USERS, GraphedLoss, every_click, softmax_loss
 from metarec.recipes.training import TrainingRun
 from metarec.types import EpisodeBatch, Examples, Modality, Progress
 
 Loss = Literal["softmax", "sampled_softmax", "bpr", "gbce"]
+COMPARED = 1 << 16  # vectors of targets and negatives of one pass on a CPU: what its caches hold
 NEGATIVES = 64  # of a click, for the losses that sample them
 
 
@@ -202,7 +203,7 @@ def train(
 
 def next_item_backward(
     learner: ModalityLearner, objective: Loss, negatives: int, since: float = -math.inf
-) -> Callable[[EpisodeBatch], float]:
+) -> Callable[[EpisodeBatch], float | Tensor]:
     """What adds the gradient of a batch's next-item loss, the mean over users, and returns the loss.
 
     Args:
@@ -213,13 +214,26 @@ def next_item_backward(
     """
     device = next(learner.parameters()).device
 
-    def backward(batch: EpisodeBatch) -> float:
-        batch = batch.to(device)
-        if objective == "softmax":
-            return backward_softmax(learner, batch, lambda part: every_click(part, since))
-        return _backward_sampled(learner, batch, objective, negatives, since)
+    def asked(part: EpisodeBatch) -> Examples:
+        return every_click(part, since)
 
-    return backward
+    def loss(batch: EpisodeBatch) -> Tensor:
+        if objective == "softmax":
+            return softmax_loss(learner, batch, asked)
+        return _sampled_loss(learner, asked(batch), objective, negatives) / len(batch)
+
+    def backward(batch: EpisodeBatch) -> float:
+        each = math.prod(batch.query.history.shape[1:]) * (1 + negatives)
+        parts = [batch] if objective == "softmax" else batch.chunks(min(CPU_USERS, max(1, COMPARED // each)))
+        sums = []
+        for part in parts:
+            mean = loss(part) * (len(part) / len(batch))
+            mean.backward()
+            sums.append(mean.detach())
+        return float(torch.stack(sums).sum())
+
+    graphed = GraphedLoss(learner, loss, timeless=since == -math.inf)
+    return backward if device.type == "cpu" else lambda batch: graphed.backward(batch.to(device))
 
 
 def objective_of(learner: ModalityLearner) -> Loss:
@@ -234,19 +248,11 @@ def objective_of(learner: ModalityLearner) -> Loss:
     return cast(Loss, said[-1]) if said and said[-1] in get_args(Loss) else "softmax"
 
 
-def _backward_sampled(
-    learner: ModalityLearner, batch: EpisodeBatch, objective: Loss, negatives: int, since: float
-) -> float:
-    """Add the gradient of a loss against drawn negatives, the mean over users; returns the loss."""
-    rate = negatives / max(1, len(learner.candidate_codes()) - 1)
-    sums = []
-    for part in batch.chunks(CPU_USERS) if batch.user.is_cpu else [batch]:  # cutting off padding makes a GPU wait
-        examples = every_click(part, since)
-        each = gbce_loss(learner, examples, rate) if objective == "gbce" else learner.loss(examples, objective)
-        loss = each.sum() / len(batch)
-        loss.backward()
-        sums.append(loss.detach())
-    return float(torch.stack(sums).sum())
+def _sampled_loss(learner: ModalityLearner, examples: Examples, objective: Loss, negatives: int) -> Tensor:
+    """The sum of the users' mean losses against drawn negatives."""
+    if objective == "gbce":
+        return gbce_loss(learner, examples, negatives / max(1, len(learner.candidate_codes()) - 1)).sum()
+    return learner.loss(examples, objective).sum()
 
 
 def gbce_loss(learner: ModalityLearner, examples: Examples, rate: float, *, calibration: float = 0.75) -> Tensor:
@@ -265,6 +271,6 @@ def gbce_loss(learner: ModalityLearner, examples: Examples, rate: float, *, cali
     items = drawn_once(learner.items)
     state = learner.states(examples, items)
     positive = (state * items(examples.target)).sum(-1)
-    negative = (state.unsqueeze(-2) * items(examples.negatives)).sum(-1)
+    negative = products(state, items(examples.negatives))
     each = -beta * F.logsigmoid(positive) - F.logsigmoid(-negative).sum(-1)
     return weighted_mean(each, examples.weight)

@@ -26,6 +26,7 @@ from metarec.types import EpisodeBatch, Progress
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # of Adam, for each parameter
 LOWER = "lower the learning rates"
+Backward = Callable[[EpisodeBatch], float | Tensor]
 _Versions = list[tuple[int, int]]
 _BEGUN: WeakKeyDictionary[nn.Module, tuple[_Versions, str]] = WeakKeyDictionary()  # what a model began with
 
@@ -114,7 +115,7 @@ class TrainingRun:
         lr: float,
         batches: Callable[[int, slice], Iterator[EpisodeBatch]],
         users: int,
-        backward: Callable[[EpisodeBatch], float],
+        backward: Backward,
         after: Callable[[int], bool] | None = None,
     ) -> Iterator[Progress]:
         """Train some parameters with Adam for some epochs, or for what is left of them.
@@ -126,7 +127,7 @@ class TrainingRun:
             lr: its learning rate.
             batches: the batches of an epoch, of which a process asks for its own users: ``sampler.prefetch``.
             users: in one epoch.
-            backward: adds the gradient of a batch's loss and returns the loss.
+            backward: adds the gradient of a batch's loss and returns the loss, a tensor if it is to be read later.
             after: called with the number of epochs done after each; where it returns True, the stage is over.
 
         Raises:
@@ -144,13 +145,9 @@ class TrainingRun:
         for epoch in range(start, epochs):
             self.reseed(name, epoch)
             began, seen = time.perf_counter(), 0
-            for batch in batches(epoch, distributed.own()):
-                optimizer.zero_grad(set_to_none=True)
-                loss, count = distributed.backward_own(backward, batch, parameters)
+            for loss, count in self._steps(optimizer, parameters, batches(epoch, distributed.own()), backward):
                 if not math.isfinite(loss):
                     raise FloatingPointError(f"loss {loss} in epoch {epoch + 1} of stage {name!r}; {LOWER}")
-                optimizer.step()
-                self.mark()
                 seen += count
                 speed = seen / max(time.perf_counter() - began, 1e-9)
                 yield Progress(name, epoch + 1, epochs, seen, users, loss, speed)
@@ -163,6 +160,39 @@ class TrainingRun:
                 break
         self.moments |= self._moments_of(optimizer)
         self.finish(name)
+
+    def _steps(
+        self,
+        optimizer: torch.optim.Optimizer,
+        parameters: list[nn.Parameter],
+        batches: Iterable[EpisodeBatch],
+        backward: Backward,
+    ) -> Iterator[tuple[float, int]]:
+        """Loss and users of each step; a step whose loss is not finite leaves the weights alone, as do all after it.
+
+        Where the loss is on a GPU, the next step is launched before it is read, so that the GPU need not wait.
+        """
+        behind: tuple[Tensor, int] | None = None
+        failed: Tensor | None = None
+        for batch in batches:
+            optimizer.zero_grad(set_to_none=True)
+            loss, count = distributed.backward_own(backward, batch, parameters)
+            if isinstance(loss, Tensor):
+                wrong = loss.isfinite().logical_not().float()
+                failed = wrong if failed is None else torch.maximum(failed, wrong)
+                optimizer.found_inf = failed  # type: ignore[attr-defined]
+                optimizer.step()
+                self.mark()
+                if behind is not None:
+                    yield float(behind[0]), behind[1]
+                behind = loss.clone(), count
+                continue
+            if math.isfinite(loss):
+                optimizer.step()
+                self.mark()
+            yield loss, count
+        if behind is not None:
+            yield float(behind[0]), behind[1]
 
     def _start(self, name: str, epochs: int, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> int:
         """Epochs that the checkpoint has of a stage; the optimizer goes on from there."""

@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metarec.data.attributes import encodings_of, encodings_settings
 from metarec.data.catalog import Catalog
-from metarec.data.encodings import encoding_of
 from metarec.data.vocabulary import pack_ids, unpack_ids
 from metarec.files import expect_tensor, pack_strings, unpack_strings
 from metarec.saving.parts import names
@@ -26,7 +26,7 @@ def pack_catalog(catalog: Catalog, warm: NDArray[Any]) -> tuple[dict[str, Any], 
         "attributes": list(catalog.attributes),
     }
     if catalog.encodings:
-        header["encodings"] = {name: encoding.settings() for name, encoding in catalog.encodings.items()}
+        header["encodings"] = encodings_settings(catalog.encodings)
     if catalog.kinds:
         header["kinds"] = list(catalog.kinds)
     tensors = {"warm": torch.from_numpy(warm), **pack_ids("items", catalog.items.ids)}
@@ -64,7 +64,7 @@ def unpack_catalog(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> 
     hidden = unpack_ids("hidden", tensors, header["items"]).ids if header["format"] > 1 else ()
     if not set(hidden) <= set(items.ids):  # before a catalogue looks for the nearest ids
         raise ValueError("hidden ids are not those of items")
-    encodings = {name: encoding_of(said) for name, said in header.get("encodings", {}).items()}
+    encodings = encodings_of(header.get("encodings", []))
     kinds = tuple(names(header.get("kinds", []), "kinds"))
     catalog = Catalog(items, modalities, attributes, frozenset(hidden), encodings, kinds)
     warm = expect_tensor(tensors, "warm", torch.bool, 1)

@@ -25,6 +25,7 @@ from metarec.service.answering import Answer
 T = TypeVar("T")
 _ID = 256  # characters of a new id
 _TEXT = 10_000  # characters of a new attribute
+_NUMBER = 1e300  # a new attribute is below it; not infinite, and whole numbers fit a float
 _REASONS = 10  # named with each item
 _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 _UNCLEAN = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")  # controls, line ends, lone surrogates
@@ -59,8 +60,15 @@ def _new_id(text: str | int) -> str | int:
     return _clean(text, _ID)
 
 
-def _new_text(text: str) -> str:
-    return _clean(text, _TEXT)
+def _new_cell(value: Any) -> Any:
+    """A new item's value in a column."""
+    if isinstance(value, str):
+        return _clean(value, _TEXT)
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        return [_clean(text, _TEXT) for text in value]
+    if value is None or (isinstance(value, bool | int | float) and abs(value) < _NUMBER):
+        return value
+    raise PydanticCustomError("cell", "Input should be a text, a finite number, a list of texts, or null")
 
 
 def _clean(text: str, most: int) -> str:
@@ -94,7 +102,7 @@ AnId = Annotated[Any, _AnId]
 Ids = Annotated[list[AnId], _FIRST]
 NewId = Annotated[AnId, AfterValidator(_new_id)]
 NewIds = Annotated[list[NewId], _FIRST]
-NewTexts = Annotated[list[Annotated[str, AfterValidator(_new_text)]], _FIRST]
+NewCells = Annotated[list[Annotated[Any, AfterValidator(_new_cell)]], _FIRST]
 Dict = Annotated[dict[str, T], WrapValidator(_entry_by_entry)]
 Diversity = Annotated[
     Annotated[float, Field(ge=0, le=1)] | Dict[Annotated[int, Field(ge=1)]], WrapValidator(_a_weight_or_most)
@@ -188,8 +196,8 @@ class AddItemsRequest(_Strict):
 
     ids: NewIds
     vectors: Dict[Dict[Vector]] = Field({}, description="By modality, by item id; items may be missing.")
-    attributes: Dict[NewTexts] = Field(
-        {}, description="By column, one string per id, e.g. titles, or what is learned from."
+    attributes: Dict[NewCells] = Field(
+        {}, description="By column, one value per id: a text, a number, several texts, or null for none."
     )
 
 
