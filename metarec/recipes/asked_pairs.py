@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from metarec.data.dataset import Ints
 from metarec.recipes.click_log import Floats
 
+S = TypeVar("S", bound=np.generic)
 T = TypeVar("T", bound=np.generic)
+Codes = NDArray[np.integer[Any]]
 
 AT_ONCE = 1 << 18  # pairs that are summed at once: what fits a cache is several times as fast
 CELLS = 1 << 20  # and the sums
@@ -35,12 +37,12 @@ class Asked:
 
     low: Ints
     count: Ints
-    entries: Callable[[Ints, Ints, Ints], tuple[Ints, Floats | None]]
+    entries: Callable[[Ints, Ints, Ints], tuple[Codes, Floats | None]]
     total: Floats | None
     clicks: Floats
     factor: float = 1.0
 
-    def of(self, first: int, stop: int, row: Ints, share: Callable[[Floats, Floats], Floats]) -> tuple[Ints, Floats]:
+    def of(self, first: int, stop: int, row: Ints, share: Callable[[Floats, Floats], Floats]) -> tuple[Codes, Floats]:
         """Second items, counted on from the ``row`` of their user, and what their pairs count, of some users."""
         count, clicks = self.count[first:stop], self.clicks[first:stop]
         each, slots = count.ravel(), np.repeat(np.arange(first, stop), count.shape[1])
@@ -58,14 +60,14 @@ class Asked:
         return (item + np.repeat(row[:-1], count.sum(1)) if len(count) > 1 else item), value
 
 
-def ranges(low: Ints, count: Ints, first: Ints, second: NDArray[T]) -> tuple[Ints, NDArray[T]]:
+def ranges(low: Ints, count: Ints, first: NDArray[S], second: NDArray[T]) -> tuple[NDArray[S], NDArray[T]]:
     """Ranges of two columns, one after the other."""
     if len(low) <= FEW_RANGES:
         pieces = [slice(*ends) for ends in zip(low.tolist(), (low + count).tolist(), strict=True)]
         return np.concatenate([first[own] for own in pieces]), np.concatenate([second[own] for own in pieces])
     place = np.repeat(low - count.cumsum() + count, count)
     place += np.arange(len(place))
-    return first[place], second[place]
+    return first.take(place), second.take(place)
 
 
 def summed_by_user(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarec.data.dataset import Dataset, Ints
 from metarec.files import expect_tensor
-from metarec.recipes.asked_pairs import Asked, ranges
+from metarec.recipes.asked_pairs import Asked, Codes, ranges
 from metarec.recipes.click_log import ClickLog, Floats, check_codes
 from metarec.recipes.counting import numbers
 from metarec.recipes.pair_events import PairEvents, PairRule
@@ -147,9 +147,5 @@ class PairCounts:
         return np.where(np.isnan(now), clicks, self.events.clicks(items, now))
 
 
-def _entries(part: PairPart) -> Callable[[Ints, Ints, Ints], tuple[Ints, Floats]]:
-    def of(low: Ints, count: Ints, user: Ints) -> tuple[Ints, Floats]:
-        key, weight = ranges(low, count, part.key, part.weight)
-        return key & (CODE - 1), weight
-
-    return of
+def _entries(part: PairPart) -> Callable[[Ints, Ints, Ints], tuple[Codes, Floats]]:
+    return lambda low, count, user: ranges(low, count, part.item, part.weight)

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from metarec.data.dataset import Ints
 from metarec.recipes.click_log import Floats
@@ -32,6 +33,11 @@ class PairPart:
         """Where the pairs of each first item begin, and the last end; None if there are more items than pairs."""
         last = int(self.key[-1]) // CODE if len(self.key) else 0
         return np.searchsorted(self.key, np.arange(last + 2) * CODE) if last < len(self.key) else None
+
+    @cached_property
+    def item(self) -> NDArray[np.int32]:
+        """(p,) the second items."""
+        return (self.key & (CODE - 1)).astype(np.int32)
 
     def bounds(self, items: Ints) -> tuple[Ints, Ints]:
         """Where the pairs of first items begin and how many they are, shaped as the items."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from metarec.scoring import Scores
 
 FLOATS = {"cpu": 1 << 22, "cuda": 1 << 28}  # scores held at once
-USERS = {"cpu": 256, "cuda": 4096}  # users at once
+USERS = {"cpu": 128, "cuda": 4096}  # users at once
 _STRIDE = 64
 _EXACT = 2048  # candidates at once in the exact pass
 
