@@ -57,7 +57,7 @@ intersphinx_mapping = inventories.mapping(DOCS / "inventories", DOCS / "_generat
 nitpicky = True
 nitpick_ignore = [("py:exc", "torch.OutOfMemoryError")]  # has no page
 nitpick_ignore_regex = [
-    (r"py:class", r"metarec\.[\w.]+\.(T|R|C|Batch|Number|_\w+)"),  # type variables and private classes have no page
+    (r"py:class", r"metarec\.[\w.]+\.(S|T|R|C|Batch|Number|_\w+)"),  # type variables and private classes have no page
     # What metarec.service is made of, and what checks the fields of its requests.
     (r"py:(class|exc)", r"(annotated_types|argparse|asyncio|fastapi|httptools|pydantic|socket|starlette|uvicorn)\..*"),
     (r"py:class", r"prometheus_client\..*"),
@@ -67,7 +67,7 @@ nitpick_ignore_regex = [
     ),
     (
         r"py:class",
-        r"Ints|Part|numpy\.int32|torch\.optim\.adam\.Adam",
+        r"Ints|Part|numpy\.(int32|integer)|torch\.optim\.(adam\.Adam|optimizer\.Optimizer)",
     ),  # a path that has no page, and types
     (
         r"py:class",

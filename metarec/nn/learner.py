@@ -190,12 +190,8 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
         history, among = examples.history, examples.target.unsqueeze(-1)
         if negatives:
             among = torch.cat([among, examples.negatives], -1)
-        ids = torch.cat(
-            [self._items_of(history), among.flatten(-2)], -1
-        )  # gathered at once: so is the gradient of a table
-        items = items or drawn_once(self.items)
-        x, vectors = items(ids).split([history.shape[-1], ids.shape[-1] - history.shape[-1]], -2)
-        x, vectors = self._with_kinds(x, history), vectors.unflatten(-2, among.shape[-2:])
+        x, vectors = _gathered(items or drawn_once(self.items), self._items_of(history), among)
+        x = self._with_kinds(x, history)
         return x, history > 0, self._context(history), examples.position, vectors, examples.weight
 
     def score(self, examples: Examples) -> tuple[Tensor, Tensor, Tensor]:
@@ -276,3 +272,14 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
         if not isinstance(self.items, TouchedRows):
             return {}
         return {f"items.{name}": value for name, value in self.items.per_user(support).items()}
+
+
+def _gathered(items: Items, history: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors of histories (..., L) and of (..., S, N) items; gathered at once, so is the gradient of a table."""
+    if type(items) in (TableItems, IdItems):  # the same for all users, so that each part can be one piece of memory
+        flat = items(torch.cat([history.flatten(), among.flatten()]))
+        x, vectors = flat.split([history.numel(), among.numel()])
+        return x.view(*history.shape, -1), vectors.view(*among.shape, -1)
+    length, ids = history.shape[-1], torch.cat([history, among.flatten(-2)], -1)
+    x, vectors = items(ids).split([length, ids.shape[-1] - length], -2)
+    return x, vectors.unflatten(-2, among.shape[-2:])
