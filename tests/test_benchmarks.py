@@ -17,7 +17,7 @@ TINY = "--clicks 4 --dim 8 --layers 1 --feedforward 16 --items 20 --steps 2 --lo
 SPEEDS = {"users_per_second", "learn2learn_users_per_second", "ratio_to_learn2learn"}
 FLOORS = {"floor_users_per_second", "share_of_floor", "floors", "work_per_user"}
 ERRORS = {"gradient_error", "learn2learn_gradient_error", "gradient_reference"}
-BLOCK = SPEEDS | FLOORS | ERRORS | {"repeats"}
+BLOCK = SPEEDS | FLOORS | ERRORS | {"repeats", "memory"}
 RUN = {"second_order", "stages", "ceilings", "settings", "threads", "commit", "machine", "date"}
 
 
