@@ -10,8 +10,8 @@ from torch.autograd.function import once_differentiable
 
 LEAST = 1e-6  # sum of weights that is divided by
 AT_ONCE = {"cpu": 1 << 19, "cuda": 1 << 29}  # products that are held at once
-FEW = 8  # vectors whose products with a state are faster element by element than as a matrix product
 LEAST_ROWS = 64  # of them: a product of fewer spends its time on reading the vectors
+FEW = 8  # vectors whose products with a state are faster element by element than as a matrix product
 
 
 def bpr(positive: Tensor, negatives: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from metarec.meta.adapted import DENSE_PAYS, AdaptedLinear, AdaptedNorm, AdaptedPart, Delta, kernels
 from metarec.meta.engine import InnerLoop, Rate, one_rate, takes_plain_steps
 from metarec.meta.inspection import separate, stackable
-from metarec.meta.memory import activations
+from metarec.meta.memory import activations, compared
 from metarec.meta.summed import SummedLosses
 from metarec.types import Examples
 
@@ -60,13 +60,13 @@ class LowRankUsers(SummedLosses):
             graph_steps: of no account here.
             steps: inner steps.
         """
-        parameters, rank = list(view.parameters()), steps * support.history.shape[-1]
+        parameters, length = list(view.parameters()), support.history.shape[-1]
         own = sum(
-            min(rank * sum(p.shape), int(DENSE_PAYS * p.numel())) if p.ndim == MATRIX else 3 * p.numel()
+            min(steps * length * sum(p.shape), int(DENSE_PAYS * p.numel())) if p.ndim == MATRIX else 3 * p.numel()
             for p in parameters
         )
         size: int = parameters[0].element_size() if parameters else 4
-        return max(1, size * (own + activations(view, support)))
+        return max(1, size * (own + activations(view, length, compared(support))))
 
     def _copy(self, module: nn.Module, path: str) -> nn.Module:
         """A copy of a module tree in which everything with parameters is the users' own."""

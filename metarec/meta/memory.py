@@ -29,18 +29,28 @@ def bytes_per_user(view: nn.Module, support: Examples, graph_steps: int) -> int:
     """
     parameters = list(view.parameters())
     weights = sum(p.numel() for p in parameters)
-    per_step = activations(view, support) + weights
+    per_step = activations(view, support.history.shape[-1], compared(support)) + weights
     size = parameters[0].element_size() if parameters else 4
     return max(1, size * (COPIES * weights + graph_steps * per_step))
 
 
-def activations(view: nn.Module, support: Examples) -> int:
-    """Floats that one user's forward and backward pass keeps."""
+def compared(examples: Examples) -> int:
+    """How many targets and negatives one user has."""
+    return examples.target.shape[-1] * (1 + examples.negatives.shape[-1])
+
+
+def activations(view: nn.Module, length: int, vectors: int) -> int:
+    """Floats that one user's forward and backward pass keeps.
+
+    Args:
+        view: what reads a history.
+        length: of the history.
+        vectors: of targets and negatives.
+    """
     matrices = [p for p in view.parameters() if p.ndim > 1]
     width = min((p.shape[-1] for p in matrices), default=1)
-    compared = support.target.shape[-1] * (1 + support.negatives.shape[-1])
     sizes = sum(p.shape[-2] + p.shape[-1] for p in matrices)
-    return ACTIVATIONS * (support.history.shape[-1] * sizes + compared * width)
+    return ACTIVATIONS * (length * sizes + vectors * width)
 
 
 def users_in_budget(

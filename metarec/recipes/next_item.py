@@ -14,7 +14,7 @@ from metarec.functional.kinds import items_of
 from metarec.meta.compiled import in_kernel
 from metarec.meta.graphs import Gradients, Graphs
 from metarec.meta.inspection import library_only
-from metarec.meta.memory import activations
+from metarec.meta.memory import activations, compared
 from metarec.nn import ModalityLearner, TableItems
 from metarec.nn.full_softmax import users_softmax
 from metarec.nn.items import drawn_once
@@ -119,7 +119,9 @@ class GraphedLoss:
     def _bytes(self, batch: EpisodeBatch) -> int:
         """About what a batch needs: activations, vectors of targets and negatives, gradients of all weights."""
         sizes = [p.numel() for p in self.learner.parameters()]
-        return 4 * (len(batch) * activations(self.learner.encoder, every_click(batch)) + 3 * sum(sizes))
+        asked = compared(batch.support) + compared(batch.query)
+        length = batch.query.history.shape[-1]
+        return 4 * (len(batch) * activations(self.learner.encoder, length, asked) + 3 * sum(sizes))
 
 
 def _with_rows(learner: ModalityLearner, history: Tensor) -> ModalityLearner:
