@@ -9,21 +9,16 @@ of texts and both are trained on the upstream side alike, with a generator of co
 users; ``cold`` is the users whose target is a film that nobody had clicked. How many epochs the generator is trained,
 none among them, is chosen for each seed by a split inside the upstream side; what else is set was chosen there too.
 ``among_cold`` ranks only films that nobody had clicked, as if it were known that the target is one of them: what is
-left is what the inputs tell of these films. Intervals are paired bootstraps over users. ``bags`` times the mean of the
-embeddings of each item's values, forward and backward: as a product with the rows of an encoding, which is what a model
-does, and by gathering.
+left is what the inputs tell of these films. Intervals are paired bootstraps over users. ``bags`` is what
+benchmarks/bags.py times.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
-import importlib.util
-import statistics
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
@@ -31,16 +26,14 @@ from typing import Any
 import numpy as np
 import polars as pl
 import torch
-from machine import add_machine_options, add_numbers, command_line, seconds, stamp
+from bags import BAGS, DIM, times_of_bags
+from machine import add_machine_options, add_numbers, command_line, stamp
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn import functional as F
 from tqdm import tqdm
 
 import metarec as mr
 from metarec.comparison import compare
 from metarec.files import write_json
-from metarec.functional import segment_mean
 from metarec.recipes.generating import train_generator, with_generator
 from metarec.recipes.nested_validation import validation_split
 from metarec.report import Report
@@ -56,15 +49,13 @@ LEARNERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 METRIC = "ndcg@10"
 DROP = 0.5  # probability with which one of several inputs is left out for an item
-BAGS = [(4_235, 24, 3), (4_235, 512, 5), (100_000, 24, 3), (100_000, 512, 5)]  # items, values, values of an item
-DIM, TURNS = 64, 7
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, evaluate, time; write the JSON and print a line for each."""
     options = _parse(arguments)
     rows = learners(options.epochs, options.generator_epochs, options.seeds)
-    bags = [time_bag(*sizes) for sizes in tqdm(BAGS[: options.bags], desc="bags")]
+    bags = times_of_bags(options.bags, torch.device("cpu"))
     said = {"epochs": options.epochs, "generator_epochs": options.generator_epochs, "seeds": options.seeds}
     said |= {"drop_inputs": DROP, "metric": METRIC, "dim": DIM}
     result = {"learners": rows, "bags": bags, "settings": said, **stamp(options.device, options.commit)}
@@ -184,50 +175,6 @@ class AmongCold(torch.nn.Module):
         """Scores of the whole catalogue, of which cold items count."""
         scored: Scored = self.learner(examples)
         return replace(scored, item_mask=scored.item_mask & self.cold)
-
-
-def time_bag(items: int, values: int, most: int) -> dict[str, Any]:
-    """Median milliseconds of the mean embedding of each item's values and its gradient, in turns."""
-    draw = torch.Generator().manual_seed(0)
-    count = torch.randint(1, 2 * most, (items,), generator=draw)
-    index = torch.arange(items).repeat_interleave(count)
-    code = torch.randint(0, values, (len(index),), generator=draw)
-    weight = torch.randn(values, DIM, generator=draw, requires_grad=True)
-    ways = bags(index, code, items, values)
-    upstream = torch.randn(items, DIM, generator=draw)
-
-    def turn(way: Callable[[Tensor], Tensor]) -> None:
-        weight.grad = None
-        way(weight).backward(upstream)
-
-    cpu = torch.device("cpu")
-    taken = {name: [seconds(partial(turn, way), cpu) for _ in range(TURNS)] for name, way in ways.items()}
-    fast = {name: round(1000 * statistics.median(each[1:]), 3) for name, each in taken.items()}
-    return {"items": items, "values": values, "values_of_all_items": len(index), "milliseconds": fast}
-
-
-def bags(index: Tensor, code: Tensor, items: int, values: int) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Ways to average the embeddings (V, D) of each item's values, (I, D), by name.
-
-    Args:
-        index: (n,) the item that each value is of, ascending.
-        code: (n,) the values.
-        items: I.
-        values: V.
-    """
-    count = torch.bincount(index, minlength=items)
-    encoding = torch.zeros(items, values).index_put_((index, code), 1 / count[index], accumulate=True)
-    starts = F.pad(count.cumsum(0), (1, 0))
-    out: dict[str, Callable[[Tensor], Tensor]] = {
-        "product": lambda weight: encoding @ weight,
-        "segment_mean": lambda weight: segment_mean(F.embedding(code, weight), index, items),
-        "torch.nn.functional.embedding_bag": lambda weight: F.embedding_bag(code, weight, starts[:-1], mode="mean"),
-    }
-    if importlib.util.find_spec("torch_scatter"):
-        scatter = importlib.import_module("torch_scatter")
-        out["torch_scatter.scatter"] = lambda w: scatter.scatter(w[code], index, 0, dim_size=items, reduce="mean")
-        out["torch_scatter.segment_csr"] = lambda w: scatter.segment_csr(w[code], starts, reduce="mean")
-    return out
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

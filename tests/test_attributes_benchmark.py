@@ -1,4 +1,4 @@
-"""benchmarks/attributes.py: its bags are one function, its films have what it says, and a run on little writes all."""
+"""benchmarks/attributes.py: its films have what it says, and a run on little writes all."""
 
 from __future__ import annotations
 
@@ -26,16 +26,6 @@ def attributes() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def test_all_bags_are_the_means_of_a_loop(attributes: ModuleType) -> None:
-    index, code = torch.tensor([0, 0, 1, 2, 2, 2]), torch.tensor([4, 1, 1, 0, 3, 1])
-    weight = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
-    expected = torch.stack([weight[code[index == item]].mean(0) for item in range(3)])
-    ways = attributes.bags(index, code, 3, 5)
-    assert len(ways) == 5
-    for name, way in ways.items():
-        torch.testing.assert_close(way(weight), expected, msg=name)
 
 
 def test_films_have_genres_and_years(attributes: ModuleType) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from helpers import ITEMS, ragged_episodes
-from metarec.data import EpisodeSampler
+from metarec.data import EpisodeSampler, negatives_gpu
 from metarec.datasets import planted
 from metarec.functional import attend
 from metarec.meta import MetaLearner, adapted, gpu, low_rank
@@ -202,6 +202,21 @@ def test_after_a_capture_that_fails_training_goes_on_without_and_can_draw(caplog
         return meta_gradient(meta, batch)
 
     torch.testing.assert_close(trained(graphs=True), trained(graphs=False), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("salt", [0, 77, -(1 << 62)])
+@pytest.mark.parametrize("negatives", [1, 5, 300])
+def test_the_kernel_of_negatives_draws_what_torch_draws(salt, negatives, monkeypatch):
+    """The sampler's own lines, on the CPU, are held to whole numbers of Python in test_negatives.py."""
+    sampler = EpisodeSampler(planted(users=60, items=40), users_per_batch=16, negatives=negatives)
+    batch = next(sampler.epoch(0)).to(DEVICE)
+    monkeypatch.setattr("metarec.data.negatives.mixed_int", lambda key: salt)
+    for examples in (batch.support, batch.query):
+        expected = sampler._draw(examples.to("cpu"), batch.user.cpu(), 0).negatives
+        draw = sampler._draw.to(DEVICE)
+        user = batch.user if draw._users is None else draw._users[batch.user]
+        found = negatives_gpu.drawn(examples, user, salt, draw._first, draw._pool, negatives)
+        assert torch.equal(found.cpu(), expected)
 
 
 def test_negatives_are_the_same_on_a_gpu_and_drawn_there_without_waiting():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import importlib.util
 from dataclasses import replace
 from typing import Self
 
@@ -62,7 +64,12 @@ class NegativeSampler:
         if not self.negatives:
             return examples
         user = user if self._users is None else self._users[user]
-        stream = mixed(user ^ signed(mixed_int(mixed_int(self.seed) ^ epoch))).view(-1, 1, 1)
+        salt = signed(mixed_int(mixed_int(self.seed) ^ epoch))
+        if user.is_cuda and importlib.util.find_spec("triton") is not None:  # pragma: no cover
+            kernel = importlib.import_module("metarec.data.negatives_gpu")
+            found = kernel.drawn(examples, user, salt, self._first, self._pool, self.negatives)
+            return replace(examples, negatives=found)
+        stream = mixed(user ^ salt).view(-1, 1, 1)
         counter = (examples.position.unsqueeze(-1) << 32) + torch.arange(self.negatives, device=user.device)
         bits = mixed(counter.mul_(signed(GOLDEN)).add_(stream))
         first, after = (self._first[examples.target + more].unsqueeze(-1) for more in (0, 1))

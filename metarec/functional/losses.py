@@ -175,6 +175,8 @@ def products(state: Tensor, vectors: Tensor) -> Tensor:
     """
     if vectors.shape[-2] < FEW:
         return (state.unsqueeze(-2) * vectors).sum(-1)
+    if vectors.is_cuda:  # the gradient of the vectors is then laid out as they are
+        return torch.matmul(vectors, state.unsqueeze(-1)).squeeze(-1)
     return torch.matmul(state.unsqueeze(-2), vectors.transpose(-1, -2)).squeeze(-2)
 
 
