@@ -87,7 +87,7 @@ def test_shares_are_every_user_once(monkeypatch: pytest.MonkeyPatch) -> None:
     batch, users = ragged_episodes([8, 6, 5, 5, 4]), []
     monkeypatch.setattr(distributed, "processes", lambda: 3)
     for rank in range(3):
-        monkeypatch.setattr(distributed, "_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
         own = distributed.share(batch)
         assert own.support.history.equal(batch.support.history[own.user])
         assert own.query.target.equal(batch.query.target[own.user])
