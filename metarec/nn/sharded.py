@@ -7,18 +7,39 @@ table in every process; here each looks up its own rows, and DTensor gathers the
 from __future__ import annotations
 
 import copy
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-from torch.nn import functional as F
 
 from metarec import distributed
 from metarec.nn import record
 from metarec.nn.items import IdItems
 from metarec.nn.learner import ModalityLearner
+
+
+class _Found(torch.autograd.Function):
+    """Rows (n, D) at places (n,) of a table, 0 where they are not here (n,); the backward pass leaves those out.
+
+    That waits for a GPU to count them, when all else is done. The forward pass does not, as all else is to come.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, at: Tensor, here: Tensor) -> Tensor:
+        ctx.save_for_backward(at, here)
+        ctx.size = len(rows)
+        return rows.index_select(0, at.remainder(len(rows))).mul_(here.unsqueeze(-1))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        at, here = ctx.saved_tensors
+        own = here.nonzero().squeeze(-1)
+        places, sums = at[own], gradient[own]
+        return torch.ops.aten.embedding_dense_backward(sums, places, ctx.size, -1, False), None, None
 
 
 class ShardedItems(nn.Module):
@@ -60,11 +81,11 @@ class ShardedItems(nn.Module):
         return sums.to_local().view(*ids.shape, -1)
 
     def _own_rows(self, codes: Tensor) -> Tensor:
-        """(n, D) vectors of codes (n,) whose rows are here, 0 for others; nothing waits for a GPU."""
+        """(n, D) vectors of codes (n,) whose rows are here, 0 for others."""
         rows = self.weight.to_local()
         at = codes - self.first
-        here = (codes > 0) & (at >= 0) & (at < len(rows))
-        return F.embedding(at.remainder(len(rows)), rows) * here.unsqueeze(-1)
+        found: Tensor = _Found.apply(rows, at, (codes > 0) & (at >= 0) & (at < len(rows)))  # type: ignore[no-untyped-call]
+        return found
 
     def scores(self, state: Tensor, ids: Tensor | None = None) -> NoReturn:
         """Raises RuntimeError: see :meth:`table`."""
