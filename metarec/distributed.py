@@ -7,6 +7,7 @@ batches come with the longest first. Without torchrun there is one process, and 
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -14,12 +15,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from metarec.types import EpisodeBatch
 
 Batch = TypeVar("Batch", EpisodeBatch, Tensor)
 T = TypeVar("T")
 PIECE = 1 << 26  # bytes of rows that are sent at once
+_MESHES: dict[str, DeviceMesh] = {}
 
 
 def start(device: torch.device | str) -> torch.device:
@@ -47,6 +50,8 @@ def start(device: torch.device | str) -> torch.device:
             raise ValueError(f"process {own} of this machine has no GPU, there are {found}: --nproc-per-node {found}")
         device = torch.device("cuda", own)
         torch.cuda.set_device(device)
+    # Its defaults keep the processes' group if it exists at their import, as by an optimizer, and so gloo's threads.
+    importlib.import_module("torch.distributed.nn.functional")
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     return device
 
@@ -55,9 +60,19 @@ def leave() -> bool:
     """Leave the other processes; all must call it. True in the one that goes on alone, which is the first."""
     first = is_first()
     if distributed.is_initialized():
-        distributed.barrier()  # or a thread of gloo may still hold a tensor when Python ends, and abort the process
-        distributed.destroy_process_group()
+        distributed.barrier()
+        for mesh in _MESHES.values():  # which keep the group, whose threads end with it
+            vars(mesh).get("_pg_registry", {}).clear()
+        _MESHES.clear()
+        distributed.destroy_process_group()  # a thread of gloo that holds a tensor when Python ends aborts the process
     return first
+
+
+def mesh_of(kind: str) -> DeviceMesh:
+    """All processes in a row, each with a device of a kind, as DTensors want them."""
+    if kind not in _MESHES:
+        _MESHES[kind] = init_device_mesh(kind, (processes(),))
+    return _MESHES[kind]
 
 
 def processes() -> int:

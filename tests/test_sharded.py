@@ -39,6 +39,7 @@ from metarec.files import write_tensors
 from metarec.nn.sharded import gather_items, shard_items
 from metarec.recipes import sasrec
 from sharded_worlds import DATA, OBJECTIVES, trained
+from two_processes import gloo_threads
 
 torch.set_num_threads(1)
 distributed.PIECE = 200  # of which a shard has several
@@ -74,6 +75,7 @@ told["score"] = refused(lambda: learner.items.scores(torch.zeros(1, 8)))
 whole = gather_items(learner)
 if distributed.leave():
     mr.save(whole, folder / "model")
+assert not gloo_threads()
 """
 
 

@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from metarec import distributed
@@ -66,9 +65,8 @@ class ShardedItems(nn.Module):
             raise ValueError(f"shard_items: {size} rows do not fill {processes} shards; start fewer processes")
         self.first = self.rows_each * distributed.rank()
         own = items.weight.detach()[self.first : self.first + self.rows_each].to(device, copy=True)
-        mesh = init_device_mesh(device.type, (processes,))
-        shape, stride = items.weight.shape, items.weight.stride()
-        rows = DTensor.from_local(own, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+        mesh, like = distributed.mesh_of(device.type), items.weight
+        rows = DTensor.from_local(own, mesh, [Shard(0)], run_check=False, shape=like.shape, stride=like.stride())
         self.weight = nn.Parameter(rows, items.weight.requires_grad)  # type: ignore[assignment]
         self.register_buffer("known", items.known.to(device), persistent=False)
 
