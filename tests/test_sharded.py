@@ -38,6 +38,7 @@ from metarec import distributed
 from metarec.files import write_tensors
 from metarec.nn.sharded import gather_items, shard_items
 from metarec.recipes import sasrec
+from metarec.recipes.next_item import GraphedLoss
 from sharded_worlds import DATA, OBJECTIVES, trained
 from two_processes import gloo_threads
 
@@ -67,6 +68,7 @@ def refused(what):
     except (RuntimeError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
 
+told["graphs"] = GraphedLoss(learner, lambda batch: batch).graphs is not None
 told["softmax"] = refused(lambda: next(sasrec.train(learner, DATA)))
 told["serve"] = refused(lambda: mr.Recommender(learner).adapt(DATA.catalog.items.ids[:2]))
 told["save"] = refused(lambda: mr.save(learner, folder / "no"))
@@ -126,6 +128,7 @@ def test_a_gathered_learner_is_loaded_by_one_process(run: tuple[Path, list[dict[
 def test_what_wants_the_whole_table_says_what_to_do(run: tuple[Path, list[dict[str, Any]]]) -> None:
     folder, told = run
     for one in told:
+        assert not one["graphs"]
         assert one["softmax"].startswith("ValueError") and "'sampled_softmax'" in one["softmax"]
         for name in ("serve", "save", "score"):
             assert one[name].startswith("RuntimeError") and "gather_items(learner)" in one[name]
