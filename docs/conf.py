@@ -67,7 +67,8 @@ nitpick_ignore_regex = [
     ),
     (
         r"py:class",
-        r"Ints|Part|numpy\.(int32|integer)|torch\.optim\.(adam\.Adam|optimizer\.Optimizer)",
+        r"Ints|Part|numpy\.(int32|integer)|torch\.optim\.(adam\.Adam|optimizer\.Optimizer)"
+        r"|torch\.distributed\.device_mesh\.DeviceMesh",
     ),  # a path that has no page, and types
     (
         r"py:class",

@@ -33,7 +33,7 @@ LAYERS = {
     "model": GROUND | {"codecs", "learning", "data", "scoring"},
     "served": {"data", "model"},
     "wrapped": GROUND | {"data", "modes", "scoring", "model", "nn"},
-    "nn": GROUND | {"modes", "versions", "data", "scoring", "model"},
+    "nn": GROUND | {"distributed", "modes", "versions", "data", "scoring", "model"},
     "meta": GROUND | {"modes", "versions", "data", "scoring", "model", "nn"},
     "datasets": {"types", "data"},
     "recipes": MIDDLE,

@@ -1,10 +1,11 @@
-"""The benchmarks of ranking, of cost curves and of several processes run and say what they claim."""
+"""The benchmarks of ranking, of cost curves, of several processes and of sharded tables run and say what they claim."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,7 @@ def test_curves_have_speeds_and_floors(tmp_path: Path, monkeypatch: pytest.Monke
         ("curves", "--device tpu", "--device 'tpu': expected one of"),
         ("peers", "--loop-users 0", "--loop-users must be at least 1, got 0"),
         ("distributed", "--processes 0", "--processes must be at least 1, got 0"),
+        ("sharded", "--users 8 0", "--users must be at least 1, got 0"),
     ],
 )
 def test_bad_arguments_are_refused(
@@ -112,6 +114,29 @@ def test_processes_are_measured_one_number_after_another(tmp_path: Path) -> None
         assert speed[str(found["processes"])] == pytest.approx(3 / found["repeats"][0])
         blocks = 2 * (64 * 192 + 192 + 64 * 64 + 64 + 2 * 64 * 256 + 256 + 64 + 4 * 64)
         assert found["message_bytes"] == 4 * (21 * 64 + blocks + 12 * 64 + 2 * 64)  # items, blocks, positions, a norm
+
+
+def test_a_sharded_table_is_measured_beside_a_whole_one(tmp_path: Path) -> None:
+    sizes = "--items 50 --small 30 --users 4 6 --steps 2"
+    result = run("sharded", tmp_path / "s.json", f"--processes 1 2 {sizes}")
+    told = {"users_per_second", "speed_up", "peak_gib", "equal", "runs", "backend", "threads_per_process"}
+    assert set(result) == RUN - {"threads"} | told
+    speed = result["users_per_second"]
+    assert list(speed) == ["1", "2"] and list(speed["1"]) == list(speed["2"]) == ["4", "6"]
+    assert result["speed_up"]["2"] == pytest.approx({users: speed["2"][users] / speed["1"][users] for users in "46"})
+    assert result["peak_gib"] == {"1": [None], "2": [None, None]}
+    equal = result["equal"]
+    assert equal["items"] == 30 and equal["first_loss"] == pytest.approx(math.log(65), rel=0.1)
+    assert 0 < equal["processes"]["2"]["loss_difference"] < 1e-5
+    assert equal["processes"]["1"] == {"loss_difference": 0.0, "score_difference": 0.0}
+    assert 0 < equal["processes"]["2"]["score_difference"] < 1e-3
+
+
+def test_items_of_the_sharded_benchmark_are_all_drawn_from() -> None:
+    data = importlib.import_module("sharded").clicks(7, 11)
+    assert data.warm[1:].all() and not data.warm[0] and set(data.item.tolist()) == set(range(1, 8))
+    assert set(torch.bincount(torch.from_numpy(data.user))[1:].tolist()) == {20} and len(data.user_codes) == 11
+    assert not {"_code", "ids"} & {*vars(data.catalog.items)}
 
 
 def test_peers_compute_the_same_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

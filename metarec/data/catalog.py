@@ -56,7 +56,8 @@ class Catalog:
         columns = sum(encoding.dim for encoding in self.encodings.values())
         if columns and self[ATTRIBUTES].dim != columns:
             raise ValueError(f"modality {ATTRIBUTES!r} has {self[ATTRIBUTES].dim} columns, its encodings {columns}")
-        self.items.encode(list(self.hidden))
+        if self.hidden:  # the codes of millions of ids take their time
+            self.items.encode(list(self.hidden))
         object.__setattr__(self, "modalities", MappingProxyType(dict(self.modalities)))
         object.__setattr__(self, "attributes", MappingProxyType(dict(self.attributes)))
         object.__setattr__(self, "encodings", MappingProxyType(dict(self.encodings)))

@@ -15,6 +15,7 @@ from torch import nn
 
 HISTORY = 50  # clicks, for methods that do not say how many they read
 INFORMATION = ("upstream", "live", "later")  # what each knows, the next knows too
+_TOLD = ("fitted_until", "trained", "untrained", "information")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,13 @@ def finish(module: nn.Module, stage: str) -> None:
         if stage in (left := _stages(part, "untrained")):
             vars(part)["untrained"] = tuple(name for name in left if name != stage)
             vars(part)["trained"] = (*_stages(part, "trained"), stage)
+
+
+def pass_on(old: nn.Module, new: nn.Module) -> None:
+    """Note that a module holds the weights of another, whose training record it takes over."""
+    vars(new).update({name: vars(old)[name] for name in _TOLD if name in vars(old)})
+    if vars(old).get("made") == version(old):
+        remake(new)
 
 
 def forget(module: nn.Module) -> None:

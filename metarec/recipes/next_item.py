@@ -18,6 +18,7 @@ from metarec.meta.memory import activations, compared
 from metarec.nn import ModalityLearner, TableItems
 from metarec.nn.full_softmax import users_softmax
 from metarec.nn.items import drawn_once
+from metarec.recipes.sharded import is_sharded
 from metarec.types import EpisodeBatch, Examples
 
 CPU_USERS = 32  # users of one pass on a CPU: what its caches hold
@@ -84,7 +85,8 @@ class GraphedLoss:
     """Adds the gradient of a loss of whole batches on a GPU, by one CUDA graph for each shape of batch.
 
     Launching the kernels of a small batch costs many times more than running them. Without graphs run learners with
-    parts of the user's own, whose Python code may do otherwise at each call, and those that read events of other kinds.
+    parts of the user's own, whose Python code may do otherwise at each call, those that read events of other kinds, and
+    those whose item table is sharded, as the processes that hold it wait for each other.
 
     Args:
         learner: what is trained.
@@ -98,7 +100,8 @@ class GraphedLoss:
         self, learner: ModalityLearner, loss: Callable[[EpisodeBatch], Tensor], *, timeless: bool = True
     ) -> None:
         self.learner, self.loss = learner, loss
-        self.graphs = Graphs() if timeless and learner.kinds is None and library_only(learner) else None
+        alone = timeless and learner.kinds is None and library_only(learner) and not is_sharded(learner)
+        self.graphs = Graphs() if alone else None
 
     def backward(self, batch: EpisodeBatch) -> Tensor:
         """Add the gradient; returns the loss, which the next call may overwrite."""

@@ -65,7 +65,11 @@ def as_large(value: Tensor, parameter: Tensor, key: str) -> Tensor:
 
 
 def adam(parameters: list[nn.Parameter], lr: float) -> torch.optim.Adam:
-    """Fused Adam whose steps raise the versions of the weights, by which kept tables are stale; torch's do not."""
-    out = torch.optim.Adam(parameters, lr=lr, fused=True)
+    """Fused Adam whose steps raise the versions of the weights, by which kept tables are stale; torch's do not.
+
+    Tables whose rows lie in several processes are a group of their own, and so are their moments.
+    """
+    groups = [[p for p in parameters if distributed.is_sharded(p) is sharded] for sharded in (False, True)]
+    out = torch.optim.Adam([{"params": group} for group in groups if group], lr=lr, fused=True)
     out.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(parameters))
     return out

@@ -26,6 +26,8 @@ from metarec.nn.items import drawn_once, has_rows, more_items
 from metarec.nn.kinds import event_kinds
 from metarec.recipes.features import scales_of, standardised
 from metarec.recipes.next_item import CPU_USERS, GraphedLoss, every_click, softmax_loss
+from metarec.recipes.optimizing import Backward
+from metarec.recipes.sharded import is_sharded, sharded_backward
 from metarec.recipes.training import TrainingRun
 from metarec.types import EpisodeBatch, Examples, Modality, Progress
 
@@ -182,6 +184,9 @@ def train(
         negatives: of a click, for the losses that sample them.
         seed: of batches, negatives and dropout.
         after: called with the number of epochs done after each; where it returns True, the training is over.
+
+    Raises:
+        ValueError: if the objective compares with all items, and their table is sharded.
     """
     sampler = EpisodeSampler(
         data,
@@ -190,7 +195,11 @@ def train(
         negatives=0 if objective == "softmax" else negatives,
         max_length=learner.encoder.position.shape[0] if isinstance(learner.encoder, SequenceEncoder) else 50,
     )
-    backward = next_item_backward(learner, objective, negatives)
+    if is_sharded(learner):
+        loss = next_item_loss(learner, objective, negatives)
+        backward: Backward = sharded_backward(learner, objective, loss, users_per_batch)
+    else:
+        backward = next_item_backward(learner, objective, negatives)
     run = TrainingRun(learner, seed=seed, settings={})
     record.begin(learner, data.time.max().item())
     learner.train()
@@ -201,9 +210,7 @@ def train(
     learner.eval()
 
 
-def next_item_backward(
-    learner: ModalityLearner, objective: Loss, negatives: int, since: float = -math.inf
-) -> Callable[[EpisodeBatch], float | Tensor]:
+def next_item_backward(learner: ModalityLearner, objective: Loss, negatives: int, since: float = -math.inf) -> Backward:
     """What adds the gradient of a batch's next-item loss, the mean over users, and returns the loss.
 
     Args:
@@ -213,14 +220,7 @@ def next_item_backward(
         since: ask only for clicks from this time on.
     """
     device = next(learner.parameters()).device
-
-    def asked(part: EpisodeBatch) -> Examples:
-        return every_click(part, since)
-
-    def loss(batch: EpisodeBatch) -> Tensor:
-        if objective == "softmax":
-            return softmax_loss(learner, batch, asked)
-        return _sampled_loss(learner, asked(batch), objective, negatives) / len(batch)
+    loss = next_item_loss(learner, objective, negatives, since)
 
     def backward(batch: EpisodeBatch) -> float:
         each = math.prod(batch.query.history.shape[1:]) * (1 + negatives)
@@ -234,6 +234,22 @@ def next_item_backward(
 
     graphed = GraphedLoss(learner, loss, timeless=since == -math.inf)
     return backward if device.type == "cpu" else lambda batch: graphed.backward(batch.to(device))
+
+
+def next_item_loss(
+    learner: ModalityLearner, objective: Loss, negatives: int, since: float = -math.inf
+) -> Callable[[EpisodeBatch], Tensor]:
+    """What computes the next-item loss of a batch, the mean over its users."""
+
+    def asked(part: EpisodeBatch) -> Examples:
+        return every_click(part, since)
+
+    def loss(batch: EpisodeBatch) -> Tensor:
+        if objective == "softmax":
+            return softmax_loss(learner, batch, asked)
+        return _sampled_loss(learner, asked(batch), objective, negatives) / len(batch)
+
+    return loss
 
 
 def objective_of(learner: ModalityLearner) -> Loss:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from metarec import distributed
 from metarec.data.sampler import EpisodeSampler
+from metarec.distributed import own_rows
 from metarec.files import checksum, read_tensors
 from metarec.nn import record
 from metarec.recipes.checkpoint import INITIAL, Checkpoint, initial_weights
@@ -151,7 +152,7 @@ class TrainingRun:
                 seen += count
                 speed = seen / max(time.perf_counter() - began, 1e-9)
                 yield Progress(name, epoch + 1, epochs, seen, users, loss, speed)
-            if not all(bool(torch.isfinite(parameter).all()) for parameter in parameters):
+            if not all(bool(torch.isfinite(own_rows(parameter)).all()) for parameter in parameters):
                 raise FloatingPointError(
                     f"epoch {epoch + 1} of stage {name!r} left weights that are not finite; {LOWER}"
                 )

@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from metarec.distributed import is_sharded
 from metarec.functional.scaling import FeatureScale
 from metarec.meta import MetaLearner
 from metarec.model import register
@@ -32,6 +33,8 @@ _TENSORS = ("mean", "varies", "outliers")
 
 
 def _learner(learner: ModalityLearner, describing: Describing) -> dict[str, Any]:
+    if any(map(is_sharded, learner.parameters())):
+        learner.items.table()  # which says what to do
     size = describing.world.catalog.size
     describing.scales = learner.scales or describing.world.scales(learner.fitted or size)
     for name in ("items", "encoder", "context"):
