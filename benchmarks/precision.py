@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, cast
 
@@ -39,14 +39,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         way, width, users = options.job
         print(json.dumps(job(way, int(width), int(users), options.batches, options.items, options.device)))
         return
-    rows = [
-        {"way": way, "width": width, "users_per_batch": users, **_done(way, width, users, options)}
-        for width in options.widths
-        for users in options.users
-        for way in WAYS
-    ]
     settings = {"items": options.items, "batches": options.batches, "objective": "softmax"}
-    write_json(options.out, {"rows": rows, "settings": settings, **stamp(options.device, options.commit)})
+    rows: list[dict[str, Any]] = []
+    for width, users, way in product(options.widths, options.users, WAYS):
+        rows.append({"way": way, "width": width, "users_per_batch": users, **_done(way, width, users, options)})
+        write_json(options.out, {"rows": rows, "settings": settings, **stamp(options.device, options.commit)})
 
 
 def job(way: str, width: int, users: int, batches: int, items: int, device: torch.device) -> dict[str, Any]:
