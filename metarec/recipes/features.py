@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metarec.data.dataset import Catalog
+from metarec.functional.appending import side_by_side
 from metarec.functional.scaling import FeatureScale
 from metarec.types import Modality
 
@@ -54,7 +55,7 @@ def standardised(catalog: Catalog, scales: Mapping[str, FeatureScale]) -> list[M
 def joined(modalities: Sequence[Modality]) -> Modality:
     """All features of each item as one modality; an item has it that has any."""
     present = torch.stack([m.present for m in modalities]).any(0)
-    return Modality("all", torch.cat([m.features for m in modalities], 1), present)
+    return Modality("all", side_by_side([m.features for m in modalities]), present)
 
 
 def check_scale(added: Catalog, scales: Mapping[str, FeatureScale]) -> None:
