@@ -2,33 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from metarec.functional.neighbours import FEW, ROUNDING, nearest_items
+from metarec.functional.remembering import Remembered
 
-
-@dataclass(frozen=True, eq=False)
-class _Found:
-    """What one learner was told; others ask the same of the same items."""
-
-    features: Sequence[Tensor]
-    allowed: Tensor
-    near: Tensor
-
-    def is_of(self, features: Sequence[Tensor], allowed: Tensor, k: int) -> bool:
-        same = len(features) == len(self.features) and all(map(_is, features, self.features))
-        return same and self.near.shape[1] == k and torch.equal(self.allowed, allowed)
-
-
-_found = WeakTensorKeyDictionary()  # features of the first modality before items were added -> what was found for these
-_lengths = WeakTensorKeyDictionary()  # features -> the largest length of a row
-_lock = threading.RLock()
+_found: Remembered[Tensor] = Remembered()  # by the features before items were added: several learners have the same
+_lengths: Remembered[float] = Remembered()
 
 
 def nearest_of_added(before: Sequence[Tensor], features: Sequence[Tensor], allowed: Tensor, k: int) -> Tensor:
@@ -48,12 +31,8 @@ def nearest_of_added(before: Sequence[Tensor], features: Sequence[Tensor], allow
         >>> nearest_of_added([text[:3]], [text], torch.tensor([False, True, True, False]), 2).tolist()
         [[2, 1]]
     """
-    with _lock:
-        known: _Found | None = _found.get(before[0])
-        if known is None or not known.is_of(features, allowed, k):
-            known = _Found(list(features), allowed, _nearest(before, features, allowed, k))
-            _found[before[0]] = known
-    return known.near
+    told = k, allowed.cpu().numpy().tobytes()
+    return _found.of([*before, *features], told, lambda: _nearest(before, features, allowed, k))
 
 
 def _nearest(before: Sequence[Tensor], features: Sequence[Tensor], allowed: Tensor, k: int) -> Tensor:
@@ -81,16 +60,9 @@ def _nearest(before: Sequence[Tensor], features: Sequence[Tensor], allowed: Tens
 
 def _longest(before: Tensor, table: Tensor) -> float:
     """The square of the largest length of a row of a table, of which the rows of another were measured before."""
-    if before not in _lengths:
-        _lengths[before] = _square(before)
-    largest = max(_lengths[before], _square(table[len(before) :]))
-    _lengths[table] = largest
-    return largest
+    known = _lengths.of([before], None, lambda: _square(before))
+    return _lengths.of([table], None, lambda: max(known, _square(table[len(before) :])))
 
 
 def _square(rows: Tensor) -> float:
     return float(torch.linalg.vector_norm(rows, dim=1).max()) ** 2 if rows.numel() else 0.0
-
-
-def _is(one: Tensor, other: Tensor) -> bool:
-    return one is other

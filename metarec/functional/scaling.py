@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -81,6 +81,12 @@ class FeatureScale:
             codes[~inside],
             None if main is None or float(variance[main]) <= (1 - FLAT) * float(variance.sum()) else main,
         )
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """All its numbers, to be compared with another's."""
+        own = self.length, self.farthest, self.limit, self.shortest, self.main
+        return (*own, *(each.cpu().numpy().tobytes() for each in (self.mean, self.varies, self.outliers)))
 
     @property
     def flat(self) -> bool:

@@ -13,11 +13,13 @@ from torch.nn import functional as F
 from metarec.functional.appending import appended
 from metarec.functional.neighbour_index import near_items
 from metarec.functional.neighbours_of_added import nearest_of_added
+from metarec.functional.remembering import Remembered
 from metarec.nn.items import IdItems, Items, TableItems, has_rows, more_items
 from metarec.nn.last_rows import rows_from
 from metarec.types import Modality
 
 Variant = Literal["metarec", "paper"]
+_neighbours: Remembered[Tensor] = Remembered()
 
 
 def warm_neighbours(modalities: Sequence[Modality], warm: Tensor, k: int) -> Tensor:
@@ -34,7 +36,9 @@ def warm_neighbours(modalities: Sequence[Modality], warm: Tensor, k: int) -> Ten
         [[2], [1]]
     """
     described = torch.stack([m.present for m in modalities]).any(0) & (torch.arange(len(warm), device=warm.device) > 0)
-    return near_items(torch.cat([m.features for m in modalities], dim=1), described & warm, k)
+    allowed, features = described & warm, [m.features for m in modalities]
+    told = k, allowed.cpu().numpy().tobytes()  # several learners ask the same
+    return _neighbours.of(features, told, lambda: near_items(torch.cat(features, dim=1), allowed, k))
 
 
 class ColdItemGenerator(nn.Module):

@@ -94,8 +94,8 @@ class TabledModel(Model):
     Subclasses say by ``_new_bank`` what their states and tables are; None where scores are no such products.
     """
 
-    def bank(self) -> Any:
-        """Learners frozen, a :class:`TableSnapshot`, until one of their numbers changes; None if there is no such."""
+    def bank(self) -> TableSnapshot | None:
+        """Learners frozen, until one of their numbers changes; None if there is no such."""
         return kept(self, self._bank_name(), self._new_bank)
 
     def _bank_name(self) -> str:

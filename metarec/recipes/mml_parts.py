@@ -45,7 +45,7 @@ class LearnersByModality(FusedModel, nn.Module):
             ValueError: as for :meth:`Catalog.add_items <metarec.Catalog.add_items>`.
         """
         catalog = larger(self, added)
-        modalities = standardised_by_name(catalog, self.scales, self.catalog.size)
+        modalities = standardised_by_name(catalog, self.scales, catalog.size - len(added.items))
         learners = {name: with_catalog(self.learner(name), catalog, modalities) for name in self.learners}
         out = copy.copy(self)
         out.catalog, out.warm = catalog, learners["id"].warm
