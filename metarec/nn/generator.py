@@ -22,13 +22,16 @@ Variant = Literal["metarec", "paper"]
 _neighbours: Remembered[Tensor] = Remembered()
 
 
-def warm_neighbours(modalities: Sequence[Modality], warm: Tensor, k: int) -> Tensor:
+def warm_neighbours(
+    modalities: Sequence[Modality], warm: Tensor, k: int, device: torch.device | str | None = None
+) -> Tensor:
     """The k warm items nearest to each item by all its features, (I, k); 0 where there are fewer.
 
     Args:
         modalities: the features.
         warm: (I,) bool.
         k: how many.
+        device: where they are looked for; by default where the features are.
 
     Example:
         >>> text = Modality("text", torch.tensor([[0.0], [1.0], [2.0]]), torch.arange(3) > 0)
@@ -37,8 +40,14 @@ def warm_neighbours(modalities: Sequence[Modality], warm: Tensor, k: int) -> Ten
     """
     described = torch.stack([m.present for m in modalities]).any(0) & (torch.arange(len(warm), device=warm.device) > 0)
     allowed, features = described & warm, [m.features for m in modalities]
-    told = k, allowed.cpu().numpy().tobytes()  # several learners ask the same
-    return _neighbours.of(features, told, lambda: near_items(torch.cat(features, dim=1), allowed, k))
+    told = k, str(device), allowed.cpu().numpy().tobytes()  # several learners ask the same
+
+    def find() -> Tensor:
+        there = torch.device(device or warm.device)
+        found = near_items(torch.cat([each.to(there) for each in features], dim=1), allowed.to(there), k)
+        return found.to(warm.device)
+
+    return _neighbours.of(features, told, find)
 
 
 class ColdItemGenerator(nn.Module):
