@@ -61,7 +61,7 @@ def appended(table: Tensor, rows: Tensor) -> Tensor:
     """The rows of a table (n, ...) and others (m, ...) after them, as one tensor (n + m, ...); neither changes.
 
     It shares its memory with the table where there is room behind that one: then only the m rows are written. Else all
-    are copied once, to where there is room. So neither of the two must be changed in place.
+    are copied once, to where there is room. So a change in place of the one is a change of the other.
 
     Example:
         >>> table = appended(torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0]]))
@@ -73,7 +73,7 @@ def appended(table: Tensor, rows: Tensor) -> Tensor:
     with _lock:
         room = _rooms.get(table)
         if room is not None and last <= len(room.buffer):
-            behind = room.buffer[first:last]
+            behind = room.buffer.data[first:last]  # whose changes count against no table
             if room.used == first:
                 behind.copy_(rows)
                 return _taken(room, last)
@@ -92,11 +92,11 @@ def _memory(rows: int, shape: Sequence[int], like: Tensor, by_column: bool) -> T
 
 
 def _taken(room: _Room, rows: int) -> Tensor:
-    """The first rows of a room, with a count of changes of their own: what is written behind them is none to them."""
+    """The first rows of a room; all that were taken of it share a count of changes in place."""
     out = None if room.latest is None or room.used != rows else room.latest()
     if out is not None:
         return out
-    out = room.buffer.data[:rows]
+    out = room.buffer[:rows]
     if rows >= room.used:
         room.used, room.latest = rows, weakref.ref(out)
     _rooms[out] = room

@@ -9,6 +9,9 @@ from torch import Tensor
 from metarec.nn.items import Items
 
 
+TOGETHER = 64  # rows that are computed at least: products of few round otherwise than those of a whole table
+
+
 def rows_from(items: Items, first: int) -> Tensor | None:
     """The last rows (I - first, D) of the items' table; None where the class that makes the table does not give them.
 
@@ -26,4 +29,6 @@ def rows_from(items: Items, first: int) -> Tensor | None:
         if {"table", "forward", "frozen", "with_more"} & set(names):
             return None
     give: Callable[[int], Tensor | None] | None = getattr(items, "rows_from", None)
-    return None if give is None else give(first)
+    start = max(0, min(first, len(items.known) - TOGETHER))
+    rows = None if give is None else give(start)
+    return None if rows is None else rows[first - start :]
