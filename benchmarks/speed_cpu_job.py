@@ -112,7 +112,7 @@ def added(clock: Clock, items: int) -> dict[str, Any]:
     catalog = Catalog(Vocabulary(f"item{i}" for i in range(items)), {"text": text})
     people = Vocabulary((f"user{i}" for i in range(items // 100)), what="user")
     rows = np.arange(len(item))
-    data = Dataset(people, catalog, rows % len(people) + 1, item, rows, warm, name="random")
+    data = Dataset(people, catalog, rows // 12 + 1, item, rows, warm, name="random")
     recommender = mr.Recommender(mr.MML.build(data, mr.MMLConfig()).eval())
     history = [f"item{i}" for i in item[:3] - 1]
     recommender.adapt(history).recommend(k=10)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from metarec.nn.items import Items
 
-
 TOGETHER = 64  # rows that are computed at least: products of few round otherwise than those of a whole table
 
 
