@@ -9,7 +9,10 @@ The main job is what ``examples/mml_hangzhou.py --preset mml`` does, README's fi
 split, train MML, test every part of it. The recipe is the training of ``mml_blend``, left out with ``--recipes 0``;
 neighbours are what a generator builds first. Ratios are of CPU seconds, now to before, the median over the seeds: they
 hold on a machine that others use, too. NDCG@10 of both builds is compared user by user. With ``--keep`` a job that was
-done is not done again. Beside the JSON comes a picture.
+done is not done again, and what ``--out`` has of jobs that are not asked for stays. Beside the JSON comes a picture.
+
+``added`` is one item into a model of so many, and an answer; ``busy`` a short training on two threads, alone and beside
+a process that keeps the same two cores busy: of each build the CPU seconds of both, and their ratio.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -35,27 +39,45 @@ from metarec.files import write_json, write_png
 from metarec.report import Report
 
 BUILDS = ("before", "now")
+CORES = sorted(os.sched_getaffinity(0))[:2]  # that a short training and what is beside it share
 Found = dict[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Do all jobs in both builds and write the JSON file."""
     options = _parse(arguments)
-    jobs = [("main", seed) for seed in range(options.seeds)]
-    jobs += [("recipe", seed) for seed in range(options.recipes)] + [("neighbours", n) for n in options.items]
+    numbers = {"main": range(options.seeds), "recipe": range(options.recipes), "neighbours": options.items}
+    numbers |= {"added": options.added, "short": range(2 * options.busy)}
     trees = {"before": options.before.resolve(), "now": ROOT}
     with TemporaryDirectory() as own:
         keep = options.keep or Path(own)
         keep.mkdir(parents=True, exist_ok=True)
-        turns = [(job, number, build) for job, number in jobs for build in BUILDS]
+        turns = [(job, number, build) for job, each in numbers.items() for number in each for build in BUILDS]
         found = {}
         for job, number, build in tqdm(turns, unit="job"):
-            found[job, number, build] = done(f"{job} {number}", build, trees[build], keep, options.threads)
-    result = {**summary(found), "threads": options.threads, "before": _commit(trees["before"])}
-    result |= stamp(torch.device("cpu"), options.commit)
+            with busy(alone=job != "short" or number % 2 == 0):
+                threads = len(CORES) if job == "short" else options.threads
+                found[job, number, build] = done(f"{job} {number}", build, trees[build], keep, threads)
+    result = json.loads(options.out.read_text(encoding="utf-8")) if options.out.exists() else {}
+    new, about = summary(found), stamp(torch.device("cpu"), options.commit)
+    result |= new | (about if "seconds" in new else {}) | {"before": _commit(trees["before"])}
+    result["runs"] = result.get("runs", {}) | dict.fromkeys(new, about)
     write_json(options.out, result)
-    draw(result["seconds"], options.out.with_suffix(".png"))
-    print(json.dumps({name: result[name] for name in ("main_job_ratio", "recipe_training_ratio", "build")}))
+    if "seconds" in new:
+        draw(result["seconds"], options.out.with_suffix(".png"))
+    print(json.dumps({name: value for name, value in new.items() if name not in ("seconds", "ndcg@10")}))
+
+
+@contextmanager
+def busy(*, alone: bool) -> Iterator[None]:
+    """Nothing else, or a process that never waits, on the cores that the jobs are then held to."""
+    if alone:
+        yield
+        return
+    command = [sys.executable, "-c", f"import os; os.sched_setaffinity(0, {CORES})\nwhile True: pass"]
+    with subprocess.Popen(command) as other:
+        yield
+        other.kill()
 
 
 def done(job: str, build: str, tree: Path, keep: Path, threads: int) -> Found:
@@ -64,38 +86,53 @@ def done(job: str, build: str, tree: Path, keep: Path, threads: int) -> Found:
     file = keep / f"{name}_{build}_{number}.json"
     if not file.exists():
         command = [sys.executable, str(Path(__file__).with_name("speed_cpu_job.py")), name, number]
-        around = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": str(threads)}
-        ran = subprocess.run(
-            [*command, "--threads", str(threads)], env=around, cwd=tree, stdout=subprocess.PIPE, check=True
-        )
+        around = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "MKL_"))}
+        around |= {"PYTHONPATH": str(tree)} | ({"OMP_NUM_THREADS": str(threads)} if name != "short" else {})
+        command += ["--threads", str(threads), *(["--cores", *map(str, CORES)] if name == "short" else [])]
+        ran = subprocess.run(command, env=around, cwd=tree, stdout=subprocess.PIPE, check=True)
         file.write_bytes(ran.stdout)
     out: Found = json.loads(file.read_text(encoding="utf-8"))
     return out
 
 
 def summary(found: Mapping[tuple[str, int, str], Found]) -> Found:
-    """Ratios, seconds by stage and quality."""
+    """What the jobs that were done say: ratios, seconds by stage and quality."""
     pairs: dict[str, dict[int, list[Found]]] = {}
     for (job, number, _), one in found.items():
         pairs.setdefault(job, {}).setdefault(number, []).append(one)
-    main_jobs, recipes = (list(pairs.get(job, {}).values()) for job in ("main", "recipe"))
-    training = [[_without(one, "load and build", "test") for one in pair] for pair in main_jobs]
-    stages: dict[str, dict[str, dict[str, float]]] = {}
+    out: Found = {}
+    if main_jobs := list(pairs.get("main", {}).values()):
+        training = [[_without(one, "load and build", "test") for one in pair] for pair in main_jobs]
+        ratios = {"main_job_ratio": _ratio(main_jobs), "main_job_training_ratio": _ratio(training)}
+        out |= ratios | {"seconds": _stages(main_jobs), "ndcg@10": quality(main_jobs), "seeds": len(main_jobs)}
+    if recipes := list(pairs.get("recipe", {}).values()):
+        out |= {"recipe_training_ratio": _ratio(recipes), "recipe_seconds": _stages(recipes)}
+    if built := pairs.get("neighbours", {}):
+        out["build"] = {str(items): _ratio([pair]) for items, pair in built.items()}
+    if added := pairs.get("added", {}):
+        out["added"] = {str(items): {"ratio": _ratio([pair]), **_stages([pair])} for items, pair in added.items()}
+    if short := list(pairs.get("short", {}).values()):
+        out["busy"] = {build: _beside(short, place) for place, build in enumerate(BUILDS)}
+    return out
+
+
+def _stages(pairs: Sequence[Sequence[Found]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Seconds of each build by stage, medians over the pairs."""
+    out = {}
     for place, build in enumerate(BUILDS):
-        seen = [pair[place]["seconds"] for pair in main_jobs]
-        stages[build] = {
-            stage: {kind: round(median(each[stage][kind] for each in seen), 2) for kind in ("cpu", "wall")}
+        seen = [pair[place]["seconds"] for pair in pairs]
+        out[build] = {
+            stage: {kind: round(median(each[stage][kind] for each in seen), 3) for kind in ("cpu", "wall")}
             for stage in seen[0]
         }
-    return {
-        "main_job_ratio": _ratio(main_jobs),
-        "main_job_training_ratio": _ratio(training),
-        "recipe_training_ratio": _ratio(recipes) if recipes else None,
-        "build": {str(items): _ratio([pair]) for items, pair in pairs.get("neighbours", {}).items()},
-        "seconds": stages,
-        "ndcg@10": quality([*main_jobs]),
-        "seeds": len(main_jobs),
-    }
+    return out
+
+
+def _beside(pairs: Sequence[Sequence[Found]], place: int) -> dict[str, float]:
+    """CPU seconds of the short training alone and beside a busy process, medians, and their ratio."""
+    cpu = [pair[place]["seconds"]["training"]["cpu"] for pair in pairs]
+    alone, beside = median(cpu[::2]), median(cpu[1::2])
+    return {"alone": round(alone, 2), "beside": round(beside, 2), "ratio": round(beside / alone, 2)}
 
 
 def quality(pairs: Sequence[Sequence[Found]]) -> Found:
@@ -152,8 +189,10 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the JSON file")
     parser.add_argument("--keep", type=Path, metavar="DIR", help="results of jobs, which are not done again")
     parser.add_argument("--items", type=int, nargs="*", default=[20_000], metavar="N", help="items with neighbours")
+    parser.add_argument("--added", type=int, nargs="*", default=[], metavar="N", help="items that one is added to")
     numbers = {"seeds": (3, "main jobs of each build"), "recipes": (1, "trainings of mml_blend of each build")}
-    add_numbers(parser, {**numbers, "threads": (1, "of each job")}, least={"recipes": 0})
+    numbers |= {"busy": (0, "short trainings alone and beside a busy process"), "threads": (1, "of the other jobs")}
+    add_numbers(parser, numbers, least={"seeds": 0, "recipes": 0, "busy": 0})
     add_machine_options(parser, device="cpu")
     return parser.parse_args(arguments)
 

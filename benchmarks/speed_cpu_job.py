@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 Seconds = dict[str, dict[str, float]]
+FEATURES = 384
 
 
 class Clock:
@@ -72,13 +74,57 @@ def neighbours(clock: Clock, items: int) -> dict[str, Any]:
 
     from metarec.functional import nearest_items
 
-    features = torch.randn(items, 384, generator=torch.Generator().manual_seed(0))
+    features = torch.randn(items, FEATURES, generator=torch.Generator().manual_seed(0))
     with clock.stage("neighbours"):
         found = nearest_items(features, torch.arange(items) > 0, 5)
     return {"found": int(found.sum())}
 
 
-JOBS = {"main": main_job, "recipe": recipe, "neighbours": neighbours}
+def short(clock: Clock, seed: int) -> dict[str, Any]:
+    """The training of the main job with an epoch of each stage."""
+    import metarec as mr
+
+    data = mr.datasets.movietweetings()
+    up, _ = mr.split_by_time(data, mr.split_time(data, cold_users=0.2))
+    config = mr.MMLConfig(warmup_epochs=1, epochs=1, generator_epochs=1, fusion_epochs=10)
+    model = mr.MML.build(up, config, seed=seed)
+    with clock.stage("training"):
+        for _ in mr.recipes.mml.train(model, mr.EpisodeSampler(up, seed=seed)):
+            pass
+    return {}
+
+
+def added(clock: Clock, items: int) -> dict[str, Any]:
+    """Add one item to a model of many and answer, three times; one item in a hundred was clicked."""
+    import numpy as np
+    import torch
+
+    import metarec as mr
+    from metarec.data.dataset import Catalog, Dataset, Vocabulary
+    from metarec.types import Modality
+
+    draw, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+    features = torch.randn(items + 1, FEATURES, generator=draw)
+    features[0] = 0
+    text = Modality("text", features, torch.arange(items + 1) > 0)
+    item = np.append(rng.permutation(items // 100), rng.integers(0, items // 100, 11 * (items // 100))) + 1
+    warm = np.bincount(item, minlength=items + 1) > 0
+    catalog = Catalog(Vocabulary(f"item{i}" for i in range(items)), {"text": text})
+    people = Vocabulary((f"user{i}" for i in range(items // 100)), what="user")
+    rows = np.arange(len(item))
+    data = Dataset(people, catalog, rows // 12 + 1, item, rows, warm, name="random")
+    recommender = mr.Recommender(mr.MML.build(data, mr.MMLConfig()).eval())
+    history = [f"item{i}" for i in item[:3] - 1]
+    recommender.adapt(history).recommend(k=10)
+    for turn in ("first", "second", "third"):
+        vector = torch.randn(1, FEATURES, generator=draw)
+        with clock.stage(turn):
+            recommender.add_items([turn], text=vector)
+            recommender.adapt(history).recommend(k=10)
+    return {}
+
+
+JOBS = {"main": main_job, "recipe": recipe, "neighbours": neighbours, "short": short, "added": added}
 
 
 def main() -> None:
@@ -87,7 +133,10 @@ def main() -> None:
     parser.add_argument("job", choices=JOBS)
     parser.add_argument("number", type=int, help="the seed, or the number of items")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--cores", type=int, nargs="*", help="that it is held to")
     options = parser.parse_args()
+    if options.cores:
+        os.sched_setaffinity(0, options.cores)
     clock = Clock()
     import torch
 

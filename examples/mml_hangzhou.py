@@ -251,7 +251,7 @@ def fit(job: Job) -> tuple[mr.Model, dict[str, list[float]], dict[str, float]]:
 
 def train(config: mr.MMLConfig, job: Job) -> tuple[mr.Model, dict[str, list[float]], dict[str, float]]:
     """MML through all stages, each under its bar; the losses and the seconds of each."""
-    model = mr.MML.build(job.up, config, seed=job.seed).to(job.device)
+    model = mr.MML.build(job.up, config, seed=job.seed, device=job.device)
     losses, seconds = dict[str, list[float]](), dict[str, float]()
     last, screen = time.perf_counter(), sys.stderr if mr.distributed.is_first() else sys.stdout
     with ExitStack() as bars:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import chain, repeat
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -37,6 +37,33 @@ class Modality:
     features: Tensor
     present: Tensor
 
+    @classmethod
+    def extended(cls, name: str, present: Tensor, last: Tensor, whole: Callable[[], Tensor]) -> Self:
+        """One whose features are put together when they are first asked for; only the last ones are at hand.
+
+        Args:
+            name: of the modality.
+            present: (I,) bool.
+            last: (m, F) finite features of the last m items.
+            whole: gives (I, F), the same ones last.
+
+        Example:
+            >>> longer = Modality.extended("text", torch.ones(3) > 0, torch.ones(1, 2), lambda: torch.ones(3, 2))
+            >>> longer.dim, longer.rows_from(2).tolist(), longer.features.shape
+            (2, [[1.0, 1.0]], torch.Size([3, 2]))
+        """
+        out = cls.__new__(cls)
+        vars(out).update(name=name, present=present, _last=last, _whole=whole)
+        return out
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "features" or "_whole" not in vars(self):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return vars(self).setdefault("features", vars(self)["_whole"]())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "features": self.features, "present": self.present}
+
     def __post_init__(self) -> None:
         if self.features.ndim != 2 or self.present.shape != self.features.shape[:1]:
             raise ValueError(
@@ -51,14 +78,33 @@ class Modality:
     @property
     def dim(self) -> int:
         """F, the number of feature columns."""
-        return self.features.shape[1]
+        own: Tensor | None = vars(self).get("_last")
+        return (self.features if own is None else own).shape[1]
+
+    def rows_from(self, first: int) -> Tensor:
+        """(I - first, F) features of the last items."""
+        own: Tensor | None = vars(self).get("_last")
+        if own is None or len(self.present) - len(own) > first:
+            return self.features[first:]
+        skipped = first - len(self.present) + len(own)
+        return own[skipped:] if skipped else own
 
     def followed_by(self, more: Modality | None, items: int) -> Modality:
-        """The same with further items' rows; absent ones where ``more`` is None. Its padding row is left out."""
-        features, present = self.features.new_zeros(items, self.dim), self.present.new_zeros(items)
+        """The same with further items' rows; absent ones where ``more`` is None. Its padding row is left out.
+
+        The features that are there are not copied before somebody asks for all of them.
+        """
+        old: tuple[Tensor, Tensor] | None = vars(self).get("_parts")
+        first, last = (self.features, self.features[:0]) if old is None else old
+        features, present = last.new_zeros(items, self.dim), self.present.new_zeros(items)
         if more is not None:
             features, present = more.features[1:].to(features), more.present[1:].to(present)
-        return Modality(self.name, torch.cat([self.features, features]), torch.cat([self.present, present]))
+        last = torch.cat([last, features])
+        out = self.extended(
+            self.name, torch.cat([self.present, present]), last, lambda: torch.cat([first, last.to(first)])
+        )
+        vars(out)["_parts"] = first, last
+        return out
 
 
 @dataclass(frozen=True)

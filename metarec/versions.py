@@ -112,6 +112,34 @@ def kept(model: object, name: str, make: Callable[[], T]) -> T:
         value: T = found[1]
         return value
     with _lock:
-        read, made = tensors_of(model), make()
-        _kept.setdefault(model, {})[name] = (now, made, read)  # whose places in memory no other tensor takes meanwhile
+        return _keep(model, name, now, make)
+
+
+def hand_on(before: object, after: object, name: str, change: Callable[[Any], T | None]) -> None:
+    """Keep for one model what follows from a value that is kept for another, if that is not out of date.
+
+    Args:
+        before: has a value by this name, or not.
+        after: a model that follows from it.
+        name: of the value.
+        change: gives the value of the one from that of the other, or None.
+
+    Example:
+        >>> one, two = nn.Linear(2, 2), nn.Linear(2, 2)
+        >>> kept(one, "name", lambda: "first"), hand_on(one, two, "name", lambda name: name + ", then second")
+        ('first', None)
+        >>> kept(two, "name", lambda: "second")
+        'first, then second'
+    """
+    with _lock:
+        now = version(after)  # before the value is looked at: a change of numbers that both share counts against both
+        found = _kept.get(before, {}).get(name)
+        made = None if found is None or found[0] != version(before) else change(found[1])
+        if made is not None:
+            _keep(after, name, now, lambda: made)
+
+
+def _keep(model: object, name: str, now: Versions, make: Callable[[], T]) -> T:
+    read, made = tensors_of(model), make()
+    _kept.setdefault(model, {})[name] = (now, made, read)  # whose places in memory no other tensor takes meanwhile
     return made

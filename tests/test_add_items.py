@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from metarec import MML, Dataset, MetaLearner, MMLConfig, ModalityLearner, Recom
 from metarec.data import Catalog, EpisodeSampler, Modality, Vocabulary, split_by_time
 from metarec.datasets import PLANTED_SPLIT, planted
 from metarec.model import Model, dense
+from metarec.nn import FeatureItems, TableItems
 from metarec.recipes import (
     EASE,
     CoClicks,
@@ -109,6 +111,63 @@ def test_old_items_score_as_before_and_new_ones_are_known_as_far_as_anything_is(
     assert larger.warm is not None and not larger.warm[-NEW:].any() and len(larger.warm) == after.shape[-1]
     assert model.catalog is not None and model.catalog.size == DATA.catalog.size
     torch.testing.assert_close(dense(model, BATCH.support, BATCH.query).scores, before)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_was_computed_before_items_were_added_gives_what_is_computed_anew(name: str) -> None:
+    model: Model = MODELS[name][0]()
+    dense(model, BATCH.support, BATCH.query)  # item vectors are computed
+    larger = model.add_items(added()).add_items(Catalog(Vocabulary(["third"])))
+    anew = copy.deepcopy(larger)  # has nothing that was computed
+    for pair in ((BATCH.support, BATCH.query), (BATCH.query, BATCH.support)):
+        torch.testing.assert_close(dense(larger, *pair).scores, dense(anew, *pair).scores, rtol=1e-5, atol=1e-5)
+    states = [own.scores(own.encode_empty()).approximate(0, DATA.catalog.size + NEW + 1) for own in (larger, anew)]
+    torch.testing.assert_close(*states, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["text", "sum", "MAML", "MML"])
+def test_vectors_that_are_there_are_not_copied(name: str) -> None:
+    model: Any = MODELS[name][0]()
+    before = model.bank().tables
+    larger = model.add_items(added())
+    after = larger.bank().tables
+    assert after.rows.data_ptr() == before.rows.data_ptr() and after.columns.data_ptr() == before.columns.data_ptr()
+    assert len(before.rows) == DATA.catalog.size and model.bank().tables is before
+    with torch.no_grad():
+        for parameter in larger.parameters():
+            parameter.mul_(1.5)
+    assert larger.bank().tables.rows.data_ptr() != before.rows.data_ptr()  # a change of the weights is noticed
+    state = larger.encode(BATCH.support, BATCH.query)
+    anew = copy.deepcopy(larger)
+    torch.testing.assert_close(
+        larger.scores(state).approximate(0, 41), anew.scores(state).approximate(0, 41), rtol=1e-5, atol=1e-5
+    )
+
+
+class Shifting(FeatureItems):
+    """Items whose vectors all change with the size of the catalogue."""
+
+    def table(self) -> Tensor:
+        return super().table() + len(self.known)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.table()[ids]
+
+    def frozen(self) -> Any:
+        return TableItems(self.table(), self.known)
+
+
+def test_items_of_a_class_of_ones_own_are_computed_anew() -> None:
+    own = learner("text")
+    own.items.__class__ = Shifting
+    dense(own, BATCH.support, BATCH.query)
+    larger = own.add_items(added())
+    torch.testing.assert_close(
+        dense(larger, BATCH.support, BATCH.query).scores,
+        dense(copy.deepcopy(larger), BATCH.support, BATCH.query).scores,
+    )
+    vectors: Any = larger.bank()
+    torch.testing.assert_close(vectors.tables.rows[3, :8], larger.items.table()[3])
 
 
 def test_a_vector_is_the_projection_of_the_standardised_features() -> None:

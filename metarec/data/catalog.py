@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -46,8 +46,8 @@ class Catalog:
 
     def __post_init__(self) -> None:
         for name, modality in self.modalities.items():
-            if len(modality.features) != self.items.size:
-                raise ValueError(f"modality {name!r} has {len(modality.features)} rows, expected {self.items.size}")
+            if len(modality.present) != self.items.size:
+                raise ValueError(f"modality {name!r} has {len(modality.present)} rows, expected {self.items.size}")
         for name, column in self.attributes.items():
             if len(column) != len(self.items):
                 raise ValueError(f"attribute {name!r} has {len(column)} values, expected {len(self.items)}")
@@ -91,18 +91,23 @@ class Catalog:
             >>> more.items.ids, more.size
             (('a', 'b', 'c'), 4)
         """
+        known: tuple[Catalog, Catalog] | None = vars(added).get("_behind")
+        if known is None or known[0] is not self:  # several models of one catalogue take the same items in
+            known = self, self._followed_by(added)
+            object.__setattr__(added, "_behind", known)
+        return known[1]
+
+    def _followed_by(self, added: Catalog) -> Catalog:
         for name, modality in added.modalities.items():
             if modality.dim != self[name].dim:
                 raise ValueError(f"modality {name!r}: expected {self[name].dim} columns, got {modality.dim}")
-        more = len(added.items)
-        return Catalog(
-            Vocabulary((*self.items.ids, *added.items.ids), self.items.what),
-            {name: own.followed_by(added.modalities.get(name), more) for name, own in self.modalities.items()},
-            {name: (*own, *added.attributes.get(name, [""] * more)) for name, own in self.attributes.items()},
-            self.hidden,
-            self.encodings,
-            self.kinds,
-        )
+        out, more = type(self).__new__(type(self)), len(added.items)
+        modalities = {name: own.followed_by(added.modalities.get(name), more) for name, own in self.modalities.items()}
+        attributes = {n: (*own, *added.attributes.get(n, [""] * more)) for n, own in self.attributes.items()}
+        changed = {"modalities": MappingProxyType(modalities), "attributes": MappingProxyType(attributes)}
+        own = {each.name: getattr(self, each.name) for each in fields(self)}
+        vars(out).update({**own, "items": self.items.followed_by(added.items), **changed})
+        return out  # of two that were checked
 
     def grown(self, added: Catalog) -> Catalog:
         """Deprecated: :meth:`add_items`."""

@@ -83,6 +83,21 @@ class Vocabulary:
             raise ValueError(f"{what} id {odd!r} is not a whole number")
         return cls(map(int, texts), what)
 
+    def followed_by(self, more: Vocabulary) -> Self:
+        """These ids and others after them; the codes of these stay.
+
+        Raises:
+            ValueError: if an id is in both, or some are text and others whole numbers.
+        """
+        same = self.whole_numbers == more.whole_numbers or not len(more)
+        if not len(self) or not same or any(name in self for name in more.ids):
+            return type(self)((*self.ids, *more.ids), self.what)  # which says what is wrong
+        out = type(self).__new__(type(self))
+        out.ids, out.whole_numbers = (*self.ids, *more.ids), self.whole_numbers
+        out.what, out._length, out._column = self.what, len(out.ids), None
+        out._code = {**self._code, **dict(zip(more.ids, range(self.size, out.size), strict=True))}
+        return out
+
     @cached_property
     def ids(self) -> tuple[Any, ...]:
         """The ids, in the order of their codes."""

@@ -14,7 +14,8 @@ from metarec.functional.ranking import top_k
 _LOG = logging.getLogger("metarec")
 _ROWS = 1 << 10  # in double precision at once: what a cache holds
 _LARGE = 2.0**40  # products of larger numbers may be more than float32 holds, those of their inverses less
-AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 26}  # scores that are held at once
+AT_ONCE = {"cpu": 1 << 21, "cuda": 1 << 28}  # scores that are held at once
+TILE = 128  # rows that a GPU computes together
 BLOCK = 32  # scores of which the largest is found first
 FEW = 64  # rows for whom few items come into question
 ROUNDING = 1e-4  # of a product, against the lengths of its factors
@@ -55,7 +56,7 @@ def nearest_items(features: Tensor, allowed: Tensor, k: int, chunk: int | None =
     if len(out) <= FEW < len(columns):
         columns = _near(features, columns, usable.nonzero().squeeze(-1), k, first)
     among = _Among(features, columns)
-    chunk = chunk or max(1, AT_ONCE.get(features.device.type, 1 << 26) // len(columns))
+    chunk = chunk or rows_at_once(features.device.type, len(columns))
     began, told = time.perf_counter(), False
     for start in range(first, len(features), chunk):
         rows = slice(start, min(start + chunk, len(features)))
@@ -66,6 +67,17 @@ def nearest_items(features: Tensor, allowed: Tensor, k: int, chunk: int | None =
             told = True
             _tell(taken * len(out) / done.stop, len(out), len(columns))
     return out
+
+
+def rows_at_once(device: str, columns: int) -> int:
+    """How many rows of so many scores are computed at once.
+
+    Example:
+        >>> rows_at_once("cpu", 100_000), rows_at_once("cuda", 1_000_000)
+        (20, 256)
+    """
+    rows = max(1, AT_ONCE.get(device, AT_ONCE["cuda"]) // columns)
+    return rows if device == "cpu" or rows < TILE else rows // TILE * TILE
 
 
 def usable_items(features: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
+from metarec.functional.appending import roomy
 from metarec.functional.neighbours import first_equal
 
 # Features of encoders stand at much the same distance from their mean: in MovieTweetings the farthest text and the
@@ -82,13 +83,19 @@ class FeatureScale:
         )
 
     @property
+    def key(self) -> tuple[Any, ...]:
+        """All its numbers, to be compared with another's."""
+        own = self.length, self.farthest, self.limit, self.shortest, self.main
+        return (*own, *(each.cpu().numpy().tobytes() for each in (self.mean, self.varies, self.outliers)))
+
+    @property
     def flat(self) -> bool:
         """Whether all rows are equal, but for rounding, so that they say nothing."""
         return self.farthest == 0
 
     def __call__(self, features: Tensor, present: Tensor) -> Tensor:
         """Standardised features, (I, F) of the type given: centred, in lengths, 0 where an item has none."""
-        out = torch.zeros_like(features)
+        out = roomy(len(features), features.shape[1], like=features)
         step = _step(features)
         for start in range(0, len(features), step):
             part = slice(start, start + step)
@@ -96,6 +103,10 @@ class FeatureScale:
         far = self._measured(features[self.outliers])
         out[self.outliers] = (far * (self.farthest / _norm(far).unsqueeze(-1)).clamp(max=1)).to(out)
         return out
+
+    def of_added(self, features: Tensor, present: Tensor) -> Tensor:
+        """The same of items that were added after the scale was taken, which are never pulled in."""
+        return self._measured(features).masked_fill_(~present.unsqueeze(-1), 0).to(features)
 
     def distance(self, rows: Tensor) -> Tensor:
         """(...) float64, how long rows (..., F) are when they are standardised but not pulled in."""

@@ -8,8 +8,8 @@ from typing import Any, Self
 from torch import Tensor
 
 from metarec.meta.bank import Bank, fits
+from metarec.meta.longer_bank import bank_after
 from metarec.nn.tabled import TabledModel
-from metarec.versions import kept
 
 SETTINGS = ("lr", "steps", "adapts", "objectives")  # that a bank depends on besides the numbers
 
@@ -39,12 +39,14 @@ class AdaptingModel(TabledModel):
     fitted: Any = OfLearner()
     max_length: Any = OfLearner()
 
-    def bank(self) -> Bank | None:
-        """The learner frozen with its inner steps, until a number of it changes; None if its scores are no products."""
-        name = f"bank {[vars(self).get(name) for name in SETTINGS]}"
-        return kept(self, name, self._new_bank)
+    def _bank_name(self) -> str:
+        return f"bank {[vars(self).get(name) for name in SETTINGS]}"
+
+    def _longer_bank(self, before: Bank) -> Bank | None:
+        return bank_after(before, {type(self).__name__: self}, self.warm) if fits(self) else None
 
     def _new_bank(self) -> Bank | None:
+        """The learner frozen with its inner steps; None if its scores are no products."""
         if not fits(self):
             return None
         ids = None if self.catalog is None else self.catalog.items.ids
@@ -66,4 +68,4 @@ class AdaptingModel(TabledModel):
             super().add_items(added)
         out = copy.copy(self)
         vars(out)["_modules"] = {**vars(self)["_modules"], "learner": self.learner.add_items(added)}
-        return out
+        return out.keep_bank_of(self)

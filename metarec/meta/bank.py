@@ -70,15 +70,19 @@ class Bank(TableSnapshot):
         negatives: int = 1,
     ) -> None:
         self.names = tuple(models)
-        self.models = [frozen(model) for model in models.values()]
-        learners = [learner_of(model) for model in self.models]
+        own = [frozen(model) for model in models.values()]
+        learners = [learner_of(model) for model in own]
         for name, learner in zip(self.names, learners, strict=True):
             check_vectors(name, learner.items.table(), learner.items.known, ids)
         known = [learner.items.known for learner in learners]
-        self.known = torch.stack(known, 1)
+        self.hold(own, ItemTables.of([learner.items.table() for learner in learners], known, self.names, fitted))
         self.warm, self.negatives = clicked(warm, self.known.any(1)), negatives
-        self.tables = ItemTables.of([learner.items.table() for learner in learners], known, self.names, fitted)
-        self.device = self.tables.rows.device
+
+    def hold(self, models: Sequence[Any], tables: ItemTables) -> None:
+        """Take frozen models and the vectors of their items."""
+        self.models, self.tables = list(models), tables
+        self.known = torch.stack([learner_of(model).items.known for model in models], 1)
+        self.device = tables.rows.device
         self.moves_rows = any(map(moves_rows, self.models))
         groups: dict[Any, list[int]] = {}
         for number, model in enumerate(self.models):

@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from metarec.data.dataset import Catalog
+from metarec.functional.appending import side_by_side
 from metarec.functional.scaling import FeatureScale
 from metarec.nn.items import more_items
 from metarec.types import Modality
@@ -31,16 +32,29 @@ def larger(owner: Any, added: Catalog) -> Catalog:
     return catalog.add_items(added)
 
 
-def standardised_by_name(catalog: Catalog, scales: Mapping[str, FeatureScale] | None) -> dict[str, Modality]:
-    """Modalities of a catalogue by name, measured by their scales, and ``"all"``, their features side by side."""
-    found = {
-        name: Modality(name, scale(catalog[name].features, catalog[name].present), catalog[name].present)
-        for name, scale in (scales or {}).items()
-    }
+def standardised_by_name(
+    catalog: Catalog, scales: Mapping[str, FeatureScale] | None, before: int
+) -> dict[str, Modality]:
+    """Modalities of a catalogue by name, measured by their scales, and ``"all"``, their features side by side.
+
+    Args:
+        catalog: the items.
+        scales: by name.
+        before: rows of the catalogue that the scales were taken of; the features of later ones alone are computed at
+            once, those of all when somebody asks.
+    """
+    found = {name: _standardised(catalog[name], scale, before) for name, scale in (scales or {}).items()}
     if found:
-        present = torch.stack([modality.present for modality in found.values()]).any(0)
-        found["all"] = Modality("all", torch.cat([m.features for m in found.values()], 1), present)
+        parts = list(found.values())
+        present = torch.stack([modality.present for modality in parts]).any(0)
+        last = torch.cat([modality.rows_from(before) for modality in parts], 1)
+        found["all"] = Modality.extended("all", present, last, lambda: side_by_side([m.features for m in parts]))
     return found
+
+
+def _standardised(given: Modality, scale: FeatureScale, before: int) -> Modality:
+    last = scale.of_added(given.rows_from(before), given.present[before:])
+    return Modality.extended(given.name, given.present, last, lambda: scale(given.features, given.present))
 
 
 def with_catalog(learner: T, catalog: Catalog, modalities: Mapping[str, Modality]) -> T:
@@ -55,12 +69,13 @@ def with_catalog(learner: T, catalog: Catalog, modalities: Mapping[str, Modality
         TypeError: if its items, or those of its context, take in no more.
     """
     old: Any = learner
+    before = len(old.candidates)
     items = more_items(old.items, catalog.size, modalities)
     context = None if old.context is None else more_items(old.context, catalog.size, modalities)
     out: Any = copy.copy(old)
     out._modules = {**old._modules, "items": items, "context": context}
-    out._buffers = {**old._buffers, "candidates": F.pad(old.candidates, (0, catalog.size - len(old.candidates)))}
-    vars(out).update(_found=[], fitted=old.fitted or len(old.candidates), catalog=catalog)
+    out._buffers = {**old._buffers, "candidates": F.pad(old.candidates, (0, catalog.size - before))}
+    vars(out).update(_found=[], fitted=old.fitted or before, catalog=catalog)
     if old.warm is not None:
         out.warm = np.append(old.warm, np.zeros(catalog.size - len(old.warm), dtype=np.bool_))
     added: T = out

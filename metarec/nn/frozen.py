@@ -9,8 +9,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from metarec.functional.appending import appended, side_by_side
 from metarec.functional.fusion import NotFiniteError
 from metarec.nn.items import Items, TableItems
+from metarec.nn.last_rows import rows_from
 
 T = TypeVar("T", bound=nn.Module)
 
@@ -44,10 +46,27 @@ def evaluated(module: T) -> T:
 def as_table(items: Items) -> TableItems:
     """Precompute item vectors in evaluation mode, as a table."""
     table = evaluated(items).table()  # type: ignore[type-var]
-    return wide(TableItems(table.detach().clone(), items.known.clone()))
+    return wide(TableItems(side_by_side([table]), items.known.clone()))
 
 
-def check_vectors(name: str, vectors: Tensor, known: Tensor, ids: Sequence[str] | None = None) -> None:
+@torch.no_grad()
+def longer_table(before: Items, items: Items) -> TableItems | None:
+    """The table of items that are others and more after them, of which the last alone are computed.
+
+    Args:
+        before: the table of the others.
+        items: all of them.
+
+    Returns:
+        None where the first is no table, or the class of the second cannot compute the last vectors alone.
+    """
+    if type(before) is not TableItems:
+        return None
+    rows = rows_from(evaluated(items), len(before.known))  # type: ignore[type-var]
+    return None if rows is None else TableItems(appended(before.weight, rows), items.known.clone())
+
+
+def check_vectors(name: str, vectors: Tensor, known: Tensor, ids: Sequence[str] | None = None, first: int = 0) -> None:
     """Check that the item vectors of a learner are finite.
 
     Args:
@@ -55,11 +74,12 @@ def check_vectors(name: str, vectors: Tensor, known: Tensor, ids: Sequence[str] 
         vectors: (I, D).
         known: (I,) bool.
         ids: of the items, one fewer than there are rows.
+        first: the row from which on they are checked.
 
     Raises:
         ValueError: if one is not finite; names the learner and the item.
     """
-    if bool(vectors.sum().isfinite()):
+    if bool(vectors[first:].sum().isfinite()):
         return
     broken = known & ~vectors.isfinite().all(1)
     if broken.any():

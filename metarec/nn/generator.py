@@ -10,21 +10,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarec.functional.appending import appended
 from metarec.functional.neighbour_index import near_items
-from metarec.functional.neighbours import nearest_items
+from metarec.functional.neighbours_of_added import nearest_of_added
+from metarec.functional.remembering import Remembered
 from metarec.nn.items import IdItems, Items, TableItems, has_rows, more_items
+from metarec.nn.last_rows import rows_from
 from metarec.types import Modality
 
 Variant = Literal["metarec", "paper"]
+_neighbours: Remembered[Tensor] = Remembered()
 
 
-def warm_neighbours(modalities: Sequence[Modality], warm: Tensor, k: int) -> Tensor:
+def warm_neighbours(
+    modalities: Sequence[Modality], warm: Tensor, k: int, device: torch.device | str | None = None
+) -> Tensor:
     """The k warm items nearest to each item by all its features, (I, k); 0 where there are fewer.
 
     Args:
         modalities: the features.
         warm: (I,) bool.
         k: how many.
+        device: where they are looked for; by default where the features are.
 
     Example:
         >>> text = Modality("text", torch.tensor([[0.0], [1.0], [2.0]]), torch.arange(3) > 0)
@@ -32,7 +39,15 @@ def warm_neighbours(modalities: Sequence[Modality], warm: Tensor, k: int) -> Ten
         [[2], [1]]
     """
     described = torch.stack([m.present for m in modalities]).any(0) & (torch.arange(len(warm), device=warm.device) > 0)
-    return near_items(torch.cat([m.features for m in modalities], dim=1), described & warm, k)
+    allowed, features = described & warm, [m.features for m in modalities]
+    told = k, str(device), allowed.cpu().numpy().tobytes()  # several learners ask the same
+
+    def find() -> Tensor:
+        there = torch.device(device or warm.device)
+        found = near_items(torch.cat([each.to(there) for each in features], dim=1), allowed.to(there), k)
+        return found.to(warm.device)
+
+    return _neighbours.of(features, told, find)
 
 
 class ColdItemGenerator(nn.Module):
@@ -126,17 +141,36 @@ class ColdItemGenerator(nn.Module):
         out._buffers, out._modules = dict(self._buffers), {**self._modules, "items": cast(nn.Module, items)}
         before, device = len(self.cold), self.cold.device
         for index, modality in enumerate(modalities[name] for name in self.named):
-            out._buffers[f"features_{index}"] = modality.features.to(self.get_buffer(f"features_{index}"))
+            features = self.get_buffer(f"features_{index}")
+            out._buffers[f"features_{index}"] = appended(features, modality.rows_from(before))
             out._buffers[f"present_{index}"] = modality.present.to(device)
         described = torch.stack([modalities[name].present for name in self.named]).any(0).to(device)
-        more = len(described) - before
-        features = torch.cat([out.get_buffer(f"features_{index}") for index in range(len(self.named))], dim=1)
-        near = nearest_items(features, F.pad(self.replaceable, (0, more)), self.neighbours.shape[1], first=before)
-        out.neighbours = torch.cat([self.neighbours, near])
         out.cold = torch.cat([self.cold, described[before:]])
-        out.replaceable = F.pad(self.replaceable, (0, more))
+        out.replaceable = F.pad(self.replaceable, (0, len(described) - before))
+        near = nearest_of_added(self._features(), out._features(), out.replaceable, self.neighbours.shape[1])
+        out.neighbours = appended(self.neighbours, near)
         out.known = items.known | out.cold
         return out
+
+    def _features(self) -> list[Tensor]:
+        return [self.get_buffer(f"features_{index}") for index in range(len(self.named))]
+
+    def rows_from(self, first: int) -> Tensor | None:
+        """The last rows of the table, (I - first, D), none of them drawn; None if the items do not give theirs."""
+        own = rows_from(self.items, first)
+        if own is None:
+            return None
+        return torch.where(self.cold[first:].unsqueeze(-1), self._generated_from(first), own)
+
+    def _generated_from(self, first: int) -> Tensor:
+        """The last rows of :meth:`generated`, by the features of these and of their neighbours alone."""
+        near = self.neighbours[first:]
+        codes = torch.cat([torch.arange(first, first + len(near), device=near.device), near.flatten()])
+        if len(codes) >= len(self.neighbours):
+            return self.generated()[first:]
+        place = torch.arange(len(near), len(codes), device=near.device).view_as(near)
+        present = [self.get_buffer(f"present_{index}")[codes] for index in range(len(self.named))]
+        return self._generate([features[codes] for features in self._features()], present, place, near > 0)
 
     @torch.no_grad()
     def begin_rows(self, new: Tensor, vectors: Tensor) -> None:
@@ -158,29 +192,40 @@ class ColdItemGenerator(nn.Module):
 
     def generated(self) -> Tensor:
         """Generated vectors of the whole catalogue, (I, D); zero for items without features."""
+        present = [self.get_buffer(f"present_{index}") for index in range(len(self.named))]
+        return self._generate(self._features(), present, self.neighbours, self.neighbours > 0)
+
+    def _generate(self, features: Sequence[Tensor], present: Sequence[Tensor], near: Tensor, real: Tensor) -> Tensor:
+        """Of n items, vectors (m, D) of the first m.
+
+        Args:
+            features: (n, F) by modality.
+            present: (n,) bool by modality, who has them.
+            near: (m, K) places of neighbours among the n.
+            real: (m, K) bool, which of these are neighbours.
+        """
         total: Tensor | float = 0.0
         count: Tensor | float = 0.0
         for index, (projection, attention) in enumerate(zip(self.projections, self.attentions, strict=True)):
-            present = self.get_buffer(f"present_{index}")
-            own = projection(self.get_buffer(f"features_{index}"))
-            vectors = self._one_modality(own, present, cast(nn.Linear, attention))
-            total = total + vectors * present.unsqueeze(-1)
-            count = count + present.to(vectors.dtype)
+            usable, has = present[index][near] & real, present[index][: len(near)]
+            vectors = self._one_modality(projection(features[index]), usable, cast(nn.Linear, attention), near)
+            total = total + vectors * has.unsqueeze(-1)
+            count = count + has.to(vectors.dtype)
         mean: Tensor = total / torch.as_tensor(count).clamp(min=1).unsqueeze(-1)
         return mean
 
-    def _one_modality(self, own: Tensor, present: Tensor, attention: nn.Linear) -> Tensor:
-        """(I, D) own projections -> (I, D) own plus the attended neighbours'."""
-        mine, theirs = (own @ attention.weight.view(2, -1).T).split(1, -1)  # v . [W f_i ; W f_k], item by item
-        logits = mine + F.embedding(self.neighbours, theirs).squeeze(-1) + attention.bias
+    def _one_modality(self, each: Tensor, usable: Tensor, attention: nn.Linear, near: Tensor) -> Tensor:
+        """(n, D) projections -> (m, D) of the first m plus the attended neighbours'."""
+        own = each[: len(near)]
+        mine, theirs = (each @ attention.weight.view(2, -1).T).split(1, -1)  # v . [W f_i ; W f_k], item by item
+        logits = mine[: len(near)] + F.embedding(near, theirs).squeeze(-1) + attention.bias
         if self.variant == "metarec":
             logits = F.leaky_relu(logits, 0.2)
-        usable = present[self.neighbours] & (self.neighbours > 0)
         weights = logits.masked_fill(~usable, torch.finfo(logits.dtype).min).softmax(-1) * usable
         if torch.is_grad_enabled():  # embedding_bag has no second derivative by its weights
-            out = own + (weights.unsqueeze(-1) * F.embedding(self.neighbours, own)).sum(1)
+            out = own + (weights.unsqueeze(-1) * F.embedding(near, each)).sum(1)
         else:
-            out = own + F.embedding_bag(self.neighbours, own, per_sample_weights=weights, mode="sum")
+            out = own + F.embedding_bag(near, each, per_sample_weights=weights, mode="sum")
         return F.relu(out) if self.variant == "paper" else out
 
     def forward(self, ids: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarec.functional.appending import appended, roomy, side_by_side
+
 
 @dataclass(frozen=True, eq=False)
 class ItemTables:
@@ -16,7 +18,7 @@ class ItemTables:
 
     Attributes:
         rows: (I, M * D + M) vectors, zero where a learner does not know the item, then 1 for each learner that does.
-        columns: the same transposed, which a product of one query reads twice as fast.
+        by_column: the same, the numbers of a column side by side, which a product of one query reads twice as fast.
         known: (I, M) 1 where a learner knows the item.
         names: of the learners.
         fitted: rows that moments are taken over, the first so many: the items that training knew.
@@ -33,7 +35,7 @@ class ItemTables:
     """
 
     rows: Tensor
-    columns: Tensor
+    by_column: Tensor
     known: Tensor
     names: Sequence[str]
     fitted: int
@@ -50,9 +52,7 @@ class ItemTables:
         """From each learner's table (I, D), items it knows (I,) and name, and how many rows training knew; or all."""
         fitted = len(tables[0]) if fitted is None else fitted
         flags = torch.stack(list(known), 1)
-        rows = torch.cat(
-            [*(torch.where(k[:, None], t, 0) for t, k in zip(tables, known, strict=True)), flags.to(tables[0])], 1
-        )
+        rows = _rows(tables, known)
         means, covariances = [], []
         for table, own in zip(tables, known, strict=True):
             vectors = table[:fitted][own[:fitted]].double()
@@ -62,7 +62,7 @@ class ItemTables:
             covariances.append(centred.T @ centred / max(1, len(vectors)))
         return cls(
             rows,
-            rows.T.contiguous(),
+            roomy(*rows.shape, like=rows, by_column=True).copy_(rows),
             flags.to(rows.dtype),
             tuple(names),
             fitted,
@@ -73,13 +73,42 @@ class ItemTables:
             float(rows.norm(dim=1).max()),
         )
 
+    def with_more(self, tables: Sequence[Tensor], known: Sequence[Tensor]) -> ItemTables:
+        """The same and more items after them; moments stay those of the items that training knew.
+
+        Args:
+            tables: each learner's vectors (m, D) of the new items.
+            known: which of these it knows, (m,) each.
+        """
+        flags, rows = torch.stack(list(known), 1), _rows(tables, known)
+        return replace(
+            self,
+            rows=appended(self.rows, rows),
+            by_column=appended(self.by_column, rows),
+            known=appended(self.known, flags),
+            alike=self.alike and bool((flags == flags[:, :1]).all()),
+            longest=max([self.longest, *rows.norm(dim=1).tolist()]),
+        )
+
     def to(self, device: torch.device | str) -> ItemTables:
         """The same on another device."""
         own = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
         moved: dict[str, Any] = own
+        moved["by_column"] = own["rows"].T.contiguous().T
         return replace(self, **moved)
+
+    @property
+    def columns(self) -> Tensor:
+        """The rows transposed, (M * D + M, I)."""
+        return self.by_column.T
 
     def vectors(self, learner: int) -> Tensor:
         """(I, D) of one learner, zero where it does not know the item."""
         dim = self.mean.shape[1]
         return self.rows[:, learner * dim : (learner + 1) * dim]
+
+
+def _rows(tables: Sequence[Tensor], known: Sequence[Tensor]) -> Tensor:
+    """(n, M * D + M): each learner's vectors, zero where it does not know the item, and 1 where it does."""
+    vectors = [torch.where(own[:, None], table, 0) for table, own in zip(tables, known, strict=True)]
+    return side_by_side([*vectors, torch.stack(list(known), 1).to(tables[0])])

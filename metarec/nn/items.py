@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from metarec.functional.appending import appended
 from metarec.types import Modality
 
 
@@ -102,6 +103,10 @@ class TableItems(nn.Module):
         """The table, (I, D)."""
         return self.weight
 
+    def rows_from(self, first: int) -> Tensor:
+        """The last rows of the table, (I - first, D)."""
+        return self.weight[first:]
+
     def frozen(self) -> TableItems:
         """Itself: there is nothing left to compute."""
         return self
@@ -153,6 +158,10 @@ class IdItems(nn.Module):
         out.weight = nn.Parameter(F.pad(self.weight.detach(), (0, 0, 0, more)), self.weight.requires_grad)
         out.known = F.pad(self.known, (0, more))
         return out
+
+    def rows_from(self, first: int) -> Tensor:
+        """The last rows of the table, (I - first, D)."""
+        return self.weight[first:]
 
     @torch.no_grad()
     def begin_rows(self, new: Tensor, vectors: Tensor) -> None:
@@ -230,11 +239,18 @@ class FeatureItems(nn.Module):
         modality = modalities[self.named]
         out = copy.copy(self)
         out._buffers, out._parameters = dict(self._buffers), dict(self._parameters)
-        more = modality.features[len(self.features) :].to(self.features)
-        features = torch.cat([self.features.detach(), more])
-        trained = isinstance(self.features, nn.Parameter)
-        out.features = nn.Parameter(features, self.features.requires_grad) if trained else features
+        more = modality.rows_from(len(self.features))
+        if isinstance(self.features, nn.Parameter):
+            both = torch.cat([self.features.detach(), more.to(self.features)])
+            out.features = nn.Parameter(both, self.features.requires_grad)
+        else:
+            out.features = appended(self.features, more)
         out.known = modality.present.to(self.known.device)
+        return out
+
+    def rows_from(self, first: int) -> Tensor:
+        """The last rows of the projected catalogue, (I - first, D)."""
+        out: Tensor = self.projection(self.features[first:])
         return out
 
     def frozen(self) -> TableItems:

@@ -17,7 +17,7 @@ from metarec.functional.log_sum_exp import log_sum_exp
 from metarec.functional.scaling import FeatureScale
 from metarec.nn.add_items import larger, standardised_by_name, with_catalog
 from metarec.nn.former import FormerNames
-from metarec.nn.frozen import as_table, wide
+from metarec.nn.frozen import as_table, longer_table, wide
 from metarec.nn.full_softmax import users_softmax
 from metarec.nn.items import IdItems, Items, TableItems, drawn_once
 from metarec.nn.kinds import EventKinds
@@ -223,7 +223,8 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
             ValueError: if it has no catalogue, or as for :meth:`Catalog.add_items <metarec.Catalog.add_items>`.
         """
         catalog = larger(self, added)
-        return with_catalog(self, catalog, standardised_by_name(catalog, self.scales))
+        modalities = standardised_by_name(catalog, self.scales, len(self.candidates))
+        return with_catalog(self, catalog, modalities).keep_bank_of(self)
 
     def task_view(self, adapts: Adapts) -> ModalityLearner:
         """The learner as one user's task: what of it is still a parameter is what adapts.
@@ -266,6 +267,20 @@ class ModalityLearner(FormerNames, LearnerModel, nn.Module):
         out = self._apart({**others, **parts})
         out.candidates = self.candidates.clone()
         return out.eval()
+
+    def frozen_after(self, before: Self) -> Self | None:
+        """What :meth:`frozen` gives, from that of the learner that items were added to; None where that cannot be."""
+        if type(self).frozen is not ModalityLearner.frozen:
+            return None
+        items = longer_table(before.items, self.items)
+        context = None
+        if self.context is not None and before.context is not None:
+            context = longer_table(before.context, self.context)
+        if items is None or (context is None) != (self.context is None):
+            return None
+        out = before._apart({**before._modules, "items": items, "context": context})
+        out.candidates, out.fitted = self.candidates.clone(), self.fitted
+        return out
 
     def task_tensors(self, support: Examples) -> dict[str, Tensor]:
         """Tensors that each of B users has of its own from the start, by name: the rows that a task view touches."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from metarec.nn.item_tables import ItemTables
 from metarec.nn.linear_scores import LinearScores
 from metarec.scoring import DenseScores, Scores, UserState
 from metarec.types import Examples
-from metarec.versions import kept
+from metarec.versions import hand_on, kept
 
 
 def is_linear(learner: object) -> bool:
@@ -90,11 +91,27 @@ def clicked(warm: NDArray[Any] | None, known: Tensor) -> NDArray[Any]:
 class TabledModel(Model):
     """A base for models that score by products of states with item vectors, or, of a kind unknown, all items at once.
 
-    Subclasses say by :meth:`bank` what their states and tables are; None where scores are no such products.
+    Subclasses say by ``_new_bank`` what their states and tables are; None where scores are no such products.
     """
 
     def bank(self) -> TableSnapshot | None:
         """Learners frozen, until one of their numbers changes; None if there is no such."""
+        return kept(self, self._bank_name(), self._new_bank)
+
+    def _bank_name(self) -> str:
+        """Another one for all that the bank depends on besides the numbers."""
+        return "bank"
+
+    def _new_bank(self) -> TableSnapshot | None:
+        raise NotImplementedError
+
+    def keep_bank_of(self, before: Self) -> Self:
+        """Take the bank of the model that items were added to, if it has one, with the new rows; returns itself."""
+        hand_on(before, self, self._bank_name(), lambda bank: bank and self._longer_bank(bank))
+        return self
+
+    def _longer_bank(self, before: Any) -> TableSnapshot | None:
+        """The bank, of one that lacks the last items; None if it has to be made anew."""
         raise NotImplementedError
 
     def snapshot(self) -> Snapshot:
@@ -181,6 +198,18 @@ class FrozenLearner(TableSnapshot):
         self.tables = ItemTables.of([items.table()], [items.known], [name], learner.fitted)
         self.warm, self.negatives = clicked(learner.warm, items.known), learner.negatives
 
+    def after(self, learner: Any) -> Self | None:
+        """The same of a learner that items were added to; None where their vectors cannot be computed alone."""
+        out = copy.copy(self)
+        out.learner = learner.frozen_after(self.learner)
+        if out.learner is None or learner.warm is None:
+            return None
+        items, before = out.learner.items, len(self.tables.rows)
+        check_vectors(type(learner).__name__, items.table(), items.known, learner.catalog.items.ids, before)
+        out.tables = self.tables.with_more([items.table()[before:]], [items.known[before:]])
+        out.warm = learner.warm
+        return out
+
     @torch.no_grad()
     def encode(
         self, support: Examples, query: Examples, *, start: UserState | None = None, keep_weights: bool = False
@@ -203,9 +232,11 @@ class LearnerModel(TabledModel):
 
     items: Any
 
-    def bank(self) -> FrozenLearner | None:
-        """The learner frozen, until one of its numbers changes."""
-        return kept(self, "bank", lambda: FrozenLearner(self)) if is_linear(self) else None
+    def _new_bank(self) -> FrozenLearner | None:
+        return FrozenLearner(self) if is_linear(self) else None
+
+    def _longer_bank(self, before: FrozenLearner) -> FrozenLearner | None:
+        return before.after(self) if is_linear(self) else None
 
     def known_items(self) -> Tensor:
         """(I,) bool, items whose vectors mean something."""

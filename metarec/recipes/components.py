@@ -119,7 +119,7 @@ def watch(training: Iterator[Progress], label: str) -> None:
 
 def _mml(setup: Setup) -> Models:
     """MML through all stages of its training, with selected inner steps."""
-    model = MML.build(setup.data, setup.config, seed=setup.seed).to(setup.device)
+    model = MML.build(setup.data, setup.config, seed=setup.seed, device=setup.device)
     watch(mml.train(model, EpisodeSampler(setup.data, seed=setup.seed)), f"{setup.label}, MML")
     if setup.config.test_steps is None and setup.validation is not None:
         steps = select_inner_steps(model, setup.validation, clicks=CLICKS, items=setup.listed)

@@ -200,6 +200,7 @@ class Ensemble(Model, nn.Module):
             {name: _each(name, "add_items", part.add_items, added) for name, part in self._members.items()}
         )
         out.catalog, out.warm = catalog, np.append(self._seen(), np.zeros(len(added.items), dtype=np.bool_))
+        out._stacked.keep_banks_of(self._stacked, out.warm)
         return out
 
     def observe(self, clicks: Dataset) -> Self:

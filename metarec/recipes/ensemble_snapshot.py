@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from metarec.meta.bank import Bank, banks_of
+from metarec.meta.longer_bank import bank_after
 from metarec.model import Model
 from metarec.modes import evaluating
 from metarec.nn.linear_scores import Spread, measured_states
@@ -22,7 +23,7 @@ from metarec.recipes.measured_scores import MeasuredScores, same_masks
 from metarec.recipes.user_context import user_context
 from metarec.scoring import UserState
 from metarec.types import Examples
-from metarec.versions import kept
+from metarec.versions import hand_on, kept
 
 
 class StackedLearners:
@@ -43,6 +44,16 @@ class StackedLearners:
     def banks(self, warm: NDArray[np.bool_], negatives: int) -> list[Bank]:
         """As they are now; see :func:`metarec.meta.bank.banks_of`."""
         return kept(self._module, "banks", lambda: banks_of(self.members, warm=warm, negatives=negatives))
+
+    def keep_banks_of(self, before: StackedLearners, warm: NDArray[np.bool_]) -> None:
+        """Take the banks of the same learners as they were before items were added, if there are any."""
+
+        def longer(banks: list[Bank]) -> list[Bank] | None:
+            found = [bank_after(bank, {name: self.members[name] for name in bank.names}, warm) for bank in banks]
+            made = [bank for bank in found if bank is not None]
+            return made if len(made) == len(banks) else None
+
+        hand_on(before._module, self._module, "banks", longer)
 
     def is_of(self, members: Mapping[str, Model]) -> bool:
         """Whether these are the learners among other models too."""

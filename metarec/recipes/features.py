@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from metarec.data.dataset import Catalog
+from metarec.functional.appending import side_by_side
 from metarec.functional.scaling import FeatureScale
 from metarec.types import Modality
 
 SENTINEL = 1e3  # times the limit: no features are that far; a stand-in for a missing value is, or a damaged number
+
+_standardised = WeakTensorKeyDictionary()  # features as they came -> the scale that measured them last, and the result
 
 
 def scales_of(catalog: Catalog, names: Sequence[str], fitted: int) -> dict[str, FeatureScale]:
@@ -47,14 +52,24 @@ def scales_of(catalog: Catalog, names: Sequence[str], fitted: int) -> dict[str, 
 
 def standardised(catalog: Catalog, scales: Mapping[str, FeatureScale]) -> list[Modality]:
     """Modalities of a catalogue, measured by their scales."""
-    given = [(catalog[name], scale) for name, scale in scales.items()]
-    return [replace(m, features=scale(m.features, m.present)) for m, scale in given]
+    return [_measured(catalog[name], scale) for name, scale in scales.items()]
+
+
+def _measured(modality: Modality, scale: FeatureScale) -> Modality:
+    """Standardised features: one tensor for all learners that have them at one time, none of which changes it."""
+    told = scale.key, modality.present.cpu().numpy().tobytes()
+    known: tuple[object, weakref.ref[Tensor]] | None = _standardised.get(modality.features)
+    features = None if known is None or known[0] != told else known[1]()
+    if features is None:
+        features = scale(modality.features, modality.present)
+        _standardised[modality.features] = told, weakref.ref(features)
+    return replace(modality, features=features)
 
 
 def joined(modalities: Sequence[Modality]) -> Modality:
     """All features of each item as one modality; an item has it that has any."""
     present = torch.stack([m.present for m in modalities]).any(0)
-    return Modality("all", torch.cat([m.features for m in modalities], 1), present)
+    return Modality("all", side_by_side([m.features for m in modalities]), present)
 
 
 def check_scale(added: Catalog, scales: Mapping[str, FeatureScale]) -> None:

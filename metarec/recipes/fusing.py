@@ -16,6 +16,7 @@ from metarec.data.sampler import EpisodeSampler
 from metarec.functional.fusion import fuse_scored
 from metarec.meta import MetaLearner
 from metarec.meta.bank import Bank, fits
+from metarec.meta.longer_bank import bank_after
 from metarec.nn import AdaptiveFusion, ModalityLearner
 from metarec.nn.frozen import wide
 from metarec.nn.learner import TOLD
@@ -27,7 +28,6 @@ from metarec.recipes.optimizing import adam
 from metarec.recipes.training import TrainingRun
 from metarec.scoring import UserState
 from metarec.types import EpisodeBatch, Examples, Progress, Scored, Scorer
-from metarec.versions import kept
 
 
 class FusedBank(Bank):
@@ -70,11 +70,15 @@ class FusedModel(TabledModel):
         """The meta-learners by name."""
         raise NotImplementedError
 
-    def bank(self) -> FusedBank | None:
-        """Learners and fusion frozen, until a number of them changes; None if a learner is of a kind unknown."""
-        return kept(self, f"bank {id(vars(self).get('config'))}", self._new_bank)
+    def _bank_name(self) -> str:
+        return f"bank {id(vars(self).get('config'))}"
+
+    def _longer_bank(self, before: FusedBank) -> FusedBank | None:
+        metas = self.named_metas()
+        return bank_after(before, metas, self.warm) if all(map(fits, metas.values())) else None
 
     def _new_bank(self) -> FusedBank | None:
+        """Learners and fusion frozen; None if a learner is of a kind unknown."""
         metas = self.named_metas()
         if not all(map(fits, metas.values())):
             return None
@@ -116,7 +120,7 @@ class FusedMethod(FusedModel, nn.Module):
             TypeError: if a learner takes in no items.
         """
         metas = [cast(MetaLearner, meta).add_items(added) for meta in self.metas]
-        return type(self)(metas, self.fusion, names=self.names).train(self.training)
+        return type(self)(metas, self.fusion, names=self.names).train(self.training).keep_bank_of(self)
 
     def named_metas(self) -> Mapping[str, MetaLearner]:
         """The meta-learners by name."""

@@ -47,6 +47,7 @@ class MML(LearnersByModality):
         config: the settings.
         fitted: rows that features and scores are standardised by; later ones were added to a trained model.
         neighbours: (I, K) the nearest warm items of each item, if they are known already.
+        device: where these are looked for, if not.
 
     Attributes:
         fitted_until: time of the last click that it was trained on; say it after a training loop of your own.
@@ -80,6 +81,7 @@ class MML(LearnersByModality):
         *,
         fitted: int | None = None,
         neighbours: Tensor | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         super().__init__()
         self.catalog, self.warm, self.config = catalog, warm, config
@@ -97,7 +99,7 @@ class MML(LearnersByModality):
             _ = config.rate("lr", name), config.rate("test_lr", name), config.steps(name)
         learners = {}
         if modalities and neighbours is None:
-            neighbours = warm_neighbours(modalities, seen, config.neighbours)
+            neighbours = warm_neighbours(modalities, seen, config.neighbours, device)
         for name, (items, aware) in parts.items():
             if neighbours is not None:
                 items = self._generator(items, modalities, seen, neighbours)
@@ -128,18 +130,26 @@ class MML(LearnersByModality):
         )
 
     @classmethod
-    def build(cls, upstream: Dataset, config: MMLConfig | None = None, *, seed: int = 0) -> MML:
+    def build(
+        cls,
+        upstream: Dataset,
+        config: MMLConfig | None = None,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> MML:
         """An untrained model for the upstream side of a split.
 
         Args:
             upstream: gives the catalogue and the items seen.
             config: the settings; default :class:`MMLConfig`.
             seed: of the initial weights.
+            device: where the model is; a GPU finds the neighbours of many items there, too, and exactly.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = cls(upstream.catalog, upstream.warm, config or MMLConfig())
-        return model.attach(upstream)
+            model = cls(upstream.catalog, upstream.warm, config or MMLConfig(), device=device)
+        return model.attach(upstream).to(device)
 
 
 def train(

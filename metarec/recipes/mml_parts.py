@@ -45,12 +45,12 @@ class LearnersByModality(FusedModel, nn.Module):
             ValueError: as for :meth:`Catalog.add_items <metarec.Catalog.add_items>`.
         """
         catalog = larger(self, added)
-        modalities = standardised_by_name(catalog, self.scales)
+        modalities = standardised_by_name(catalog, self.scales, catalog.size - len(added.items))
         learners = {name: with_catalog(self.learner(name), catalog, modalities) for name in self.learners}
         out = copy.copy(self)
         out.catalog, out.warm = catalog, learners["id"].warm
         out._modules = {**self._modules, "learners": nn.ModuleDict(learners)}
-        return out
+        return out.keep_bank_of(self)
 
     @property
     def learners(self) -> nn.ModuleDict:

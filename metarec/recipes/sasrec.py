@@ -24,6 +24,7 @@ from metarec.functional.scaling import FeatureScale
 from metarec.nn import FeatureItems, IdItems, Items, ModalityLearner, SequenceEncoder, TableItems, record
 from metarec.nn.items import drawn_once, has_rows, more_items
 from metarec.nn.kinds import event_kinds
+from metarec.nn.last_rows import rows_from
 from metarec.recipes.features import scales_of, standardised
 from metarec.recipes.next_item import CPU_USERS, GraphedLoss, every_click, softmax_loss
 from metarec.recipes.optimizing import Backward
@@ -83,6 +84,16 @@ class SummedItems(nn.Module):
         out._buffers, out._modules = dict(self._buffers), {"sources": nn.ModuleList(sources)}  # type: ignore[arg-type]
         out.known = torch.stack([source.known for source in sources]).any(0)
         return out
+
+    def rows_from(self, first: int) -> Tensor | None:
+        """The last rows of the table without leaving any out, (I - first, D); None if a source does not give them."""
+        total: Tensor | float = 0.0
+        for source in cast("Sequence[Items]", self.sources):
+            rows = rows_from(source, first)
+            if rows is None:
+                return None
+            total = total + rows * source.known[first:].unsqueeze(-1)
+        return torch.as_tensor(total)
 
     @torch.no_grad()
     def begin_rows(self, new: Tensor, vectors: Tensor) -> None:

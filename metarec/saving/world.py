@@ -50,13 +50,13 @@ class World:
             ValueError: if the catalogue lacks a modality, or there are too many different ones.
         """
         if len(names) > 1:
-            key = (tuple(names), None if scales is None else tuple(_bytes(scales[name]) for name in names))
+            key = (tuple(names), None if scales is None else tuple(scales[name].key for name in names))
             return self._once(key, lambda: self._copied(joined([self.features([name], scales) for name in names])))
         name = names[0]
         if scales is None:
             return self.catalog[name]
         one = {name: scales[name]}
-        return self._once((name, _bytes(one[name])), lambda: self._copied(*standardised(self.catalog, one)))
+        return self._once((name, one[name].key), lambda: self._copied(*standardised(self.catalog, one)))
 
     def _copied(self, made: Modality) -> Modality:
         self.copy()
@@ -146,8 +146,3 @@ def quietly(make: Callable[[], T]) -> T:
     with _QUIET, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return make()
-
-
-def _bytes(scale: FeatureScale) -> tuple[Any, ...]:
-    numbers = scale.length, scale.farthest, scale.limit, scale.shortest, scale.main
-    return (*numbers, *(t.cpu().numpy().tobytes() for t in (scale.mean, scale.varies, scale.outliers)))
