@@ -19,6 +19,7 @@ from metarec.meta.memory import split_range, split_to_fit
 from metarec.recommendations import Recommendations
 from metarec.scoring import Scores
 from metarec.serving.ranking import USERS, best, chunks, columns_for, ordered
+from metarec.serving.threads import in_threads
 
 Ids = Collection[Id]
 T = TypeVar("T", bound=np.generic)
@@ -115,7 +116,11 @@ def top_k_lists(
             codes, values = _from_candidates(request, score(part), clicks[part], allowed, part.start, catalog)
         return codes.cpu().numpy(), values.float().cpu().numpy()
 
-    lists = [own for some in chunks(len(clicks), most) for _, own in split_to_fit(work, some, split_range)]
+    def fitting(users: range) -> list[tuple[Ints, NDArray[np.float32]]]:
+        return [own for _, own in split_to_fit(work, users, split_range)]
+
+    parts = in_threads(fitting, list(chunks(len(clicks), most)), known.device)
+    lists = [own for part in parts for own in part]
     width = max(codes.shape[1] for codes, _ in lists)
     codes, values = _below([own for own, _ in lists], width, 0), _below([own for _, own in lists], width, -np.inf)
     left = values > -np.inf
