@@ -16,6 +16,7 @@ from typing import Any
 
 Seconds = dict[str, dict[str, float]]
 FEATURES = 384
+SOME = 400  # users of a short training
 
 
 class Clock:
@@ -81,15 +82,17 @@ def neighbours(clock: Clock, items: int) -> dict[str, Any]:
 
 
 def short(clock: Clock, seed: int) -> dict[str, Any]:
-    """The training of the main job with an epoch of each stage."""
+    """The training of the main job with an epoch of each stage and some of the users."""
     import metarec as mr
 
     data = mr.datasets.movietweetings()
     up, _ = mr.split_by_time(data, mr.split_time(data, cold_users=0.2))
     config = mr.MMLConfig(warmup_epochs=1, epochs=1, generator_epochs=1, fusion_epochs=10)
     model = mr.MML.build(up, config, seed=seed)
+    sampler = mr.EpisodeSampler(up, seed=seed)
+    sampler = sampler.for_users(sampler.user_codes[:SOME])
     with clock.stage("training"):
-        for _ in mr.recipes.mml.train(model, mr.EpisodeSampler(up, seed=seed)):
+        for _ in mr.recipes.mml.train(model, sampler):
             pass
     return {}
 

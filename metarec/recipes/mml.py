@@ -108,8 +108,7 @@ class MML(LearnersByModality):
             expect(encoder, f"{name} warm-up", name)
             kinds = event_kinds(catalog.kinds, config.dim, f"{name} warm-up", name)
             learners[name] = ModalityLearner(items, encoder, context=aware, candidates=seen, kinds=kinds)
-            told = {"fitted": self.fitted, "catalog": catalog, "warm": warm, "scales": self.scales}
-            vars(learners[name]).update(told)
+            vars(learners[name]).update(fitted=self.fitted, catalog=catalog, warm=warm, scales=self.scales)
         self._modules["learners"] = nn.ModuleDict(learners)
         self.fusion = AdaptiveFusion(len(learners), config.dim)
         expect(self)
