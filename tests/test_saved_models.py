@@ -173,8 +173,9 @@ def test_models_that_are_what_their_settings_make_are_saved(tmp_path: Path, case
     save(model, tmp_path / "mml")
     again = load(tmp_path / "mml")
     assert same_weights(again, model)
-    if case != "grown":
-        assert torch.equal(scores(again), scores(model.eval()))
+    if case != "grown":  # on some processors products of matrices that lie otherwise round otherwise
+        rounding = 1e-6 if case == "column-major" else 0.0
+        torch.testing.assert_close(scores(again), scores(model.eval()), rtol=0, atol=rounding)
     assert again.catalog.items == model.catalog.items
 
 
