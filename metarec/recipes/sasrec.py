@@ -87,13 +87,10 @@ class SummedItems(nn.Module):
 
     def rows_from(self, first: int) -> Tensor | None:
         """The last rows of the table without leaving any out, (I - first, D); None if a source does not give them."""
-        total: Tensor | float = 0.0
-        for source in cast("Sequence[Items]", self.sources):
-            rows = rows_from(source, first)
-            if rows is None:
-                return None
-            total = total + rows * source.known[first:].unsqueeze(-1)
-        return torch.as_tensor(total)
+        sources = cast("Sequence[Items]", self.sources)
+        found = [(rows_from(source, first), source.known[first:].unsqueeze(-1)) for source in sources]
+        rows = [own * known for own, known in found if own is not None]
+        return torch.as_tensor(sum(rows)) if len(rows) == len(sources) else None
 
     @torch.no_grad()
     def begin_rows(self, new: Tensor, vectors: Tensor) -> None:
