@@ -29,7 +29,7 @@ _rooms = WeakTensorKeyDictionary()  # table -> the room that it is the beginning
 
 
 def roomy(rows: int, *shape: int, like: Tensor, by_column: bool = False) -> Tensor:
-    """An uninitialised table (rows, *shape) with room for more rows, of the type and on the device of another tensor.
+    """An uninitialised table (rows, ...) with room for more rows, of the type and on the device of another tensor.
 
     Args:
         rows: of the table.
