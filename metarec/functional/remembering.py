@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from torch import Tensor
@@ -14,7 +13,6 @@ from torch.utils.weak import WeakTensorKeyDictionary
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, eq=False)
 class Remembered(Generic[T]):
     """The last result of a function for each first tensor that lives, given again for the very same tensors.
 
@@ -25,10 +23,11 @@ class Remembered(Generic[T]):
         (6.0, 6.0)
     """
 
-    _kept: WeakTensorKeyDictionary = field(default_factory=WeakTensorKeyDictionary)
-    _lock: threading.RLock = field(default_factory=threading.RLock)
+    def __init__(self) -> None:
+        self._kept = WeakTensorKeyDictionary()
+        self._lock = threading.RLock()
 
-    def of(self, tensors: Sequence[Tensor], told: Hashable, make: Callable[[], T]) -> T:
+    def of(self, tensors: Sequence[Tensor], told: object, make: Callable[[], T]) -> T:
         """What ``make()`` gives, or gave for these tensors and what else it was told.
 
         Args:

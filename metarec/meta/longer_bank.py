@@ -12,10 +12,10 @@ from metarec.meta.bank import Bank
 from metarec.meta.compiled_user import learner_of
 from metarec.nn.frozen import check_vectors
 
-B = TypeVar("B", bound=Bank)
+T = TypeVar("T", bound=Bank)
 
 
-def bank_after(before: B, models: Mapping[str, Any], warm: NDArray[Any] | None) -> B | None:
+def bank_after(before: T, models: Mapping[str, Any], warm: NDArray[Any] | None) -> T | None:
     """The bank of models that items were added to.
 
     Args:

@@ -12,11 +12,11 @@ from typing import TypeVar
 
 import torch
 
-P = TypeVar("P")
+S = TypeVar("S")
 T = TypeVar("T")
 
 
-def in_threads(work: Callable[[P], T], parts: Sequence[P], device: torch.device) -> list[T]:
+def in_threads(work: Callable[[S], T], parts: Sequence[S], device: torch.device) -> list[T]:
     """The result of each part, in order: on a CPU by as many threads as torch has; the first part by the caller's.
 
     What is computed once and kept is there when the other threads begin. They see the caller's gradient and inference
@@ -37,7 +37,7 @@ def in_threads(work: Callable[[P], T], parts: Sequence[P], device: torch.device)
     found, before = [work(parts[0])], torch.get_num_threads()
     grads, inference = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
 
-    def one(part: P) -> T:
+    def one(part: S) -> T:
         with torch.inference_mode(inference), torch.set_grad_enabled(grads):
             return work(part)
 
