@@ -92,10 +92,11 @@ class ItemTables:
 
     def to(self, device: torch.device | str) -> ItemTables:
         """The same on another device."""
-        own = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
-        moved: dict[str, Any] = own
-        moved["by_column"] = own["rows"].T.contiguous().T
-        return replace(self, **moved)
+        tensors = {
+            name: value for name, value in vars(self).items() if isinstance(value, Tensor) and name != "by_column"
+        }
+        moved: dict[str, Any] = {name: value.to(device) for name, value in tensors.items()}
+        return replace(self, **moved, by_column=moved["rows"].T.contiguous().T)
 
     @property
     def columns(self) -> Tensor:
